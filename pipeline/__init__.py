@@ -1,0 +1,1 @@
+"""Crescendo: from a folder of images to a promoted high-resolution generator, reproducibly."""

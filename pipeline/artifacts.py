@@ -1,0 +1,292 @@
+"""Files that must not lie: atomic writes, directories with a manifest of sha256, leases.
+
+A directory is written beside its place, its `manifest.json` last, everything fsynced, and renamed
+into place; a reader sees the old directory or the new one, never half of one. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Busy, PipelineError, StorageError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+
+# --- Digests.
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(obj: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
+    return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(obj: Any) -> str:
+    """Hex sha256 of `canonical_json(obj)`."""
+    return hashlib.sha256(canonical_json(obj).encode()).hexdigest()
+
+
+# --- Atomic writes.
+
+
+def fsync_path(path: str | os.PathLike[str]) -> None:
+    """Force a file or directory to its disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write a file so that readers, and a crash, see all of it or the old one. Makes parent folders."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.tmp-{_token()}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_path(target.parent)
+
+
+@contextlib.contextmanager
+def commit_directory(path: str | os.PathLike[str], meta: dict[str, Any] | None = None) -> Iterator[Path]:
+    """Yield a temporary directory that becomes `path`, with a manifest, when the block ends well.
+
+    `meta` (JSON values) is read at the end of the block, so that it may be filled inside. Whatever
+    was at `path` is replaced as a whole. If the block raises, nothing changes. One writer at a time:
+    hold a `lease` where there may be more.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(target)
+    token = _token()
+    temporary = target.with_name(f"{target.name}.tmp-{token}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        _seal(temporary, meta or {})
+        _swap(temporary, target, aside=target.with_name(f"{target.name}.old-{token}"))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _token() -> str:
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _seal(directory: Path, meta: dict[str, Any]) -> None:
+    assert not (directory / MANIFEST).exists(), "the manifest is written here, last"
+    files = {name: _describe(directory / name) for name in _files_below(directory)}
+    for name in files:
+        fsync_path(directory / name)
+    body = {"schema": SCHEMA, "meta": meta, "files": files}
+    text = json.dumps({**body, "digest": digest(body)}, sort_keys=True, indent=1, allow_nan=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    fsync_path(directory / MANIFEST)
+    for folder, _, _ in os.walk(directory):
+        fsync_path(folder)
+
+
+def _swap(temporary: Path, target: Path, aside: Path) -> None:
+    moved = target.is_symlink() or target.exists()
+    if moved:
+        os.rename(target, aside)
+    try:
+        os.rename(temporary, target)
+    except BaseException:
+        if moved:
+            os.rename(aside, target)
+        raise
+    fsync_path(target.parent)
+    if moved:
+        _remove(aside)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _files_below(directory: Path) -> list[str]:
+    """Relative POSIX names of all files below `directory`, sorted; links and devices are refused."""
+    names = []
+    for folder, subfolders, files in os.walk(directory):
+        for name in subfolders + files:
+            path = Path(folder, name)
+            relative = path.relative_to(directory).as_posix()
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise StorageError("E-IO-010", str(path), "is neither a plain file nor a folder", "remove it")
+            if path.is_file() and relative != MANIFEST:
+                names.append(relative)
+    return sorted(names)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # It lives, and is not ours.
+        return True
+    return True
+
+
+def _tidy(target: Path) -> None:
+    """Clear what killed writers of `target` left: half-written copies go, a version moved aside returns."""
+    pattern = re.compile(re.escape(target.name) + r"\.(tmp|old)-(\d+)-[0-9a-f]{8}")
+    for sibling in sorted(target.parent.iterdir()):
+        match = pattern.fullmatch(sibling.name)
+        if match is None or _alive(int(match[2])):
+            continue
+        if match[1] == "old" and not target.exists():
+            os.rename(sibling, target)
+        else:
+            _remove(sibling)
+
+
+# --- Reading.
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of an artifact directory, checked against its own digest (files are not read).
+
+    Raises:
+        StorageError: there is none, or it is damaged, or of a schema this version does not know.
+    """
+    where = Path(path, MANIFEST)
+    fix = "restore the folder or make it again"
+    try:
+        manifest = json.loads(where.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise StorageError("E-IO-011", str(path), f"has no {MANIFEST}, so it is not complete", fix) from None
+    except ValueError:
+        raise StorageError("E-IO-012", str(where), "is not JSON", fix) from None
+    if not isinstance(manifest, dict) or set(manifest) != {"schema", "meta", "files", "digest"}:
+        raise StorageError("E-IO-012", str(where), "is not a manifest", fix)
+    if manifest["schema"] != SCHEMA:
+        problem = f"has schema {manifest['schema']}, this version reads {SCHEMA}"
+        raise StorageError("E-IO-013", str(where), problem, "use the version that wrote it")
+    if digest({key: manifest[key] for key in ("schema", "meta", "files")}) != manifest["digest"]:
+        raise StorageError("E-IO-014", str(where), "does not match its own digest", fix)
+    return manifest
+
+
+def verify_directory(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Check every file of an artifact directory against its manifest, and return the manifest.
+
+    Raises:
+        StorageError: naming the first file that is missing, unexpected, or of other size or sha256.
+    """
+    directory = Path(path)
+    manifest = read_manifest(directory)
+    expected, present = manifest["files"], set(_files_below(directory))
+    for name in sorted(present | set(expected)):
+        where, fix = str(directory / name), "restore the folder or make it again"
+        if name not in present:
+            raise StorageError("E-IO-015", where, "is missing", fix)
+        if name not in expected:
+            raise StorageError("E-IO-016", where, "is not in the manifest", "remove it")
+        size = (directory / name).stat().st_size
+        if size != expected[name]["size"]:
+            problem = f"has {size} bytes, expected {expected[name]['size']}"
+            raise StorageError("E-IO-017", where, problem, fix)
+        found = sha256_file(directory / name)
+        if found != expected[name]["sha256"]:
+            problem = f"has sha256 {found[:12]}, expected {expected[name]['sha256'][:12]}"
+            raise StorageError("E-IO-018", where, problem, fix)
+    return manifest
+
+
+def directory_digest(path: str | os.PathLike[str]) -> str:
+    """Digest of an artifact directory: of its meta and its files' sizes and sha256, as the manifest has them."""
+    return str(read_manifest(path)["digest"])
+
+
+def latest_valid(parent: str | os.PathLike[str], prefix: str) -> Path | None:
+    """The child directory `prefix*` with the greatest name that verifies, or None.
+
+    Damaged ones on the way are moved to `parent/quarantine/` beside a file that tells the reason, and
+    what killed writers left half-written is removed: to be called by the one process that writes.
+    """
+    folder = Path(parent)
+    if not folder.is_dir():
+        return None
+    for leftover in folder.glob(f"{prefix}*.tmp-*"):
+        _remove(leftover)
+    for aside in sorted(folder.glob(f"{prefix}*.old-*")):
+        original = aside.with_name(aside.name.split(".old-")[0])
+        _remove(aside) if original.exists() else os.rename(aside, original)
+    for child in sorted(folder.glob(f"{prefix}*"), reverse=True):
+        if not child.is_dir() or child.is_symlink():
+            continue
+        try:
+            verify_directory(child)
+        except PipelineError as exc:
+            _quarantine(child, str(exc))
+            continue
+        return child
+    return None
+
+
+def _quarantine(path: Path, reason: str) -> None:
+    place = path.parent / "quarantine" / f"{path.name}-{secrets.token_hex(4)}"
+    place.parent.mkdir(exist_ok=True)
+    os.rename(path, place)
+    write_atomic(place.with_name(f"{place.name}.reason.txt"), reason + "\n")
+
+
+# --- Leases.
+
+
+@contextlib.contextmanager
+def lease(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold the file `path` (made if need be) exclusively for the block; the kernel frees it on death.
+
+    Raises:
+        Busy: another process holds it; the message names its pid.
+    """
+    where = Path(path)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with open(where, "a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            problem = f"is held by process {holder}"
+            raise Busy("E-BUSY-001", str(where), problem, "wait until it ends, or stop it") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
