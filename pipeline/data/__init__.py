@@ -1,0 +1,1 @@
+"""Images and captions: sources, decoding, validation, shards, and the data set that training reads."""
