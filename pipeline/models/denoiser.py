@@ -1,0 +1,174 @@
+"""Preconditioned denoisers: how the raw networks become estimates of the clean image.
+
+A denoiser maps (noisy, sigma, text) to the expected clean image. `CoreDenoiser` is EDM's preconditioning
+(Karras et al., arXiv 2206.00364, table 1) with EDM2's learned uncertainty (arXiv 2312.02696, eq. 21).
+`ShellDenoiser` adds one octave. It rests on the pooling identity: the 2x2 mean of an image with white noise
+of level sigma is the half-size image with white noise of level sigma / 2, so the denoiser below applies to
+the pooled input exactly as it was trained.
+
+Everything here is float32; only the raw networks may run in bfloat16 (`dtype`). Images are standardised per
+channel to mean 0 and standard deviation `SIGMA_DATA`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.layers import FourierFeatures, MPConv, Text, high_pass, pool, upsample
+from pipeline.models.shell import ShellNet
+from pipeline.models.unet import UNet
+
+SIGMA_DATA = 0.5
+
+
+class Estimate(NamedTuple):
+    """What a denoiser knows after one pass."""
+
+    denoised: Tensor  # [B,3,R,R]
+    features: Tensor  # [B,C,h,w] for the shell above
+
+
+class LogVariance(nn.Module):
+    """Learned log-variance u(sigma) of the loss: the uncertainty that balances noise levels."""
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        self.fourier = FourierFeatures(channels)
+        self.linear = MPConv(channels, 1, kernel=0)
+        self.gain = nn.Parameter(torch.zeros([]))
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """Map sigma [B] to u [B], kept within +-10 so that a constant batch cannot diverge."""
+        return self.linear(self.fourier(sigma.log() / 4), gain=self.gain)[:, 0].clamp(-10, 10)
+
+
+def expand(sigma: Tensor) -> Tensor:
+    """[B] to [B,1,1,1]."""
+    return sigma[:, None, None, None]
+
+
+class CoreDenoiser(nn.Module):
+    """The low-resolution denoiser D(z; sigma, text) = c_skip z + c_out F(c_in z)."""
+
+    def __init__(self, net: UNet, resolution: int) -> None:
+        super().__init__()
+        self.net = net
+        self.resolution = resolution
+        self.logvar = LogVariance()
+        self.dtype = torch.float32
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the features handed to a shell."""
+        return self.net.feature_channels
+
+    def estimate(self, noisy: Tensor, sigma: Tensor, text: Text) -> Estimate:
+        """Denoise [B,3,R,R] at sigma [B]; also return the decoder features."""
+        s = expand(sigma)
+        norm = (s**2 + SIGMA_DATA**2).sqrt()
+        c_skip, c_out, c_in = SIGMA_DATA**2 / norm**2, s * SIGMA_DATA / norm, 1 / norm
+        out, features = self.net((c_in * noisy).to(self.dtype), sigma.log() / 4, text)
+        return Estimate(c_skip * noisy + c_out * out.float(), features)
+
+    def forward(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        """Denoise [B,3,R,R] at sigma [B]."""
+        return self.estimate(noisy, sigma, text).denoised
+
+    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        """Squared error of each image in units of c_out^2, mean over pixels: [B]."""
+        denoised = self(noisy, sigma, text)
+        weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+        return weight * (denoised - images).square().mean(dim=(1, 2, 3))
+
+    def encoder_features(self, noisy: Tensor, sigma: Tensor, text: Text) -> list[Tensor]:
+        """Feature maps of each encoder level for noisy images [B,3,R,R]; what a discriminator looks at."""
+        c_in = 1 / (expand(sigma) ** 2 + SIGMA_DATA**2).sqrt()
+        return self.net.encode((c_in * noisy).to(self.dtype), sigma.log() / 4, text)[1]
+
+
+class ShellDenoiser(nn.Module):
+    """One octave around a denoiser `below`:
+
+    D(z; sigma) = U D_below(P z; sigma/2) + HP(k_skip z + k_out F), with k_skip = v/(v+sigma^2) and
+    k_out = sigma sqrt(v)/sqrt(sigma^2+v), where v is the variance of the high band of real images. With F = 0
+    it is the upsampled estimate below plus the Wiener filter of the high band. The high-pass projection on F
+    keeps P D = D_below exactly: information flows from low to high only.
+    """
+
+    def __init__(
+        self, below: "CoreDenoiser | ShellDenoiser", net: ShellNet, high_band_variance: float
+    ) -> None:
+        super().__init__()
+        self.below = below
+        self.net = net
+        self.resolution: int = 2 * below.resolution
+        self.high_band_variance = high_band_variance  # v, per kept dimension
+        self.logvar = LogVariance()
+        self.dtype = torch.float32
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the features handed to the next shell."""
+        return self.net.feature_channels
+
+    @property
+    def sigma_high_band(self) -> float:
+        """Root mean square of the high band of real images."""
+        return math.sqrt(self.high_band_variance * 3 / 4)
+
+    def add_octave(self, noisy: Tensor, below: Estimate, sigma: Tensor, text: Text) -> Estimate:
+        """Add the high band to the estimate of the level below. `noisy` [B,3,R,R] at sigma [B]."""
+        v, s = self.high_band_variance, expand(sigma)
+        k_skip, k_out = v / (v + s**2), s * math.sqrt(v) / (s**2 + v).sqrt()
+        c_in = 1 / (s**2 + SIGMA_DATA**2).sqrt()
+        x, low = (c_in * noisy).to(self.dtype), (below.denoised / SIGMA_DATA).to(self.dtype)
+        out, features = self.net(x, low, below.features.to(self.dtype), sigma.log() / 4, text)
+        denoised = upsample(below.denoised) + high_pass(k_skip * noisy + k_out * out.float())
+        return Estimate(denoised, features)
+
+    def estimate(self, noisy: Tensor, sigma: Tensor, text: Text) -> Estimate:
+        """Denoise [B,3,R,R] at sigma [B]; also return the decoder features."""
+        return self.add_octave(noisy, self.below.estimate(pool(noisy), sigma / 2, text), sigma, text)
+
+    def forward(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        """Denoise [B,3,R,R] at sigma [B]."""
+        return self.estimate(noisy, sigma, text).denoised
+
+    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        """Squared error of the high band in units of k_out^2, mean over the kept dimensions: [B].
+
+        The level below is not trained through this loss (its estimate is detached)."""
+        with torch.no_grad():
+            below = self.below.estimate(pool(noisy), sigma / 2, text)
+        residual = high_pass(self.add_octave(noisy, below, sigma, text).denoised - images)
+        weight = (sigma**2 + self.high_band_variance) / (sigma**2 * self.high_band_variance)
+        return weight * residual.square().mean(dim=(1, 2, 3)) * (4 / 3)
+
+
+Denoiser = CoreDenoiser | ShellDenoiser
+
+
+def levels(denoiser: Denoiser) -> list[Denoiser]:
+    """The nested denoisers from the core to the finest shell."""
+    return [denoiser] if isinstance(denoiser, CoreDenoiser) else [*levels(denoiser.below), denoiser]
+
+
+def set_dtype(denoiser: Denoiser, dtype: torch.dtype) -> None:
+    """Choose the precision of the raw networks (float32 or bfloat16)."""
+    for level in levels(denoiser):
+        level.dtype = dtype
+
+
+def build_core(resolution: int, text_dim: int, net: dict[str, object]) -> CoreDenoiser:
+    """Build a core; `net` holds the keyword values of `UNet` (patch, channels, ...)."""
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in net.items()}
+    return CoreDenoiser(UNet(resolution, text_dim, **options), resolution)  # type: ignore[arg-type]
+
+
+def build_shell(
+    below: Denoiser, text_dim: int, high_band_variance: float, net: dict[str, int]
+) -> ShellDenoiser:
+    """Build a shell around `below`; `net` holds the keyword values of `ShellNet` (patch, channels, ...)."""
+    return ShellDenoiser(below, ShellNet(text_dim, below.feature_channels, **net), high_band_variance)

@@ -1,0 +1,229 @@
+"""Magnitude-preserving layers: activations keep unit variance from input to output, so no layer needs
+normalisation statistics and the learning rate alone decides how fast weights turn.
+
+Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696,
+sections 2.2-2.4 and appendix B (equation numbers below are theirs). Written from the equations.
+
+Shapes: B images, C channels, H and W pixels of the feature map, T text tokens, D text width.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Text(NamedTuple):
+    """Encoded captions. A row whose mask is False everywhere means "no caption"."""
+
+    pooled: Tensor  # float32 [B, D]
+    tokens: Tensor  # float32 [B, T, D]
+    mask: Tensor  # bool [B, T]
+
+    def select(self, rows: Tensor | slice) -> "Text":
+        """Return the captions of some rows."""
+        return Text(self.pooled[rows], self.tokens[rows], self.mask[rows])
+
+    def to(self, device: str | torch.device) -> "Text":
+        """Move to a device."""
+        return Text(self.pooled.to(device), self.tokens.to(device), self.mask.to(device))
+
+    def without(self, dropped: Tensor) -> "Text":
+        """Forget the captions where `dropped` (bool [B]) is True."""
+        return Text(self.pooled, self.tokens, self.mask & ~dropped[:, None])
+
+
+def unit_rms(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-4) -> Tensor:
+    """Scale `x` to unit root mean square along `dim` (eq. 30, pixel normalisation)."""
+    mean_square = x.float().square().mean(dim=dim, keepdim=True)
+    return x * (mean_square.sqrt() + eps).reciprocal().to(x.dtype)
+
+
+def mp_silu(x: Tensor) -> Tensor:
+    """SiLU scaled so that unit Gaussian input gives unit second moment (eq. 81)."""
+    return F.silu(x) * (1 / 0.596)
+
+
+def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
+    """Weighted sum that keeps the variance of uncorrelated unit-variance inputs (eq. 88)."""
+    return torch.lerp(a, b, t) * (1 / math.sqrt((1 - t) ** 2 + t**2))
+
+
+def mp_cat(a: Tensor, b: Tensor) -> Tensor:
+    """Concatenate channels so that both inputs contribute equally to the variance (eq. 103, t = 0.5)."""
+    n_a, n_b = a.shape[1], b.shape[1]
+    scale = math.sqrt((n_a + n_b) / 2)
+    return torch.cat([a * (scale / math.sqrt(n_a)), b * (scale / math.sqrt(n_b))], dim=1)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Nearest-neighbour doubling `U`, the right inverse of `pool`: [B,C,H,W] -> [B,C,2H,2W]."""
+    return x.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+
+
+def pool(x: Tensor) -> Tensor:
+    """Exact 2x2 box mean `P`: [B,C,2H,2W] -> [B,C,H,W]."""
+    return F.avg_pool2d(x, 2)
+
+
+def high_pass(x: Tensor) -> Tensor:
+    """What pooling loses, `HP = I - U P`; an orthogonal projection that keeps 3/4 of the dimensions."""
+    return x - upsample(pool(x))
+
+
+class FourierFeatures(nn.Module):
+    """Random Fourier features of a scalar with unit variance (eq. 75); frequencies are fixed, not trained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(channels)
+        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels, generator=generator))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(channels, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32 [B] to [B, channels]; float32 throughout, since bfloat16 merges close noise levels."""
+        return torch.cos(x.float()[:, None] * self.freqs + self.phases) * math.sqrt(2)
+
+
+class MPConv(nn.Module):
+    """Convolution (or linear layer, `kernel` = 0) whose filters always have unit norm (eq. 47, 66).
+
+    The stored weight is projected back onto the sphere after every optimizer step (`renormalize_`); the
+    division in `forward` stays, because it removes the radial part of the gradient.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__()
+        shape = (channels_out, channels_in) + ((kernel, kernel) if kernel else ())
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.fan_in = self.weight[0].numel()
+
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        """Apply the layer; `gain` scales its output."""
+        dims = tuple(range(1, self.weight.ndim))
+        norm = torch.linalg.vector_norm(self.weight.float(), dim=dims, keepdim=True)
+        weight = (self.weight.float() * (gain / (norm + 1e-4 * math.sqrt(self.fan_in)))).to(x.dtype)
+        if weight.ndim == 2:
+            return x @ weight.t()
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+    @torch.no_grad()
+    def renormalize_(self) -> None:
+        """Project the stored filters back to unit root mean square (forced weight normalisation, eq. 66)."""
+        self.weight.copy_(unit_rms(self.weight, tuple(range(1, self.weight.ndim))))
+
+
+def renormalize_(module: nn.Module) -> None:
+    """Project the weights of every `MPConv` below `module`; to be called after each optimizer step."""
+    for layer in module.modules():
+        if isinstance(layer, MPConv):
+            layer.renormalize_()
+
+
+class SelfAttention(nn.Module):
+    """Cosine self-attention over the pixels of a small feature map (2312.02696, section 2.2)."""
+
+    def __init__(self, channels: int, channels_per_head: int = 64) -> None:
+        super().__init__()
+        self.num_heads = max(1, channels // channels_per_head)
+        self.qkv = MPConv(channels, channels * 3, kernel=1)
+        self.proj = MPConv(channels, channels, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B,C,H,W] to the attention branch of the same shape."""
+        B, C, H, W = x.shape
+        q, k, v = self.qkv(x).reshape(B, 3, self.num_heads, C // self.num_heads, H * W).unbind(1)
+        q, k, v = (unit_rms(t, dim=2).transpose(2, 3) for t in (q, k, v))  # [B, heads, HW, C/heads]
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(2, 3).reshape(B, C, H, W))
+
+
+class TextAttention(nn.Module):
+    """Cross-attention from pixels to caption tokens. A learned null token is always visible, so that an
+    empty caption is well defined and a pixel may look away from the text."""
+
+    def __init__(self, channels: int, text_dim: int, channels_per_head: int = 64) -> None:
+        super().__init__()
+        self.num_heads = max(1, channels // channels_per_head)
+        self.q = MPConv(channels, channels, kernel=1)
+        self.kv = MPConv(text_dim, channels * 2, kernel=0)
+        self.null = nn.Parameter(torch.randn(1, 1, text_dim))
+        self.proj = MPConv(channels, channels, kernel=1)
+
+    def forward(self, x: Tensor, text: Text) -> Tensor:
+        """Map pixels [B,C,H,W] and text to the attention branch [B,C,H,W]."""
+        B, C, H, W = x.shape
+        heads = (self.num_heads, C // self.num_heads)
+        tokens = torch.cat([self.null.expand(B, -1, -1), text.tokens], dim=1).to(x.dtype)  # [B, 1+T, D]
+        visible = F.pad(text.mask, (1, 0), value=True)[:, None, None]  # [B, 1, 1, 1+T]
+        q = unit_rms(self.q(x).reshape(B, *heads, H * W), dim=2).transpose(2, 3)
+        kv = self.kv(unit_rms(tokens, dim=-1)).reshape(B, tokens.shape[1], 2, *heads)
+        k, v = (unit_rms(t, dim=-1).transpose(1, 2) for t in kv.unbind(2))  # [B, heads, 1+T, C/heads]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self.proj(y.transpose(2, 3).reshape(B, C, H, W))
+
+
+class Embedding(nn.Module):
+    """Noise level and pooled caption to one vector (2312.02696, figure 21; text takes the place of class)."""
+
+    def __init__(self, noise_channels: int, channels: int, text_dim: int) -> None:
+        super().__init__()
+        self.fourier = FourierFeatures(noise_channels)
+        self.noise = MPConv(noise_channels, channels, kernel=0)
+        self.text = MPConv(text_dim, channels, kernel=0)
+        self.null = nn.Parameter(torch.randn(1, text_dim))
+
+    def forward(self, c_noise: Tensor, text: Text) -> Tensor:
+        """Map c_noise [B] and text to [B, channels] in float32."""
+        has_text = text.mask.any(dim=1, keepdim=True)
+        pooled = unit_rms(torch.where(has_text, text.pooled, self.null), dim=-1)
+        return mp_silu(mp_sum(self.noise(self.fourier(c_noise)), self.text(pooled)))
+
+
+class Block(nn.Module):
+    """Residual block (2312.02696, figure 21). `flavor` "enc" normalises pixels first, "dec" does not."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        emb_channels: int,
+        flavor: str,
+        text_dim: int = 0,  # 0: no attention in this block
+        dropout: float = 0.0,
+        balance: float = 0.3,  # share of the residual branch in the sum
+    ) -> None:
+        super().__init__()
+        self.flavor = flavor
+        self.dropout = dropout
+        self.balance = balance
+        self.emb_gain = nn.Parameter(torch.zeros([]))
+        self.emb_linear = MPConv(emb_channels, channels_out, kernel=0)
+        self.conv_skip = MPConv(channels_in, channels_out, kernel=1) if channels_in != channels_out else None
+        self.conv_res0 = MPConv(channels_out if flavor == "enc" else channels_in, channels_out, kernel=3)
+        self.conv_res1 = MPConv(channels_out, channels_out, kernel=3)
+        self.self_attention = SelfAttention(channels_out) if text_dim else None
+        self.text_attention = TextAttention(channels_out, text_dim) if text_dim else None
+
+    def forward(self, x: Tensor, emb: Tensor, text: Text) -> Tensor:
+        """Map [B,C_in,H,W] to [B,C_out,H,W]."""
+        if self.flavor == "enc":
+            x = self.conv_skip(x) if self.conv_skip is not None else x
+            x = unit_rms(x, dim=1)
+        # Residual branch, scaled by the embedding.
+        scale = self.emb_linear(emb, gain=self.emb_gain) + 1
+        y = self.conv_res0(mp_silu(x))
+        y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
+        if self.dropout:
+            y = F.dropout(y, self.dropout, self.training)
+        y = self.conv_res1(y)
+        if self.flavor == "dec" and self.conv_skip is not None:
+            x = self.conv_skip(x)
+        x = mp_sum(x, y, self.balance)
+        # Attention.
+        if self.self_attention is not None and self.text_attention is not None:
+            x = mp_sum(x, self.self_attention(x), self.balance)
+            x = mp_sum(x, self.text_attention(x, text), self.balance)
+        return x.clamp(-256, 256)

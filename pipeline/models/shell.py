@@ -1,0 +1,81 @@
+"""A shell doubles the resolution of a trained denoiser: a small convolutional network that adds the high band.
+
+The network sees the noisy high-resolution image, the low-resolution estimate and the features that made it.
+It ends in a zero gain, so that a new shell changes nothing. Nested growth in the spirit of Matryoshka
+diffusion (arXiv 2310.15111); the blocks are those of arXiv 2312.02696.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.layers import Block, Embedding, MPConv, Text, mp_cat, mp_sum, pool, upsample
+
+
+class ShellNet(nn.Module):
+    """Raw network F of one shell. Works at R/patch (fine) and half of that (coarse)."""
+
+    def __init__(
+        self,
+        text_dim: int,
+        feature_channels: int,  # of the denoiser below
+        patch: int = 2,  # px folded into one position, each way
+        channels: int = 32,  # at the fine grid; the coarse grid has twice as many
+        num_blocks: int = 1,
+        image_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        assert patch >= 1
+        self.patch = patch
+        self.feature_channels = channels
+        emb_channels = 4 * channels
+        pixels = image_channels * patch**2
+        low_pixels = image_channels * max(patch // 2, 1) ** 2
+        wide = 2 * channels
+        self.embedding = Embedding(2 * channels, emb_channels, text_dim)
+        self.conv_in = MPConv(pixels + low_pixels + 1, channels, kernel=3)
+        self.encoder = nn.ModuleList(
+            Block(channels, channels, emb_channels, "enc") for _ in range(num_blocks)
+        )
+        self.down = Block(channels, wide, emb_channels, "enc")
+        self.inject = MPConv(feature_channels, wide, kernel=1)
+        self.middle = nn.ModuleList(Block(wide, wide, emb_channels, "dec") for _ in range(num_blocks))
+        self.up = Block(wide, channels, emb_channels, "dec")
+        self.decoder = nn.ModuleList(
+            Block(2 * channels if i == 0 else channels, channels, emb_channels, "dec")
+            for i in range(num_blocks)
+        )
+        self.conv_out = MPConv(channels, pixels, kernel=3)
+        self.out_gain = nn.Parameter(torch.zeros([]))
+
+    def forward(
+        self, x: Tensor, low: Tensor, features: Tensor, c_noise: Tensor, text: Text
+    ) -> tuple[Tensor, Tensor]:
+        """Predict the high band.
+
+        x [B,3,R,R] scaled noisy image; low [B,3,R/2,R/2] scaled estimate of the level below; features
+        [B,C,h,w] of the level below at any coarser grid. Returns ([B,3,R,R], features [B,C,R/patch,R/patch]).
+        """
+        emb = self.embedding(c_noise, text)
+        if self.patch > 1:
+            x, low = F.pixel_unshuffle(x, self.patch), F.pixel_unshuffle(low, self.patch // 2)
+        else:
+            low = upsample(low)
+        x = skip = self.conv_in(torch.cat([x, low, torch.ones_like(x[:, :1])], dim=1))
+        for block in self.encoder:
+            x = skip = block(x, emb, text)
+        x = self.down(pool(x), emb, text)
+        features = self.inject(features)
+        while features.shape[-1] < x.shape[-1]:
+            features = upsample(features)
+        while features.shape[-1] > x.shape[-1]:
+            features = pool(features)
+        x = mp_sum(x, features)
+        for block in self.middle:
+            x = block(x, emb, text)
+        x = self.up(upsample(x), emb, text)
+        x = mp_cat(x, skip)
+        for block in self.decoder:
+            x = block(x, emb, text)
+        out = self.conv_out(x, gain=self.out_gain)
+        return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out), x

@@ -1,0 +1,111 @@
+"""A snapshot is a model to use: averaged weights (safetensors) and how to build it (config.json).
+
+To resume training one needs a checkpoint instead (training/checkpoint.py).
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline import artifacts
+from pipeline.errors import InputMissing, StorageError
+from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, levels
+
+
+class Statistics(NamedTuple):
+    """Per-channel mean and standard deviation of the pixels in [-1, 1], measured at the core's resolution."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def standardise(self, images: Tensor) -> Tensor:
+        """uint8 [B,3,R,R] to float32 with mean 0 and standard deviation 0.5 (sigma_data)."""
+        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in self)
+        return (images.float() / 127.5 - 1 - mean) * (0.5 / std)
+
+    def to_uint8(self, images: Tensor) -> Tensor:
+        """Inverse of `standardise`, rounded and clipped."""
+        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in self)
+        return ((images.float() * (std / 0.5) + mean + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class Snapshot(NamedTuple):
+    """A loaded model. `config` holds: kind ("core", "finetuned", "refined"), resolution, core and shells (how
+    to build them), text_encoder, statistics, sampling defaults, lineage, and for a refined model `passes`
+    and `sigma_start`."""
+
+    denoiser: Denoiser
+    config: dict[str, Any]
+    digest: str
+
+    @property
+    def resolution(self) -> int:
+        """px of the images it makes."""
+        return self.denoiser.resolution
+
+    @property
+    def statistics(self) -> Statistics:
+        """How pixels are standardised."""
+        s = self.config["statistics"]
+        return Statistics(tuple(s["mean"]), tuple(s["std"]))
+
+
+def describe(denoiser: Denoiser, core: dict[str, Any], shells: list[dict[str, Any]]) -> dict[str, Any]:
+    """The part of config.json that says how to build `denoiser`, given the keyword values of its networks."""
+    built = levels(denoiser)
+    assert len(built) == 1 + len(shells)
+    return {
+        "resolution": denoiser.resolution,
+        "core": {"resolution": built[0].resolution, "net": core},
+        "shells": [
+            {"high_band_variance": level.high_band_variance, "net": net}
+            for level, net in zip(built[1:], shells, strict=True)
+            if isinstance(level, ShellDenoiser)
+        ],
+    }
+
+
+def build(config: dict[str, Any]) -> Denoiser:
+    """Build a denoiser with fresh weights from a snapshot's config."""
+    text_dim = int(config["text_encoder"]["dim"])
+    denoiser: Denoiser = build_core(config["core"]["resolution"], text_dim, config["core"]["net"])
+    for shell in config["shells"]:
+        denoiser = build_shell(denoiser, text_dim, shell["high_band_variance"], shell["net"])
+    return denoiser
+
+
+def write_snapshot(folder: Path, denoiser: Denoiser, config: dict[str, Any]) -> None:
+    """Write model.safetensors and config.json into an existing folder (the caller commits it)."""
+    weights = {name: tensor.detach().float().contiguous().cpu() for name, tensor in denoiser.state_dict().items()}
+    save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+
+
+def save_snapshot(path: Path | str, denoiser: Denoiser, config: dict[str, Any]) -> None:
+    """Commit a snapshot folder (model.safetensors, config.json, manifest.json) at `path`."""
+    with artifacts.commit_directory(path, {"kind": config["kind"]}) as folder:
+        write_snapshot(folder, denoiser, config)
+
+
+def load_snapshot(path: Path | str, device: str | torch.device = "cpu") -> Snapshot:
+    """Load and verify a snapshot.
+
+    Raises InputMissing where there is none and StorageError where a file differs from its manifest."""
+    folder = Path(path)
+    if not (folder / "manifest.json").is_file():
+        raise InputMissing("E-INP-020", str(path), "no model snapshot here", "train one with `dvc repro`")
+    artifacts.verify_directory(folder)
+    config = json.loads((folder / "config.json").read_text())
+    denoiser = build(config)
+    weights = load_file(folder / "model.safetensors")
+    try:
+        denoiser.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())
+        raise StorageError("E-IO-021", str(path), problem, "retrain: the weights fit another model") from None
+    denoiser.eval().requires_grad_(False).to(device)
+    return Snapshot(denoiser, config, artifacts.directory_digest(folder))

@@ -1,0 +1,91 @@
+"""The low-resolution core: a magnitude-preserving U-Net with attention and text (arXiv 2312.02696, figure 21).
+
+With `patch` > 1 the pixels are first folded into channels (space to depth), so that the same arithmetic is
+spent in wider layers on a coarser grid: on a CPU this trains several times faster per image.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.layers import Block, Embedding, MPConv, Text, mp_cat, pool, upsample
+
+
+class UNet(nn.Module):
+    """Raw network F of the preconditioned denoiser: noisy pixels in, unit-variance prediction out."""
+
+    def __init__(
+        self,
+        resolution: int,  # px of the images
+        text_dim: int,  # width of the caption embedding
+        patch: int = 1,  # px folded into one position of the feature map, each way
+        channels: int = 64,  # at the finest level
+        channel_mult: tuple[int, ...] = (1, 2, 2),  # per level, each half the size of the one before
+        num_blocks: int = 1,  # residual blocks a level in the encoder; the decoder has one more
+        attention: tuple[int, ...] = (8,),  # feature-map sizes that attend to themselves and to the text
+        dropout: float = 0.0,
+        image_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        widths = [channels * m for m in channel_mult]
+        emb_channels = max(widths)
+        self.feature_channels = widths[0]
+        self.encoder_channels: list[int] = []  # of the last encoder block of each level
+        self.embedding = Embedding(channels, emb_channels, text_dim)
+
+        def block(c_in: int, c_out: int, flavor: str, size: int) -> Block:
+            return Block(c_in, c_out, emb_channels, flavor, text_dim if size in attention else 0, dropout)
+
+        pixels = image_channels * patch**2
+        size = resolution // patch
+        # Encoder.
+        self.conv_in = MPConv(pixels + 1, widths[0], kernel=3)  # one constant channel stands for a bias
+        self.encoder = nn.ModuleList()
+        skips = [widths[0]]
+        width = widths[0]
+        for level, c_out in enumerate(widths):
+            blocks = nn.ModuleList()
+            for _ in range(num_blocks):
+                blocks.append(block(width, c_out, "enc", size >> level))
+                width = c_out
+                skips.append(width)
+            self.encoder.append(blocks)
+            self.encoder_channels.append(width)
+        # Decoder.
+        self.middle = block(width, width, "dec", size >> (len(widths) - 1))
+        self.decoder = nn.ModuleList()
+        for level, c_out in reversed(list(enumerate(widths))):
+            blocks = nn.ModuleList()
+            for _ in range(num_blocks + (level == 0)):
+                blocks.append(block(width + skips.pop(), c_out, "dec", size >> level))
+                width = c_out
+            self.decoder.append(blocks)
+        self.conv_out = MPConv(width, pixels, kernel=3)
+        self.out_gain = nn.Parameter(torch.zeros([]))
+
+    def encode(self, x: Tensor, c_noise: Tensor, text: Text) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Run the encoder on [B,3,R,R]. Returns (all skips, last feature map of each level, embedding)."""
+        emb = self.embedding(c_noise, text)
+        if self.patch > 1:
+            x = F.pixel_unshuffle(x, self.patch)
+        x = self.conv_in(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
+        skips, levels = [x], []
+        for level, blocks in enumerate(self.encoder):
+            x = pool(x) if level else x
+            for layer in blocks:
+                x = layer(x, emb, text)
+                skips.append(x)
+            levels.append(x)
+        return skips, levels, emb
+
+    def forward(self, x: Tensor, c_noise: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+        """Map [B,3,R,R] to (prediction [B,3,R,R], decoder features [B,C,R/patch,R/patch])."""
+        skips, _, emb = self.encode(x, c_noise, text)
+        x = self.middle(skips[-1], emb, text)
+        for level, blocks in enumerate(self.decoder):
+            x = upsample(x) if level else x
+            for layer in blocks:
+                x = layer(mp_cat(x, skips.pop()), emb, text)
+        out = self.conv_out(x, gain=self.out_gain)
+        return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out), x

@@ -1,0 +1,20 @@
+"""The one training loop: step, advance the clock, call the hooks."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from pipeline.training.state import TrainState
+
+Step = Callable[[TrainState], dict[str, Tensor]]
+Hook = Callable[[TrainState, dict[str, Tensor]], None]
+
+
+def fit(state: TrainState, step: Step, batch_size: int, num_images: int, hooks: Sequence[Hook]) -> None:
+    """Train until `num_images` have been seen, or a step ends early by setting extra["finished"]."""
+    finished = state.extra.get("finished")
+    while state.nimg < num_images and not (finished is not None and finished.item()):
+        metrics = step(state)
+        state.nimg += batch_size
+        for hook in hooks:
+            hook(state, metrics)

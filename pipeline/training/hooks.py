@@ -1,0 +1,111 @@
+"""What happens around training steps: checkpoints, the progress file, failure points for tests."""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.training import checkpoint
+from pipeline.training.optim import world
+from pipeline.training.state import TrainState
+
+
+def due(nimg: int, interval: int, batch_size: int) -> bool:
+    """True once per `interval` images: at the first step that reaches each multiple."""
+    return nimg // interval > (nimg - batch_size) // interval
+
+
+class Checkpoints:
+    """Save every `interval` images."""
+
+    def __init__(self, folder: Path, interval: int, batch_size: int) -> None:
+        self.folder, self.interval, self.batch_size = folder, interval, batch_size
+
+    def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
+        """Save when due."""
+        if due(state.nimg, self.interval, self.batch_size):
+            checkpoint.save(self.folder, state)
+
+
+class Progress:
+    """Appends the means of the metrics to progress.jsonl, one JSON line every `interval` images.
+
+    The file is also the spool from which the driver shows progress and feeds the tracker, so training never
+    waits for a server. On a resume, lines beyond the checkpoint are dropped."""
+
+    def __init__(self, path: Path, interval: int, batch_size: int, total: int, nimg: int) -> None:
+        self.path, self.interval, self.batch_size, self.total = path, interval, batch_size, total
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        if world()[0] == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            truncate(path, nimg)
+
+    def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
+        """Collect, and write when due."""
+        if world()[0]:
+            return
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
+        if due(state.nimg, self.interval, self.batch_size):
+            self.write(state.nimg, {name: value / self.count for name, value in self.sums.items()})
+            self.sums, self.count = {}, 0
+
+    def write(self, nimg: int, metrics: dict[str, float]) -> None:
+        """Append one record; a no-op on other workers than the first."""
+        if world()[0]:
+            return
+        kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        record = {"nimg": nimg, "total": self.total, "time": time.time(), "metrics": kept}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, object]]:
+    """Whole lines of a progress file; a torn last line is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def truncate(path: Path, nimg: int) -> None:
+    """Drop records beyond `nimg`: the steps they tell of will be done again."""
+    records = [r for r in read_records(path) if int(str(r["nimg"])) <= nimg]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
+    temporary.replace(path)
+
+
+class Every:
+    """Call `action(state)` every `interval` images."""
+
+    def __init__(self, interval: int, batch_size: int, action: Callable[[TrainState], None]) -> None:
+        self.interval, self.batch_size, self.action = interval, batch_size, action
+
+    def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
+        """Act when due."""
+        if due(state.nimg, self.interval, self.batch_size):
+            self.action(state)
+
+
+def failpoint(name: str, nimg: int) -> None:
+    """Die here, by SIGKILL, if CRESCENDO_FAILPOINT is `name:nimg` and this has not happened yet.
+
+    The file CRESCENDO_FAILPOINT_FILE, created on the way out, remembers that it did. Only the last worker
+    dies, so that a test also shows how the others are stopped."""
+    if os.environ.get("CRESCENDO_FAILPOINT") != f"{name}:{nimg}":
+        return
+    rank, size = world()
+    if rank + 1 == size:
+        try:
+            with open(os.environ["CRESCENDO_FAILPOINT_FILE"], "x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
