@@ -27,9 +27,7 @@ class PreparedDataset:
         """Open the folder. Raises InputMissing where there is none; verifies nothing else (see artifacts)."""
         self.path = Path(path)
         if not (self.path / "manifest.json").is_file():
-            raise InputMissing(
-                "E-INP-010", str(path), "no prepared data set here", "run `dvc repro prepare`"
-            )
+            raise InputMissing("E-INP-010", str(path), "no prepared data set here", "run `dvc repro prepare`")
         self.manifest = read_manifest(self.path)
         self.resolution = int(self.manifest["meta"]["resolution"])
         lines = (self.path / "index.jsonl").read_text().splitlines()

@@ -74,7 +74,7 @@ def write_text(folder: Path, captions: Sequence[str], encoder: TextEncoder) -> N
     from safetensors.numpy import save_file
 
     pooled, tokens, mask = encoder.encode(captions)
-    arrays = {
+    arrays: dict[str, np.ndarray[Any, Any]] = {
         "pooled": pooled.astype(np.float16),
         "tokens": tokens.astype(np.float16),
         "mask": mask.astype(np.uint8),

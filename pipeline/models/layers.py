@@ -35,10 +35,11 @@ class Text(NamedTuple):
         return Text(self.pooled, self.tokens, self.mask & ~dropped[:, None])
 
 
-def unit_rms(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-4) -> Tensor:
-    """Scale `x` to unit root mean square along `dim` (eq. 30, pixel normalisation)."""
+def unit_rms(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-8) -> Tensor:
+    """Scale `x` to unit root mean square along `dim` (eq. 30, pixel normalisation); a zero stays zero, with a
+    finite gradient."""
     mean_square = x.float().square().mean(dim=dim, keepdim=True)
-    return x * (mean_square.sqrt() + eps).reciprocal().to(x.dtype)
+    return x * (mean_square + eps).rsqrt().to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:

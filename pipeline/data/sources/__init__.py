@@ -48,7 +48,7 @@ class Source(Protocol):
 
     licence: str | None
 
-    def list(self) -> Listing:
+    def listing(self) -> Listing:
         """What is there, without decoding any image."""
         ...
 

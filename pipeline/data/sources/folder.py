@@ -82,9 +82,8 @@ def read_metadata(content: bytes, where: str) -> dict[str, list[str]]:
             raise BadData("E-CAP-004", at, "is not JSON in UTF-8", fix) from None
         name = row.get("file_name") if isinstance(row, dict) else None
         text = row.get("text", []) if isinstance(row, dict) else None
-        listed = [text] if isinstance(text, str) else text
-        good = isinstance(listed, list) and all(isinstance(one, str) for one in listed)
-        if not isinstance(name, str) or not good:
+        listed = text if isinstance(text, list) else [text]
+        if not isinstance(name, str) or not all(isinstance(one, str) for one in listed):
             raise BadData("E-CAP-004", at, "has no file_name, or a text that is no text", fix)
         texts.setdefault(name, []).extend(listed)
     return texts
@@ -104,7 +103,7 @@ class Folder:
         if not self._folder.is_dir():
             raise InputMissing("E-INP-021", path, "is no folder", "make it and put images there")
 
-    def list(self) -> Listing:
+    def listing(self) -> Listing:
         """All images by name. Raises InputMissing if there is none, BadData for an unreadable metadata.jsonl."""
         names = _files_below(self._folder)
         images = [name for name in names if Path(name).suffix.lower() not in DOCUMENTS]
@@ -154,12 +153,13 @@ class Folder:
         )
 
     def _captions(self, name: str, parts: list[str], described: dict[str, list[str]]) -> tuple[str, ...]:
+        where = f"{self._name}/{_printable(name)}"
         if name in described:
-            return _clean(described[name], f"{self._name}/{_printable(name)}")
+            return _clean(described[name], where)
         sidecar = Path(name).with_suffix(".txt").as_posix()
         if os.path.lexists(self._folder / sidecar):
             return _read_sidecar(self._folder / sidecar, f"{self._name}/{_printable(sidecar)}")
-        return _clean([parts[-1].replace("_", " ").replace("-", " ")] if parts else [], name)
+        return _clean([parts[-1].replace("_", " ").replace("-", " ")] if parts else [], where)
 
     def load(self, item: Item) -> Pixels:
         """Decode, crop to the centred square and resample one image. Raises BadData."""

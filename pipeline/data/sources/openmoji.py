@@ -144,7 +144,7 @@ class OpenMoji:
         self._resolution = resolution
         self._background = "#" + "".join(f"{value:02x}" for value in background)
 
-    def list(self) -> Listing:
+    def listing(self) -> Listing:
         """All colour SVGs by code point; those that Unicode does not name have no caption."""
         names = _read_names()
         groups, short_names = _read_groups()

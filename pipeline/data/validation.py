@@ -1,0 +1,290 @@
+"""The gate between data and training: Great Expectations over the table of prepared images.
+
+Every image is a row. Expectations carry a severity: a critical one that fails stops the pipeline, a
+warning is shown. The result's digest holds no time and no id, so that equal data give equal digests;
+Data Docs (Great Expectations' own pages, and a short index before them) are for people.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.data.captions import MAX_CAPTION
+
+MIN_STD = 1.0  # Grey levels; below it a picture counts as blank.
+_DETAILS = "details"  # Folder of Great Expectations' own pages.
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Record:
+    """One prepared image, as the expectations see it.
+
+    width and height are in pixels, mean and std in grey levels (0-255), pixels is the sha256 of the
+    pixels, tokens counts those of the caption before any are cut.
+    """
+
+    id: str
+    split: str
+    base: str
+    group: str
+    subgroup: str
+    caption: str | None
+    num_captions: int
+    tokens: int
+    width: int
+    height: int
+    mean: float
+    std: float
+    pixels: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One expectation's answer: what was expected, of how many rows, and some that differ."""
+
+    name: str
+    severity: str
+    success: bool
+    rows: int
+    unexpected: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All answers. `success` means that no critical expectation failed."""
+
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def success(self) -> bool:
+        """Whether no critical expectation failed."""
+        return not self.failed("critical")
+
+    def failed(self, severity: str) -> list[Outcome]:
+        """Failed expectations of one severity."""
+        return [one for one in self.outcomes if not one.success and one.severity == severity]
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal answers; holds no time and no id."""
+        return artifacts.digest([asdict(outcome) for outcome in self.outcomes])
+
+    def as_meta(self) -> dict[str, Any]:
+        """For the manifest of the prepared data: digest, success and the names of warnings."""
+        return {
+            "digest": self.digest,
+            "success": self.success,
+            "warnings": [outcome.name for outcome in self.failed("warning")],
+        }
+
+
+def _expectations(resolution: int, max_tokens: int) -> list[Any]:
+    import great_expectations.expectations as gxe
+
+    def because(name: str, severity: str) -> dict[str, Any]:
+        return {"severity": severity, "meta": {"name": name}, "notes": name}
+
+    return [
+        gxe.ExpectTableRowCountToBeBetween(min_value=1, **because("there is at least one image", "critical")),
+        gxe.ExpectColumnValuesToNotBeNull(column="id", **because("every image has an id", "critical")),
+        gxe.ExpectColumnValuesToBeUnique(column="id", **because("ids are unique", "critical")),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="width", value_set=[resolution], **because(f"width is {resolution} px", "critical")
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="height", value_set=[resolution], **because(f"height is {resolution} px", "critical")
+        ),
+        gxe.ExpectColumnValuesToBeUnique(
+            column="pixels", **because("no two images have equal pixels", "critical")
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="std", min_value=MIN_STD, mostly=0.95, **because("at most 5% are blank", "critical")
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="std", min_value=MIN_STD, **because("no image is blank", "warning")
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="split",
+            value_set=["train", "val", "test"],
+            **because("every image is in train, val or test", "critical"),
+        ),
+        gxe.ExpectColumnDistinctValuesToContainSet(
+            column="split", value_set=["train"], **because("some images are for training", "critical")
+        ),
+        gxe.ExpectColumnDistinctValuesToContainSet(
+            column="split", value_set=["val", "test"], **because("some images are held out", "warning")
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="splits_of_base",
+            value_set=[1],
+            **because("variants of one motif are in one split", "critical"),
+        ),
+        gxe.ExpectColumnValueLengthsToBeBetween(
+            column="caption",
+            min_value=1,
+            max_value=MAX_CAPTION,
+            **because(f"captions have 1 to {MAX_CAPTION} characters", "critical"),
+        ),
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="caption", **because("every image has a caption", "warning")
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="tokens", max_value=max_tokens, **because(f"captions fit {max_tokens} tokens", "warning")
+        ),
+    ]
+
+
+def validate(records: Sequence[Record], resolution: int, max_tokens: int, docs: Path | None = None) -> Report:
+    """Ask every expectation about `records`.
+
+    Args:
+        records: all prepared images, in order.
+        resolution: px that they should have.
+        max_tokens: tokens that a caption should fit.
+        docs: folder to write Great Expectations' pages to (below `details/`); replaced.
+    """
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+        warnings.simplefilter("ignore")  # Of pandas and marshmallow inside the library.
+        results = _run(records, _import_expectations(resolution, max_tokens), Path(scratch))
+        if docs is not None:
+            shutil.rmtree(docs / _DETAILS, ignore_errors=True)
+            shutil.copytree(scratch, docs / _DETAILS)
+    return Report(tuple(_outcome(result) for result in results))
+
+
+def _import_expectations(resolution: int, max_tokens: int) -> list[Any]:
+    expectations = _expectations(resolution, max_tokens)
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    return expectations
+
+
+def _frame(records: Sequence[Record]) -> Any:
+    import pandas as pd
+
+    frame = pd.DataFrame([asdict(record) for record in records], columns=list(Record.__dataclass_fields__))
+    splits: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        splits[record.base].add(record.split)
+    frame["splits_of_base"] = [len(splits[record.base]) for record in records]
+    return frame
+
+
+def _run(records: Sequence[Record], expectations: list[Any], site: Path) -> list[dict[str, Any]]:
+    """Results as JSON values, in the order of the expectations; Data Docs go to `site`."""
+    import great_expectations as gx
+    from great_expectations.checkpoint import UpdateDataDocsAction
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    for name in list(context.variables.data_docs_sites or {}):
+        context.delete_data_docs_site(name)
+    backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(site)}
+    builder = {
+        "class_name": "SiteBuilder",
+        "show_how_to_buttons": False,
+        "store_backend": backend,
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+    }
+    context.add_data_docs_site(site_name="data_docs", site_config=builder)
+    asset = context.data_sources.add_or_update_pandas("prepared").add_dataframe_asset(name="images")
+    batch = asset.add_batch_definition_whole_dataframe("all")
+    suite = context.suites.add_or_update(gx.ExpectationSuite(name="images", expectations=expectations))
+    definition = context.validation_definitions.add_or_update(
+        gx.ValidationDefinition(name="images", data=batch, suite=suite)
+    )
+    checkpoint = gx.Checkpoint(
+        name="prepare",
+        validation_definitions=[definition],
+        actions=[UpdateDataDocsAction(name="data_docs", site_names=["data_docs"])],
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["id"]},
+    )
+    answer = context.checkpoints.add_or_update(checkpoint).run(
+        batch_parameters={"dataframe": _frame(records)}
+    )
+    (run,) = answer.run_results.values()
+    results: list[dict[str, Any]] = [result.to_json_dict() for result in run.results]
+    # The library answers in an order of its own.
+    order = {expectation.meta["name"]: number for number, expectation in enumerate(expectations)}
+    return sorted(results, key=lambda result: order[result["expectation_config"]["meta"]["name"]])
+
+
+def _outcome(result: dict[str, Any]) -> Outcome:
+    config, found = result["expectation_config"], result["result"] or {}
+    if result["exception_info"].get("raised_exception"):
+        raise RuntimeError(f"{config['type']}: {result['exception_info'].get('exception_message')}")
+    indices = found.get("unexpected_index_list") or []
+    return Outcome(
+        name=config["meta"]["name"],
+        severity=config["severity"],
+        success=bool(result["success"]),
+        rows=int(found.get("element_count", 0)),
+        unexpected=int(found.get("unexpected_count", 0)),
+        examples=tuple(str(index["id"]) for index in indices[:_EXAMPLES]),
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Data of {{ source }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; width: 100% }
+td, th { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; vertical-align: top }
+td.n { text-align: right; font-variant-numeric: tabular-nums }
+.ok { color: #176a2c } .critical { color: #b00020; font-weight: 600 } .warning { color: #8a5a00 }
+img { max-width: 100%; image-rendering: auto; border: 1px solid #ddd }
+</style></head><body>
+<h1>Data of {{ source }}</h1>
+<p class="{{ 'ok' if report.success else 'critical' }}">
+{{ 'The data passed every critical expectation.' if report.success else 'The data did not pass.' }}</p>
+<table><tr>{% for name in counts %}<th>{{ name }}</th>{% endfor %}</tr>
+<tr>{% for value in counts.values() %}<td>{{ value }}</td>{% endfor %}</tr></table>
+{% if sheet %}<p><a href="{{ sheet }}"><img src="{{ sheet }}" alt="some of the images of each split"></a></p>{% endif %}
+<h2>Expectations</h2>
+<table><tr><th>expectation</th><th>severity</th><th>result</th><th>differ</th><th>for example</th></tr>
+{% for one in report.outcomes %}<tr><td>{{ one.name }}</td><td>{{ one.severity }}</td>
+<td class="{{ 'ok' if one.success else one.severity }}">{{ 'holds' if one.success else 'fails' }}</td>
+<td class="n">{{ one.unexpected }}</td><td>{{ one.examples | join(', ') }}</td></tr>
+{% endfor %}</table>
+<p><a href="details/index.html">Great Expectations' own pages</a></p>
+{% if problems %}<h2>Left out</h2>
+<table><tr><th>reason</th><th>files</th><th>for example</th></tr>
+{% for code, rows in problems.items() %}<tr><td>{{ code }}</td><td class="n">{{ rows | length }}</td>
+<td>{{ rows[0] }}</td></tr>{% endfor %}</table>{% endif %}
+</body></html>
+"""
+
+
+def write_index_page(
+    docs: Path,
+    report: Report,
+    source: str,
+    counts: dict[str, int],
+    problems: dict[str, list[str]],
+    sheet: str | None = None,
+) -> None:
+    """Write `docs/index.html`: counts, the contact sheet, every expectation, and what was left out and why.
+
+    `problems` has the one-line reasons by code; `sheet` is the contact sheet's path relative to `docs`.
+    Everything that came from data is escaped.
+    """
+    import jinja2
+
+    template = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    page = template.render(report=report, source=source, counts=counts, problems=problems, sheet=sheet)
+    artifacts.write_atomic(docs / "index.html", page)

@@ -1,0 +1,181 @@
+"""Distances between two sets of images, on features or pixels. All in float64.
+
+KID: unbiased squared maximum mean discrepancy (Binkowski et al., arXiv 1801.01401). FD: Frechet distance
+(arXiv 1706.08500), by eigenvalues. Precision and recall: Kynkaanniemi et al. (arXiv 1904.06991); density and
+coverage: Naeem et al. (arXiv 2002.09797). Sharpness is something to match, not to maximise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Float64 = NDArray[np.float64]
+
+# Fewest images, in the smaller of the two sets, with which a number means something.
+NEEDS: Mapping[str, int] = {
+    "kid": 50,
+    "fd": 200,
+    "precision": 50,
+    "recall": 50,
+    "density": 50,
+    "coverage": 50,
+    "sharpness": 20,
+    "copies": 100,
+    "retrieval": 20,
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number with its sample count and, where there is one, its 95% interval; or the reason for none."""
+
+    value: float | None
+    n: int
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+    @classmethod
+    def refused(cls, name: str, n: int) -> Metric:
+        """`fd: n=14, needs 200`."""
+        return cls(None, n, reason=f"{name}: n={n}, needs {NEEDS[name]}")
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values of six significant digits; `value` is null where the metric was refused."""
+        out: dict[str, Any] = {"value": rounded(self.value), "n": self.n}
+        if self.low is not None and self.high is not None:
+            out |= {"low": rounded(self.low), "high": rounded(self.high)}
+        if self.reason:
+            out["reason"] = self.reason
+        return out
+
+
+def rounded(value: float | None) -> float | None:
+    """`value` with six significant digits; None for None and for what is not finite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.6g}")
+
+
+def enough(name: str, *counts: int) -> bool:
+    """Whether every set is large enough for the metric `name`."""
+    return min(counts) >= NEEDS[name]
+
+
+# --- On features.
+
+
+def cubic_kernel(x: Float64, y: Float64) -> Float64:
+    """(x.y / d + 1)^3 between rows of x [n,d] and y [m,d]: [n,m]."""
+    kernel: Float64 = (x @ y.T / x.shape[1] + 1) ** 3
+    return kernel
+
+
+def kid(real: Float64, fake: Float64) -> float:
+    """Kernel distance between features [n,d] and [m,d]: unbiased, so it may fall below 0."""
+    n, m = len(real), len(fake)
+    kxx, kyy = cubic_kernel(real, real), cubic_kernel(fake, fake)
+    within = (kxx.sum() - np.trace(kxx)) / (n * (n - 1)) + (kyy.sum() - np.trace(kyy)) / (m * (m - 1))
+    return float(within - 2 * cubic_kernel(real, fake).mean())
+
+
+def frechet_distance(real: Float64, fake: Float64) -> float:
+    """Frechet distance between Gaussians fitted to features [n,d] and [m,d].
+
+    |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2); the trace of the root is the sum of the root eigenvalues of
+    S1^1/2 S2 S1^1/2, which is symmetric, so no matrix square root of a product is needed."""
+    mean = real.mean(0) - fake.mean(0)
+    s1, s2 = np.atleast_2d(np.cov(real, rowvar=False)), np.atleast_2d(np.cov(fake, rowvar=False))
+    values, vectors = np.linalg.eigh(s1)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    cross = np.linalg.eigvalsh(root @ s2 @ root)
+    trace = np.trace(s1) + np.trace(s2) - 2 * np.sqrt(np.maximum(cross, 0)).sum()
+    return max(float(mean @ mean + trace), 0.0)
+
+
+def distances(x: Float64, y: Float64) -> Float64:
+    """Euclidean distances between rows of x [n,d] and y [m,d]: [n,m]."""
+    squared = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * (x @ y.T)
+    return np.sqrt(np.maximum(squared, 0))
+
+
+def prdc(real: Float64, fake: Float64, k: int = 5) -> dict[str, float]:
+    """Precision, recall, density and coverage by k nearest neighbours, between features [n,d] and [m,d].
+
+    recall grows with m, so compare models at equal m."""
+    radius_real = _neighbour_radius(real, k)  # [n]
+    radius_fake = _neighbour_radius(fake, k)  # [m]
+    between = distances(real, fake)  # [n, m]
+    inside_real = between < radius_real[:, None]
+    return {
+        "precision": float(inside_real.any(0).mean()),
+        "recall": float((between < radius_fake[None]).any(1).mean()),
+        "density": float(inside_real.sum(0).mean() / k),
+        "coverage": float((between.min(1) < radius_real).mean()),
+    }
+
+
+def _neighbour_radius(x: Float64, k: int) -> Float64:
+    """Distance of each row to its k-th nearest other row."""
+    apart = distances(x, x)
+    np.fill_diagonal(apart, np.inf)
+    radius: Float64 = np.partition(apart, k - 1, axis=1)[:, k - 1]
+    return radius
+
+
+# --- On pixels.
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """How sharp each image of a set is, in grey levels 0..255.
+
+    top_octave: power of luminance in the upper half of the radial frequencies, [n];
+    laplacian: variance of the 5-point Laplacian, [n]; gradient: 1024 quantiles of the gradient's size.
+    """
+
+    top_octave: Float64
+    laplacian: Float64
+    gradient: Float64
+
+
+def sharpness(images: Tensor) -> Sharpness:
+    """Measure uint8 images [N,3,R,R]."""
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    grey = torch.einsum("nchw,c->nhw", images.double(), weights)  # [N, R, R]
+    R = grey.shape[-1]
+    power = torch.fft.fft2(grey, norm="ortho").abs().square()
+    f = torch.fft.fftfreq(R, dtype=torch.float64)
+    radius = (f[:, None] ** 2 + f[None] ** 2).sqrt()  # cycles a pixel
+    top = (radius >= 0.25) & (radius < 0.5)
+    inner = grey[:, 1:-1, 1:-1]
+    neighbours = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    laplacian = neighbours - 4 * inner
+    dx = (grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]) / 2
+    dy = (grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1]) / 2
+    size = (dx**2 + dy**2).sqrt().flatten().numpy()
+    quantiles = np.quantile(size, (np.arange(1024) + 0.5) / 1024)
+    return Sharpness(power[:, top].mean(1).numpy(), laplacian.var((1, 2)).numpy(), quantiles)
+
+
+def log_power_gap(real: Float64, fake: Float64) -> float:
+    """Log ratio of mean top-octave power, fake to real: 0 is as sharp, negative is blurrier."""
+    return float(np.log((fake.mean() + 1e-12) / (real.mean() + 1e-12)))
+
+
+def compare_sharpness(real: Sharpness, fake: Sharpness) -> dict[str, float]:
+    """`top_octave` (see log_power_gap), `laplacian` (ratio of mean variance, 1 = as sharp) and `gradient`
+    (Wasserstein-1 distance between gradient sizes, grey levels)."""
+    return {
+        "top_octave": log_power_gap(real.top_octave, fake.top_octave),
+        "laplacian": float(fake.laplacian.mean() / (real.laplacian.mean() + 1e-12)),
+        "gradient": float(np.abs(real.gradient - fake.gradient).mean()),
+    }

@@ -1,0 +1,250 @@
+"""One update of adversarial refinement, and the guards that keep its best state.
+
+The student makes images in one, two or four passes; heads on frozen features tell them from real images with
+the same captions. An anchor (squared error to the paired real image, pooled twice) keeps captions and variety.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.data.dataset import Batches
+from pipeline.diffusion.adversarial import (
+    difference_penalty,
+    discriminator_loss,
+    generator_loss,
+    kernel_distance,
+    spread,
+)
+from pipeline.diffusion.sampling import Draw, few_step, noise_like_seeds
+from pipeline.models.denoiser import Denoiser, levels
+from pipeline.models.discriminator import FrozenFeatures, Heads, View
+from pipeline.models.layers import Text, pool
+from pipeline.models.snapshot import Statistics
+from pipeline.rng import generator_for
+from pipeline.training.hooks import failpoint
+from pipeline.training.optim import (
+    average_gradient,
+    from_first_worker,
+    linear_decay_lr,
+    my_shards,
+    sum_over_workers,
+    world,
+)
+from pipeline.training.state import Learner, TrainState
+
+LR_SCALE, ROLLBACKS, BEST_SCORE, BEST_NIMG, BASE_ERROR, SPREAD, ERROR, SCORE = range(8)  # of extra["guard"]
+
+
+class Pair(NamedTuple):
+    """One shard of the batch, seen through the frozen features."""
+
+    text: Text
+    view: View
+    real: Tensor  # [B,3,R,R]
+    fake: Tensor  # [B,3,R,R], with graph
+    fake_features: list[Tensor]  # with graph
+    real_features: list[Tensor]
+    anchor: Tensor  # scalar, with graph
+
+
+@dataclass
+class AdversarialStep:
+    """Discriminator update, then generator update, from one generator pass."""
+
+    student: Denoiser
+    heads: Heads
+    frozen: list[FrozenFeatures]
+    batches: Batches
+    statistics: Statistics
+    seed: int
+    batch_size: int
+    shards: int
+    num_images: int
+    lr: float
+    discriminator_lr: float
+    warmup_images: int
+    anchor: float
+    penalty_weight: float
+    penalty_std: float
+    penalty_interval: int
+    sigma_start: float
+    passes: tuple[int, ...]
+    pass_probs: tuple[float, ...]
+
+    def draw_passes(self, nimg: int) -> int:
+        """Number of passes of this batch, the same on every worker."""
+        generator = generator_for(self.seed, "passes", nimg)
+        choice = torch.multinomial(torch.tensor(self.pass_probs), 1, generator=generator)
+        return self.passes[int(choice)]
+
+    def features(self, images: Tensor, text: Text, view: View) -> list[Tensor]:
+        """All frozen feature maps."""
+        return [f for network in self.frozen for f in network(images, text, view)]
+
+    def pair(self, nimg: int, shard: int, passes: int) -> Pair:
+        """Make fakes for one shard and look at them and at their real partners."""
+        device = next(self.student.parameters()).device
+        images, text = self.batches.at(nimg, shard)
+        real, text = self.statistics.standardise(images.to(device)), text.to(device)
+        generator = generator_for(self.seed, "adversarial", nimg, shard, device)
+        core_resolution = levels(self.student)[0].resolution
+
+        def normal(resolution: int) -> Tensor:
+            shape = (len(real), 3, resolution, resolution)
+            return torch.randn(shape, generator=generator, device=device)
+
+        def draw(purpose: str, resolution: int) -> Tensor:
+            return normal(resolution)
+
+        low = real
+        while low.shape[-1] > core_resolution:
+            low = pool(low)
+        start = low + self.sigma_start * normal(core_resolution)
+        made = few_step(self.student, text, draw, passes, self.sigma_start, start)
+        view = View(
+            sigma=(torch.randn(len(real), generator=generator, device=device) - 2).exp(),
+            noise=normal(core_resolution),
+            shift=self.draw_shift(generator, real.shape[-1]),
+        )
+        fake = made[-1]
+        with torch.no_grad():
+            real_features = self.features(real, text, view)
+        anchor = (pool(made[0]) - pool(low)).square().mean()
+        return Pair(text, view, real, fake, self.features(fake, text, view), real_features, anchor)
+
+    @staticmethod
+    def draw_shift(generator: torch.Generator, resolution: int) -> tuple[int, int]:
+        """Translation of up to an eighth of the image, each way."""
+        most = resolution // 8
+        device = generator.device
+        dy, dx = torch.randint(-most, most + 1, (2,), generator=generator, device=device).tolist()
+        return dy, dx
+
+    def penalties(self, pair: Pair, real: Tensor, fake: Tensor, nimg: int, shard: int) -> Tensor:
+        """Finite-difference R1 + R2, for logits `real` and `fake` of the pair."""
+        device = pair.real.device
+        generator = generator_for(self.seed, "penalty", nimg, shard, device)
+        noise = self.penalty_std * torch.randn(pair.real.shape, generator=generator, device=device)
+        total = torch.zeros((), device=device)
+        for images, logits in ((pair.real, real), (pair.fake.detach(), fake)):
+            with torch.no_grad():
+                features = self.features(images + noise, pair.text, pair.view)
+            perturbed = self.heads(features, pair.text)
+            total = total + difference_penalty(logits, perturbed, self.penalty_weight, self.penalty_std)
+        return total * self.penalty_interval
+
+    def __call__(self, state: TrainState) -> dict[str, Tensor]:
+        """Do one update of both; returns metrics averaged over the batch."""
+        generator, discriminator = state.learners["generator"], state.learners["discriminator"]
+        nimg = state.nimg
+        passes = self.draw_passes(nimg)
+        shards = list(my_shards(self.shards))
+        pairs = [self.pair(nimg, shard, passes) for shard in shards]
+        penalise = (nimg // self.batch_size) % self.penalty_interval == 0
+        scale = float(state.extra["guard"][LR_SCALE]) * linear_decay_lr(
+            1.0, nimg, self.num_images, self.warmup_images
+        )
+        totals = torch.zeros(4, device=generator.weights.device)
+        # Discriminator.
+        self.heads.requires_grad_(True)
+        for shard, pair in zip(shards, pairs, strict=True):
+            real = self.heads(pair.real_features, pair.text)
+            fake = self.heads([f.detach() for f in pair.fake_features], pair.text)
+            loss = discriminator_loss(real, fake)
+            penalty = self.penalties(pair, real, fake, nimg, shard) if penalise else loss.new_zeros(())
+            (loss + penalty).backward()
+            totals[0] += loss.detach()
+            totals[3] += (real - fake).detach().mean()
+        average_gradient(discriminator.grad, self.shards, nimg)
+        discriminator.update(self.discriminator_lr * scale, nimg, self.batch_size)
+        failpoint("discriminator", nimg)
+        # Generator, through the updated heads.
+        self.heads.requires_grad_(False)
+        for pair in pairs:
+            with torch.no_grad():
+                real = self.heads(pair.real_features, pair.text)
+            loss = generator_loss(real, self.heads(pair.fake_features, pair.text))
+            (loss + self.anchor * pair.anchor).backward()
+            totals[1] += loss.detach()
+            totals[2] += pair.anchor.detach()
+        average_gradient(generator.grad, self.shards, nimg)
+        generator.update(self.lr * scale, nimg, self.batch_size)
+        d, g, anchor, margin = (sum_over_workers(totals) / self.shards).unbind()
+        return {"discriminator_loss": d, "generator_loss": g, "anchor": anchor, "margin": margin}
+
+
+@dataclass
+class Guards:
+    """Looks at fixed one-pass samples of the averaged student, keeps the best state, and rolls back.
+
+    A state is good when its feature spread is at least `min_spread` of the real images' and its caption error
+    (RMSE of the twice pooled images to their real partners) at most `max_caption_error` times that of the
+    student before refinement. Among good states the least kernel distance wins. A bad state rolls back to the
+    best and halves the learning rate; the second rollback ends the stage."""
+
+    step: AdversarialStep
+    images: Tensor  # real, standardised [n,3,R,R]
+    text: Text
+    min_spread: float
+    max_caption_error: float
+
+    def describe(self, images: Tensor) -> Tensor:
+        """Spatial means of the frozen features of [n,3,R,R] without noise: [n,d]."""
+        n, size = len(images), levels(self.step.student)[0].resolution
+        sigma = torch.full((n,), 0.05, device=images.device)
+        view = View(sigma, torch.zeros(n, 3, size, size, device=images.device), (0, 0))
+        return torch.cat([f.mean(dim=(2, 3)) for f in self.step.features(images, self.text, view)], dim=1)
+
+    @torch.no_grad()
+    def measure(self, learner: Learner) -> Tensor:
+        """(kernel distance, spread relative to real, caption error) of the averaged student: [3]."""
+        draw: Draw = noise_like_seeds(range(len(self.images)), self.images.device)
+        with learner.using(learner.emas["ema"]):
+            made = few_step(self.step.student, self.text, draw, 1, self.step.sigma_start)[-1]
+        real, fake = self.describe(self.images), self.describe(made)
+        mean, std = real.mean(dim=0), real.std(dim=0) + 1e-6
+        real, fake = (real - mean) / std, (fake - mean) / std
+        error = (pool(pool(made)) - pool(pool(self.images))).square().mean().sqrt()
+        relative = (spread(fake) / spread(real)).double()
+        return torch.stack([kernel_distance(fake, real), relative, error.double()])
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """Check now; updates state.extra and, on a rollback, the student."""
+        learner, guard = state.learners["generator"], state.extra["guard"]
+        found = torch.zeros(3, dtype=torch.float64, device=guard.device)
+        if world()[0] == 0:
+            found.copy_(self.measure(learner))
+        score, relative, error = from_first_worker(found).tolist()
+        guard[SCORE], guard[SPREAD], guard[ERROR] = score, relative, error
+        if state.nimg == 0:
+            guard[BASE_ERROR] = error
+        good = relative >= self.min_spread and error <= self.max_caption_error * float(guard[BASE_ERROR])
+        if state.nimg == 0 or (good and score < float(guard[BEST_SCORE])):
+            guard[BEST_SCORE], guard[BEST_NIMG] = score, state.nimg
+            state.extra["best"].copy_(learner.emas["ema"])
+        elif not good:
+            self.roll_back(state)
+        names = {"score": SCORE, "spread": SPREAD, "caption_error": ERROR, "rollbacks": ROLLBACKS}
+        return {name: float(guard[i]) for name, i in names.items()}
+
+    @staticmethod
+    def roll_back(state: TrainState) -> None:
+        """Return the student to its best state with half the learning rate."""
+        learner, guard = state.learners["generator"], state.extra["guard"]
+        learner.weights.data.copy_(state.extra["best"])
+        learner.emas["ema"].copy_(state.extra["best"])
+        for tensor in learner.adam.state[learner.weights].values():
+            tensor.zero_()
+        guard[LR_SCALE] *= 0.5
+        guard[ROLLBACKS] += 1
+        state.extra["finished"].fill_(bool(guard[ROLLBACKS] >= 2))
+
+
+def guard_state(learner: Learner) -> dict[str, Tensor]:
+    """Fresh extra tensors for a refinement run."""
+    guard = torch.zeros(8, dtype=torch.float64)
+    guard[LR_SCALE] = 1.0
+    return {"guard": guard, "best": learner.emas["ema"].clone(), "finished": torch.tensor(False)}

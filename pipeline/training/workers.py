@@ -1,0 +1,377 @@
+"""One process of a training stage: build, resume, fit, export.
+
+A worker gets a plain dict (`params`, `root`, `run_dir`, `precision`, `threads`), so that it can be sent to
+another machine. All state lives in `run_dir`; the finished model and its reports in `run_dir/result`. Rank and
+world size come from torch.distributed where it is initialised.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import artifacts
+from pipeline.config import Params, parse_params
+from pipeline.data.dataset import Batches, PreparedDataset
+from pipeline.diffusion.ema import halflife_decay, power_decay
+from pipeline.diffusion.noise import lognormal_sigma, truncated_lognormal_sigma
+from pipeline.diffusion.sampling import generate
+from pipeline.errors import ConfigError
+from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, levels, set_dtype
+from pipeline.models.discriminator import CoreFeatures, FrozenFeatures, Heads, Lite0Features
+from pipeline.models.layers import Text, high_pass, pool
+from pipeline.models.snapshot import Snapshot, Statistics, describe, load_snapshot, save_snapshot
+from pipeline.rng import key
+from pipeline.training import checkpoint
+from pipeline.training.adversarial import AdversarialStep, Guards, guard_state
+from pipeline.training.fit import Hook, Step, fit
+from pipeline.training.hooks import Checkpoints, Every, Progress, due, failpoint, read_records
+from pipeline.training.optim import world
+from pipeline.training.state import Learner, TrainState
+from pipeline.training.steps import DenoisingStep, held_out_error
+
+GRID = 8  # training captions in a sample grid, and as many held-out ones
+
+
+class Run:
+    """What every training stage needs: parameters, data, folders, device."""
+
+    def __init__(self, stage: str, config: dict[str, Any]) -> None:
+        self.stage = stage
+        self.params: Params = parse_params(config["params"])
+        self.section = getattr(self.params, stage)
+        self.root = Path(config["root"])
+        self.folder = Path(config["run_dir"])
+        self.dataset = PreparedDataset(self.root / "data/prepared")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = precision(config["precision"], self.device)
+        self.batches = Batches(
+            self.dataset, "train", self.params.seed, self.section.batch_size, self.section.shards
+        )
+        if config["threads"]:
+            torch.set_num_threads(config["threads"])
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.manual_seed(key(self.params.seed, f"{stage}-weights"))
+
+    def images_and_names(self, rows: Sequence[int]) -> tuple[Tensor, Text, list[str]]:
+        """Images uint8, encoded names and names of some rows, on the device."""
+        ids = [self.dataset.caption_of(row) for row in rows]
+        images = self.dataset.images(torch.tensor(rows, dtype=torch.int64).numpy())
+        names = [self.dataset.captions[i] if i >= 0 else "" for i in ids]
+        return images.to(self.device), self.dataset.text(ids).to(self.device), names
+
+    def pick(self, split: str, count: int) -> list[int]:
+        """Up to `count` rows spread evenly over a split."""
+        rows = self.dataset.split(split).tolist()
+        return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else rows
+
+    def train(self, state: TrainState, step: Step, hooks: Sequence[Hook], progress: Progress) -> None:
+        """Fit from the state's nimg to the end, with checkpoints and the progress file."""
+        s = self.section
+
+        def watched(state: TrainState) -> dict[str, Tensor]:
+            failpoint("step", state.nimg)
+            return step(state)
+
+        saver = Checkpoints(self.folder / "checkpoints", s.checkpoint_images, s.batch_size)
+        fit(state, watched, s.batch_size, s.num_images, [progress, *hooks, saver])
+        checkpoint.save(self.folder / "checkpoints", state)
+
+    def progress(self, nimg: int) -> Progress:
+        """The progress file, cut to what has been trained."""
+        s = self.section
+        return Progress(self.folder / "progress.jsonl", s.log_images, s.batch_size, s.num_images, nimg)
+
+    def snapshot_config(
+        self, kind: str, denoiser: Denoiser, statistics: Statistics, parent: Snapshot | None, **more: Any
+    ) -> dict[str, Any]:
+        """config.json of the finished model."""
+        p = self.params
+        core = p.core.model_dump(mode="json", exclude={"resolution"})
+        shells = parent.config["shells"] if parent else []
+        nets = [shell["net"] for shell in shells]
+        if kind == "finetuned":
+            nets = [*nets, p.shell.model_dump(mode="json")]
+        core = parent.config["core"]["net"] if parent else core
+        return {
+            "kind": kind,
+            **describe(denoiser, core, nets),
+            "text_encoder": self.dataset.text_encoder,
+            "statistics": {"mean": list(statistics.mean), "std": list(statistics.std)},
+            "sampling": p.sampling.model_dump(mode="json"),
+            "lineage": {
+                "data": artifacts.directory_digest(self.dataset.path),
+                "parent": parent.digest if parent else None,
+            },
+            **more,
+        }
+
+    def export(
+        self, denoiser: Denoiser, config: dict[str, Any], metrics: dict[str, float], curve: Sequence[str]
+    ) -> None:
+        """Commit run_dir/result: the model, its curves, numbers and sample grid. Only rank 0 writes."""
+        if world()[0]:
+            return
+        records = read_records(self.folder / "progress.jsonl")
+        parameters = sum(p.numel() for p in denoiser.parameters())
+        with artifacts.commit_directory(self.folder / "result", {"stage": self.stage}) as folder:
+            save_snapshot(folder / "model", denoiser, config)
+            reports = folder / "reports"
+            reports.mkdir()
+            write_curves(reports / "curves.csv", records, curve)
+            numbers = {**metrics, "parameters": parameters, "num_images": self.section.num_images}
+            (reports / "metrics.json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
+            snapshot = load_snapshot(folder / "model", self.device)
+            set_dtype(snapshot.denoiser, self.dtype)
+            self.sample_grid(snapshot, reports / "samples.png")
+
+    def sample_grid(self, snapshot: Snapshot, path: Path) -> None:
+        """Draw samples of 8 training captions (above) and 8 held-out ones (below), fixed seeds."""
+        rows = [*self.pick("train", GRID), *self.pick("val", GRID)]
+        _, text, _ = self.images_and_names(rows)
+        made = generate(snapshot, text, range(len(rows)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_grid(path, made.images, columns=8)
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """float32, or bfloat16 where the hardware computes in it (`auto`)."""
+    if name == "auto":
+        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def save_grid(path: Path, images: Tensor, columns: int) -> None:
+    """Write uint8 [N,3,R,R] as a PNG grid."""
+    from torchvision.io import write_png
+    from torchvision.utils import make_grid
+
+    write_png(make_grid(images, nrow=columns, padding=2, pad_value=255), str(path))
+
+
+def write_curves(path: Path, records: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Write the records that hold all of `names` as CSV over nimg; without times, so that runs compare."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["nimg", *names])
+        for record in records:
+            if all(name in record["metrics"] for name in names):
+                writer.writerow([record["nimg"], *(f"{record['metrics'][name]:.6g}" for name in names)])
+
+
+def measure_statistics(images: Tensor, resolution: int) -> Statistics:
+    """Mean and standard deviation per channel of uint8 [N,3,R,R], of box means at `resolution`."""
+    x = images.double() / 127.5 - 1
+    while x.shape[-1] > resolution:
+        x = pool(x)
+    mean, std = x.mean(dim=(0, 2, 3)), x.std(dim=(0, 2, 3)).clamp_min(1e-3)
+    return Statistics(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def ema_decays(stds: Sequence[float]) -> dict[str, Callable[[int, int], float]]:
+    """Decay functions of power-function averages, by name."""
+    return {f"{std:g}": partial(power_decay, std) for std in stds}
+
+
+def denoising_stage(
+    run: Run,
+    denoiser: Denoiser,
+    trained: nn.Module,
+    statistics: Statistics,
+    draw_sigma: Callable[[int, torch.Generator], Tensor],
+    finish: Callable[[], dict[str, Any]],
+) -> None:
+    """Train `trained` (all or part of `denoiser`) on the denoising loss, choose the weight average with the
+    least held-out error, and export; `finish` gives the snapshot's config."""
+    s, p = run.section, run.params
+    set_dtype(denoiser, run.dtype)
+    learner = Learner(trained, (0.9, 0.99), ema_decays(s.ema_std))
+    state = TrainState({"net": learner})
+    checkpoint.resume(run.folder / "checkpoints", state)
+    step = DenoisingStep(
+        denoiser=denoiser,
+        batches=run.batches,
+        statistics=statistics,
+        draw_sigma=draw_sigma,
+        seed=p.seed,
+        batch_size=s.batch_size,
+        shards=s.shards,
+        lr=s.lr,
+        warmup_images=s.warmup_images,
+        num_images=s.num_images,
+        text_dropout=s.text_dropout,
+    )
+    held_out, names, _ = run.images_and_names(run.pick("val", 64))
+    held_out = step.standardise(held_out)
+
+    def error_of(track: str) -> float:
+        trained.eval()
+        with learner.using(learner.emas[track]):
+            error = held_out_error(denoiser, held_out, names, draw_sigma, p.seed)
+        trained.train()
+        return error
+
+    first = next(iter(learner.emas))
+    progress = run.progress(state.nimg)
+
+    def look(state: TrainState) -> None:
+        if world()[0] == 0:
+            progress.write(state.nimg, {"held_out_error": error_of(first)})
+            with learner.using(learner.emas[first]):
+                trained.eval()
+                snapshot = Snapshot(denoiser, finish(), "")
+                run.sample_grid(snapshot, run.folder / "samples" / f"nimg-{state.nimg:012d}.png")
+                trained.train()
+
+    trained.train()
+    run.train(state, step, [Every(s.sample_images, s.batch_size, look)], progress)
+    errors = {track: error_of(track) for track in learner.emas}
+    best = min(errors, key=lambda track: errors[track])
+    metrics = {"held_out_error": errors[best], "ema_std": float(best)}
+    trained.eval()
+    with learner.using(learner.emas[best]):
+        run.export(denoiser, finish(), metrics, ["loss", "error"])
+
+
+def pretrain(config: dict[str, Any]) -> None:
+    """Train the low-resolution core from scratch."""
+    run = Run("pretrain", config)
+    p, s = run.params, run.params.pretrain
+    images = run.dataset.images(run.dataset.split("train"))
+    statistics = measure_statistics(images, p.core.resolution)
+    net = p.core.model_dump(mode="json", exclude={"resolution"})
+    text_dim = int(str(run.dataset.text_encoder["dim"]))
+    denoiser = build_core(p.core.resolution, text_dim, net).to(run.device)
+    draw = partial(_lognormal, s.p_mean, s.p_std)
+
+    def finish() -> dict[str, Any]:
+        return run.snapshot_config("core", denoiser, statistics, None)
+
+    denoising_stage(run, denoiser, denoiser, statistics, draw, finish)
+
+
+def _lognormal(p_mean: float, p_std: float, batch: int, generator: torch.Generator) -> Tensor:
+    return lognormal_sigma(batch, p_mean, p_std, generator)
+
+
+def high_band_variance(images: Tensor) -> float:
+    """4/3 mean(HP x)^2 of standardised images: variance per dimension that the high band keeps."""
+    return float(high_pass(images).double().square().mean() * 4 / 3)
+
+
+def finetune(config: dict[str, Any]) -> None:
+    """Grow a shell around a frozen, trained model: one octave more."""
+    run = Run("finetune", config)
+    p, s = run.params, run.params.finetune
+    parent = load_snapshot(run.root / s.init_from, run.device)
+    check_parent(parent, run, p.data.resolution // 2)
+    train_images = parent.statistics.standardise(run.dataset.images(run.dataset.split("train")))
+    variance = high_band_variance(train_images)
+    text_dim = int(str(run.dataset.text_encoder["dim"]))
+    net = p.shell.model_dump(mode="json")
+    denoiser = build_shell(parent.denoiser, text_dim, variance, net).to(run.device)
+    sigma = denoiser.sigma_high_band
+    draw = partial(_truncated, math.log(0.9 * sigma), s.p_std, 2 * p.sampling.lift * sigma)
+
+    def finish() -> dict[str, Any]:
+        return run.snapshot_config("finetuned", denoiser, parent.statistics, parent)
+
+    trained = nn.ModuleList([denoiser.net, denoiser.logvar])  # the level below stays bit for bit
+    denoising_stage(run, denoiser, trained, parent.statistics, draw, finish)
+
+
+def _truncated(p_mean: float, p_std: float, top: float, batch: int, generator: torch.Generator) -> Tensor:
+    return truncated_lognormal_sigma(batch, p_mean, p_std, top, generator)
+
+
+def check_parent(parent: Snapshot, run: Run, resolution: int) -> None:
+    """Raise ConfigError where the model to grow does not fit the parameters or the data."""
+    where = f"params.yaml: {run.stage}"
+    if parent.resolution != resolution:
+        problem = f"the model to start from makes {parent.resolution} px, {resolution} px are needed"
+        raise ConfigError("E-CFG-020", where, problem, "change data.resolution or start from another model")
+    if parent.config["text_encoder"] != run.dataset.text_encoder:
+        problem = "the model to start from knows another text encoder than the data"
+        raise ConfigError("E-CFG-021", where, problem, "prepare the data with the model's encoder")
+
+
+def refine(config: dict[str, Any]) -> None:
+    """Adversarial refinement into a model of few passes; keeps the best state that the guards saw."""
+    run = Run("refine", config)
+    p, s = run.params, run.params.refine
+    parent = load_snapshot(run.root / "models/finetuned", run.device)
+    check_parent(parent, run, p.data.resolution)
+    teacher = load_snapshot(run.root / "models/finetuned", run.device)
+    text_dim = int(str(run.dataset.text_encoder["dim"]))
+    student = parent.denoiser.requires_grad_(True).train()
+    set_dtype(student, run.dtype)
+    frozen: list[FrozenFeatures] = []
+    if "self" in s.discriminators:
+        core = levels(teacher.denoiser)[0]
+        assert not isinstance(core, ShellDenoiser)
+        frozen.append(CoreFeatures(core))
+    if "lite0" in s.discriminators:
+        reference, _, _ = run.images_and_names(run.pick("train", 64))
+        frozen.append(Lite0Features(parent.statistics, parent.statistics.standardise(reference)))
+    heads = Heads([c for network in frozen for c in network.channels], text_dim).to(run.device)
+    generator = Learner(
+        student, (0.0, 0.99), {"ema": partial(halflife_decay, float(s.ema_halflife_images))}
+    )
+    state = TrainState({"generator": generator, "discriminator": Learner(heads, (0.0, 0.99))})
+    state.extra = guard_state(generator)
+    checkpoint.resume(run.folder / "checkpoints", state)
+    step = AdversarialStep(
+        student=student,
+        heads=heads,
+        frozen=frozen,
+        batches=run.batches,
+        statistics=parent.statistics,
+        seed=p.seed,
+        batch_size=s.batch_size,
+        shards=s.shards,
+        num_images=s.num_images,
+        lr=s.lr,
+        discriminator_lr=s.discriminator_lr,
+        warmup_images=s.warmup_images,
+        anchor=s.anchor,
+        penalty_weight=s.penalty_weight,
+        penalty_std=s.penalty_std,
+        penalty_interval=s.penalty_interval,
+        sigma_start=s.sigma_start,
+        passes=s.passes,
+        pass_probs=s.pass_probs,
+    )
+    images, text, _ = run.images_and_names(run.pick("train", s.check_samples))
+    guards = Guards(
+        step, parent.statistics.standardise(images), text, s.min_spread, s.max_caption_error
+    )
+    progress = run.progress(state.nimg)
+    if state.nimg == 0:
+        progress.write(0, guards(state))
+
+    def check(state: TrainState, _: dict[str, Tensor]) -> None:
+        if due(state.nimg, s.check_images, s.batch_size):
+            progress.write(state.nimg, guards(state))
+
+    def finish() -> dict[str, Any]:
+        more = {"passes": list(s.passes), "sigma_start": s.sigma_start}
+        return run.snapshot_config("refined", student, parent.statistics, parent, **more)
+
+    def look(state: TrainState) -> None:
+        if world()[0] == 0:
+            with generator.using(generator.emas["ema"]):
+                snapshot = Snapshot(student, finish(), "")
+                run.sample_grid(snapshot, run.folder / "samples" / f"nimg-{state.nimg:012d}.png")
+
+    run.train(state, step, [check, Every(s.sample_images, s.batch_size, look)], progress)
+    names = ("lr_scale", "rollbacks", "score", "best_nimg")
+    metrics = dict(zip(names, state.extra["guard"][:4].tolist(), strict=True))
+    with generator.using(state.extra["best"]):
+        run.export(student, finish(), metrics, ["generator_loss", "discriminator_loss", "anchor"])
