@@ -195,8 +195,11 @@ class Sampling(Section):
 class Evaluate(Section):
     """What is measured, on how many samples."""
 
+    heldout_captions: Annotated[int, Field(ge=1, le=1_000_000)]
     samples_per_caption: Annotated[int, Field(ge=1, le=10_000)]
+    teacher_samples_per_caption: Annotated[int, Field(ge=1, le=10_000)]
     train_captions: Annotated[int, Field(ge=0, le=1_000_000)]
+    teacher_train_captions: Annotated[int, Field(ge=1, le=1_000_000)]
     num_passes: Annotated[tuple[Literal[1, 2, 4], ...], Field(min_length=1)]
     batch_size: Size
 
