@@ -124,7 +124,7 @@ def _swap(temporary: Path, target: Path, aside: Path) -> None:
         raise
     fsync_path(target.parent)
     if moved:
-        _remove(aside)
+        remove(aside)
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -145,7 +145,8 @@ def _files_below(directory: Path) -> list[str]:
     return sorted(names)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -172,7 +173,7 @@ def _tidy(target: Path) -> None:
         if match[1] == "old" and not target.exists():
             os.rename(sibling, target)
         else:
-            _remove(sibling)
+            remove(sibling)
 
 
 # --- Reading.
@@ -243,10 +244,10 @@ def latest_valid(parent: str | os.PathLike[str], prefix: str) -> Path | None:
     if not folder.is_dir():
         return None
     for leftover in folder.glob(f"{prefix}*.tmp-*"):
-        _remove(leftover)
+        remove(leftover)
     for aside in sorted(folder.glob(f"{prefix}*.old-*")):
         original = aside.with_name(aside.name.split(".old-")[0])
-        _remove(aside) if original.exists() else os.rename(aside, original)
+        remove(aside) if original.exists() else os.rename(aside, original)
     for child in sorted(folder.glob(f"{prefix}*"), reverse=True):
         if not child.is_dir() or child.is_symlink():
             continue

@@ -48,7 +48,7 @@ def noise_like_seeds(seeds: Sequence[int], device: str | torch.device = "cpu") -
 
 
 def _full(x: Tensor, sigma: Tensor) -> Tensor:
-    return torch.full((len(x),), float(sigma), device=x.device)
+    return torch.full((len(x),), float(sigma), device=x.device, dtype=x.dtype)
 
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text) -> Tensor:

@@ -1,0 +1,140 @@
+"""The denoisers: what holds before any training, preconditioning by hand, exactness of growth."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, ShellDenoiser, build_core, build_shell
+from pipeline.models.layers import MPConv, Text, high_pass, mp_cat, mp_silu, mp_sum, pool, unit_rms, upsample
+
+NET = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
+
+
+def captions(n: int, known: bool = True) -> Text:
+    g = torch.Generator().manual_seed(7)
+    mask = torch.full((n, 3), known)
+    return Text(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    """Open every zero gain, so that each part shows in the output."""
+    for name, p in module.named_parameters():
+        if name.endswith("gain"):
+            torch.nn.init.constant_(p, 0.7)
+    return module
+
+
+@pytest.fixture
+def core() -> CoreDenoiser:
+    torch.manual_seed(0)
+    return randomised(build_core(16, 8, NET))  # type: ignore[return-value]
+
+
+def test_an_untrained_core_is_the_exact_denoiser_of_gaussian_data() -> None:
+    core = build_core(16, 8, NET)
+    x, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.3, 4.0])
+    wiener = x * (0.25 / (0.25 + sigma**2))[:, None, None, None]
+    torch.testing.assert_close(core(x, sigma, captions(2)), wiener)
+
+
+def test_preconditioning_equals_the_numbers_of_the_paper(core: CoreDenoiser) -> None:
+    x, sigma = torch.randn(1, 3, 16, 16), torch.tensor([2.0])
+    c_in, c_skip, c_out = 1 / math.sqrt(4.25), 0.25 / 4.25, 2 * 0.5 / math.sqrt(4.25)
+    out, _ = core.net(c_in * x, torch.tensor([math.log(2) / 4]), captions(1))
+    torch.testing.assert_close(core(x, sigma, captions(1)), c_skip * x + c_out * out)
+
+
+def test_a_new_shell_is_the_upsampled_core_plus_the_wiener_filter_of_the_high_band(core: CoreDenoiser) -> None:
+    shell = build_shell(core, 8, 0.04, {"patch": 2, "channels": 8, "num_blocks": 1})
+    z, sigma, text = torch.randn(2, 3, 32, 32), torch.tensor([0.2, 1.5]), captions(2)
+    gain = (0.04 / (0.04 + sigma**2))[:, None, None, None]
+    expected = upsample(core(pool(z), sigma / 2, text)) + high_pass(gain * z)
+    assert torch.equal(shell(z, sigma, text), expected)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_a_trained_shell_never_changes_the_low_band(core: CoreDenoiser, patch: int) -> None:
+    shell = build_shell(core, 8, 0.04, {"patch": patch, "channels": 8, "num_blocks": 1})
+    randomised(shell.net)
+    z, sigma, text = torch.randn(2, 3, 32, 32), torch.tensor([0.2, 1.5]), captions(2)
+    estimate = shell(z, sigma, text)
+    torch.testing.assert_close(pool(estimate), core(pool(z), sigma / 2, text), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(high_pass(estimate), high_pass(z) * 0, atol=1e-3)
+
+
+def test_shells_nest(core: CoreDenoiser) -> None:
+    options = {"patch": 2, "channels": 8, "num_blocks": 1}
+    twice = build_shell(build_shell(core, 8, 0.04, options), 8, 0.02, options)
+    assert isinstance(twice, ShellDenoiser) and twice.resolution == 64
+    assert twice(torch.randn(1, 3, 64, 64), torch.ones(1), captions(1)).shape == (1, 3, 64, 64)
+
+
+def test_gradients_agree_with_finite_differences_in_float64() -> None:
+    torch.manual_seed(1)
+    core = build_core(16, 8, NET).double()
+    randomised(core)
+    core.dtype = torch.float64
+    text = Text(*(t.double() if t.is_floating_point() else t for t in captions(1)))
+    x, sigma = torch.randn(1, 3, 16, 16, dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64)
+    weight = core.net.conv_out.weight
+    direction = torch.randn_like(weight)
+    core.error(x, x * 1.1, sigma, text).sum().backward()
+    assert weight.grad is not None
+    analytic, step = float((weight.grad * direction).sum()), 1e-2
+    values = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            weight += sign * step * direction
+            values.append(float(core.error(x, x * 1.1, sigma, text)))
+    # Norms and embeddings are float32 at all times, which bounds the agreement.
+    assert analytic == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-2)
+
+
+def test_captions_matter_and_missing_ones_are_all_alike(core: CoreDenoiser) -> None:
+    x, sigma = torch.randn(1, 3, 16, 16), torch.ones(1)
+    with_text, without = core(x, sigma, captions(1)), core(x, sigma, captions(1, known=False))
+    assert not torch.allclose(with_text, without)
+    other = captions(1, known=False)._replace(pooled=torch.randn(1, 8))
+    torch.testing.assert_close(core(x, sigma, other), without)
+
+
+def test_padding_tokens_do_not_matter(core: CoreDenoiser) -> None:
+    x, sigma, text = torch.randn(1, 3, 16, 16), torch.ones(1), captions(1)
+    mask = torch.tensor([[True, True, False]])
+    changed = text.tokens.clone()
+    changed[:, 2] += 5
+    a = core(x, sigma, text._replace(mask=mask))
+    torch.testing.assert_close(a, core(x, sigma, Text(text.pooled, changed, mask)))
+
+
+def test_layers_preserve_magnitude() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(64, 64, 8, 8, generator=g) for _ in range(2))
+    torch.manual_seed(0)
+    for out in (MPConv(64, 64, 3)(a).detach()[..., 1:-1, 1:-1], mp_silu(a), mp_sum(a, b, 0.3), mp_cat(a, b[:, :16])):
+        assert float(out.square().mean()) == pytest.approx(1, abs=0.06)
+    assert float(unit_rms(3 * a, 1).square().mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_zero_vector_has_a_finite_gradient() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    unit_rms(x, 1).sum().backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all()
+
+
+def test_renormalised_weights_have_unit_norm_and_the_same_output() -> None:
+    layer, x = MPConv(8, 4, 3), torch.randn(1, 8, 5, 5)
+    with torch.no_grad():
+        layer.weight *= 3
+    before = layer(x)
+    layer.renormalize_()
+    torch.testing.assert_close(layer(x), before, atol=1e-3, rtol=1e-3)
+    assert layer.weight.square().mean(dim=(1, 2, 3)).tolist() == pytest.approx([1] * 4, abs=1e-5)
+
+
+def test_high_pass_is_a_projection_that_keeps_three_quarters() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(high_pass(high_pass(x)), high_pass(x), atol=1e-6, rtol=1e-5)
+    assert float(pool(high_pass(x)).abs().max()) < 1e-6
+    assert SIGMA_DATA == 0.5

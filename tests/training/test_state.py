@@ -1,0 +1,156 @@
+"""Learners, averages, random streams, the progress file and checkpoints."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.diffusion.adversarial import difference_penalty, kernel_distance, spread
+from pipeline.diffusion.ema import gamma_of_std, halflife_decay, power_decay
+from pipeline.errors import BadData, StorageError
+from pipeline.rng import generator_for
+from pipeline.training import checkpoint
+from pipeline.training.hooks import Progress, due, read_records
+from pipeline.training.optim import average_gradient, inverse_sqrt_lr, linear_decay_lr, my_shards
+from pipeline.training.state import Learner, TrainState
+
+
+def learner(seed: int = 0) -> Learner:
+    torch.manual_seed(seed)
+    return Learner(nn.Linear(3, 2), (0.9, 0.99), {"a": partial(power_decay, 0.1)})
+
+
+def steps(own: Learner, count: int, start: int = 0) -> None:
+    for i in range(start, start + count):
+        x = torch.randn(4, 3, generator=generator_for(0, "x", i))
+        own.module(x).square().mean().backward()
+        own.update(0.01, 4 * i, 4)
+
+
+def test_a_learner_does_what_adam_does() -> None:
+    own = learner()
+    torch.manual_seed(0)
+    peer = nn.Linear(3, 2)
+    adam = torch.optim.Adam(peer.parameters(), lr=0.01, betas=(0.9, 0.99))
+    steps(own, 5)
+    for i in range(5):
+        adam.zero_grad()
+        peer(torch.randn(4, 3, generator=generator_for(0, "x", i))).square().mean().backward()
+        adam.step()
+    for ours, theirs in zip(own.module.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_saved_and_loaded_state_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    whole = learner()
+    steps(whole, 6)
+    first = learner()
+    steps(first, 3)
+    checkpoint.save(tmp_path, TrainState({"net": first}, nimg=12))
+    second = TrainState({"net": learner(seed=9)})
+    checkpoint.resume(tmp_path, second)
+    assert second.nimg == 12
+    steps(second.learners["net"], 3, start=3)
+    for name, tensor in TrainState({"net": whole}).tensors().items():
+        assert torch.equal(tensor, second.tensors()[name]), name
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+    state = TrainState({"net": learner()}, nimg=4)
+    checkpoint.save(tmp_path, state)
+    state.nimg = 8
+    checkpoint.save(tmp_path, state)
+    file = tmp_path / "nimg-000000000008" / "state.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(bytes(damaged))
+    fresh = TrainState({"net": learner(seed=3)})
+    checkpoint.resume(tmp_path, fresh)
+    assert fresh.nimg == 4
+    assert any((tmp_path / "quarantine").iterdir())
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    state = TrainState({"net": learner()})
+    for state.nimg in (4, 8, 12):
+        checkpoint.save(tmp_path, state)
+    assert sorted(p.name for p in tmp_path.glob("nimg-*")) == ["nimg-000000000008", "nimg-000000000012"]
+
+
+def test_a_checkpoint_of_another_model_is_refused() -> None:
+    with pytest.raises(StorageError, match="net.adam.exp_avg: this run has"):
+        TrainState({"net": learner()}).load({"net.adam.exp_avg": torch.zeros(3)}, 4, "somewhere")
+
+
+def test_lent_weights_are_given_back() -> None:
+    own = learner()
+    before = own.weights.detach().clone()
+    with own.using(torch.zeros_like(before)):
+        assert float(own.module.weight.abs().sum()) == 0  # type: ignore[union-attr,operator]
+    assert torch.equal(own.weights, before)
+
+
+def test_power_averages_have_the_width_they_are_named_after() -> None:
+    for std in (0.05, 0.1, 0.2):
+        gamma = gamma_of_std(std)
+        assert math.sqrt((gamma + 1) / (gamma + 2) ** 2 / (gamma + 3)) == pytest.approx(std, rel=1e-9)
+    # The average of the weight "nimg" itself lies at (gamma + 1) / (gamma + 2) of the way.
+    mean = 0.0
+    for nimg in range(0, 20000, 10):
+        decay = power_decay(0.1, nimg, 10)
+        mean = decay * mean + (1 - decay) * (nimg + 10)
+    gamma = gamma_of_std(0.1)
+    assert mean == pytest.approx(20000 * (gamma + 1) / (gamma + 2), rel=0.01)
+    assert halflife_decay(100, 10**6, 100) == pytest.approx(0.5)
+
+
+def test_learning_rates_warm_up_and_decay() -> None:
+    assert inverse_sqrt_lr(1.0, 0, 1000, 100) == pytest.approx(0.01)
+    assert inverse_sqrt_lr(1.0, 200, 1000, 100) == 1
+    assert inverse_sqrt_lr(1.0, 600, 1000, 100) == pytest.approx(1 / math.sqrt(2))
+    assert linear_decay_lr(1.0, 850, 1000, 0) == pytest.approx(0.5)
+
+
+def test_random_streams_depend_on_every_part_of_the_key() -> None:
+    keys = [(0, "a", 0, 0), (1, "a", 0, 0), (0, "b", 0, 0), (0, "a", 1, 0), (0, "a", 0, 1)]
+    draws = {float(torch.rand(1, generator=generator_for(*key), dtype=torch.float64)) for key in keys}
+    assert len(draws) == 5
+
+
+def test_a_gradient_that_is_not_finite_stops_training() -> None:
+    with pytest.raises(BadData, match="training at image 64: the gradient is not finite"):
+        average_gradient(torch.tensor([1.0, math.nan]), 1, 64)
+    assert list(my_shards(3)) == [0, 1, 2]
+
+
+def test_progress_is_cut_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
+    path, state = tmp_path / "progress.jsonl", TrainState({}, nimg=0)
+    progress = Progress(path, 8, 4, 100, 0)
+    for state.nimg in range(4, 33, 4):
+        progress(state, {"loss": torch.tensor(float(state.nimg))})
+    with open(path, "a") as file:
+        file.write('{"nimg": 36, "tor')
+    Progress(path, 8, 4, 100, 16)
+    records = read_records(path)
+    assert [r["nimg"] for r in records] == [8, 16]
+    assert records[1]["metrics"] == {"loss": 14.0}  # mean of the steps since the last record
+
+
+def test_intervals_are_due_once_each() -> None:
+    assert [n for n in range(6, 61, 6) if due(n, 20, 6)] == [24, 42, 60]
+
+
+def test_kernel_distance_agrees_with_the_definition() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 5, generator=g), torch.randn(6, 5, generator=g) + 0.5
+    k = lambda a, b: (float(a.double() @ b.double()) / 5 + 1) ** 3  # noqa: E731
+    xx = sum(k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / 42
+    yy = sum(k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / 30
+    xy = sum(k(a, b) for a in x for b in y) / 42
+    assert float(kernel_distance(x, y)) == pytest.approx(xx + yy - 2 * xy, rel=1e-9)
+    assert float(spread(torch.tensor([[0.0], [2.0]]))) == 2
+    one, half = torch.ones(3), torch.full((3,), 0.5)
+    assert float(difference_penalty(one, half, weight=0.3, std=0.1)) == pytest.approx(0.3 / 0.01 * 0.25)
