@@ -59,7 +59,13 @@ def decide(
         _share("coverage", candidate["coverage"], baseline["coverage"], thresholds.min_coverage),
         _copies(candidate["copies"], thresholds.max_copies),
         _sharpness(candidate["top_octave"], baseline["top_octave"], sharpness_floor),
-        Rule("finite", finite, float(finite), 1.0, "all weights are finite" if finite else "NaN or Inf in weights"),
+        Rule(
+            "finite",
+            finite,
+            float(finite),
+            1.0,
+            "all weights are finite" if finite else "NaN or Inf in weights",
+        ),
     ]
 
 
@@ -86,7 +92,9 @@ def _kid(difference: Metric, floor: Metric, margin: float) -> Rule:
     if upper < 0:
         return Rule(name, True, rounded(upper), rounded(margin), "better than the baseline (95%)")
     passed = upper < margin
-    text = "not worse than the baseline by more than the noise" if passed else "may be worse than the baseline"
+    text = (
+        "not worse than the baseline by more than the noise" if passed else "may be worse than the baseline"
+    )
     return Rule(name, passed, rounded(upper), rounded(margin), f"{text}: upper end of the 95% interval")
 
 

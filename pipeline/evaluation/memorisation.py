@@ -75,8 +75,3 @@ def copying_score(samples: Neighbours, held_out: Neighbours) -> Metric:
     ranks = rankdata(np.concatenate([samples.d1, held_out.d1]))
     u = ranks[:n].sum() - n * (n + 1) / 2
     return Metric(float((u - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12)), min(n, m))
-
-
-def as_images(train: Tensor, rows: Int64) -> Tensor:
-    """The training images of some rows, uint8 [n,3,R,R]."""
-    return train[torch.from_numpy(rows)]

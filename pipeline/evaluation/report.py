@@ -1,0 +1,405 @@
+"""Pictures and the page that a person looks at: caption grids, nearest neighbours, a chart, index.html.
+
+Captions are data: they are drawn as pixels, and escaped in HTML. Nothing is chosen by hand: the grids show
+the first captions of the random order in which they were evaluated, and the first sample of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.evaluation.memorisation import COPY_RATIO, Neighbours
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.ImageFont import FreeTypeFont
+
+GRID_CAPTIONS = 16
+GRID_COLUMNS = 8
+TILE = 128  # px; a whole multiple of usual resolutions, so that pixels stay square
+INK, FAINT, RED = (34, 34, 40), (120, 120, 130), (190, 40, 40)
+
+
+def title_of(model: str) -> str:
+    """A model's name for people: `refined_2` is `refined, 2 passes`."""
+    kind, _, passes = model.partition("_")
+    if passes:
+        return f"{kind}, {passes} {'pass' if passes == '1' else 'passes'}"
+    return {"finetuned": "fine-tuned", "heldout": "held-out"}.get(model, model)
+
+
+# --- Pictures.
+
+
+def _font(size: int) -> FreeTypeFont:
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )
+
+
+def _wrap(text: str, font: FreeTypeFont, width: int, lines: int) -> str:
+    """`text` on at most `lines` lines of `width` px, the last one cut with an ellipsis."""
+    done: list[str] = []
+    words = text.split()
+    line = ""
+    while words:
+        word = words.pop(0)
+        longer = f"{line} {word}".strip()
+        if font.getlength(longer) <= width:
+            line = longer
+        elif not line:  # one word, wider than the line
+            cut = max(n for n in range(1, len(word) + 1) if n == 1 or font.getlength(word[:n]) <= width)
+            line, rest = word[:cut], word[cut:]
+            words = [rest, *words] if rest else words
+            done, line = [*done, line], ""
+        else:
+            done, line = [*done, line], ""
+            words.insert(0, word)
+    done += [line] if line else []
+    if len(done) > lines:
+        last = done[lines - 1]
+        while last and font.getlength(last + "\u2026") > width:
+            last = last[:-1]
+        done = [*done[: lines - 1], last + "\u2026"]
+    return "\n".join(done)
+
+
+def _tile(image: Tensor, size: int) -> Image.Image:
+    """uint8 [3,R,R] as a picture of `size` px: pixels enlarged as squares, or averaged."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    grows = picture.width <= size
+    return picture.resize((size, size), Image.Resampling.NEAREST if grows else Image.Resampling.BOX)
+
+
+def draw_captions(path: Path, captions: Sequence[str], real: Tensor, shown: Mapping[str, Tensor]) -> None:
+    """Rows: real, then every model; columns: captions, written above them. uint8 images [n,3,R,R]."""
+    from PIL import Image, ImageDraw
+
+    count = min(GRID_CAPTIONS, len(captions))
+    blocks = [range(i, min(i + GRID_COLUMNS, count)) for i in range(0, count, GRID_COLUMNS)]
+    rows = {"real": real, **shown}
+    font, small = _font(14), _font(13)
+    gap, label, head = 6, 132, 62
+    height = head + len(rows) * (TILE + gap) + 14
+    sheet = Image.new("RGB", (label + GRID_COLUMNS * (TILE + gap), height * len(blocks)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for b, block in enumerate(blocks):
+        for column, i in enumerate(block):
+            x = label + column * (TILE + gap)
+            text = _wrap(captions[i], small, TILE - 4, 3)
+            top = b * height + head - 8 - 17 * len(text.split("\n"))
+            draw.multiline_text((x + TILE / 2, top), text, INK, small, anchor="ma", align="center", spacing=3)
+            for row, images in enumerate(rows.values()):
+                y = b * height + head + row * (TILE + gap)
+                if i < len(images):
+                    sheet.paste(_tile(images[i], TILE), (x, y))
+                draw.rectangle((x - 1, y - 1, x + TILE, y + TILE), outline=(225, 225, 230))
+        for row, name in enumerate(rows):
+            y = b * height + head + row * (TILE + gap) + TILE / 2
+            text = _wrap(title_of(name).replace(", ", " \u00b7 "), font, label - 20, 2)
+            draw.multiline_text((label - 12, y), text, FAINT, font, anchor="rm", align="right")
+    sheet.save(path, optimize=True)
+
+
+def draw_neighbours(
+    path: Path,
+    samples: Tensor,
+    captions: Sequence[str],
+    train: Tensor,
+    train_captions: Sequence[str],
+    found: Neighbours,
+    pairs: int = 12,
+) -> None:
+    """Pairs of a sample and its nearest training image: those most like copies first, then the first samples."""
+    from PIL import Image, ImageDraw
+
+    suspects = np.argsort(found.ratio, kind="stable")[:pairs].tolist()
+    others = [i for i in range(len(samples)) if i not in set(suspects)][:pairs]
+    font, size, columns, text_height, head = _font(12), 96, 6, 70, 34
+    width = 2 * size + 18
+    groups = [("Most like copies", suspects), ("First samples", others)]
+    heights = [head + -(-len(chosen) // columns) * (size + text_height) for _, chosen in groups if chosen]
+    sheet = Image.new("RGB", (columns * width, sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = 0
+    for title, chosen in groups:
+        if not chosen:
+            continue
+        draw.text((4, top + 8), f"{title} (sample | nearest training image)", FAINT, _font(14))
+        for place, i in enumerate(chosen):
+            x, y = place % columns * width + 4, top + head + place // columns * (size + text_height)
+            sheet.paste(_tile(samples[i], size), (x, y))
+            sheet.paste(_tile(train[int(found.row[i])], size), (x + size + 2, y))
+            draw.rectangle((x - 1, y - 1, x + 2 * size + 2, y + size), outline=(225, 225, 230))
+            ratio = float(found.ratio[i])
+            asked, nearest = captions[i], train_captions[int(found.row[i])]
+            for column, text in enumerate((asked, nearest)):
+                wrapped = _wrap(text, font, size - 2, 3)
+                draw.multiline_text((x + column * (size + 2), y + size + 3), wrapped, INK, font, spacing=2)
+            colour = RED if ratio < COPY_RATIO else FAINT
+            draw.text((x, y + size + 50), f"d1/d2 = {ratio:.2f}", colour, font)
+        top += heights[0] if title == groups[0][0] else 0
+    sheet.save(path, optimize=True)
+
+
+def draw_quality(path: Path, results: Mapping[str, Any]) -> None:
+    """Three panels beside each other: KID with intervals and floor, sharpness, retrieval."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    models = [name for name in results["heldout"] if name != "real"]
+    splits = [split for split in ("heldout", "train") if split in results]
+    colours = {"heldout": "#3457d5", "train": "#c9a227"}
+    figure = Figure(figsize=(13, 3.9), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3)
+    x = np.arange(len(models))
+
+    floors = results["floors"]
+    for offset, split in zip((-0.1, 0.1), splits, strict=False):
+        for panel, name in zip(panels, ("kid", "top_octave", "retrieval_top1"), strict=True):
+            cells = [results[split][model].get(name, {}) for model in models]
+            for i, cell in enumerate(cells):
+                if cell.get("value") is None:
+                    continue
+                error = None
+                if "low" in cell:
+                    error = [[max(cell["value"] - cell["low"], 0)], [max(cell["high"] - cell["value"], 0)]]
+                panel.errorbar(
+                    x[i] + offset, cell["value"], error, fmt="o", ms=6, lw=1.6, color=colours[split]
+                )
+    half = floors["kid_half_half"]
+    if half["value"] is not None:
+        panels[0].axhspan(half["low"], half["high"], color="#999", alpha=0.25, lw=0)
+    gap = floors["sharpness_half_half"]["value"]
+    if gap is not None:
+        panels[1].axhspan(-gap, gap, color="#999", alpha=0.25, lw=0)
+    panels[1].axhline(0, color="#555", lw=0.8)
+    for split in splits:
+        value = results[split]["real"]["retrieval_top1"]["value"]
+        if value is not None:
+            panels[2].axhline(value, color=colours[split], lw=1, ls="--")
+    titles = (
+        "KID, lower is better (grey: two real sets)",
+        "Sharpness: log power of top octave, 0 = real",
+        "Caption retrieval top-1 (dashed: real pictures)",
+    )
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set_title(title, fontsize=10)
+        panel.set_xticks(x, [title_of(model).replace(", ", "\n") for model in models], fontsize=8.5)
+        panel.set_xlim(-0.6, len(models) - 0.4)
+        panel.tick_params(axis="y", labelsize=8.5)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", color="#eee")
+        panel.set_axisbelow(True)
+    for split in splits:
+        panels[0].plot([], [], "o", color=colours[split], label=f"{title_of(split)} captions")
+    panels[0].legend(frameon=False, fontsize=8.5)
+    figure.savefig(path)
+
+
+# --- The page.
+
+COLUMNS = {
+    "kid": ("KID", "kernel distance to the real images; lower is better, two equal sets have 0"),
+    "kid_difference": ("KID - teacher's", "paired by caption; below 0 is better than the fine-tuned model"),
+    "fd": ("FD", "Frechet distance; lower is better"),
+    "precision": ("precision", "share of samples that look real"),
+    "recall": ("recall", "share of real images that the model could have made"),
+    "density": ("density", "how many real neighbourhoods a sample lies in; about 1 for real"),
+    "coverage": ("coverage", "share of real images with a sample nearby"),
+    "top_octave": ("sharpness", "log power of the finest octave relative to real; 0 is as sharp"),
+    "laplacian": ("Laplacian", "variance relative to real; 1 is as sharp"),
+    "gradient": ("edges", "distance between gradient histograms, grey levels; lower is better"),
+    "retrieval_top1": ("retrieval", "share whose caption is found first among all of the split's"),
+    "retrieval_top5": ("top 5", "the same among the first five"),
+    "copies": ("copies", "share of samples that copy a training image (d1/d2 < 1/3)"),
+    "copying_score": ("C_T", "below -3: closer to the training set than real pictures are"),
+}
+PERCENT = {"precision", "recall", "coverage", "retrieval_top1", "retrieval_top5", "copies"}
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Evaluation: {{ "passed" if verdict.passed else "not promoted" }}</title>
+<style>
+ :root { --ink:#22222a; --faint:#74747f; --line:#e6e6ea; --good:#1f7a4d; --bad:#b3372f; --paper:#fbfbf9; }
+ body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.55 system-ui,sans-serif; }
+ main { max-width:1240px; margin:0 auto; padding:48px 28px 80px; }
+ h1 { font-size:40px; line-height:1.15; margin:0 0 8px; letter-spacing:-.02em; }
+ h2 { font-size:22px; margin:56px 0 6px; letter-spacing:-.01em; }
+ p { max-width:72ch; margin:6px 0 14px; } .faint, figcaption { color:var(--faint); font-size:14px; }
+ .good { color:var(--good); } .bad { color:var(--bad); }
+ .facts { display:flex; flex-wrap:wrap; gap:14px; margin:26px 0 8px; }
+ .fact { background:#fff; border:1px solid var(--line); border-radius:12px; padding:14px 18px; min-width:150px; }
+ .fact b { display:block; font-size:26px; line-height:1.2; }
+ figure { margin:18px 0; } img { max-width:100%; display:block; border:1px solid var(--line);
+   border-radius:12px; background:#fff; padding:12px; box-sizing:border-box; }
+ .scroll { overflow-x:auto; } table { border-collapse:collapse; font-size:14px; background:#fff; }
+ th,td { padding:7px 11px; border-bottom:1px solid var(--line); text-align:right; white-space:nowrap; }
+ th:first-child,td:first-child { text-align:left; } th { font-weight:600; cursor:help; }
+ td small { display:block; color:var(--faint); font-size:11.5px; } .none { color:var(--faint); font-size:12px; }
+ .rules td { text-align:left; white-space:normal; } tr.gated td { background:#f4f6ff; }
+ code { font-size:12.5px; color:var(--faint); word-break:break-all; }
+</style></head><body><main>
+<h1 class="{{ 'good' if verdict.passed else 'bad' }}">
+{{ "Passed: ready to become champion" if verdict.passed else "Not promoted" }}</h1>
+<p>{{ titles[results.gate.candidate]|capitalize }} against the {{ titles[results.gate.baseline] }} model, on captions
+of pictures that no stage has trained on.
+{% if not verdict.passed %}Rules not met: {{ failed|join(", ") }}.{% endif %}</p>
+<div class="facts">
+{% for label, value in facts %}<div class="fact"><b>{{ value }}</b>{{ label }}</div>
+{% endfor %}</div>
+
+<table class="rules"><tr><th>rule</th><th>found</th><th>threshold</th><th>why</th></tr>
+{% for rule in verdict.rules %}<tr><td class="{{ 'good' if rule.passed else 'bad' }}">
+{{ "\u2713" if rule.passed else "\u2717" }} {{ rule.name }}</td>
+<td>{{ number(rule.value) }}</td><td>{{ number(rule.threshold) }}</td><td>{{ rule.reason }}</td></tr>
+{% endfor %}</table>
+
+<h2>Held-out captions</h2>
+<p>Asked for in words only: the models have seen neither these pictures nor their variants.
+The core makes {{ core_resolution }} px; it is compared after bicubic enlargement and shown with its own pixels.</p>
+<figure><img src="heldout_captions.png" alt="{{ heldout_alt }}"></figure>
+{% if has_train %}<h2>Training captions</h2>
+<p>Here a model can also shine by remembering. That is why the gate does not look at them.</p>
+<figure><img src="train_captions.png" alt="Grid of training captions: real, core, fine-tuned, refined"></figure>{% endif %}
+
+<h2>Numbers</h2>
+<figure><img src="quality.png" alt="KID, sharpness and retrieval of every model"></figure>
+{% for split, extractor, prefix in tables %}
+<h3>{{ titles.get(split, split)|capitalize }} captions{% if prefix %}, {{ extractor }} features:
+<span class="bad">leak-suspect</span>{% endif %}</h3>
+{% if prefix %}<p class="faint">{{ extractor }} and the discriminator's network learned from the same photographs, so a refined
+model may please both without being better. Not used by the gate.</p>{% endif %}
+<div class="scroll"><table><tr><th>model</th>{% for key, column, hint in columns(split, prefix) %}
+<th title="{{ hint }}">{{ column }}</th>{% endfor %}</tr>
+{% for model, found in results[split].items() if not prefix or model != "real" %}
+<tr{% if model == results.gate.candidate %} class="gated"{% endif %}><td>{{ titles[model] }}</td>
+{% for key, column, hint in columns(split, prefix) %}<td>{{ cell(found.get(key), key) }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% endfor %}
+<h3>Noise floors</h3>
+<p class="faint">What two sets of real pictures already differ by. A difference below these is none.</p>
+<div class="scroll"><table><tr><th>floor</th><th>value</th></tr>
+{% for name, found in results.floors.items() %}<tr><td>{{ name.replace("_", " ") }}</td><td>{{ cell(found, name) }}</td></tr>
+{% endfor %}</table></div>
+
+<h2>Copying</h2>
+<p>A sample counts as a copy if its nearest training picture, mirrored ones included, is less than a third as far as
+the next base (pixels at 32 px). No detector is reliable, so look for yourself.</p>
+<p>{% for line in copying %}{{ line }}<br>{% endfor %}</p>
+<figure><img src="neighbours.png" alt="Samples beside their nearest training images"></figure>
+
+<h2>Speed</h2>
+<div class="scroll"><table><tr><th>model</th><th>calls an image</th><th>images</th><th>seconds</th><th>images/s</th></tr>
+{% for name, row in throughput.items() if "images" in row %}<tr><td>{{ name.replace("_", " ") }}</td><td>{{ row.nfe }}</td>
+<td>{{ row.images }}</td><td>{{ row.seconds }}</td><td>{{ row.images_per_second }}</td></tr>
+{% endfor %}</table></div>
+
+<h2>Provenance</h2>
+<p class="faint">{% for name, e in results.extractors.items() %}{{ name }}: {{ e.dim }} features, whitened to
+{{ e.whitened_dim }} on the real training images{% if e.leak_suspect %}, leak-suspect{% endif %}; weights sha256
+<code>{{ e.sha256 }}</code><br>{% endfor %}
+model <code>{{ verdict.model_digest }}</code><br>data <code>{{ verdict.data_digest }}</code></p>
+</main></body></html>
+"""
+
+
+def number(value: float | None, percent: bool = False) -> str:
+    """A number as the page shows it; a dash for none."""
+    if value is None:
+        return "\u2013"
+    return f"{value:.1%}" if percent else f"{value:.3g}"
+
+
+def render(
+    results: Mapping[str, Any],
+    verdict: Mapping[str, Any],
+    throughput: Mapping[str, Any],
+    captions: Sequence[str],
+    core_resolution: int,
+) -> str:
+    """The page, self-contained but for the pictures beside it. All values are escaped."""
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    def cell(found: Mapping[str, Any] | None, key: str) -> Markup:
+        if found is None:
+            return Markup("")
+        percent = key in PERCENT or key.split("_", 1)[-1] in PERCENT
+        if found["value"] is None:
+            return Markup('<span class="none">{}</span>').format(found.get("reason", "none"))
+        note = f"n={found['n']}"
+        if "low" in found:
+            note = f"{number(found['low'])} \u2026 {number(found['high'])}, {note}"
+        return Markup("{}<small>{}</small>").format(number(found["value"], percent), note)
+
+    def columns(split: str, prefix: str) -> list[tuple[str, str, str]]:
+        present = {key for found in results[split].values() for key in found}
+        return [(prefix + key, *text) for key, text in COLUMNS.items() if prefix + key in present]
+
+    models = list(results["heldout"])
+    splits = [split for split in ("heldout", "train") if split in results]
+    suspects = [name for name, e in results["extractors"].items() if e["leak_suspect"]]
+    main = next(name for name in results["extractors"] if name not in suspects)
+    environment = Environment(autoescape=True, trim_blocks=False)
+    return environment.from_string(PAGE).render(
+        results=results,
+        verdict=verdict,
+        throughput=throughput,
+        titles={name: title_of(name) for name in [*models, *splits]},
+        failed=[rule["name"].replace("_", " ") for rule in verdict["rules"] if not rule["passed"]],
+        facts=_facts(results, throughput),
+        tables=[
+            (split, name, "" if name == main else f"{name}_")
+            for split in splits
+            for name in (main, *suspects)
+        ],
+        columns=columns,
+        cell=cell,
+        number=number,
+        copying=_copying(results, splits),
+        has_train="train" in results,
+        heldout_alt="Grid of held-out captions: " + ", ".join(captions[:GRID_CAPTIONS]),
+        core_resolution=core_resolution,
+    )
+
+
+def _facts(results: Mapping[str, Any], throughput: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The few numbers at the top, as (label, value)."""
+    candidate, baseline = results["gate"]["candidate"], results["gate"]["baseline"]
+    mine, teacher = results["heldout"][candidate], results["heldout"][baseline]
+    fast, slow = (throughput[f"heldout/{name}"]["images_per_second"] for name in (candidate, baseline))
+    retrieval = results["heldout"]["real"]["retrieval_top1"]["value"]
+    facts = [
+        (f"KID; {number(teacher['kid']['value'])} {title_of(baseline)}", number(mine["kid"]["value"])),
+        (
+            f"captions found; {number(retrieval, True)} for real pictures",
+            number(mine["retrieval_top1"]["value"], True),
+        ),
+        ("of held-out samples are copies", number(mine["copies"]["value"], True)),
+        (f"images/s; {slow:.3g} {title_of(baseline)}", f"{fast:.3g}"),
+    ]
+    alone = throughput.get(f"one_image/{candidate}")
+    return facts + ([("for one image alone", f"{alone['seconds'] * 1000:.0f} ms")] if alone else [])
+
+
+def _copying(results: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+    lines = []
+    for split in splits:
+        for model, found in results[split].items():
+            each = found.get("copies")
+            if each:
+                text = each.get("reason") or f"{number(each['value'], True)} of {each['n']}"
+                lines.append(f"{title_of(split)} captions, {title_of(model)}: {text}")
+    return lines
