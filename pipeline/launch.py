@@ -1,0 +1,680 @@
+"""Where a stage runs: in this process, on local Ray, or as a job of a Ray cluster.
+
+A stage is `with launch.stage(name, params) as stage:` around its work. That holds the lease of the stage's
+run folder, `runs/<stage>/<fingerprint>/`, and its tracking run. `stage.run(worker)` trains there, continuing
+where a killed run left off, or doing nothing where a finished result verifies; `stage.export` copies the
+result to the outputs. The fingerprint is taken from dvc.yaml without DVC or git: a cluster has neither.
+
+This is the one module of the pipeline that imports ray, and it does so when it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline import artifacts, tracking
+from pipeline.config import ComputeProfile, Params, load_profile
+from pipeline.errors import (
+    AccessError,
+    BadData,
+    Busy,
+    ConfigError,
+    GateFailed,
+    InputMissing,
+    PipelineError,
+    StorageError,
+    describe,
+)
+
+Worker = Callable[[dict[str, Any]], None]
+
+CHECKPOINT_FORMAT = 1  # Another one starts other runs instead of failing to load.
+RUNS_VARIABLE = "CRESCENDO_RUNS"
+POLL_SECONDS = 1.0
+LINE_SECONDS = 15.0  # between progress lines where there is no terminal
+FAILURE = "failure.json"
+JOB = "job.json"
+PR_SET_PDEATHSIG = 1
+
+
+# --- What DVC compares for a stage.
+
+
+def read_stages(root: Path) -> dict[str, Any]:
+    """The stages of dvc.yaml, with `${section.key}` replaced by the values of params.yaml."""
+    tree, params = _yaml(root / "dvc.yaml"), _yaml(root / "params.yaml")
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, str):
+            return re.sub(r"\$\{([^}]+)\}", lambda found: str(_lookup(params, found[1])), value)
+        if isinstance(value, list):
+            return [fill(item) for item in value]
+        if isinstance(value, dict):
+            return {fill(key): fill(item) for key, item in value.items()}
+        return value
+
+    stages: dict[str, Any] = fill(tree["stages"])
+    return stages
+
+
+def _yaml(path: Path) -> Any:
+    from ruamel.yaml import YAML
+
+    if not path.is_file():
+        raise InputMissing("E-INP-030", str(path), "is missing", "run from the root of a checkout")
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+
+
+def _lookup(tree: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        if not isinstance(tree, Mapping) or key not in tree:
+            raise ConfigError("E-CFG-030", "dvc.yaml", f"params.yaml has no {dotted}", "correct the key")
+        tree = tree[key]
+    return tree
+
+
+def digest_path(path: Path) -> str:
+    """Digest of a file's bytes, of an artifact directory's verified manifest, or of any folder's files.
+
+    Raises InputMissing where there is nothing, StorageError where an artifact does not verify.
+    """
+    if path.is_file():
+        return artifacts.sha256_file(path)
+    if (path / artifacts.MANIFEST).is_file():
+        artifacts.verify_directory(path)
+        return artifacts.directory_digest(path)
+    if path.is_dir():
+        files = (file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+        return artifacts.digest({str(file.relative_to(path)): artifacts.sha256_file(file) for file in files})
+    raise InputMissing("E-INP-031", str(path), "is missing", "run `dvc repro`, which makes or fetches it")
+
+
+def _names(entries: Sequence[Any]) -> list[str]:
+    """Paths of `deps` or `outs`, each a path or {path: flags}."""
+    return [next(iter(entry)) if isinstance(entry, Mapping) else str(entry) for entry in entries]
+
+
+def dependencies(stage: str, root: Path) -> dict[str, str]:
+    """{path: digest} of all that `stage` depends on, code included."""
+    return {path: digest_path(root / path) for path in _names(_section(stage, root).get("deps", []))}
+
+
+def outputs(stage: str, root: Path) -> list[str]:
+    """Paths that `stage` writes."""
+    return _names(_section(stage, root).get("outs", []))
+
+
+def _section(stage: str, root: Path) -> dict[str, Any]:
+    section: dict[str, Any] = read_stages(root)[stage]
+    return section
+
+
+def _params_of(stage: str, root: Path) -> dict[str, Any]:
+    tree = _yaml(root / "params.yaml")
+    return {name: _lookup(tree, name) for name in _section(stage, root).get("params", [])}
+
+
+def stage_fingerprint(stage: str, root: Path, deps: Mapping[str, str] | None = None) -> str:
+    """Digest of what DVC compares for `stage` (its dependencies and parameters) and the checkpoint format."""
+    compared = dict(deps if deps is not None else dependencies(stage, root))
+    return artifacts.digest(
+        {"stage": stage, "deps": compared, "params": _params_of(stage, root), "format": CHECKPOINT_FORMAT}
+    )
+
+
+# --- Progress: what a worker appends to progress.jsonl, on the terminal and in the tracker.
+
+
+class Tail:
+    """Whole new records of a growing JSON-lines file, which may also be cut and replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._inode, self._offset = -1, 0
+        self._seen: set[tuple[int, float]] = set()
+
+    def read(self) -> list[dict[str, Any]]:
+        """Records that were not returned before; none where there is no file yet."""
+        if not self.path.exists():
+            return []
+        with open(self.path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                self._inode, self._offset = status.st_ino, 0
+            file.seek(self._offset)
+            whole = file.read().rpartition(b"\n")[0]
+        if not whole:
+            return []
+        self._offset += len(whole) + 1
+        records = [json.loads(line) for line in whole.split(b"\n")]
+        fresh = [record for record in records if (record["nimg"], record["time"]) not in self._seen]
+        self._seen.update((record["nimg"], record["time"]) for record in fresh)
+        return fresh
+
+
+def progress_line(stage: str, first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """`pretrain 3,200/64,000 images, 85.3/s, loss 0.1234, 11:52 left`, from two records of one session."""
+    parts = [f"{stage} {last['nimg']:,}/{last['total']:,} images"]
+    elapsed, seen = last["time"] - first["time"], last["nimg"] - first["nimg"]
+    speed = seen / elapsed if elapsed > 0 else 0.0
+    if speed > 0:
+        parts.append(f"{speed:.3g}/s")
+    loss = next((name for name in last["metrics"] if "loss" in name), None)
+    if loss:
+        parts.append(f"{loss.replace('_', ' ')} {last['metrics'][loss]:.4g}")
+    if speed > 0:
+        parts.append(f"{_clock((last['total'] - last['nimg']) / speed)} left")
+    return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class ProgressWatch:
+    """A thread that follows a run folder while a worker trains: prints progress, feeds the tracker."""
+
+    def __init__(self, stage: str, run_dir: Path, run: tracking.StageRun, out: TextIO | None = None) -> None:
+        self.stage, self.run_dir, self.run = stage, run_dir, run
+        self.out = out or sys.stderr
+        self._tail = Tail(run_dir / "progress.jsonl")
+        self._pictures: set[Path] = set()
+        self._first: dict[str, Any] | None = None
+        self._last_line = time.monotonic() - LINE_SECONDS
+        self._started = time.time()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def __enter__(self) -> ProgressWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look(final=True)
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            self._look()
+
+    def _look(self, final: bool = False) -> None:
+        records = self._tail.read()
+        if records:
+            self.run.log_batch(records)
+        for picture in sorted(set((self.run_dir / "samples").glob("nimg-*.png")) - self._pictures):
+            if not final and time.time() - picture.stat().st_mtime < POLL_SECONDS:
+                continue  # It may still be being written.
+            self._pictures.add(picture)
+            self.run.log_image(picture, "samples", int(picture.stem.removeprefix("nimg-")))
+        live = [r for r in records if "total" in r and r["metrics"] and r["time"] >= self._started]
+        if live:
+            self._first = self._first or live[0]
+            self._print(progress_line(self.stage, self._first, live[-1]), final)
+        if final and self._first and self.out.isatty():
+            print(file=self.out, flush=True)
+
+    def _print(self, line: str, final: bool) -> None:
+        if self.out.isatty():
+            print(f"\r\x1b[2K{line}", end="", file=self.out, flush=True)
+        elif final or time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
+            print(line, file=self.out, flush=True)
+
+
+# --- Failures that are no use repeating: carried from a worker to the driver as JSON.
+
+
+def guarded(worker: Worker, config: dict[str, Any]) -> None:
+    """Run `worker`; a failure that a restart would only repeat is written to `run_dir/failure.json`.
+
+    Then all workers return, so that Ray does not restart them, and `raise_failure` tells the driver. What a
+    restart may cure goes through: RuntimeError (collectives whose peer died, devices) and lost connections.
+    """
+    record = Path(config["run_dir"]) / FAILURE
+    try:
+        worker(config)
+    except (RuntimeError, ConnectionError, TimeoutError):
+        # A peer that found such a failure has left the collective: give its record a moment to appear.
+        deadline = time.monotonic() + 2.0
+        while not record.exists():
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+    except Exception as exc:
+        artifacts.write_atomic(record, json.dumps(_portable(exc)))
+
+
+def _portable(exc: Exception) -> dict[str, Any]:
+    if isinstance(exc, PipelineError):
+        return {"kind": type(exc).__name__, "args": list(exc.args)}
+    if describe(exc) is not None and isinstance(exc, OSError):
+        return {"kind": "OSError", "args": [exc.errno, exc.strerror or str(exc), str(exc.filename or "")]}
+    return {"kind": "bug", "args": ["".join(traceback.format_exception(exc))]}
+
+
+def raise_failure(run_dir: Path) -> None:
+    """Raise the failure that a worker recorded, if any, and clear the record."""
+    record = run_dir / FAILURE
+    if not record.is_file():
+        return
+    failure = json.loads(record.read_text(encoding="utf-8"))
+    record.unlink()
+    kinds: tuple[type[PipelineError], ...] = (
+        ConfigError, InputMissing, BadData, StorageError, Busy, AccessError, GateFailed,
+    )  # fmt: skip
+    by_name = {kind.__name__: kind for kind in kinds}
+    if failure["kind"] in by_name:
+        raise by_name[failure["kind"]](*failure["args"])
+    if failure["kind"] == "OSError":
+        number, reason, filename = failure["args"]
+        raise OSError(number, reason, filename) if filename else OSError(number, reason)
+    raise RuntimeError(f"a training worker failed:\n{failure['args'][0]}")
+
+
+# --- Ray Train.
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_enable_metrics_collection": "0",
+}
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
+    """A private, quiet Ray on this machine; or, where this process is a job's, the cluster's."""
+    import logging
+
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    main = threading.current_thread() is threading.main_thread()
+    kept = signal.getsignal(signal.SIGTERM) if main else None
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if inside_job:
+        ray.init(address="auto", **common)
+    else:
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.init(
+            address="local",
+            num_cpus=max(workers, cpu_count()),
+            include_dashboard=False,
+            object_store_memory=80 * 2**20,
+            **common,
+        )
+    if main and kept is not None:
+        signal.signal(signal.SIGTERM, kept)  # ray.init replaces it by one that ends without unwinding.
+    try:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def inside_ray_job() -> bool:
+    """True in the driver of a Ray job, where a cluster is at hand."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile: ComputeProfile) -> None:
+    """Run `worker` in `profile.workers` processes with a process group; killed ones restart together.
+
+    Raises:
+        Busy: workers died more often than the profile allows.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchTrainer
+
+    scratch = Path(config["run_dir"]) / "ray"
+    trainer = TorchTrainer(
+        _RemoteWorker(worker),
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=profile.workers, use_gpu=profile.use_gpu),
+        run_config=RunConfig(
+            name=f"{stage}-{secrets.token_hex(8)}",  # Ray "resumes" a name it knows, finished or not.
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=profile.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise_failure(Path(config["run_dir"]))
+        raise _explain(stage, error.worker_failures, profile.max_failures) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _RemoteWorker:
+    """`guarded(worker, config)` as an object that Ray can send."""
+
+    worker: Worker
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        guarded(self.worker, config)
+
+
+def _explain(stage: str, failures: Mapping[int, Exception], max_failures: int) -> Exception:
+    from ray.exceptions import RayActorError
+
+    # A worker that died takes its peers' collectives with it; their errors only follow from it.
+    dead = sorted(rank for rank, error in failures.items() if isinstance(error, RayActorError))
+    if dead or not failures:
+        problem = f"worker {', '.join(map(str, dead)) or '?'} died, after {max_failures} restarts"
+        fix = "free memory if it was short, and run it again: it continues from the last checkpoint"
+        return Busy("E-BUSY-030", stage, problem, fix)
+    rank, error = min(failures.items())
+    return RuntimeError(f"training worker {rank} failed:\n{error}")
+
+
+def execute(stage: str, worker: Worker, config: dict[str, Any], profile: ComputeProfile) -> None:
+    """Run `worker` here: in this process, or on Ray (the cluster's inside a job, else one of our own)."""
+    (Path(config["run_dir"]) / FAILURE).unlink(missing_ok=True)
+    if profile.workers == 0:
+        worker(config)
+        return
+    with ray_session(profile.workers, inside_ray_job()):
+        train_under_ray(stage, worker, config, profile)
+    raise_failure(Path(config["run_dir"]))
+
+
+# --- Jobs: a stage of this machine whose training runs on a cluster.
+
+
+def name_of(worker: Worker) -> str:
+    """`module:function`, by which another machine finds the worker."""
+    return f"{worker.__module__}:{worker.__qualname__}"
+
+
+def run_as_job(
+    stage: str, worker: Worker, config: dict[str, Any], profile: ComputeProfile, inputs: Sequence[str]
+) -> None:
+    """Submit `worker` to the cluster at `profile.address`, and wait for it.
+
+    The code travels as the job's package; inputs travel, by digest, through the shared storage, in which the
+    run folder lies too. A job of this run that is alive already is joined, so a killed client may come back.
+
+    Raises:
+        StorageError: no answer from the cluster. Busy: the job was stopped or died.
+    """
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    from ray.job_submission import JobSubmissionClient
+
+    assert profile.address is not None
+    assert profile.storage is not None
+    root, run_dir = Path(config["root"]), Path(config["run_dir"])
+    shared = share_inputs(root, Path(profile.storage), run_dir, inputs)
+    body = {
+        "stage": stage,
+        "worker": name_of(worker),
+        "config": {**config, "root": str(shared)},
+        "profile": profile.model_dump(mode="json"),
+    }
+    artifacts.write_atomic(run_dir / JOB, json.dumps(body, indent=1))
+    (run_dir / FAILURE).unlink(missing_ok=True)
+    os.environ.pop("RAY_ADDRESS", None)  # It would win over the profile's address.
+    try:
+        client = JobSubmissionClient(profile.address)
+        job = _living_job(client, str(run_dir)) or client.submit_job(
+            entrypoint=f"python -m stages.job {_quote(str(run_dir))}",
+            runtime_env={
+                "working_dir": str(root),
+                "excludes": [
+                    "/.git",
+                    "/.venv",
+                    "/.dvc",
+                    "/data",
+                    "/models",
+                    "/reports",
+                    "/runs",
+                    "/mlartifacts",
+                ],
+                "env_vars": _forwarded(),
+            },
+            metadata={"crescendo_run": str(run_dir)},
+        )
+    except (ConnectionError, RuntimeError) as error:
+        problem = f"no Ray cluster takes the job ({error})"
+        raise StorageError("E-IO-030", profile.address, problem, "check `address` and the cluster") from None
+    _wait_for(client, job, stage, run_dir)
+
+
+def _quote(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def _forwarded() -> dict[str, str]:
+    names = ("CRESCENDO_FAILPOINT", "CRESCENDO_FAILPOINT_FILE")
+    return {**QUIET, **{name: os.environ[name] for name in names if name in os.environ}}
+
+
+def _living_job(client: Any, run_dir: str) -> str | None:
+    for job in client.list_jobs():
+        if (job.metadata or {}).get("crescendo_run") == run_dir and not job.status.is_terminal():
+            return str(job.submission_id)
+    return None
+
+
+def _wait_for(client: Any, job: str, stage: str, run_dir: Path) -> None:
+    """Return when `job` has succeeded; a stop of this process stops the job as well."""
+    from ray.job_submission import JobStatus
+
+    try:
+        while not (status := client.get_job_status(job)).is_terminal():
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        client.stop_job(job)
+        raise
+    raise_failure(run_dir)
+    if status != JobStatus.SUCCEEDED:
+        (run_dir / "job.log").write_text(client.get_job_logs(job), encoding="utf-8")
+        problem = f"the job {job} ended as {status.value}; its log is {run_dir / 'job.log'}"
+        raise Busy("E-BUSY-031", stage, problem, "run it again: it continues from the last checkpoint")
+
+
+def share_inputs(root: Path, storage: Path, run_dir: Path, inputs: Sequence[str]) -> Path:
+    """A folder on the shared storage that holds `inputs` at their paths, copied once a digest."""
+    view = run_dir / "inputs"
+    for name in inputs:
+        source = root / name
+        target = storage / "inputs" / digest_path(source)
+        if not target.exists():
+            copy_into_place(source, target)
+        link = view / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target, link.parent))
+    view.mkdir(parents=True, exist_ok=True)
+    return view
+
+
+def run_job(run_dir: Path) -> None:
+    """The other end of `run_as_job`, on the cluster."""
+    body = json.loads((run_dir / JOB).read_text(encoding="utf-8"))
+    module, _, function = body["worker"].partition(":")
+    worker: Worker = getattr(importlib.import_module(module), function)
+    profile = ComputeProfile.model_validate(body["profile"])
+    try:
+        execute(body["stage"], worker, body["config"], profile)
+    except (PipelineError, OSError) as exc:
+        artifacts.write_atomic(run_dir / FAILURE, json.dumps(_portable(exc)))
+        raise
+
+
+# --- The stage.
+
+
+def copy_into_place(source: Path, target: Path) -> None:
+    """Copy a file or folder beside `target` and rename it there; what was there is replaced as a whole."""
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary, aside = (target.with_name(f"{target.name}.{kind}-{token}") for kind in ("tmp", "old"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, temporary)
+        else:
+            shutil.copy2(source, temporary)
+        if target.exists():
+            os.rename(target, aside)
+        os.rename(temporary, target)
+    finally:
+        for leftover in (temporary, aside):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+@dataclass
+class Stage:
+    """One run of one stage; made by `stage`.
+
+    root: the repository. run_dir: its working state, absolute. inputs: {path: digest} of what other stages or
+    the user made. tracker: its MLflow run.
+    """
+
+    name: str
+    params: Params
+    profile: ComputeProfile
+    root: Path
+    run_dir: Path
+    fingerprint: str
+    inputs: dict[str, str]
+    tracker: tracking.StageRun
+    _exported: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a worker gets; plain values, so that it can be sent."""
+        threads = self.profile.threads or max(1, cpu_count() // max(1, self.profile.workers))
+        return {
+            "params": self.params.model_dump(mode="json"),
+            "root": str(self.root),
+            "run_dir": str(self.run_dir),
+            "inputs": self.inputs,
+            "precision": self.profile.precision,
+            "threads": threads,
+        }
+
+    def finished(self) -> bool:
+        """True where `run_dir/result` is there and verifies; a damaged one is made again."""
+        if not (self.run_dir / "result").exists():
+            return False
+        try:
+            artifacts.verify_directory(self.run_dir / "result")
+        except StorageError as exc:
+            print(f"warning: {exc}", file=sys.stderr)
+            return False
+        return True
+
+    def run(self, worker: Worker) -> None:
+        """Train: `worker(config)` in one process or many, from the last checkpoint, to `run_dir/result`."""
+        if self.finished():
+            print(f"{self.name}: finished before, in {self.run_dir.name}; exporting", file=sys.stderr)
+            return
+        with ProgressWatch(self.name, self.run_dir, self.tracker):
+            if self.profile.address and not inside_ray_job():
+                run_as_job(self.name, worker, self.config, self.profile, list(self.inputs))
+            else:
+                execute(self.name, worker, self.config, self.profile)
+        artifacts.verify_directory(self.run_dir / "result")
+
+    def export(self, mapping: Mapping[str, str]) -> None:
+        """Copy folders of the run folder to outputs, each whole: {"result/model": "models/core"}."""
+        for source, target in mapping.items():
+            copy_into_place(self.run_dir / source, self.root / target)
+            self._exported.append(target)
+            numbers = self.root / target / "metrics.json"
+            if numbers.is_file():
+                self.log_metrics(_numbers(json.loads(numbers.read_text(encoding="utf-8"))))
+                self.log_artifact(self.root / target)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Numbers of the stage as a whole, for the tracker."""
+        self.tracker.log_metrics(metrics, step)
+
+    def log_artifact(self, path: str | Path) -> None:
+        """A file or folder for the tracker."""
+        self.tracker.log_artifact(self.root / path)
+
+
+def _numbers(tree: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in tree.items() if isinstance(value, int | float)}
+
+
+def runs_folder(root: Path, profile: ComputeProfile) -> Path:
+    """CRESCENDO_RUNS, else `runs` on the profile's shared storage, else `runs` in the repository."""
+    given = os.environ.get(RUNS_VARIABLE)
+    if given:
+        return Path(given).resolve()
+    return Path(profile.storage, "runs") if profile.storage else root / "runs"
+
+
+def die_with_dvc() -> None:
+    """Under `dvc repro`, be told to stop when DVC dies: it would leave us running beside the next repro."""
+    if "DVC_STAGE" not in os.environ or threading.current_thread() is not threading.main_thread():
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:  # It died before we asked.
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stage(name: str, params: Params, root: Path | None = None) -> Iterator[Stage]:
+    """Hold the lease of the stage's run folder and its tracking run for the block.
+
+    Raises:
+        Busy: another process runs the same stage on the same inputs.
+        InputMissing, StorageError: a dependency is not there, or does not verify.
+    """
+    die_with_dvc()
+    root = (root or Path.cwd()).resolve()
+    profile = load_profile(root)
+    deps = dependencies(name, root)
+    fingerprint = stage_fingerprint(name, root, deps)
+    inputs = {path: digest for path, digest in deps.items() if not path.endswith(".py")}
+    run_dir = runs_folder(root, profile) / name / fingerprint[:16]
+    with artifacts.lease(run_dir / "lease"):
+        fresh = not any((run_dir / state).exists() for state in ("result", "checkpoints"))
+        tracker = tracking.start_stage_run(
+            name, root, _params_of(name, root), inputs, fingerprint=fingerprint, fresh=fresh
+        )
+        with tracker:
+            yield Stage(name, params, profile, root, run_dir, fingerprint, inputs, tracker)
+            tracker.log_outputs(
+                {path: digest_path(root / path) for path in outputs(name, root) if (root / path).exists()}
+            )

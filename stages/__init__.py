@@ -1,0 +1,1 @@
+"""The stages of dvc.yaml, each run by `python -m stages.<name>`."""

@@ -1,0 +1,16 @@
+"""`python -m stages.job RUN_DIR`: the part of a stage that runs on a cluster."""
+
+import sys
+from pathlib import Path
+
+from pipeline import launch
+from pipeline.errors import run_main
+
+
+def main() -> None:
+    """Train what RUN_DIR/job.json says."""
+    launch.run_job(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    run_main(main)
