@@ -63,6 +63,10 @@ class TextEncoder(Protocol):
         """
         ...
 
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption before any are cut."""
+        ...
+
 
 class MiniLM:
     """all-MiniLM-L6-v2 in eval mode, float32, on the CPU.

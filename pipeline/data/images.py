@@ -56,7 +56,7 @@ def decode(content: bytes, where: str, background: Sequence[int]) -> Pixels:
         except UnidentifiedImageError:
             problem = f"is none of {', '.join(FORMATS)}"
             raise BadData("E-IMG-003", where, problem, "convert it, or remove it") from None
-        except Exception as exc:  # noqa: BLE001 - decoders of damaged bytes raise whatever they meet
+        except Exception as exc:  # Decoders of damaged bytes raise whatever they meet.
             raise BadData("E-IMG-005", where, f"is damaged ({_reason(exc)})", damaged) from None
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -69,7 +69,7 @@ def decode(content: bytes, where: str, background: Sequence[int]) -> Pixels:
             image.load()
             upright = ImageOps.exif_transpose(image)
             return np.asarray(_to_rgb(upright, background), np.uint8)
-        except Exception as exc:  # noqa: BLE001 - as above
+        except Exception as exc:
             raise BadData("E-IMG-005", where, f"is damaged ({_reason(exc)})", damaged) from None
 
 

@@ -11,7 +11,7 @@ JSON is ASCII, so that a line is a line in any reader. `pipeline.data.dataset` r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.data.captions import TextEncoder
 from pipeline.data.images import Pixels
 
 SHARD_IMAGES = 4096
+ENCODE_CAPTIONS = 256  # At a time.
 
 
 def dump_lines(rows: Iterable[Any]) -> str:
@@ -51,6 +52,12 @@ class ShardWriter:
             self._shards += 1
             self._pending = []
 
+    def read(self, number: int) -> Pixels:
+        """Picture `number`, uint8 [R, R, 3], from the shards written so far."""
+        path = self._folder / f"images-{number // self._size:05d}.npy"
+        picture: Pixels = np.load(path, mmap_mode="r")[number % self._size]
+        return np.ascontiguousarray(picture.transpose(1, 2, 0))
+
 
 def write_index(
     folder: Path, rows: Sequence[dict[str, Any]], captions: Sequence[tuple[str, ...]]
@@ -69,14 +76,17 @@ def write_index(
     return unique
 
 
-def write_text(folder: Path, captions: Sequence[str], encoder: TextEncoder) -> None:
-    """Encode all captions and write text.safetensors."""
+def write_text(
+    folder: Path, captions: Sequence[str], encoder: TextEncoder, progress: Callable[[int], None]
+) -> None:
+    """Encode all captions and write text.safetensors; `progress` hears how many are done."""
     from safetensors.numpy import save_file
 
-    pooled, tokens, mask = encoder.encode(captions)
-    arrays: dict[str, np.ndarray[Any, Any]] = {
-        "pooled": pooled.astype(np.float16),
-        "tokens": tokens.astype(np.float16),
-        "mask": mask.astype(np.uint8),
-    }
+    parts: list[dict[str, np.ndarray[Any, Any]]] = []
+    for start in range(0, len(captions), ENCODE_CAPTIONS):
+        pooled, tokens, mask = encoder.encode(captions[start : start + ENCODE_CAPTIONS])
+        halves = {"pooled": pooled.astype(np.float16), "tokens": tokens.astype(np.float16)}
+        parts.append({**halves, "mask": mask.astype(np.uint8)})
+        progress(min(start + ENCODE_CAPTIONS, len(captions)))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     save_file(arrays, folder / "text.safetensors")

@@ -91,58 +91,42 @@ class Report:
 
 
 def _expectations(resolution: int, max_tokens: int) -> list[Any]:
-    import great_expectations.expectations as gxe
+    import great_expectations.expectations as module
 
-    def because(name: str, severity: str) -> dict[str, Any]:
-        return {"severity": severity, "meta": {"name": name}, "notes": name}
+    gxe: Any = module
 
+    def expect(severity: str, name: str, kind: Any, **settings: Any) -> Any:
+        return kind(severity=severity, notes=name, meta={"name": name}, **settings)
+
+    between, unique = gxe.ExpectColumnValuesToBeBetween, gxe.ExpectColumnValuesToBeUnique
+    given, among = gxe.ExpectColumnValuesToNotBeNull, gxe.ExpectColumnValuesToBeInSet
+    lengths, contain = gxe.ExpectColumnValueLengthsToBeBetween, gxe.ExpectColumnDistinctValuesToContainSet
+    rows, splits, size = gxe.ExpectTableRowCountToBeBetween, ["train", "val", "test"], [resolution]
+    must, should = "critical", "warning"
     return [
-        gxe.ExpectTableRowCountToBeBetween(min_value=1, **because("there is at least one image", "critical")),
-        gxe.ExpectColumnValuesToNotBeNull(column="id", **because("every image has an id", "critical")),
-        gxe.ExpectColumnValuesToBeUnique(column="id", **because("ids are unique", "critical")),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="width", value_set=[resolution], **because(f"width is {resolution} px", "critical")
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="height", value_set=[resolution], **because(f"height is {resolution} px", "critical")
-        ),
-        gxe.ExpectColumnValuesToBeUnique(
-            column="pixels", **because("no two images have equal pixels", "critical")
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="std", min_value=MIN_STD, mostly=0.95, **because("at most 5% are blank", "critical")
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="std", min_value=MIN_STD, **because("no image is blank", "warning")
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="split",
-            value_set=["train", "val", "test"],
-            **because("every image is in train, val or test", "critical"),
-        ),
-        gxe.ExpectColumnDistinctValuesToContainSet(
-            column="split", value_set=["train"], **because("some images are for training", "critical")
-        ),
-        gxe.ExpectColumnDistinctValuesToContainSet(
-            column="split", value_set=["val", "test"], **because("some images are held out", "warning")
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="splits_of_base",
-            value_set=[1],
-            **because("variants of one motif are in one split", "critical"),
-        ),
-        gxe.ExpectColumnValueLengthsToBeBetween(
+        # An empty table passes all expectations about values, so it has one of its own.
+        expect(must, "there is at least one image", rows, min_value=1),
+        expect(must, "every image has an id", given, column="id"),
+        expect(must, "ids are unique", unique, column="id"),
+        expect(must, f"width is {resolution} px", among, column="width", value_set=size),
+        expect(must, f"height is {resolution} px", among, column="height", value_set=size),
+        expect(must, "no two images have equal pixels", unique, column="pixels"),
+        expect(must, "at most 5% are blank", between, column="std", min_value=MIN_STD, mostly=0.95),
+        expect(should, "no image is blank", between, column="std", min_value=MIN_STD),
+        expect(must, "every image is in train, val or test", among, column="split", value_set=splits),
+        expect(must, "some images are for training", contain, column="split", value_set=["train"]),
+        expect(should, "some images are held out", contain, column="split", value_set=["val", "test"]),
+        expect(must, "variants of one motif are in one split", among, column="splits_of_base", value_set=[1]),
+        expect(
+            must,
+            f"captions have 1 to {MAX_CAPTION} characters",
+            lengths,
             column="caption",
             min_value=1,
             max_value=MAX_CAPTION,
-            **because(f"captions have 1 to {MAX_CAPTION} characters", "critical"),
         ),
-        gxe.ExpectColumnValuesToNotBeNull(
-            column="caption", **because("every image has a caption", "warning")
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="tokens", max_value=max_tokens, **because(f"captions fit {max_tokens} tokens", "warning")
-        ),
+        expect(should, "every image has a caption", given, column="caption"),
+        expect(should, f"captions fit {max_tokens} tokens", between, column="tokens", max_value=max_tokens),
     ]
 
 
@@ -159,17 +143,13 @@ def validate(records: Sequence[Record], resolution: int, max_tokens: int, docs: 
     os.environ.setdefault("TQDM_DISABLE", "1")
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")  # Of pandas and marshmallow inside the library.
-        results = _run(records, _import_expectations(resolution, max_tokens), Path(scratch))
+        expectations = _expectations(resolution, max_tokens)
+        logging.getLogger("great_expectations").setLevel(logging.ERROR)
+        results = _run(records, expectations, Path(scratch))
         if docs is not None:
             shutil.rmtree(docs / _DETAILS, ignore_errors=True)
             shutil.copytree(scratch, docs / _DETAILS)
     return Report(tuple(_outcome(result) for result in results))
-
-
-def _import_expectations(resolution: int, max_tokens: int) -> list[Any]:
-    expectations = _expectations(resolution, max_tokens)
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
-    return expectations
 
 
 def _frame(records: Sequence[Record]) -> Any:
@@ -185,10 +165,10 @@ def _frame(records: Sequence[Record]) -> Any:
 
 def _run(records: Sequence[Record], expectations: list[Any], site: Path) -> list[dict[str, Any]]:
     """Results as JSON values, in the order of the expectations; Data Docs go to `site`."""
-    import great_expectations as gx
-    from great_expectations.checkpoint import UpdateDataDocsAction
+    import great_expectations as module
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    gx: Any = module
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     for name in list(context.variables.data_docs_sites or {}):
@@ -210,7 +190,7 @@ def _run(records: Sequence[Record], expectations: list[Any], site: Path) -> list
     checkpoint = gx.Checkpoint(
         name="prepare",
         validation_definitions=[definition],
-        actions=[UpdateDataDocsAction(name="data_docs", site_names=["data_docs"])],
+        actions=[gx.checkpoint.UpdateDataDocsAction(name="data_docs", site_names=["data_docs"])],
         result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["id"]},
     )
     answer = context.checkpoints.add_or_update(checkpoint).run(

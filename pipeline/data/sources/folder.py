@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.captions import MAX_CAPTION, normalise
 from pipeline.data.images import MAX_BYTES, Pixels, decode, square
@@ -82,7 +83,7 @@ def read_metadata(content: bytes, where: str) -> dict[str, list[str]]:
             raise BadData("E-CAP-004", at, "is not JSON in UTF-8", fix) from None
         name = row.get("file_name") if isinstance(row, dict) else None
         text = row.get("text", []) if isinstance(row, dict) else None
-        listed = text if isinstance(text, list) else [text]
+        listed: list[Any] = text if isinstance(text, list) else [text]
         if not isinstance(name, str) or not all(isinstance(one, str) for one in listed):
             raise BadData("E-CAP-004", at, "has no file_name, or a text that is no text", fix)
         texts.setdefault(name, []).extend(listed)
