@@ -95,7 +95,8 @@ class Batches:
 
     def rows_at(self, nimg: int, shard: int) -> np.ndarray:
         """Row numbers of one shard of the batch that starts at image `nimg`."""
-        positions = nimg + shard * self.shard_size + np.arange(self.shard_size)
+        first = nimg + shard * self.shard_size
+        positions = range(first, first + self.shard_size)
         return np.array([self.rows[self._order(p // len(self.rows))[p % len(self.rows)]] for p in positions])
 
     def at(self, nimg: int, shard: int) -> tuple[Tensor, Text]:

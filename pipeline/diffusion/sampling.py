@@ -8,6 +8,7 @@ depend on the batch it was made in.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text) -> Tensor:
     """Integrate the probability-flow ODE from x [B,3,R,R] at sigmas[0] down to sigmas[-1].
 
     Second order except for a last step to 0, which is Euler's (2206.00364, algorithm 1)."""
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         slope = (x - denoise(x, _full(x, sigma), text)) / sigma
         euler = x + (sigma_next - sigma) * slope
         if sigma_next == 0:
@@ -74,7 +75,7 @@ def sde_dpmpp_2m(
     z' = (s'/s)^2 z + (1 - (s'/s)^2) D~ + s' sqrt(1 - (s'/s)^2) eps,  D~ = D + (h / 2 h_prev)(D - D_prev),
     h = ln(s/s'); D~ = D on the first step and on the last one, to 0. `draw(i)` gives the noise of step i."""
     previous: tuple[Tensor, Tensor] | None = None
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, _full(x, sigma), text)
         if sigma_next == 0:
             return denoised

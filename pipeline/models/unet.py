@@ -72,6 +72,7 @@ class UNet(nn.Module):
         x = self.conv_in(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
         skips, levels = [x], []
         for level, blocks in enumerate(self.encoder):
+            assert isinstance(blocks, nn.ModuleList)
             x = pool(x) if level else x
             for layer in blocks:
                 x = layer(x, emb, text)
@@ -84,6 +85,7 @@ class UNet(nn.Module):
         skips, _, emb = self.encode(x, c_noise, text)
         x = self.middle(skips[-1], emb, text)
         for level, blocks in enumerate(self.decoder):
+            assert isinstance(blocks, nn.ModuleList)
             x = upsample(x) if level else x
             for layer in blocks:
                 x = layer(mp_cat(x, skips.pop()), emb, text)

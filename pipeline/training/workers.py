@@ -321,9 +321,7 @@ def refine(config: dict[str, Any]) -> None:
         reference, _, _ = run.images_and_names(run.pick("train", 64))
         frozen.append(Lite0Features(parent.statistics, parent.statistics.standardise(reference)))
     heads = Heads([c for network in frozen for c in network.channels], text_dim).to(run.device)
-    generator = Learner(
-        student, (0.0, 0.99), {"ema": partial(halflife_decay, float(s.ema_halflife_images))}
-    )
+    generator = Learner(student, (0.0, 0.99), {"ema": partial(halflife_decay, float(s.ema_halflife_images))})
     state = TrainState({"generator": generator, "discriminator": Learner(heads, (0.0, 0.99))})
     state.extra = guard_state(generator)
     checkpoint.resume(run.folder / "checkpoints", state)
@@ -349,9 +347,7 @@ def refine(config: dict[str, Any]) -> None:
         pass_probs=s.pass_probs,
     )
     images, text, _ = run.images_and_names(run.pick("train", s.check_samples))
-    guards = Guards(
-        step, parent.statistics.standardise(images), text, s.min_spread, s.max_caption_error
-    )
+    guards = Guards(step, parent.statistics.standardise(images), text, s.min_spread, s.max_caption_error)
     progress = run.progress(state.nimg)
     if state.nimg == 0:
         progress.write(0, guards(state))

@@ -1,6 +1,7 @@
 """Samplers against exact denoisers: Gaussian data, where everything is known, and a mixture."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def independent_heun(x: float, steps: int) -> float:
     """Scalar Heun in plain Python, from algorithm 1 of arXiv 2206.00364."""
     grid = [(80 ** (1 / 7) + i / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(steps)]
     grid.append(0.0)
-    for a, b in zip(grid[:-1], grid[1:], strict=True):
+    for a, b in pairwise(grid):
         d = (x - x * 0.25 / (0.25 + a * a)) / a
         y = x + (b - a) * d
         if b:

@@ -45,7 +45,9 @@ def test_preconditioning_equals_the_numbers_of_the_paper(core: CoreDenoiser) -> 
     torch.testing.assert_close(core(x, sigma, captions(1)), c_skip * x + c_out * out)
 
 
-def test_a_new_shell_is_the_upsampled_core_plus_the_wiener_filter_of_the_high_band(core: CoreDenoiser) -> None:
+def test_a_new_shell_is_the_upsampled_core_plus_the_wiener_filter_of_the_high_band(
+    core: CoreDenoiser,
+) -> None:
     shell = build_shell(core, 8, 0.04, {"patch": 2, "channels": 8, "num_blocks": 1})
     z, sigma, text = torch.randn(2, 3, 32, 32), torch.tensor([0.2, 1.5]), captions(2)
     gain = (0.04 / (0.04 + sigma**2))[:, None, None, None]
@@ -112,7 +114,12 @@ def test_layers_preserve_magnitude() -> None:
     g = torch.Generator().manual_seed(0)
     a, b = (torch.randn(64, 64, 8, 8, generator=g) for _ in range(2))
     torch.manual_seed(0)
-    for out in (MPConv(64, 64, 3)(a).detach()[..., 1:-1, 1:-1], mp_silu(a), mp_sum(a, b, 0.3), mp_cat(a, b[:, :16])):
+    for out in (
+        MPConv(64, 64, 3)(a).detach()[..., 1:-1, 1:-1],
+        mp_silu(a),
+        mp_sum(a, b, 0.3),
+        mp_cat(a, b[:, :16]),
+    ):
         assert float(out.square().mean()) == pytest.approx(1, abs=0.06)
     assert float(unit_rms(3 * a, 1).square().mean()) == pytest.approx(1, abs=1e-4)
 

@@ -81,7 +81,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_model_is_refused() -> None:
-    with pytest.raises(StorageError, match="net.adam.exp_avg: this run has"):
+    with pytest.raises(StorageError, match="this run has"):
         TrainState({"net": learner()}).load({"net.adam.exp_avg": torch.zeros(3)}, 4, "somewhere")
 
 
