@@ -352,7 +352,7 @@ def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile:
     Raises:
         Busy: workers died more often than the profile allows.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
     scratch = Path(config["run_dir"]) / "ray"
@@ -368,8 +368,10 @@ def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile:
     )
     try:
         trainer.fit()
-    except WorkerGroupError as error:
+    except TrainingFailedError as error:
         raise_failure(Path(config["run_dir"]))
+        if not isinstance(error, WorkerGroupError):
+            raise
         raise _explain(stage, error.worker_failures, profile.max_failures) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

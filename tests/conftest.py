@@ -1,0 +1,87 @@
+"""Tiny parameters and a synthetic prepared data set, as the real stages would read them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import artifacts
+from pipeline.config import Params, parse_params
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+
+    tree: dict[str, Any] = YAML(typ="safe").load(path.read_text())
+    return tree
+
+
+def merge_tiny(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` (of params.yaml) with the changes of tests/tiny.yaml."""
+    changes = _yaml(ROOT / "tests/tiny.yaml")
+    return {
+        key: {**value, **changes[key]} if isinstance(changes.get(key), dict) else value
+        for key, value in tree.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_tree() -> dict[str, Any]:
+    """params.yaml at tiny size, as plain values."""
+    return merge_tiny(_yaml(ROOT / "params.yaml"))
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_tree: dict[str, Any]) -> Params:
+    """params.yaml at tiny size."""
+    return parse_params(tiny_tree)
+
+
+def write_prepared(path: Path, resolution: int = 16, count: int = 24, dim: int = 384, tokens: int = 16) -> None:
+    """A prepared data set of coloured squares: 2/3 train, 1/6 val, 1/6 test; captions with random vectors."""
+    draw = np.random.default_rng(0)
+    images = np.full((count, 3, resolution, resolution), 255, dtype=np.uint8)
+    rows, names = [], []
+    for i in range(count):
+        size = int(draw.integers(3, resolution - 2))
+        images[i, :, 1 : 1 + size, 1 : 1 + size] = draw.integers(0, 256, (3, 1, 1))
+        split = "train" if i % 6 < 4 else "val" if i % 6 == 4 else "test"
+        names.append(f"square number {i}")
+        rows.append(
+            {"id": str(i), "split": split, "base": str(i), "group": "g", "subgroup": "s", "captions": [i]}
+        )
+    from safetensors.numpy import save_file
+
+    meta = {
+        "source": "synthetic",
+        "resolution": resolution,
+        "background": [255, 255, 255],
+        "text_encoder": {"name": "random", "sha256": "0" * 64, "dim": dim, "max_tokens": tokens},
+        "counts": {"n_in": count, "n_ok": count, "n_quarantined": 0, "n_duplicate": 0},
+        "validation": {"digest": "0" * 64, "success": True, "warnings": []},
+    }
+    with artifacts.commit_directory(path, meta) as folder:
+        np.save(folder / "images-00000.npy", images)
+        (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "captions.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names))
+        vectors = draw.standard_normal((count, 1 + tokens, dim)).astype(np.float16)
+        mask = np.zeros((count, tokens), dtype=np.uint8)
+        mask[:, :5] = 1
+        text = {
+            "pooled": np.ascontiguousarray(vectors[:, 0]),
+            "tokens": np.ascontiguousarray(vectors[:, 1:]),
+            "mask": mask,
+        }
+        save_file(text, folder / "text.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/prepared, as a worker's root."""
+    root = tmp_path_factory.mktemp("root")
+    write_prepared(root / "data/prepared")
+    return root
