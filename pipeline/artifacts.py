@@ -230,7 +230,7 @@ def verify_directory(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def directory_digest(path: str | os.PathLike[str]) -> str:
-    """Digest of an artifact directory: of its meta and its files' sizes and sha256, as the manifest has them."""
+    """Digest of an artifact directory: of its meta and its files' sizes and sha256, by its manifest."""
     return str(read_manifest(path)["digest"])
 
 

@@ -71,9 +71,11 @@ class Intake:
         return {"n_in": ok + bad + double, "n_ok": ok, "n_quarantined": bad, "n_duplicate": double}
 
 
-def prepare(
-    params: Params, root: Path, progress: Progress = lambda what, done, total: None
-) -> dict[str, Any]:
+def _silent(what: str, done: int, total: int) -> None:
+    return None
+
+
+def prepare(params: Params, root: Path, progress: Progress = _silent) -> dict[str, Any]:
     """Run the stage below `root` and return its metrics (those of `reports/prepare/metrics.json`).
 
     Raises:
@@ -212,9 +214,7 @@ def gate_intake(intake: Intake, data: Data) -> None:
     if not intake.ok:
         raise BadData("E-DAT-002", data.source, f"none of {total} images is usable{first}", fix)
     if bad > data.max_bad_fraction * total:
-        problem = (
-            f"{bad} of {total} images are unusable, more than max_bad_fraction {data.max_bad_fraction:g}"
-        )
+        problem = f"{bad} of {total} images are unusable, max_bad_fraction is {data.max_bad_fraction:g}"
         raise BadData("E-DAT-001", data.source, problem + first, fix + ", or raise data.max_bad_fraction")
 
 

@@ -140,7 +140,6 @@ def validate(records: Sequence[Record], resolution: int, max_tokens: int, docs: 
         docs: folder to write Great Expectations' pages to (below `details/`); replaced.
     """
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    os.environ.setdefault("TQDM_DISABLE", "1")
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")  # Of pandas and marshmallow inside the library.
         expectations = _expectations(resolution, max_tokens)
@@ -222,7 +221,7 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Data of {{ source }}</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; width: 100% }
 td, th { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; vertical-align: top }
 td.n { text-align: right; font-variant-numeric: tabular-nums }
@@ -234,8 +233,8 @@ img { max-width: 100%; image-rendering: auto; border: 1px solid #ddd }
 {{ 'The data passed every critical expectation.' if report.success else 'The data did not pass.' }}</p>
 <table><tr>{% for name in counts %}<th>{{ name }}</th>{% endfor %}</tr>
 <tr>{% for value in counts.values() %}<td>{{ value }}</td>{% endfor %}</tr></table>
-{% if sheet %}<p><a href="{{ sheet }}"><img src="{{ sheet }}" alt="some of the images of each split"></a></p>{% endif %}
-<h2>Expectations</h2>
+{% if sheet %}<p><a href="{{ sheet }}"><img src="{{ sheet }}" alt="some images of each split"></a></p>
+{% endif %}<h2>Expectations</h2>
 <table><tr><th>expectation</th><th>severity</th><th>result</th><th>differ</th><th>for example</th></tr>
 {% for one in report.outcomes %}<tr><td>{{ one.name }}</td><td>{{ one.severity }}</td>
 <td class="{{ 'ok' if one.success else one.severity }}">{{ 'holds' if one.success else 'fails' }}</td>

@@ -46,7 +46,7 @@ def _printable(name: str) -> str:
 
 
 def _clean(texts: Sequence[str], where: str) -> tuple[str, ...]:
-    """Normalised captions without repeats and empty ones. Raises BadData E-CAP-003 for one that is too long."""
+    """Normalised captions without repeats and empty ones. Raises BadData where one is too long."""
     captions = tuple(dict.fromkeys(filter(None, map(normalise, texts))))
     for caption in captions:
         if len(caption) > MAX_CAPTION:
@@ -105,7 +105,7 @@ class Folder:
             raise InputMissing("E-INP-021", path, "is no folder", "make it and put images there")
 
     def listing(self) -> Listing:
-        """All images by name. Raises InputMissing if there is none, BadData for an unreadable metadata.jsonl."""
+        """All images by name. Raises InputMissing if there is none, BadData for a bad metadata.jsonl."""
         names = _files_below(self._folder)
         images = [name for name in names if Path(name).suffix.lower() not in DOCUMENTS]
         if not images:

@@ -32,7 +32,8 @@ _TONE = re.compile(r"-1F3F[B-F]")
 _GENDER_SIGN = re.compile(r"-200D-264[02]")
 # Man, woman and person; boy, girl and child; and so on: the neutral member stands for the family.
 _NEUTRAL = {
-    "1F468": "1F9D1", "1F469": "1F9D1", "1F466": "1F9D2", "1F467": "1F9D2", "1F474": "1F9D3", "1F475": "1F9D3",
+    "1F468": "1F9D1", "1F469": "1F9D1", "1F466": "1F9D2", "1F467": "1F9D2", "1F474": "1F9D3",
+    "1F475": "1F9D3",
     "1F934": "1FAC5", "1F478": "1FAC5", "1F385": "1F9D1-200D-1F384", "1F936": "1F9D1-200D-1F384",
     "1F57A": "1F483", "1F46B": "1F9D1-200D-1F91D-200D-1F9D1", "1F46C": "1F9D1-200D-1F91D-200D-1F9D1",
     "1F46D": "1F9D1-200D-1F91D-200D-1F9D1", "1F48F": "1F9D1-200D-2764-200D-1F48B-200D-1F9D1",
