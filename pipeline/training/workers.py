@@ -150,10 +150,11 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
     """Write uint8 [N,3,R,R] as a PNG grid."""
-    from torchvision.io import write_png
+    from PIL import Image
     from torchvision.utils import make_grid
 
-    write_png(make_grid(images, nrow=columns, padding=2, pad_value=255), str(path))
+    grid = make_grid(images, nrow=columns, padding=2, pad_value=255)
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
 
 
 def write_curves(path: Path, records: Sequence[dict[str, Any]], names: Sequence[str]) -> None:

@@ -1,0 +1,170 @@
+"""The three training stages in one process, at tiny size: what they write, and that a resume keeps the bits."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import artifacts
+from pipeline.config import parse_params
+from pipeline.data.dataset import Batches, PreparedDataset
+from pipeline.diffusion.sampling import generate
+from pipeline.errors import ConfigError
+from pipeline.models.denoiser import levels
+from pipeline.models.snapshot import load_snapshot
+from pipeline.training import workers
+from pipeline.training.hooks import read_records
+from pipeline.training.steps import DenoisingStep
+
+STAGES = {"pretrain": "core", "finetune": "finetuned", "refine": "refined"}
+
+
+def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> dict[str, Any]:
+    params = parse_params(tree).model_dump(mode="json")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return {
+        "params": params,
+        "root": str(root),
+        "run_dir": str(run_dir),
+        "precision": "float32",
+        "threads": 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_tree: dict[str, Any], tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with all three models, trained without a break; runs in root/runs."""
+    root = tmp_path_factory.mktemp("trained")
+    shutil.copytree(tiny_root / "data", root / "data")
+    for stage, kind in STAGES.items():
+        run_dir = root / "runs" / stage
+        getattr(workers, stage)(config_of(tiny_tree, root, run_dir))
+        shutil.copytree(run_dir / "result" / "model", root / "models" / kind)
+    return root
+
+
+def last_state(run_dir: Path) -> dict[str, torch.Tensor]:
+    newest = artifacts.latest_valid(run_dir / "checkpoints", "nimg-")
+    assert newest is not None
+    return load_file(newest / "state.safetensors")
+
+
+@pytest.mark.parametrize(("stage", "kind"), STAGES.items())
+def test_a_stage_leaves_a_verified_model_with_numbers_curves_and_pictures(
+    trained: Path, stage: str, kind: str
+) -> None:
+    result = trained / "runs" / stage / "result"
+    artifacts.verify_directory(result)
+    snapshot = load_snapshot(result / "model")
+    assert snapshot.config["kind"] == kind
+    reports = result / "reports"
+    assert (reports / "curves.csv").read_text().startswith("nimg,")
+    assert len((reports / "curves.csv").read_text().splitlines()) == 1 + 6
+    assert json.loads((reports / "metrics.json").read_text())["num_images"] == 48
+    assert (reports / "samples.png").read_bytes().startswith(b"\x89PNG")
+    records = read_records(trained / "runs" / stage / "progress.jsonl")
+    assert max(int(str(record["nimg"])) for record in records) == 48
+
+
+def test_the_lineage_leads_from_the_refined_model_to_the_data(trained: Path) -> None:
+    models = {kind: load_snapshot(trained / "models" / kind) for kind in STAGES.values()}
+    assert models["refined"].config["lineage"]["parent"] == models["finetuned"].digest
+    assert models["finetuned"].config["lineage"]["parent"] == models["core"].digest
+    data = artifacts.directory_digest(trained / "data/prepared")
+    assert {m.config["lineage"]["data"] for m in models.values()} == {data}
+
+
+def test_growing_leaves_the_core_bit_for_bit(trained: Path) -> None:
+    core = load_snapshot(trained / "models/core").denoiser.state_dict()
+    grown = levels(load_snapshot(trained / "models/finetuned").denoiser)[0].state_dict()
+    assert all(torch.equal(core[name], grown[name]) for name in core)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "refine"])
+@pytest.mark.parametrize("stop_at", [8, 32])
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
+    trained: Path,
+    tiny_tree: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    stop_at: int,
+) -> None:
+    def stop(name: str, nimg: int) -> None:
+        if name == "step" and nimg == stop_at:
+            raise KeyboardInterrupt
+
+    config = config_of(tiny_tree, trained, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "failpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(workers, stage)(config)
+    assert (artifacts.latest_valid(tmp_path / "run/checkpoints", "nimg-") is None) == (stop_at == 8)
+    getattr(workers, stage)(config)
+    whole, resumed = last_state(trained / "runs" / stage), last_state(tmp_path / "run")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json"):
+        ours, theirs = tmp_path / "run/result" / name, trained / "runs" / stage / "result" / name
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> None:
+    dataset = PreparedDataset(trained / "data/prepared")
+    text = dataset.text([0, 1, 2])
+    for kind, steps, nfe in (("finetuned", 3, None), ("refined", 1, 1), ("refined", 4, 4)):
+        snapshot = load_snapshot(trained / "models" / kind)
+        together = generate(snapshot, text, [5, 6, 7], steps)
+        alone = generate(snapshot, text.select(slice(1, 2)), [6], steps)
+        assert together.images.shape == (3, 3, 16, 16)
+        assert (together.images[1].int() - alone.images[0].int()).abs().max() <= 1  # sums may round apart
+        assert nfe is None or together.nfe == nfe
+
+
+def test_every_image_is_seen_once_an_epoch_whatever_the_shards(trained: Path) -> None:
+    dataset = PreparedDataset(trained / "data/prepared")
+    one, two = Batches(dataset, "train", 0, 8, 1), Batches(dataset, "train", 0, 8, 2)
+    epoch = [row for nimg in (0, 8) for row in one.rows_at(nimg, 0).tolist()]
+    assert sorted(epoch) == sorted(dataset.split("train").tolist())
+    halves = [row for nimg in (0, 8) for shard in (0, 1) for row in two.rows_at(nimg, shard).tolist()]
+    assert halves == epoch
+    assert [r for n in (16, 24) for r in one.rows_at(n, 0).tolist()] != epoch
+
+
+def test_captions_are_dropped_at_the_given_rate(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = load_snapshot(trained / "models/core")
+    seen: list[float] = []
+
+    def error(images: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, text: Any) -> torch.Tensor:
+        seen.append(float(text.mask.any(dim=1).float().mean()))
+        return sigma
+
+    monkeypatch.setattr(snapshot.denoiser, "error", error)
+    step = DenoisingStep(
+        denoiser=snapshot.denoiser,
+        batches=Batches(PreparedDataset(trained / "data/prepared"), "train", 0, 64, 1),
+        statistics=snapshot.statistics,
+        draw_sigma=lambda n, g: torch.rand(n, generator=g) + 0.1,
+        seed=0,
+        batch_size=64,
+        shards=1,
+        lr=0.01,
+        warmup_images=0,
+        num_images=64,
+        text_dropout=0.25,
+    )
+    for nimg in range(0, 64 * 16, 64):
+        step.shard_loss(nimg, 0)
+    assert sum(seen) / len(seen) == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_model_of_another_size_is_refused_in_one_line(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = {**tiny_tree, "finetune": {**tiny_tree["finetune"], "init_from": "models/finetuned"}}
+    with pytest.raises(ConfigError, match="makes 16 px, 8 px are needed"):
+        workers.finetune(config_of(tree, trained, tmp_path / "run"))
