@@ -1,0 +1,110 @@
+"""Extractors: fixed weights, one path for all images, and distances that mean something."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import StorageError
+from pipeline.evaluation import features
+from pipeline.evaluation.metrics import kid
+
+
+def pictures(n: int, seed: int = 0, resolution: int = 64) -> torch.Tensor:
+    """Coloured ellipses on white, with an outline: something with edges and shapes."""
+    rng = np.random.default_rng([seed, n])
+    y, x = np.mgrid[:resolution, :resolution] / resolution
+    images = np.full((n, 3, resolution, resolution), 255.0)
+    for image in images:
+        for _ in range(rng.integers(1, 4)):
+            cx, cy, a, b = *rng.uniform(0.3, 0.7, 2), *rng.uniform(0.1, 0.35, 2)
+            level = ((x - cx) / a) ** 2 + ((y - cy) / b) ** 2
+            image[:, level < 1] = rng.uniform(0, 255, 3)[:, None]
+            image[:, (level > 0.85) & (level < 1)] = 0
+    return torch.from_numpy(images.astype(np.uint8))
+
+
+def test_randconv_has_known_weights_and_512_features() -> None:
+    extractor = features.randconv(64)
+    assert extractor.sha256 == "5c439206520d9b38d6a9936c107a7e8d2a0378ace5749196ee04db12b140ec0c"
+    assert extractor(pictures(3)).shape == (3, 512)
+    assert not extractor.leak_suspect
+
+
+def test_another_seed_gives_another_network_with_another_hash() -> None:
+    assert features.randconv(64, seed=1).sha256 != features.randconv(64).sha256
+
+
+@pytest.mark.parametrize("resolution", [16, 32, 128])
+def test_randconv_takes_every_resolution(resolution: int) -> None:
+    found = features.randconv(resolution)(pictures(2, resolution=resolution))
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("build", [lambda: features.randconv(64), features.lite2])
+def test_features_do_not_depend_on_the_batch(build: object) -> None:
+    extractor = build()  # type: ignore[operator]
+    images = pictures(5)
+    together, apart = extractor(images), extractor(images, batch_size=2)
+    np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(together, extractor(images))
+
+
+def test_lite2_gives_1280_features_and_is_leak_suspect() -> None:
+    extractor = features.lite2()
+    assert extractor(pictures(2)).shape == (2, 1280)
+    assert extractor.leak_suspect
+
+
+def test_weights_that_are_not_the_known_file_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "LITE2_SHA256", "0" * 64)
+    with pytest.raises(StorageError, match=r"E-IO-050.*expected 000000000000"):
+        features.lite2()
+
+
+def test_whitened_reference_features_have_unit_covariance() -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.normal(size=(400, 30)) @ rng.normal(size=(30, 30)) + 5
+    white = features.Whitening.fit(raw, dim=12)(raw)
+    np.testing.assert_allclose(np.cov(white, rowvar=False, bias=True), np.eye(12), atol=1e-9)
+    np.testing.assert_allclose(white.mean(0), 0, atol=1e-9)
+
+
+def test_whitening_keeps_fewer_components_for_few_images() -> None:
+    rng = np.random.default_rng(0)
+    assert features.Whitening.fit(rng.normal(size=(40, 30)))(rng.normal(size=(3, 30))).shape == (3, 10)
+
+
+def test_a_feature_that_is_constant_in_the_reference_cannot_explode() -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.normal(size=(100, 8))
+    raw[:, 3] = 0.25
+    other = rng.normal(size=(50, 8))
+    assert np.abs(features.Whitening.fit(raw)(other)).max() < 100
+
+
+def test_kid_on_randconv_ranks_damage_by_its_strength() -> None:
+    """Fresh pictures are at the noise floor; blur, a change of layout and collapse are far from it."""
+    extractor = features.randconv(32)
+    train, real, fresh = (pictures(n, seed, resolution=32) for n, seed in ((160, 0), (80, 1), (80, 2)))
+    whiten = features.Whitening.fit(extractor(train))
+
+    def distance(images: torch.Tensor) -> float:
+        return kid(whiten(extractor(real)), whiten(extractor(images)))
+
+    noise = abs(distance(fresh))
+    soft = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(fresh.float(), [1] * 4), 3, 1)
+    shuffled = fresh.reshape(80, 3, 2, 16, 32).flip(2).reshape(80, 3, 32, 32)
+    collapsed = fresh[torch.arange(80) % 10]
+    for damaged in (soft.to(torch.uint8), shuffled, collapsed):
+        assert distance(damaged) > 5 * noise
+        assert distance(damaged) > 0.02
+
+
+def test_core_images_are_enlarged_by_bicubic_interpolation_and_others_left_alone() -> None:
+    images = pictures(2, resolution=32)
+    large = features.to_resolution(images, 64)
+    assert large.shape == (2, 3, 64, 64)
+    assert large.dtype == torch.uint8
+    assert features.to_resolution(large, 64) is large
+    back = torch.nn.functional.avg_pool2d(large.float(), 2)
+    assert (back - images.float()).abs().mean() < 4

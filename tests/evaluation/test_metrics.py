@@ -1,0 +1,140 @@
+"""Metrics against independent implementations: loops from the papers' equations, scipy's matrix root."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.evaluation import metrics
+
+
+def features(n: int, d: int = 6, seed: int = 0, shift: float = 0.0) -> np.ndarray:
+    rng = np.random.default_rng([seed, n])
+    return rng.normal(size=(n, d)) @ np.diag(np.linspace(0.5, 2, d)) + shift
+
+
+def test_kid_equals_the_double_sums_of_the_paper() -> None:
+    x, y = features(9), features(7, seed=1, shift=0.4)
+
+    def k(a: np.ndarray, b: np.ndarray) -> float:
+        return (sum(p * q for p, q in zip(a, b, strict=True)) / len(a) + 1) ** 3
+
+    within_x = sum(k(x[i], x[j]) for i in range(9) for j in range(9) if i != j) / (9 * 8)
+    within_y = sum(k(y[i], y[j]) for i in range(7) for j in range(7) if i != j) / (7 * 6)
+    between = sum(k(a, b) for a in x for b in y) / (9 * 7)
+    assert metrics.kid(x, y) == pytest.approx(within_x + within_y - 2 * between, rel=1e-12)
+
+
+def test_kid_of_two_samples_of_one_distribution_is_zero_on_average() -> None:
+    values = [metrics.kid(features(40, seed=i), features(30, seed=1000 + i)) for i in range(300)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 300**0.5
+    assert min(values) < 0, "unbiased: half of them fall below zero"
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(300, 250, 5), (220, 400, 64), (40, 30, 64)])
+def test_frechet_distance_equals_scipys_matrix_root(n: int, m: int, d: int) -> None:
+    x, y = features(n, d), features(m, d, seed=1, shift=0.3)
+    s1, s2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(s1 @ s2).real
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s1 + s2 - 2 * root)
+    # With fewer samples than features the product is singular, where sqrtm itself is inexact.
+    assert metrics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-8 if min(n, m) > d else 1e-3)
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero_and_of_a_shifted_one_the_squared_shift() -> None:
+    x = features(300)
+    assert metrics.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet_distance(x, x + 0.5) == pytest.approx(6 * 0.25, rel=1e-9)
+
+
+def brute_prdc(real: np.ndarray, fake: np.ndarray, k: int) -> dict[str, float]:
+    def radius(points: np.ndarray, i: int) -> float:
+        return float(sorted(np.linalg.norm(points[i] - q) for j, q in enumerate(points) if j != i)[k - 1])
+
+    of_real = [radius(real, i) for i in range(len(real))]
+    of_fake = [radius(fake, j) for j in range(len(fake))]
+    far = [[float(np.linalg.norm(p - q)) for q in fake] for p in real]
+    n, m = range(len(real)), range(len(fake))
+    return {
+        "precision": float(np.mean([any(far[i][j] < of_real[i] for i in n) for j in m])),
+        "recall": float(np.mean([any(far[i][j] < of_fake[j] for j in m) for i in n])),
+        "density": float(np.mean([sum(far[i][j] < of_real[i] for i in n) for j in m])) / k,
+        "coverage": float(np.mean([any(far[i][j] < of_real[i] for j in m) for i in n])),
+    }
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(7, 25), st.integers(7, 25), st.floats(-2, 2), st.integers(0, 2**31))
+def test_precision_recall_density_coverage_equal_brute_force(n: int, m: int, shift: float, seed: int) -> None:
+    real, fake = features(n, 3, seed), features(m, 3, seed + 1, shift)
+    assert metrics.prdc(real, fake) == pytest.approx(brute_prdc(real, fake, 5), abs=1e-12)
+
+
+def test_a_collapsed_generator_has_precision_but_no_recall() -> None:
+    real = features(200)
+    fake = real[:1] + 1e-3 * features(200, seed=2)
+    found = metrics.prdc(real, fake)
+    assert found["precision"] > 0.95
+    assert found["recall"] < 0.05
+    assert found["coverage"] < 0.1
+
+
+def test_a_metric_with_too_few_samples_refuses_and_holds_no_number() -> None:
+    refused = metrics.Metric.refused("fd", 14)
+    assert refused.reason == "fd: n=14, needs 200"
+    assert refused.as_json() == {"value": None, "n": 14, "reason": "fd: n=14, needs 200"}
+    assert not metrics.enough("fd", 14, 5000)
+    assert metrics.enough("fd", 200, 5000)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.123456789, 0.123457), (float("nan"), None), (None, None)])
+def test_json_numbers_are_rounded_and_finite(value: float | None, expected: float | None) -> None:
+    assert metrics.rounded(value) == expected
+
+
+def pictures(n: int = 12, resolution: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(n, 3, 8, 8, generator=generator)
+    big = torch.nn.functional.interpolate(coarse, size=(resolution, resolution), mode="nearest")
+    return (big * 255).round().to(torch.uint8)
+
+
+def blurred(images: torch.Tensor) -> torch.Tensor:
+    padded = torch.nn.functional.pad(images.float(), [1] * 4, mode="replicate")
+    return torch.nn.functional.avg_pool2d(padded, 3, 1).round().to(torch.uint8)
+
+
+def test_sharpness_of_equal_sets_matches_exactly() -> None:
+    same = metrics.compare_sharpness(metrics.sharpness(pictures()), metrics.sharpness(pictures()))
+    assert same == pytest.approx({"top_octave": 0, "laplacian": 1, "gradient": 0}, abs=1e-12)
+
+
+def test_blur_lowers_every_sharpness_and_noise_raises_the_top_octave() -> None:
+    images = pictures()
+    real = metrics.sharpness(images)
+    soft = metrics.compare_sharpness(real, metrics.sharpness(blurred(images)))
+    noise = torch.randint(0, 40, images.shape, generator=torch.Generator().manual_seed(1))
+    harsh = (images.long() + noise).clamp(0, 255).to(torch.uint8)
+    noisy = metrics.compare_sharpness(real, metrics.sharpness(harsh))
+    assert soft["top_octave"] < -0.5
+    assert soft["laplacian"] < 0.6
+    assert soft["gradient"] > 1
+    assert noisy["top_octave"] > 0
+
+
+def test_a_sine_has_its_power_in_its_own_octave() -> None:
+    x = torch.arange(64, dtype=torch.float64)
+
+    def stripes(cycles: int) -> torch.Tensor:
+        wave = (127.5 + 100 * torch.sin(2 * torch.pi * cycles * x / 64)).round().to(torch.uint8)
+        return wave.expand(1, 3, 64, 64)
+
+    fine, coarse = (metrics.sharpness(stripes(cycles)).top_octave[0] for cycles in (20, 10))
+    # Parseval: the whole variance, spread over the pixels of the octave; rounding to uint8 leaves 1/12.
+    f = np.fft.fftfreq(64)
+    radius = np.hypot(f[:, None], f[None])
+    inside = int(((radius >= 0.25) & (radius < 0.5)).sum())
+    assert fine == pytest.approx(100**2 / 2 * 64 * 64 / inside, rel=2e-3)
+    assert coarse < 1e-3 * fine

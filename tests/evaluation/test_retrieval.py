@@ -1,0 +1,66 @@
+"""The caption judge finds captions that features tell of, and no others."""
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation import retrieval
+
+
+def world(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features [n,40] that are a noisy linear image of caption vectors [n,8]."""
+    rng = np.random.default_rng([seed, n])
+    vectors = rng.normal(size=(n, 8))
+    mix = np.random.default_rng(1).normal(size=(8, 40))
+    return vectors @ mix + 0.3 * rng.normal(size=(n, 40)), vectors
+
+
+def test_new_pictures_retrieve_their_captions_and_noise_does_not() -> None:
+    features, vectors = world(150, 0)
+    judge = retrieval.Judge.fit(features, vectors, [str(i) for i in range(150)])
+    new, truth = world(50, 1)
+    candidates = judge.vectors(truth)
+    order = np.arange(50)
+    found = retrieval.top_k(judge.predict(new), candidates, order, 1)
+    assert found.value is not None
+    assert found.value > 0.9
+    noise = np.random.default_rng(0).normal(size=new.shape)
+    lost = retrieval.top_k(judge.predict(noise), candidates, order, 1)
+    assert lost.value is not None
+    assert lost.value < 0.2
+
+
+def test_top_5_finds_at_least_as_many_as_top_1() -> None:
+    rng = np.random.default_rng(0)
+    predicted, candidates = rng.normal(size=(40, 8)), rng.normal(size=(30, 8))
+    truth = np.arange(40) % 30
+    first, five = (retrieval.top_k(predicted, candidates, truth, k).value for k in (1, 5))
+    assert first is not None
+    assert five is not None
+    assert first <= five
+
+
+def test_ridge_weights_equal_the_primal_closed_form() -> None:
+    features, vectors = world(60, 2)
+    judge = retrieval.Judge.fit(features, vectors, [str(i) for i in range(60)])
+    x, y = judge.features(features), judge.vectors(vectors)
+    primal = np.linalg.solve(x.T @ x + judge.ridge * np.eye(40), x.T @ y)
+    np.testing.assert_allclose(judge.weights, primal, rtol=1e-8, atol=1e-12)
+
+
+def test_real_training_pictures_are_judged_without_their_base() -> None:
+    """Features that tell nothing: a judge that had seen the picture would still find its caption."""
+    rng = np.random.default_rng(0)
+    features, vectors = rng.normal(size=(60, 200)), rng.normal(size=(60, 8))
+    judge = retrieval.Judge.fit(features, vectors, [str(i // 2) for i in range(60)])
+    candidates = judge.vectors(vectors)
+    seen = retrieval.top_k(judge.predict(features), candidates, np.arange(60), 1)
+    unseen = retrieval.top_k(judge.out_of_fold, candidates, np.arange(60), 1)
+    assert seen.value is not None
+    assert unseen.value is not None
+    assert unseen.value < 0.15 < seen.value
+
+
+@pytest.mark.parametrize(("n", "candidates"), [(5, 40), (40, 5)])
+def test_too_few_pictures_or_captions_refuse(n: int, candidates: int) -> None:
+    found = retrieval.top_k(np.ones((n, 3)), np.ones((candidates, 3)), np.zeros(n, dtype=np.int64), 1)
+    assert found.reason == "retrieval: n=5, needs 20"
