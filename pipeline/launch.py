@@ -246,21 +246,20 @@ class ProgressWatch:
 def guarded(worker: Worker, config: dict[str, Any]) -> None:
     """Run `worker`; a failure that a restart would only repeat is written to `run_dir/failure.json`.
 
-    Then all workers return, so that Ray does not restart them, and `raise_failure` tells the driver. What a
-    restart may cure goes through: RuntimeError (collectives whose peer died, devices) and lost connections.
+    It is raised as well, since only Ray can stop the peers, which wait in a collective. The restart that
+    follows finds the record and ends at once; `raise_failure` then tells the driver. What a restart may cure
+    leaves no record: RuntimeError (collectives whose peer died, devices) and lost connections.
     """
     record = Path(config["run_dir"]) / FAILURE
+    if record.exists():
+        return
     try:
         worker(config)
     except (RuntimeError, ConnectionError, TimeoutError):
-        # A peer that found such a failure has left the collective: give its record a moment to appear.
-        deadline = time.monotonic() + 2.0
-        while not record.exists():
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+        raise
     except Exception as exc:
         artifacts.write_atomic(record, json.dumps(_portable(exc)))
+        raise
 
 
 def _portable(exc: Exception) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def tiny_params(tiny_tree: dict[str, Any]) -> Params:
     return parse_params(tiny_tree)
 
 
-def write_prepared(path: Path, resolution: int = 16, count: int = 24, dim: int = 384, tokens: int = 16) -> None:
+def write_prepared(
+    path: Path, resolution: int = 16, count: int = 24, dim: int = 384, tokens: int = 16
+) -> None:
     """A prepared data set of coloured squares: 2/3 train, 1/6 val, 1/6 test; captions with random vectors."""
     draw = np.random.default_rng(0)
     images = np.full((count, 3, resolution, resolution), 255, dtype=np.uint8)

@@ -83,9 +83,7 @@ def test_a_worker_that_always_dies_ends_in_one_line(two_workers: None, tmp_path:
 
 
 @pytest.mark.ray
-def test_a_pipeline_error_of_one_worker_surfaces_unchanged_and_is_not_repeated(
-    two_workers: None, tmp_path: Path
-) -> None:
+def test_a_pipeline_error_of_one_worker_surfaces_unchanged(two_workers: None, tmp_path: Path) -> None:
     launch.train_under_ray("toy", toy, config_of(tmp_path / "run", fail=True), TWO)
     with pytest.raises(BadData) as caught:
         launch.raise_failure(tmp_path / "run")
@@ -94,18 +92,20 @@ def test_a_pipeline_error_of_one_worker_surfaces_unchanged_and_is_not_repeated(
 
 
 def test_a_bug_in_a_worker_is_told_with_its_traceback(tmp_path: Path) -> None:
-    launch.guarded(lambda config: config["nothing"], config_of(tmp_path / "run"))
+    with pytest.raises(KeyError):
+        launch.guarded(lambda config: config["nothing"], config_of(tmp_path / "run"))
     with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
         launch.raise_failure(tmp_path / "run")
 
 
-def test_a_broken_collective_goes_through_unless_a_peer_recorded_why(tmp_path: Path) -> None:
+def test_what_a_restart_may_cure_leaves_no_record_and_a_record_ends_the_restart(tmp_path: Path) -> None:
     def lost(config: dict[str, Any]) -> None:
         raise RuntimeError("connection closed by peer")
 
     config = config_of(tmp_path / "run")
     with pytest.raises(RuntimeError, match="closed by peer"):
         launch.guarded(lost, config)
+    launch.raise_failure(tmp_path / "run")
     (tmp_path / "run/failure.json").write_text("{}")
     launch.guarded(lost, config)
 

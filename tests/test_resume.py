@@ -1,0 +1,102 @@
+"""A worker killed under Ray changes nothing: the final checkpoint is byte for byte the unbroken run's."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import artifacts, launch
+from pipeline.config import ComputeProfile
+from pipeline.training import workers
+
+TWO = ComputeProfile(workers=2, max_failures=2)
+WORKERS = {"pretrain": workers.pretrain, "finetune": workers.finetune, "refine": workers.refine}
+
+
+def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path) -> dict[str, Any]:
+    """What a worker gets; 32 images, a checkpoint every 16."""
+    params = {**tree, stage: {**tree[stage], "num_images": 32, "sample_images": 32}}
+    run_dir.mkdir(parents=True)
+    return {
+        "params": params, "root": str(root), "run_dir": str(run_dir),
+        "inputs": {}, "precision": "float32", "threads": 1,
+    }  # fmt: skip
+
+
+def digests(run_dir: Path) -> dict[str, str]:
+    """sha256 of the newest checkpoint's state and of the finished model."""
+    newest = artifacts.latest_valid(run_dir / "checkpoints", "nimg-")
+    assert newest is not None
+    assert newest.name == f"nimg-{32:012d}"
+    artifacts.verify_directory(run_dir / "result")
+    return {
+        "state": artifacts.sha256_file(newest / "state.safetensors"),
+        "model": artifacts.sha256_file(run_dir / "result/model/model.safetensors"),
+        "curves": artifacts.sha256_file(run_dir / "result/reports/curves.csv"),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained_root(
+    tiny_root: Path, tiny_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`tiny_root` with models/core and models/finetuned, for refine; in this process."""
+    base = tmp_path_factory.mktemp("trained")
+    shutil.copytree(tiny_root / "data", base / "data")
+    for stage, model in (("pretrain", "core"), ("finetune", "finetuned")):
+        WORKERS[stage](config_of(stage, tiny_tree, base, base / stage))
+        launch.copy_into_place(base / stage / "result/model", base / "models" / model)
+    return base
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    trained_root: Path, tiny_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, str]]:
+    """Digests of runs that nobody killed."""
+    answers = {}
+    with launch.ray_session(2, inside_job=False):
+        for stage in ("pretrain", "refine"):
+            config = config_of(stage, tiny_tree, trained_root, tmp_path_factory.mktemp("whole") / stage)
+            launch.train_under_ray(stage, WORKERS[stage], config, TWO)
+            launch.raise_failure(Path(config["run_dir"]))
+            answers[stage] = digests(Path(config["run_dir"]))
+    return answers
+
+
+@pytest.fixture()
+def failpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """Arms a failpoint before Ray starts, since its workers inherit our environment; yields its mark."""
+    mark = tmp_path / "failed"
+    monkeypatch.setenv("CRESCENDO_FAILPOINT", request.param)
+    monkeypatch.setenv("CRESCENDO_FAILPOINT_FILE", str(mark))
+    yield mark
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("stage", "failpoint"),
+    [
+        ("pretrain", "step:8"),  # before the first checkpoint, which is at 16
+        ("pretrain", "step:24"),  # between two
+        ("refine", "step:8"),
+        ("refine", "discriminator:24"),  # the discriminator has learned, the generator has not
+    ],
+    indirect=["failpoint"],
+)
+def test_a_killed_run_ends_in_the_same_bytes(
+    stage: str,
+    failpoint: Path,
+    unbroken: dict[str, dict[str, str]],
+    trained_root: Path,
+    tiny_tree: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    config = config_of(stage, tiny_tree, trained_root, tmp_path / "run")
+    launch.execute(stage, WORKERS[stage], config, TWO)
+    assert failpoint.exists()
+    assert digests(tmp_path / "run") == unbroken[stage]
