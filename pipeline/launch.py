@@ -388,9 +388,11 @@ class _RemoteWorker:
 
 def _explain(stage: str, failures: Mapping[int, Exception], max_failures: int) -> Exception:
     from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
     # A worker that died takes its peers' collectives with it; their errors only follow from it.
-    dead = sorted(rank for rank, error in failures.items() if isinstance(error, RayActorError))
+    death = (RayActorError, WorkerHealthCheckFailedError)
+    dead = sorted(rank for rank, error in failures.items() if isinstance(error, death))
     if dead or not failures:
         problem = f"worker {', '.join(map(str, dead)) or '?'} died, after {max_failures} restarts"
         fix = "free memory if it was short, and run it again: it continues from the last checkpoint"
