@@ -124,15 +124,27 @@ def sample(model: Model, condition: Condition, dataset: PreparedDataset, params:
     return Samples(made.images, images, which, draw, made.nfe, seconds)
 
 
-def latency(model: Model, dataset: PreparedDataset, condition: Condition, repeats: int = 5) -> float:
-    """Median seconds for one image alone."""
+def latency(model: Model, dataset: PreparedDataset, condition: Condition, repeats: int = 5) -> dict[str, Any]:
+    """Speed of one image alone, as the median of some."""
     text = dataset.text(condition.caption_ids[:1])
-    taken = []
+    taken, nfe = [], 0
     for i in range(repeats + 1):  # the first one warms up
         start = time.perf_counter()
-        generate(model.snapshot, text, [i], num_steps=model.num_steps)
+        nfe = generate(model.snapshot, text, [i], num_steps=model.num_steps).nfe
         taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))
+    return speed(1, nfe, float(np.median(taken[1:])))
+
+
+def speed(images: int, nfe: int, seconds: float) -> dict[str, Any]:
+    """One entry of throughput.json."""
+    each = max(seconds, 1e-9) / images
+    return {
+        "images": images,
+        "nfe": nfe,
+        "seconds": round(seconds, 3),
+        "seconds_per_image": metrics.rounded(each),
+        "images_per_second": round(1 / each, 2),
+    }
 
 
 # --- Measuring.
@@ -336,12 +348,11 @@ def measure_floors(
 # --- All of it.
 
 
-def evaluate(
-    params: Params, root: Path, output: Path, device: str = "cpu", say: Say = print
-) -> dict[str, Any]:
-    """Evaluate the models below `root` and write the report folder `output`.
+def evaluate(params: Params, root: Path, say: Say = print, device: str = "cpu") -> dict[str, float]:
+    """Evaluate the models below `root`; write reports/evaluation/ and reports/verdict.json there.
 
-    Reads data/prepared, models/core, models/finetuned and models/refined. Returns the verdict.
+    Reads data/prepared, models/core, models/finetuned and models/refined. Returns the numbers to track:
+    `passed` (0 or 1) and `SPLIT/MODEL/METRIC` for all of metrics.json that was not refused.
 
     Raises:
         BadData: the test split has no captioned image, or there are fewer than 8 training images.
@@ -360,15 +371,13 @@ def evaluate(
         for model in models:
             made = sample(model, condition, dataset, params)
             samples[condition.split][model.name] = made
-            throughput[f"{condition.split}/{model.name}"] = _speed(made)
+            throughput[f"{condition.split}/{model.name}"] = speed(len(made.images), made.nfe, made.seconds)
             say(_speed_line(model.name, condition.split, made))
     for model in models:
         if not model.slow:
-            throughput[f"one_image/{model.name}"] = {"seconds": latency(model, dataset, held_out)}
+            throughput[f"one_image/{model.name}"] = latency(model, dataset, held_out)
 
-    say(
-        f"features: {' and '.join(e.name for e in extractors)} of {len(dataset.split('train'))} training images"
-    )
+    say(f"features: {' and '.join(each.name for each in extractors)}")
     reference = build_reference(dataset, extractors, params.seed)
     held_raw = {extractor.name: extractor(held_out.images) for extractor in extractors}
     held_white = {name: reference.whitening[name](raw) for name, raw in held_raw.items()}
@@ -408,9 +417,9 @@ def evaluate(
     results = as_results(tables, floors, extractors, reference, samples, candidate.name, verdict["passed"])
 
     say("report: pictures and index.html")
-    with artifacts.commit_directory(output) as folder:
-        _write_json(folder / "metrics.json", results)
-        _write_json(folder / "throughput.json", throughput)
+    with artifacts.commit_directory(root / "reports" / "evaluation", {"kind": "evaluation"}) as folder:
+        (folder / "metrics.json").write_text(_as_json(results), encoding="utf-8")
+        (folder / "throughput.json").write_text(_as_json(throughput), encoding="utf-8")
         for condition in conditions:
             shown = {name: made.native for name, made in samples[condition.split].items()}
             report.draw_captions(
@@ -429,7 +438,19 @@ def evaluate(
         report.draw_quality(folder / "quality.png", results)
         page = report.render(results, verdict, throughput, held_out.captions, models[0].snapshot.resolution)
         (folder / "index.html").write_text(page, encoding="utf-8")
-    return verdict
+    artifacts.write_atomic(root / "reports" / "verdict.json", _as_json(verdict))
+    return {"passed": float(verdict["passed"])} | flatten(tables)
+
+
+def flatten(tables: dict[str, dict[str, dict[str, Metric]]]) -> dict[str, float]:
+    """`SPLIT/MODEL/METRIC` for every number that was not refused."""
+    return {
+        f"{split}/{model}/{name}": value
+        for split, models in tables.items()
+        for model, found in models.items()
+        for name, metric in found.items()
+        if (value := metrics.rounded(metric.value)) is not None
+    }
 
 
 def load_models(folder: Path, params: Params, device: str) -> list[Model]:
@@ -499,17 +520,8 @@ def as_results(
         "floors": {name: metric.as_json() for name, metric in floors.items()},
         "nfe": {name: made.nfe for name, made in samples["heldout"].items()},
         "extractors": described,
+        "upsampling": "bicubic, antialiased, rounded to uint8, before features",  # images below the data's px
         "gate": {"candidate": candidate, "baseline": BASELINE, "passed": int(passed)},
-    }
-
-
-def _speed(made: Samples) -> dict[str, Any]:
-    n = len(made.images)
-    return {
-        "images": n,
-        "nfe": made.nfe,
-        "seconds": round(made.seconds, 3),
-        "images_per_second": round(n / max(made.seconds, 1e-9), 2),
     }
 
 
@@ -519,5 +531,5 @@ def _speed_line(model: str, split: str, made: Samples) -> str:
     return f"sampled {n} images of {model} on {split} captions, {made.nfe} {calls} each, {rate:.1f} images/s"
 
 
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+def _as_json(tree: Mapping[str, Any]) -> str:
+    return json.dumps(tree, indent=1, sort_keys=True, allow_nan=False) + "\n"

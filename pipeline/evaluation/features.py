@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.artifacts import sha256_file
 from pipeline.errors import InputMissing, StorageError
@@ -48,7 +49,8 @@ class Extractor:
         assert images.dtype == torch.uint8, "one path for real and generated images"
         parts = []
         with torch.inference_mode():
-            for part in images.split(batch_size):
+            for i in range(0, len(images), batch_size):
+                part = images[i : i + batch_size]
                 parts.append(self.embed(part.to(self.device).float()).double().cpu())
         return torch.cat(parts).numpy()
 
@@ -121,7 +123,7 @@ def lite2(device: str = "cpu") -> Extractor:
     if found != LITE2_SHA256:
         problem = f"has sha256 {found[:12]}, expected {LITE2_SHA256[:12]}"
         raise StorageError("E-IO-050", str(path), problem, fix)
-    net: nn.Module = EfficientNet.from_name("efficientnet-lite2", image_size=LITE2_RESOLUTION)
+    net: Any = EfficientNet.from_name("efficientnet-lite2", image_size=LITE2_RESOLUTION)
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
@@ -140,7 +142,7 @@ def lite2(device: str = "cpu") -> Extractor:
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Per-feature mean and scale of a reference set; features that hardly vary there get no weight of their own."""
+    """Per-feature mean and scale of a reference set; a feature that hardly varies there stays small."""
 
     mean: Float64  # [d]
     scale: Float64  # [d]
@@ -176,7 +178,8 @@ class Whitening:
         standardiser = Standardiser.fit(features)
         _, singular, axes = np.linalg.svd(standardiser(features), full_matrices=False)
         keep = max(min(dim, len(features) // 4, features.shape[1]), 1)
-        scale = np.maximum(singular[:keep], 1e-6 * singular[0] + 1e-12) / np.sqrt(len(features))
+        keep = max(min(keep, int((singular > 1e-3 * singular[0]).sum())), 1)  # no direction without variance
+        scale = np.maximum(singular[:keep], 1e-12) / np.sqrt(len(features))
         return cls(standardiser, axes[:keep].T / scale)
 
     def __call__(self, features: Float64) -> Float64:

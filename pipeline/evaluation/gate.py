@@ -78,6 +78,11 @@ def _refused(name: str, *metrics: Metric) -> Rule | None:
     return None
 
 
+def _given(value: float | None) -> float:
+    assert value is not None, "refused metrics are sorted out first"
+    return value
+
+
 def _kid(difference: Metric, floor: Metric, margin: float) -> Rule:
     name = "kid_difference"
     needed = (difference,) if margin else (difference, floor)
@@ -85,10 +90,8 @@ def _kid(difference: Metric, floor: Metric, margin: float) -> Rule:
     if refused:
         return refused
     if not margin:
-        assert floor.low is not None and floor.high is not None
-        margin = (floor.high - floor.low) / 2
-    assert difference.high is not None
-    upper = difference.high
+        margin = (_given(floor.high) - _given(floor.low)) / 2
+    upper = _given(difference.high)
     if upper < 0:
         return Rule(name, True, rounded(upper), rounded(margin), "better than the baseline (95%)")
     passed = upper < margin
@@ -98,38 +101,42 @@ def _kid(difference: Metric, floor: Metric, margin: float) -> Rule:
     return Rule(name, passed, rounded(upper), rounded(margin), f"{text}: upper end of the 95% interval")
 
 
+def _finite(finite: bool) -> Rule:
+    reason = "all weights are finite" if finite else "NaN or Inf in the weights"
+    return Rule("finite", finite, float(finite), 1.0, reason)
+
+
 def _share(name: str, candidate: Metric, baseline: Metric, least: float) -> Rule:
     refused = _refused(name, candidate, baseline)
     if refused:
         return refused
-    assert candidate.value is not None and baseline.value is not None
-    threshold = least * baseline.value
-    passed = candidate.value >= threshold
-    reason = f"{'at least' if passed else 'below'} {least:g} of the baseline's {baseline.value:.3f}"
-    return Rule(name, passed, rounded(candidate.value), rounded(threshold), reason)
+    value, theirs = _given(candidate.value), _given(baseline.value)
+    passed = value >= least * theirs
+    reason = f"{'at least' if passed else 'below'} {least:g} of the baseline's {theirs:.3f}"
+    return Rule(name, passed, rounded(value), rounded(least * theirs), reason)
 
 
 def _copies(found: Metric, most: float) -> Rule:
     refused = _refused("copies", found)
     if refused:
         return refused
-    assert found.value is not None
-    passed = found.value <= most
-    reason = f"{found.value:.2%} of {found.n} samples copy a training image"
-    return Rule("copies", passed, rounded(found.value), rounded(most), reason)
+    share = _given(found.value)
+    reason = f"{share:.2%} of {found.n} samples copy a training image"
+    return Rule("copies", share <= most, rounded(share), rounded(most), reason)
 
 
 def _sharpness(candidate: Metric, baseline: Metric, floor: Metric) -> Rule:
     refused = _refused("sharpness", candidate, baseline, floor)
     if refused:
         return refused
-    assert candidate.value is not None and baseline.value is not None and floor.value is not None
-    gap, limit = abs(candidate.value), max(abs(baseline.value), floor.value)
+    value, theirs, noise = (_given(metric.value) for metric in (candidate, baseline, floor))
+    gap, limit = abs(value), max(abs(theirs), noise)
     passed = gap <= limit
     if passed:
         reason = "closer to the real images than the baseline, or as close as two real sets are"
     else:
-        reason = f"{'blurrier' if candidate.value < 0 else 'harsher'} than the real images by more than the baseline"
+        kind = "blurrier" if value < 0 else "harsher"
+        reason = f"{kind} than the real images, by more than the baseline"
     return Rule("sharpness", passed, rounded(gap), rounded(limit), reason)
 
 

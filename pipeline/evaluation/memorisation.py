@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,7 +39,8 @@ class Neighbours:
 def _pixels(images: Tensor) -> Float64:
     """uint8 [N,3,R,R] as float64 [N, 3 * 32 * 32] box means at 32 px, scaled so that distances are RMS."""
     small = F.adaptive_avg_pool2d(images.double(), min(RESOLUTION, images.shape[-1])).flatten(1)
-    return (small / small.shape[1] ** 0.5).numpy()
+    pixels: Float64 = (small / small.shape[1] ** 0.5).numpy()
+    return pixels
 
 
 def nearest(samples: Tensor, train: Tensor, bases: Sequence[str]) -> Neighbours:

@@ -104,7 +104,8 @@ def frechet_distance(real: Float64, fake: Float64) -> float:
 def distances(x: Float64, y: Float64) -> Float64:
     """Euclidean distances between rows of x [n,d] and y [m,d]: [n,m]."""
     squared = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * (x @ y.T)
-    return np.sqrt(np.maximum(squared, 0))
+    apart: Float64 = np.sqrt(np.maximum(squared, 0))
+    return apart
 
 
 def prdc(real: Float64, fake: Float64, k: int = 5) -> dict[str, float]:

@@ -105,7 +105,7 @@ def draw_captions(path: Path, captions: Sequence[str], real: Tensor, shown: Mapp
                     sheet.paste(_tile(images[i], TILE), (x, y))
                 draw.rectangle((x - 1, y - 1, x + TILE, y + TILE), outline=(225, 225, 230))
         for row, name in enumerate(rows):
-            y = b * height + head + row * (TILE + gap) + TILE / 2
+            y = b * height + head + row * (TILE + gap) + TILE // 2
             text = _wrap(title_of(name).replace(", ", " \u00b7 "), font, label - 20, 2)
             draw.multiline_text((label - 12, y), text, FAINT, font, anchor="rm", align="right")
     sheet.save(path, optimize=True)
@@ -120,7 +120,7 @@ def draw_neighbours(
     found: Neighbours,
     pairs: int = 12,
 ) -> None:
-    """Pairs of a sample and its nearest training image: those most like copies first, then the first samples."""
+    """Pairs of a sample and its nearest training image: first those most like copies, then first samples."""
     from PIL import Image, ImageDraw
 
     suspects = np.argsort(found.ratio, kind="stable")[:pairs].tolist()
@@ -228,92 +228,6 @@ COLUMNS = {
 }
 PERCENT = {"precision", "recall", "coverage", "retrieval_top1", "retrieval_top5", "copies"}
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Evaluation: {{ "passed" if verdict.passed else "not promoted" }}</title>
-<style>
- :root { --ink:#22222a; --faint:#74747f; --line:#e6e6ea; --good:#1f7a4d; --bad:#b3372f; --paper:#fbfbf9; }
- body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.55 system-ui,sans-serif; }
- main { max-width:1240px; margin:0 auto; padding:48px 28px 80px; }
- h1 { font-size:40px; line-height:1.15; margin:0 0 8px; letter-spacing:-.02em; }
- h2 { font-size:22px; margin:56px 0 6px; letter-spacing:-.01em; }
- p { max-width:72ch; margin:6px 0 14px; } .faint, figcaption { color:var(--faint); font-size:14px; }
- .good { color:var(--good); } .bad { color:var(--bad); }
- .facts { display:flex; flex-wrap:wrap; gap:14px; margin:26px 0 8px; }
- .fact { background:#fff; border:1px solid var(--line); border-radius:12px; padding:14px 18px; min-width:150px; }
- .fact b { display:block; font-size:26px; line-height:1.2; }
- figure { margin:18px 0; } img { max-width:100%; display:block; border:1px solid var(--line);
-   border-radius:12px; background:#fff; padding:12px; box-sizing:border-box; }
- .scroll { overflow-x:auto; } table { border-collapse:collapse; font-size:14px; background:#fff; }
- th,td { padding:7px 11px; border-bottom:1px solid var(--line); text-align:right; white-space:nowrap; }
- th:first-child,td:first-child { text-align:left; } th { font-weight:600; cursor:help; }
- td small { display:block; color:var(--faint); font-size:11.5px; } .none { color:var(--faint); font-size:12px; }
- .rules td { text-align:left; white-space:normal; } tr.gated td { background:#f4f6ff; }
- code { font-size:12.5px; color:var(--faint); word-break:break-all; }
-</style></head><body><main>
-<h1 class="{{ 'good' if verdict.passed else 'bad' }}">
-{{ "Passed: ready to become champion" if verdict.passed else "Not promoted" }}</h1>
-<p>{{ titles[results.gate.candidate]|capitalize }} against the {{ titles[results.gate.baseline] }} model, on captions
-of pictures that no stage has trained on.
-{% if not verdict.passed %}Rules not met: {{ failed|join(", ") }}.{% endif %}</p>
-<div class="facts">
-{% for label, value in facts %}<div class="fact"><b>{{ value }}</b>{{ label }}</div>
-{% endfor %}</div>
-
-<table class="rules"><tr><th>rule</th><th>found</th><th>threshold</th><th>why</th></tr>
-{% for rule in verdict.rules %}<tr><td class="{{ 'good' if rule.passed else 'bad' }}">
-{{ "\u2713" if rule.passed else "\u2717" }} {{ rule.name }}</td>
-<td>{{ number(rule.value) }}</td><td>{{ number(rule.threshold) }}</td><td>{{ rule.reason }}</td></tr>
-{% endfor %}</table>
-
-<h2>Held-out captions</h2>
-<p>Asked for in words only: the models have seen neither these pictures nor their variants.
-The core makes {{ core_resolution }} px; it is compared after bicubic enlargement and shown with its own pixels.</p>
-<figure><img src="heldout_captions.png" alt="{{ heldout_alt }}"></figure>
-{% if has_train %}<h2>Training captions</h2>
-<p>Here a model can also shine by remembering. That is why the gate does not look at them.</p>
-<figure><img src="train_captions.png" alt="Grid of training captions: real, core, fine-tuned, refined"></figure>{% endif %}
-
-<h2>Numbers</h2>
-<figure><img src="quality.png" alt="KID, sharpness and retrieval of every model"></figure>
-{% for split, extractor, prefix in tables %}
-<h3>{{ titles.get(split, split)|capitalize }} captions{% if prefix %}, {{ extractor }} features:
-<span class="bad">leak-suspect</span>{% endif %}</h3>
-{% if prefix %}<p class="faint">{{ extractor }} and the discriminator's network learned from the same photographs, so a refined
-model may please both without being better. Not used by the gate.</p>{% endif %}
-<div class="scroll"><table><tr><th>model</th>{% for key, column, hint in columns(split, prefix) %}
-<th title="{{ hint }}">{{ column }}</th>{% endfor %}</tr>
-{% for model, found in results[split].items() if not prefix or model != "real" %}
-<tr{% if model == results.gate.candidate %} class="gated"{% endif %}><td>{{ titles[model] }}</td>
-{% for key, column, hint in columns(split, prefix) %}<td>{{ cell(found.get(key), key) }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
-{% endfor %}
-<h3>Noise floors</h3>
-<p class="faint">What two sets of real pictures already differ by. A difference below these is none.</p>
-<div class="scroll"><table><tr><th>floor</th><th>value</th></tr>
-{% for name, found in results.floors.items() %}<tr><td>{{ name.replace("_", " ") }}</td><td>{{ cell(found, name) }}</td></tr>
-{% endfor %}</table></div>
-
-<h2>Copying</h2>
-<p>A sample counts as a copy if its nearest training picture, mirrored ones included, is less than a third as far as
-the next base (pixels at 32 px). No detector is reliable, so look for yourself.</p>
-<p>{% for line in copying %}{{ line }}<br>{% endfor %}</p>
-<figure><img src="neighbours.png" alt="Samples beside their nearest training images"></figure>
-
-<h2>Speed</h2>
-<div class="scroll"><table><tr><th>model</th><th>calls an image</th><th>images</th><th>seconds</th><th>images/s</th></tr>
-{% for name, row in throughput.items() if "images" in row %}<tr><td>{{ name.replace("_", " ") }}</td><td>{{ row.nfe }}</td>
-<td>{{ row.images }}</td><td>{{ row.seconds }}</td><td>{{ row.images_per_second }}</td></tr>
-{% endfor %}</table></div>
-
-<h2>Provenance</h2>
-<p class="faint">{% for name, e in results.extractors.items() %}{{ name }}: {{ e.dim }} features, whitened to
-{{ e.whitened_dim }} on the real training images{% if e.leak_suspect %}, leak-suspect{% endif %}; weights sha256
-<code>{{ e.sha256 }}</code><br>{% endfor %}
-model <code>{{ verdict.model_digest }}</code><br>data <code>{{ verdict.data_digest }}</code></p>
-</main></body></html>
-"""
-
 
 def number(value: float | None, percent: bool = False) -> str:
     """A number as the page shows it; a dash for none."""
@@ -330,7 +244,7 @@ def render(
     core_resolution: int,
 ) -> str:
     """The page, self-contained but for the pictures beside it. All values are escaped."""
-    from jinja2 import Environment
+    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     def cell(found: Mapping[str, Any] | None, key: str) -> Markup:
@@ -352,8 +266,9 @@ def render(
     splits = [split for split in ("heldout", "train") if split in results]
     suspects = [name for name, e in results["extractors"].items() if e["leak_suspect"]]
     main = next(name for name in results["extractors"] if name not in suspects)
-    environment = Environment(autoescape=True, trim_blocks=False)
-    return environment.from_string(PAGE).render(
+    loader = PackageLoader("pipeline.evaluation")  # its folder templates/
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html.j2").render(
         results=results,
         verdict=verdict,
         throughput=throughput,
@@ -368,11 +283,19 @@ def render(
         columns=columns,
         cell=cell,
         number=number,
+        speed_name=_speed_name,
         copying=_copying(results, splits),
         has_train="train" in results,
         heldout_alt="Grid of held-out captions: " + ", ".join(captions[:GRID_CAPTIONS]),
         core_resolution=core_resolution,
     )
+
+
+def _speed_name(key: str) -> str:
+    """`heldout/refined_1` as `refined, 1 pass; held-out captions`."""
+    what, model = key.split("/")
+    kind = "one image alone" if what == "one_image" else f"{title_of(what)} captions"
+    return f"{title_of(model)}; {kind}"
 
 
 def _facts(results: Mapping[str, Any], throughput: Mapping[str, Any]) -> list[tuple[str, str]]:

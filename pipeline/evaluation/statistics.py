@@ -27,7 +27,8 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
 
 def resample_counts(num_units: int, rng: np.random.Generator, times: int = BOOTSTRAPS) -> Float64:
     """How often each unit is drawn in each bootstrap: float64 [times, num_units]."""
-    return rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=times).astype(np.float64)
+    counts = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=times)
+    return counts.astype(np.float64)
 
 
 class KernelSums:
@@ -46,7 +47,8 @@ class KernelSums:
     def mean(self, counts: Float64) -> Float64:
         """Mean kernel if unit u is counted counts[:,u] times, for counts [B,U]: [B]."""
         total = ((counts @ self.kernel) * counts).sum(1)
-        return total / np.maximum(((counts @ self.pairs) * counts).sum(1), 1e-12)
+        mean: Float64 = total / np.maximum(((counts @ self.pairs) * counts).sum(1), 1e-12)
+        return mean
 
 
 def _one_hot(unit: Int64, num_units: int) -> Float64:

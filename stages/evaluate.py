@@ -1,0 +1,22 @@
+"""`python -m stages.evaluate`: measure core, fine-tuned and refined model; reports/evaluation and the verdict."""
+
+import sys
+
+from pipeline import launch
+from pipeline.config import load_params
+from pipeline.errors import run_main
+from pipeline.evaluation.evaluate import evaluate
+
+
+def main() -> None:
+    """Sample, measure, judge and report."""
+    params = load_params()
+    with launch.stage("evaluate", params) as stage:
+        found = evaluate(params, stage.root, say=lambda line: print(f"evaluate: {line}", file=sys.stderr))
+        stage.log_metrics(found)
+        stage.log_artifact("reports/evaluation")
+        stage.log_artifact("reports/verdict.json")
+
+
+if __name__ == "__main__":
+    run_main(main)
