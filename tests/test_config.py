@@ -1,0 +1,213 @@
+"""params.yaml and compute profiles: everything unknown or contradictory is refused in one line with a cure."""
+
+import copy
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import Params, load_params, load_profile, parse_params
+from pipeline.errors import ConfigError, InputMissing, PipelineError
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "params.yaml").read_text()
+TREE = load_params(ROOT / "params.yaml").model_dump(mode="json")
+CORE, PASSES = TREE["core"]["resolution"], len(TREE["refine"]["passes"])
+
+
+def changed(key, value):
+    """The tree of params.yaml with one dotted key set (or, with ..., removed)."""
+    tree = copy.deepcopy(TREE)
+    *parents, last = key.split(".")
+    section = tree
+    for name in parents:
+        section = section[name]
+    if value is ...:
+        del section[last]
+    else:
+        section[last] = value
+    return tree
+
+
+def with_line(key, value):
+    """The text of params.yaml with the first value of `key` replaced."""
+    return re.sub(rf"\b{key}: \S+", f"{key}: {value}", TEXT, count=1)
+
+
+def refusal(tree):
+    with pytest.raises(ConfigError) as caught:
+        parse_params(tree)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1 and ". Fix: " in line
+    return line
+
+
+def test_the_shipped_params_are_valid_and_every_line_of_them_is_short():
+    assert isinstance(load_params(ROOT / "params.yaml"), Params)
+    assert max(map(len, TEXT.splitlines())) <= 110
+
+
+def test_params_survive_json_and_pickle():
+    params = parse_params(TREE)
+    assert parse_params(params.model_dump(mode="json")) == params == pickle.loads(pickle.dumps(params))
+
+
+def test_params_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_params(TREE).finetune.lr = 1.0
+
+
+def test_a_misspelt_key_is_answered_with_the_right_one():
+    tree = changed("finetune.lrr", 0.1)
+    assert refusal(tree) == "E-CFG-001 params.yaml: finetune.lrr: unknown key. Fix: did you mean 'lr'?"
+    assert "did you mean 'finetune'?" in refusal(changed("finetun", {}))
+
+
+def test_a_misspelt_key_is_told_before_the_one_that_it_leaves_missing():
+    tree = changed("finetune.lr", ...)
+    tree["finetune"]["lrr"] = 0.1
+    assert "did you mean 'lr'?" in refusal(tree)
+    del tree["finetune"]["lrr"]
+    assert refusal(tree).startswith("E-CFG-003 params.yaml: finetune.lr: missing key")
+
+
+def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
+    assert parse_params(changed("pretrain.lr", 1)).pretrain.lr == 1.0
+    assert "E-CFG-002 params.yaml: pretrain.lr" in refusal(changed("pretrain.lr", "0.1"))
+    assert "E-CFG-002 params.yaml: seed" in refusal(changed("seed", True))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("seed", -1, "-1 is not valid"),
+        ("pretrain.lr", 0.0, "greater than 0"),
+        ("pretrain.lr", float("nan"), "finite"),
+        ("pretrain.lr", float("inf"), "finite"),
+        ("pretrain.batch_size", 0, "greater than or equal to 1"),
+        ("pretrain.shards", 7, "params.yaml: pretrain.shards: batch_size"),
+        ("pretrain.log_images", 33, "pretrain.log_images: 33 is not a multiple of batch_size"),
+        ("refine.check_images", 9, "refine.check_images: 9 is not a multiple of batch_size"),
+        ("core.resolution", 24, "core.resolution: 24 is not a power of two"),
+        ("data.resolution", CORE, f"data.resolution: {CORE} is not core.resolution ({CORE}) doubled once"),
+        ("core.attention", [5], "core.attention: 5 is no feature map of this network"),
+        ("core.channel_mult", [1] * 9, "core.channel_mult: 9 levels are too many"),
+        ("data.background", [255, 255], "data.background: needs 3 numbers"),
+        ("data.background", [255, 255, 256], "data.background[2]"),
+        ("data.source", "openmoji", "data.source: 'openmoji' is unknown. Fix: write 'folder' or 'openmoji=="),
+        ("refine.passes", [1, 1], "refine.passes: an entry is given twice"),
+        ("refine.passes", [3], "refine.passes[0]"),
+        ("refine.pass_probs", [0.0] * PASSES, "refine.pass_probs: the sum is 0, must be 1"),
+        ("refine.pass_probs", [], f"refine.pass_probs: needs {PASSES} numbers"),
+        ("refine.discriminators", [], "refine.discriminators"),
+        ("sampling.guidance_interval", [5.0, 0.3], "sampling.guidance_interval: needs two numbers"),
+        ("finetune.core", "joint", "finetune.core: 'joint' is not valid"),
+        ("promotion.name", "a/b", "promotion.name"),
+        ("core", [], "core"),
+        ("data", None, "data"),
+    ],
+)
+def test_what_is_out_of_range_or_contradicts_is_refused(key, value, words):
+    assert words in refusal(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 0\nseed: 1\n", "duplicate key"),
+        ("a: [1\n", "E-CFG-005 params.yaml: line "),
+        ("\tseed: 0\n", "E-CFG-005 params.yaml: line 1"),
+        ("- 1\n- 2\n", "holds a list"),
+        ("", "missing key"),
+        ("just words", "holds a str"),
+        ("seed: !!python/object/apply:os.system ['true']\n", "E-CFG-005"),
+        ("a: " + "[" * 3000 + "]" * 3000, "E-CFG-"),
+        ("x: '" + "y" * 70_000 + "'", "has 70"),
+        ("seed: \xff", "E-CFG-005"),
+        ("a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
+         "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\n"
+         "e: [*d,*d,*d,*d,*d,*d,*d,*d,*d]\n", "more than 10000 values"),
+    ],
+    ids=["twice", "open", "tab", "list", "empty", "text", "tag", "deep", "large", "latin1", "aliases"],
+)  # fmt: skip
+def test_a_file_that_is_no_plain_yaml_is_refused_in_one_line(tmp_path, text, words):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        load_params(path)
+    assert words in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_numbers_and_words_are_read_by_the_rules_of_yaml_1_2(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(with_line("lr", "1e-4"))
+    assert load_params(path).pretrain.lr == 1e-4
+    path.write_text(with_line("seed", "no"))
+    with pytest.raises(ConfigError, match="seed: 'no' is not valid"):
+        load_params(path)
+    path.write_text(with_line("seed", "017"))
+    assert load_params(path).seed == 17
+
+
+def test_a_missing_file_is_input_missing(tmp_path):
+    with pytest.raises(InputMissing):
+        load_params(tmp_path / "params.yaml")
+
+
+VALUES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers())
+)
+KEYS = [f"{section}.{key}" for section, keys in TREE.items() if isinstance(keys, dict) for key in keys]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from([*KEYS, *TREE]), VALUES)
+def test_any_value_of_any_key_is_accepted_or_refused_in_one_line(key, value):
+    try:
+        parse_params(changed(key, value))
+    except PipelineError as exc:
+        assert exc.exit_status == 78 and len(str(exc).splitlines()) == 1
+
+
+def profile(tmp_path, monkeypatch, text, name="here"):
+    folder = tmp_path / "infra" / "compute"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "here.yaml").write_text(text)
+    monkeypatch.setenv("CRESCENDO_COMPUTE", name)
+    return load_profile(tmp_path)
+
+
+def test_a_profile_is_chosen_by_the_environment_and_has_defaults(tmp_path, monkeypatch):
+    assert profile(tmp_path, monkeypatch, "workers: 2\n").workers == 2
+    assert profile(tmp_path, monkeypatch, "").precision == "auto"
+
+
+@pytest.mark.parametrize("name", ["ther", "../here", "a b"])
+def test_an_unknown_profile_is_answered_with_those_there_are(tmp_path, monkeypatch, name):
+    with pytest.raises(ConfigError, match="choose one of: here"):
+        profile(tmp_path, monkeypatch, "", name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("worker: 2", "infra/compute/here.yaml: worker: unknown key. Fix: did you mean 'workers'?"),
+        ("storage: relative/path", "not an absolute path"),
+        ("address: http://head:8265", "storage: a cluster"),
+        ("workers: -1", "greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_profile_is_refused(tmp_path, monkeypatch, text, words):
+    with pytest.raises(ConfigError) as caught:
+        profile(tmp_path, monkeypatch, text)
+    assert words in str(caught.value)
+
+
+def test_every_shipped_profile_is_valid():
+    names = [path.stem for path in (ROOT / "infra" / "compute").glob("*.yaml")]
+    assert "local" in names
+    for name in names:
+        load_profile(ROOT, name)

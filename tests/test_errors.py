@@ -1,0 +1,90 @@
+"""Errors: one line, a status for each kind, and the way through pickling."""
+
+import errno
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import errors
+
+KINDS = [
+    (errors.ConfigError, 78),
+    (errors.InputMissing, 66),
+    (errors.BadData, 65),
+    (errors.StorageError, 74),
+    (errors.Busy, 75),
+    (errors.AccessError, 77),
+    (errors.GateFailed, 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "status"), KINDS)
+def test_each_kind_has_its_exit_status_and_survives_pickling(kind, status):
+    error = pickle.loads(pickle.dumps(kind("E-X-001", "a.png", "is empty", "remove it")))
+    assert type(error) is kind
+    assert str(error) == "E-X-001 a.png: is empty. Fix: remove it"
+    assert errors.exit_status_of(error) == status
+
+
+def test_an_error_is_one_line_whatever_the_file_is_called():
+    text = str(errors.BadData("E-X-001", "a\nb\x1b[31m\u2028.png", "bad", "fix"))
+    assert len(text.splitlines()) == 1
+    assert "\x1b" not in text and r"a\nb\x1b[31m\u2028.png" in text
+
+
+def exit_of(body):
+    """Status and stderr of a process that runs `body` as its main."""
+    program = (
+        f"import os, signal, time\nfrom pipeline.errors import *\ndef main():\n    {body}\nrun_main(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ("return None", 0, ""),
+        ("return 3", 3, ""),
+        (
+            "raise BadData('E-DAT-001', 'data', 'is bad', 'mend it')",
+            65,
+            "E-DAT-001 data: is bad. Fix: mend it",
+        ),
+        (f"raise OSError({errno.ENOSPC}, 'No space left', 'x')", 74, "disk full"),
+        (f"raise OSError({errno.EROFS}, 'Read-only', 'x')", 77, "E-ACC-001 x: Read-only"),
+        ("open('/does/not/exist')", 74, "E-IO-002 /does/not/exist"),
+        ("raise KeyboardInterrupt", 75, "stopped"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)", 75, "stopped"),
+    ],
+)
+def test_run_main_ends_with_one_line_and_the_right_status(body, status, words):
+    code, stderr = exit_of(body)
+    assert code == status
+    assert words in stderr and len(stderr.splitlines()) == (1 if words else 0)
+
+
+def test_a_bug_shows_its_traceback_and_status_70():
+    code, stderr = exit_of("return 1 / 0")
+    assert code == 70
+    assert "ZeroDivisionError" in stderr and "Traceback" in stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    program = "from pipeline.errors import run_main\nrun_main(lambda: print('x' * 10_000_000))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+
+
+def test_statuses_of_other_exceptions():
+    assert errors.exit_status_of(KeyboardInterrupt()) == 75
+    assert errors.exit_status_of(PermissionError(errno.EACCES, "no")) == 77
+    assert errors.exit_status_of(RuntimeError()) == 70
