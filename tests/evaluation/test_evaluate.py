@@ -1,0 +1,199 @@
+"""The whole evaluation on small random models: what it writes, that it repeats, and what it refuses."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import Params
+from pipeline.data.dataset import PreparedDataset
+from pipeline.errors import BadData, InputMissing
+from pipeline.evaluation import evaluate as evaluation
+from pipeline.evaluation.features import Extractor, randconv
+from pipeline.models.denoiser import build_core, build_shell
+from pipeline.models.snapshot import describe, save_snapshot
+from tests.conftest import write_prepared
+
+CORE = {"patch": 1, "channels": 16, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}
+SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}
+EVIL = '<script>alert("x")</script> {{7*7}}'
+
+
+def write_models(root: Path) -> None:
+    """Untrained models in models/core, models/finetuned and models/refined."""
+    torch.manual_seed(0)
+    core = build_core(8, 384, CORE)
+    whole = build_shell(core, 384, 0.01, SHELL)
+    common = {
+        "text_encoder": {"name": "random", "sha256": "0" * 64, "dim": 384, "max_tokens": 16},
+        "statistics": {"mean": [0.4, 0.3, 0.2], "std": [0.6, 0.6, 0.6]},
+        "sampling": {"num_steps": 2, "guidance": 1.0, "guidance_interval": [0.3, 5.0], "lift": 8.0},
+        "lineage": {},
+    }
+    save_snapshot(root / "models/core", core, common | {"kind": "core"} | describe(core, CORE, []))
+    shells = describe(whole, CORE, [SHELL])
+    save_snapshot(root / "models/finetuned", whole, common | {"kind": "finetuned"} | shells)
+    refined = {"kind": "refined", "passes": [1, 2, 4], "sigma_start": 5.0}
+    save_snapshot(root / "models/refined", whole, common | refined | shells)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with 204 training images, 51 held-out ones, and models."""
+    root = tmp_path_factory.mktemp("evaluated")
+    write_prepared(root / "data/prepared", count=306)
+    write_models(root)
+    return root
+
+
+@pytest.fixture
+def params(tiny_params: Params, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Tiny parameters; EfficientNet (tested by itself) is replaced by a second random network."""
+
+    def other(device: str = "cpu") -> Extractor:
+        return dataclasses.replace(randconv(16, seed=1, device=device), name="lite2", leak_suspect=True)
+
+    monkeypatch.setattr(evaluation, "lite2", other)
+    budget = tiny_params.evaluate.model_copy(
+        update={
+            "heldout_captions": 128,
+            "samples_per_caption": 2,
+            "teacher_samples_per_caption": 1,
+            "train_captions": 60,
+            "teacher_train_captions": 30,
+        }
+    )
+    return tiny_params.model_copy(update={"evaluate": budget})
+
+
+def run(params: Params, root: Path) -> tuple[dict[str, float], list[str]]:
+    lines: list[str] = []
+    return evaluation.evaluate(params, root, say=lines.append), lines
+
+
+def test_equal_inputs_give_equal_bytes_and_a_full_report(params: Params, root: Path) -> None:
+    found, lines = run(params, root)
+    reports = root / "reports"
+    names = ["evaluation/metrics.json", "verdict.json", "evaluation/heldout_captions.png"]
+    first = {name: (reports / name).read_bytes() for name in names}
+    assert run(params, root)[0] == found
+    assert {name: (reports / name).read_bytes() for name in names} == first
+
+    results = json.loads(first["evaluation/metrics.json"])
+    models = ["core", "finetuned", "refined_1", "refined_2", "refined_4"]
+    assert sorted(results["heldout"]) == sorted(results["train"]) == sorted(["real", *models])
+    assert results["nfe"]["refined_4"] == 4
+    assert set(results["extractors"]) == {"randconv", "lite2"}
+    for split in ("heldout", "train"):
+        for model in models:
+            for name, metric in results[split][model].items():
+                assert isinstance(metric["n"], int), (split, model, name)
+                assert (metric["value"] is None) == ("reason" in metric)
+    kid = results["heldout"]["refined_1"]["kid"]
+    assert kid["low"] < kid["value"] < kid["high"]
+    assert results["heldout"]["finetuned"]["fd"]["reason"] == "fd: n=51, needs 200"
+    assert "kid_difference" not in results["heldout"]["finetuned"]
+    assert results["floors"]["kid_half_half"]["n"] == 51
+    assert not {"seconds", "time", "images_per_second"} & set(
+        first["evaluation/metrics.json"].decode().split('"')
+    )
+    written = {path.name for path in (reports / "evaluation").iterdir()}
+    pictures = {"heldout_captions.png", "train_captions.png", "neighbours.png", "quality.png"}
+    assert written == pictures | {"metrics.json", "throughput.json", "index.html", "manifest.json"}
+    assert found["heldout/refined_1/kid"] == kid["value"]
+    assert all(line.count("\n") == 0 for line in lines)
+    assert any("refined_1" in line and "images/s" in line for line in lines)
+
+
+def test_the_verdict_names_model_data_and_every_rule(params: Params, root: Path) -> None:
+    found, _ = run(params, root)
+    verdict = json.loads((root / "reports/verdict.json").read_text())
+    assert set(verdict) == {"passed", "model_digest", "data_digest", "rules"}
+    manifest = json.loads((root / "models/refined/manifest.json").read_text())
+    assert verdict["model_digest"] == manifest["digest"]
+    assert verdict["data_digest"] == json.loads((root / "data/prepared/manifest.json").read_text())["digest"]
+    assert verdict["passed"] == all(rule["passed"] for rule in verdict["rules"]) == bool(found["passed"])
+
+
+def test_small_data_refuses_every_gate_metric_and_no_number_is_made_up(
+    params: Params, tmp_path: Path
+) -> None:
+    write_prepared(tmp_path / "data/prepared", count=24)
+    write_models(tmp_path)
+    found, _ = run(params, tmp_path)
+    assert found["passed"] == 0
+    rules = {
+        rule["name"]: rule for rule in json.loads((tmp_path / "reports/verdict.json").read_text())["rules"]
+    }
+    assert rules["kid_difference"]["reason"] == "kid: n=4, needs 50"
+    assert rules["recall"]["value"] is None
+    assert rules["finite"]["passed"]
+    assert "heldout/refined_1/kid" not in found
+    assert "kid: n=4, needs 50" in (tmp_path / "reports/evaluation/index.html").read_text()
+
+
+def test_without_training_captions_the_report_has_held_out_ones_alone(params: Params, tmp_path: Path) -> None:
+    write_prepared(tmp_path / "data/prepared", count=24)
+    write_models(tmp_path)
+    budget = params.evaluate.model_copy(update={"train_captions": 0})
+    run(params.model_copy(update={"evaluate": budget}), tmp_path)
+    results = json.loads((tmp_path / "reports/evaluation/metrics.json").read_text())
+    assert "train" not in results
+    assert not (tmp_path / "reports/evaluation/train_captions.png").exists()
+
+
+def test_hostile_captions_stay_text(params: Params, tmp_path: Path) -> None:
+    write_prepared(tmp_path / "data/prepared", count=24)
+    write_models(tmp_path)
+    file = tmp_path / "data/prepared/captions.jsonl"
+    file.write_text("".join(json.dumps(f"{EVIL} {i}") + "\n" for i in range(24)))
+    run(params, tmp_path)
+    page = (tmp_path / "reports/evaluation/index.html").read_text()
+    assert "<script" not in page
+    assert "{{7*7}}" in page, "and nothing was evaluated"
+    assert "49" not in page.split("heldout_captions.png")[1].split(">")[0]
+
+
+def test_missing_models_and_empty_splits_end_in_one_line(params: Params, tmp_path: Path) -> None:
+    write_prepared(tmp_path / "data/prepared", count=24)
+    with pytest.raises(InputMissing, match="no model snapshot"):
+        run(params, tmp_path)
+    write_models(tmp_path)
+    write_prepared(tmp_path / "data/prepared", count=4)  # nothing in its test split
+    with pytest.raises(BadData, match=r"E-DAT-05\d"):
+        run(params, tmp_path)
+
+
+def test_every_base_is_chosen_once_before_any_comes_twice(tmp_path: Path) -> None:
+    write_prepared(tmp_path / "prepared", count=60)
+    dataset = PreparedDataset(tmp_path / "prepared")
+    for i, row in enumerate(dataset.rows):
+        row["base"] = str(i // 12)  # 5 bases
+    rows = evaluation.choose_rows(dataset, "train", 12, seed=0)
+    assert len(set(rows.tolist())) == 12
+    assert len({dataset.rows[row]["base"] for row in rows[:5]}) == 5
+    again = evaluation.choose_rows(dataset, "train", 30, seed=0)
+    np.testing.assert_array_equal(again[:12], rows)
+
+
+def test_seeds_depend_on_caption_and_draw_so_that_models_are_compared_in_pairs(
+    params: Params, root: Path
+) -> None:
+    dataset = PreparedDataset(root / "data/prepared")
+    models = {model.name: model for model in evaluation.load_models(root / "models", params, "cpu")}
+    condition = evaluation.build_conditions(dataset, params)[0]
+    fewer = dataclasses.replace(
+        condition,
+        rows=condition.rows[:3],
+        captions=condition.captions[:3],
+        caption_ids=condition.caption_ids[:3],
+    )
+    many = evaluation.sample(models["refined_1"], condition, dataset, params)
+    few = evaluation.sample(models["refined_1"], fewer, dataset, params)
+    assert few.which.tolist() == [0, 1, 2, 0, 1, 2]
+    assert few.draw.tolist() == [0, 0, 0, 1, 1, 1]
+    torch.testing.assert_close(few.native[:3], many.native[:3], atol=1, rtol=0)
+    assert not torch.equal(few.native[:3], few.native[3:]), "another draw is another picture"
