@@ -263,7 +263,12 @@ class Point:
 def points_of(record: Mapping[str, Any]) -> list[Point]:
     """The points of one progress line `{"nimg": int, "time": s, "metrics": {name: float}}`."""
     return [
-        Point(re.sub(r"[^\w\-. /:]", "_", str(key)), float(value), int(record["time"] * 1000), int(record["nimg"]))
+        Point(
+            re.sub(r"[^\w\-. /:]", "_", str(key)),
+            float(value),
+            int(record["time"] * 1000),
+            int(record["nimg"]),
+        )
         for key, value in record.get("metrics", {}).items()
     ]
 
@@ -285,7 +290,7 @@ def _log_points(points: list[Point]) -> Operation:
 
 
 def _log_params(params: Mapping[str, str]) -> Operation:
-    """Sends what the run lacks. A param cannot be changed: a continued run keeps its own, and a tag tells the new."""
+    """Sends what the run lacks. A param cannot change: a continued run keeps its own, a tag tells the new."""
 
     def send(client: MlflowClient, run: str) -> None:
         from mlflow.entities import Param
@@ -343,7 +348,9 @@ class StageRun:
         """How many operations wait for the server."""
         return len(self._queue)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, timestamp: float | None = None) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int = 0, timestamp: float | None = None
+    ) -> None:
         """`step` is nimg, `timestamp` in seconds since 1970 (now, if not given)."""
         when = time.time() if timestamp is None else timestamp
         self.log_batch([{"nimg": step, "time": when, "metrics": metrics}])
@@ -351,7 +358,9 @@ class StageRun:
     def log_batch(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Sends lines of progress.jsonl, `{"nimg", "time", "metrics"}`; sent twice, they are there once."""
         points = [point for record in records for point in points_of(record)]
-        self._push(*(_log_points(points[i : i + BATCH_METRICS]) for i in range(0, len(points), BATCH_METRICS)))
+        self._push(
+            *(_log_points(points[i : i + BATCH_METRICS]) for i in range(0, len(points), BATCH_METRICS))
+        )
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Nested parameters; those which the run already has stay."""
@@ -431,7 +440,9 @@ class StageRun:
         with self._lock:
             self._queue.append(end)
             if not self.flush(patient=False):
-                _say(f"{self.pending} requests were never sent to MLflow at {self._where}; progress.jsonl has them")
+                _say(
+                    f"{self.pending} requests were never sent to MLflow at {self._where}; progress.jsonl has them"
+                )
 
     def _push(self, *operations: Operation) -> None:
         with self._lock:
@@ -461,7 +472,7 @@ class StageRun:
             if getattr(error, "error_code", "") not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 self._away(error)
                 return False
-            _say(f"MLflow refused: {_one_line(error)}")
+            _say(f"MLflow refused: {one_line_of(error)}")
         return True
 
     def _away(self, error: Exception) -> None:
@@ -469,10 +480,11 @@ class StageRun:
         if not self._warned:
             self._warned = True
             _say(f"MLflow at {self._where} does not answer; the stage goes on, its metrics lie in progress.jsonl "
-                 f"of its run folder ({_one_line(error)})")  # fmt: skip
+                 f"of its run folder ({one_line_of(error)})")  # fmt: skip
 
 
-def _one_line(error: Exception, limit: int = 160) -> str:
+def one_line_of(error: Exception, limit: int = 160) -> str:
+    """What a tracking server said, short and without passwords."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     text = re.sub(r"//[^/@\s]+@", "//", text)  # no passwords of a URI
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,162 @@
+"""`crescendo`: what is done with a trained model. Training itself is `dvc repro`.
+
+    crescendo promote [--allow-candidate]
+    crescendo generate PROMPT... [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M] [--guidance G]
+
+Heavy imports wait for the command that needs them, so that `crescendo --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from pipeline.errors import ConfigError, run_main
+
+if TYPE_CHECKING:
+    from pipeline.registry.generator import Generator
+    from pipeline.registry.package import Registry
+
+MAX_IMAGES = 4096  # one grid, held in memory
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="crescendo", description="Use what `dvc repro` has trained.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    promote = commands.add_parser(
+        "promote",
+        help="register models/refined; make it the champion if its verdict passed",
+        description="Registers models/refined as the candidate, and moves the alias `champion` to it if "
+        "reports/verdict.json passed. Ends with 1 and the rule that failed if not.",
+    )
+    promote.add_argument(
+        "--allow-candidate", action="store_true", help="end with 0 if it stays the candidate"
+    )
+    promote.set_defaults(run=_promote)
+
+    generate = commands.add_parser(
+        "generate",
+        help="make pictures from prompts",
+        description="Makes one picture a prompt and seed, as a PNG grid.",
+    )
+    generate.add_argument(
+        "prompts", nargs="+", metavar="PROMPT", help='what to show, such as "grinning face"'
+    )
+    generate.add_argument("--num", type=int, default=16, help="pictures of each prompt (16)")
+    generate.add_argument(
+        "--steps",
+        type=int,
+        help="passes of a refined model, sampler steps of others (the model's own default)",
+    )
+    generate.add_argument(
+        "--seed", type=int, default=0, help="seed of the first picture; the next has seed + 1 (0)"
+    )
+    generate.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (grid.png)")
+    generate.add_argument(
+        "--model",
+        help="models:/NAME@ALIAS, models:/NAME/3 or a folder (champion, candidate or models/refined)",
+    )
+    generate.add_argument(
+        "--guidance", type=float, help="strength of the prompt, 1 = off; not for refined models"
+    )
+    generate.set_defaults(run=_generate)
+    return top
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from pipeline.config import load_params
+    from pipeline.registry.promote import promote
+
+    promote(Path.cwd(), load_params().promotion.name, args.allow_candidate)
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from pipeline import artifacts
+    from pipeline.registry.generator import check_seed, encode_png, tile
+
+    total = args.num * len(args.prompts)
+    if args.num < 1 or total > MAX_IMAGES:
+        raise ConfigError("E-CFG-043", "--num", f"makes {total} pictures", f"choose 1 to {MAX_IMAGES} in all")
+    if args.out.suffix.lower() != ".png":
+        raise ConfigError("E-CFG-044", "--out", f"{str(args.out)!r} is no PNG file", "let it end in .png")
+    if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
+        raise ConfigError("E-CFG-045", "--guidance", f"{args.guidance} is out of range", "choose 0 or more")
+    for seed in (args.seed, args.seed + args.num - 1):
+        check_seed(seed)
+    generator = _load(args.model, Path.cwd())
+    if args.guidance is not None and generator.snapshot.config["kind"] == "refined":
+        print("warning: --guidance has no effect: a refined model has it built in", file=sys.stderr)
+    prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
+    seeds = [seed for _ in args.prompts for seed in range(args.seed, args.seed + args.num)]
+    images = generator.images(prompts, seeds, args.steps, args.guidance)
+    columns = args.num if len(args.prompts) > 1 else math.ceil(math.sqrt(args.num))
+    artifacts.write_atomic(args.out, encode_png(tile(images, columns)))
+    size = generator.snapshot.resolution
+    print(f"wrote {len(images)} pictures of {size}x{size} px to {args.out}")
+    return 0
+
+
+def _load(model: str | None, root: Path) -> Generator:
+    """The model that was asked for, or the best there is; says which."""
+    from pipeline.registry.generator import load_generator
+
+    if model is not None and not model.startswith("models:"):
+        print(f"model: {model}")
+        return load_generator(model)
+    uri = model or _best(root)
+    if uri is None:
+        from pipeline.registry.promote import MODEL
+
+        print(f"model: {MODEL} (nothing is registered)")
+        return load_generator(root / MODEL)
+    from pipeline.registry.package import Registry
+
+    return _load_registered(Registry(root), uri)
+
+
+def _load_registered(registry: Registry, uri: str) -> Generator:
+    from pipeline.registry.generator import load_generator
+
+    version = registry.resolve(uri)
+    with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
+        generator = load_generator(registry.fetch(version, Path(folder)))
+    print(f"model: {uri}, version {version.number} ({generator.snapshot.digest[:12]})")
+    return generator
+
+
+def _best(root: Path) -> str | None:
+    """Address of the champion, else of the candidate; None if neither is there."""
+    from pipeline import tracking
+
+    if not tracking.store_exists(root):
+        return None
+    from pipeline.config import load_params
+    from pipeline.registry.package import CANDIDATE, CHAMPION, Registry
+
+    name = load_params(root / "params.yaml").promotion.name
+    aliases = Registry(root).aliases(name)
+    return next((f"models:/{name}@{alias}" for alias in (CHAMPION, CANDIDATE) if alias in aliases), None)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Do what `arguments` (default: the command line's) say; the exit status. Raises PipelineError."""
+    args = parser().parse_args(arguments)
+    status: int = args.run(args)
+    return status
+
+
+def main() -> NoReturn:
+    """The console script: errors become one line and a status (`errors.run_main`)."""
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()

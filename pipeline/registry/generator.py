@@ -1,0 +1,121 @@
+"""A snapshot together with its text encoder: prompts in, pictures out.
+
+Both `crescendo generate` and the registered model (`served.py`) go through here, so that a seed means the
+same picture in both. It travels inside registered models, and therefore needs neither mlflow nor params.yaml.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.data.captions import TextEncoder
+    from pipeline.models.snapshot import Snapshot
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A loaded model and the text encoder that it was trained with."""
+
+    snapshot: Snapshot
+    encoder: TextEncoder
+
+    def images(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        num_steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """One picture a prompt and seed, uint8 [N,3,R,R]; each depends on its own prompt and seed alone.
+
+        `num_steps` is the number of passes of a refined model, else of sampler steps; None is the model's own.
+        Raises ConfigError for values that the model does not have.
+        """
+        import torch
+
+        from pipeline.data.captions import normalise
+        from pipeline.diffusion.sampling import generate
+        from pipeline.models.layers import Text
+
+        assert len(prompts) == len(seeds) and prompts
+        steps = check_steps(self.snapshot, num_steps)
+        for seed in seeds:
+            check_seed(seed)
+        cleaned = [normalise(prompt) for prompt in prompts]
+        unique = list(dict.fromkeys(cleaned))
+        rows = torch.tensor([unique.index(prompt) for prompt in cleaned])
+        pooled, tokens, mask = (torch.from_numpy(array) for array in self.encoder.encode(unique))
+        text = Text(pooled, tokens, mask).select(rows)
+        return generate(self.snapshot, text, list(seeds), steps, guidance).images
+
+
+def load_generator(folder: str | Path, device: str = "cpu") -> Generator:
+    """Load and verify a snapshot folder and the encoder it names.
+
+    Raises:
+        InputMissing, StorageError: there is no snapshot, or its files differ from its manifest.
+        StorageError: the installed text encoder is not the one that the model was trained with.
+    """
+    from pipeline.data.captions import load_text_encoder
+    from pipeline.models.snapshot import load_snapshot
+
+    snapshot = load_snapshot(folder, device)
+    wanted = snapshot.config["text_encoder"]
+    encoder = load_text_encoder(wanted["name"], int(wanted["max_tokens"]))
+    found = encoder.info["sha256"]
+    if found != wanted["sha256"]:
+        problem = f"was trained with text encoder {wanted['sha256'][:12]}, installed is {found[:12]}"
+        raise StorageError("E-IO-041", str(folder), problem, "install the encoder's package of that version")
+    return Generator(snapshot, encoder)
+
+
+def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:
+    """`num_steps` if this model can be sampled so; None stays None. Raises ConfigError."""
+    if num_steps is None:
+        return None
+    passes = snapshot.config["passes"] if snapshot.config["kind"] == "refined" else None
+    if passes is not None and num_steps not in passes:
+        known = ", ".join(str(n) for n in passes)
+        problem = f"{num_steps} is not a number of passes that this model was trained for"
+        raise ConfigError("E-CFG-041", "steps", problem, f"choose one of: {known}")
+    if not 1 <= num_steps <= 1000:
+        raise ConfigError("E-CFG-041", "steps", f"{num_steps} is out of range", "choose 1 to 1000")
+    return num_steps
+
+
+def check_seed(seed: int) -> None:
+    """Raises ConfigError for a seed outside 0 ... 2^63 - 1."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError("E-CFG-042", "seed", f"{seed} is out of range", f"choose 0 to {MAX_SEED}")
+
+
+def encode_png(image: Tensor) -> bytes:
+    """uint8 [3,H,W] as the bytes of a PNG file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, format="PNG")
+    return file.getvalue()
+
+
+def tile(images: Tensor, columns: int, padding: int = 2) -> Tensor:
+    """uint8 [N,3,R,R] as one picture [3,H,W]: row by row, white between and in empty places."""
+    n, _, height, width = images.shape
+    rows = -(-n // columns)
+    pitch_y, pitch_x = height + padding, width + padding
+    grid = images.new_full((3, rows * pitch_y + padding, columns * pitch_x + padding), 255)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * pitch_y + padding, (i % columns) * pitch_x + padding
+        grid[:, y : y + height, x : x + width] = image
+    return grid

@@ -1,0 +1,44 @@
+"""The registered model, which MLflow stores as this file and runs again when it loads it ("models from code").
+
+No pickle: the weights are the snapshot's safetensors, the modules it needs lie beside it as sources.
+Input: a column `prompt` (string). Output: a column `image` (PNG bytes). Params: `seed`, the first row's; row i
+has seed + i. `steps`, the number of passes; 0 is the model's own choice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from pipeline.registry.generator import Generator, encode_png, load_generator
+
+
+class TextToImage(PythonModel):  # type: ignore[misc]  # mlflow is not read by the type checker
+    """Prompts to PNG files."""
+
+    def __init__(self) -> None:
+        self._generator: Generator | None = None
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load and verify the snapshot inside the model, once."""
+        self._generator = load_generator(context.artifacts["snapshot"])
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """[n] prompts to [n] PNG files; raises ConfigError for a seed or a number of passes it cannot do."""
+        assert self._generator is not None, "mlflow calls load_context first"
+        given = params or {}
+        prompts = [str(prompt) for prompt in model_input["prompt"]]
+        if not prompts:
+            return pd.DataFrame({"image": pd.Series([], dtype=object)})
+        first, steps = int(given.get("seed", 0)), int(given.get("steps", 0))
+        seeds = range(first, first + len(prompts))
+        images = self._generator.images(prompts, seeds, steps or None)
+        return pd.DataFrame({"image": [encode_png(image) for image in images]})
+
+
+mlflow.models.set_model(TextToImage())
