@@ -1,0 +1,77 @@
+"""The gate: each fault is found by its own expectation; severities decide; digests hold no time."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.data.validation import Record, validate, write_index_page
+
+GOOD = [
+    Record(
+        id=f"i{n}", split=("train", "train", "val", "test")[n % 4], base=f"b{n}", group="g", subgroup="s",
+        caption=f"face {n}", num_captions=1, tokens=4, width=64, height=64, mean=200.0, std=50.0, pixels=f"p{n}",
+    )
+    for n in range(40)
+]  # fmt: skip
+
+
+def faults(records):
+    report = validate(records, 64, 16)
+    return {outcome.name for outcome in report.outcomes if not outcome.success}, report
+
+
+def test_good_data_pass_and_docs_are_written(tmp_path, capfd):
+    report = validate(GOOD, 64, 16, tmp_path)
+    assert report.success and not report.failed("warning")
+    assert report.as_meta() == {"digest": report.digest, "success": True, "warnings": []}
+    assert (tmp_path / "details" / "index.html").is_file()
+    assert capfd.readouterr().out == ""
+
+
+def test_an_empty_set_fails():
+    names, report = faults([])
+    assert "there is at least one image" in names and not report.success
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"id": "i1"}, "ids are unique"),
+        ({"pixels": "p1"}, "no two images have equal pixels"),
+        ({"width": 32}, "width is 64 px"),
+        ({"height": 32}, "height is 64 px"),
+        ({"split": "holdout"}, "every image is in train, val or test"),
+        ({"base": "b2", "split": "train"}, "variants of one motif are in one split"),
+        ({"caption": "x" * 1001}, "captions have 1 to 1000 characters"),
+    ],
+)
+def test_each_critical_fault_is_found(change, name):
+    names, report = faults([replace(GOOD[0], **change), *GOOD[1:]])
+    assert name in names and not report.success
+
+
+def test_what_is_only_worth_a_warning_lets_the_data_pass():
+    first = replace(GOOD[0], std=0.0, caption=None, num_captions=0)
+    names, report = faults([first, replace(GOOD[1], tokens=99), *GOOD[2:]])
+    assert names == {"no image is blank", "every image has a caption", "captions fit 16 tokens"}
+    assert report.success and set(report.as_meta()["warnings"]) == names
+    (blank,) = [outcome for outcome in report.outcomes if outcome.name == "no image is blank"]
+    assert (blank.unexpected, blank.examples) == (1, ("i0",))
+
+
+def test_many_blank_images_are_critical():
+    names, report = faults([replace(record, std=0.0) for record in GOOD[:8]] + GOOD[8:])
+    assert "at most 5% are blank" in names and not report.success
+
+
+def test_equal_data_give_equal_digests_and_other_data_others():
+    assert validate(GOOD, 64, 16).digest == validate(GOOD, 64, 16).digest
+    assert validate(GOOD, 64, 16).digest != validate(GOOD[:-1], 64, 16).digest
+
+
+def test_the_index_page_escapes_what_came_from_data(tmp_path):
+    report = validate([replace(GOOD[0], id="<script>"), replace(GOOD[1], id="<script>"), *GOOD[2:]], 64, 16)
+    write_index_page(tmp_path, report, "folder", {"n_in": 40}, {"E-IMG-005": ["<b>.png: bad"]})
+    page = (tmp_path / "index.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "<b>" not in page
+    assert "The data did not pass" in page
