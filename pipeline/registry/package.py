@@ -12,6 +12,7 @@ import importlib.metadata
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,7 +232,13 @@ def _log_model(snapshot: Path, run: str, tags: Mapping[str, str]) -> tuple[str, 
         outputs=Schema([ColSpec(DataType.binary, "image")]),
         params=ParamSchema([ParamSpec("seed", DataType.long, 0), ParamSpec("steps", DataType.long, 0)]),
     )
-    with tempfile.TemporaryDirectory(prefix="crescendo-") as folder, mlflow.start_run(run_id=run):
+    with (
+        tempfile.TemporaryDirectory(prefix="crescendo-") as folder,
+        mlflow.start_run(run_id=run),
+        warnings.catch_warnings(),
+    ):
+        # It asks for an input example, from which it would infer what is stated here.
+        warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
         info = mlflow.pyfunc.log_model(
             name="generator",
             python_model=str(SERVED),

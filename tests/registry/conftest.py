@@ -1,0 +1,79 @@
+"""A repository folder with a tiny refined model, its passing verdict and a store of its own."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import artifacts
+from pipeline.data.captions import MINILM_SHA256
+from pipeline.models.denoiser import build_core, build_shell
+from pipeline.models.snapshot import describe, save_snapshot
+
+ROOT = Path(__file__).parents[2]
+CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
+SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}
+
+
+def write_model(path: Path, kind: str = "refined", encoder: str = MINILM_SHA256, seed: int = 0) -> str:
+    """Save an untrained 32 px model with random gains; its digest."""
+    torch.manual_seed(seed)
+    denoiser = build_shell(build_core(16, 384, CORE), 384, 0.01, SHELL)
+    for name, p in denoiser.named_parameters():
+        if name.endswith("gain"):
+            torch.nn.init.constant_(p, 0.7)
+    config = {
+        **describe(denoiser, CORE, [SHELL]),
+        "kind": kind,
+        "text_encoder": {"name": "minilm", "sha256": encoder, "dim": 384, "max_tokens": 16},
+        "statistics": {"mean": [0.0, 0.0, 0.0], "std": [0.5, 0.5, 0.5]},
+        "sampling": {"num_steps": 4, "guidance": 1.5, "guidance_interval": [0.3, 5.0], "lift": 8.0},
+        "lineage": {"data": "d" * 64, "parent": "e" * 64},
+        "passes": [1, 2, 4],
+        "sigma_start": 5.0,
+    }
+    save_snapshot(path, denoiser, config)
+    return artifacts.directory_digest(path)
+
+
+def write_verdict(root: Path, digest: str, passed: bool = True) -> None:
+    """A verdict on `digest` whose rule `recall` is met or not."""
+    rules = [
+        {"name": "kid", "passed": True, "value": 0.0, "threshold": 0.1, "reason": "better"},
+        {"name": "recall", "passed": passed, "value": 0.5, "threshold": 0.9, "reason": "below the baseline"},
+    ]
+    tree = {"passed": passed, "model_digest": digest, "data_digest": "d" * 64, "rules": rules}
+    (root / "reports").mkdir(exist_ok=True)
+    (root / "reports" / "verdict.json").write_text(json.dumps(tree))
+
+
+@pytest.fixture
+def quiet_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tracking server, no commit, no experiment name from outside."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CRESCENDO_GIT_COMMIT", "c0ffee0")
+
+
+@pytest.fixture
+def root(tmp_path: Path, quiet_store: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder, which is also the working directory."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_verdict(tmp_path, write_model(tmp_path / "models" / "refined"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def remake(root: Path) -> Callable[..., str]:
+    """Replace the model by that of another seed, with its verdict."""
+
+    def make(seed: int, passed: bool = True) -> str:
+        digest = write_model(root / "models" / "refined", seed=seed)
+        write_verdict(root, digest, passed)
+        return digest
+
+    return make
