@@ -1,0 +1,112 @@
+"""A stage handed to a Ray cluster: a head node of this machine takes the job, as another machine's would."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import artifacts, launch
+from pipeline.config import ComputeProfile
+from pipeline.errors import BadData, StorageError
+from pipeline.training import workers
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Dashboard URL of a Ray head of its own, ended by its process group."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        binaries = str(Path(sys.executable).parent)
+        environment = {
+            **os.environ, **launch.QUIET, "PATH": f"{binaries}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled",
+        }  # fmt: skip
+        command = (
+            f"{binaries}/ray start --head --block --port={free_port()} --dashboard-port={port} --num-cpus=2 "
+            f"--object-store-memory=80000000 --temp-dir={temporary} --disable-usage-stats "
+            f"--dashboard-agent-listen-port={free_port()} --ray-client-server-port={free_port()}"
+        )
+        with open(f"{temporary}/out", "w") as out:
+            head = subprocess.Popen(
+                command.split(), env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+        try:
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"{url}/api/jobs/", timeout=5)
+                    break
+                except (urllib.error.URLError, OSError):
+                    assert head.poll() is None, Path(temporary, "out").read_text()
+                    time.sleep(0.5)
+            yield url
+        finally:
+            head.terminate()
+            try:
+                head.wait(30)
+            except subprocess.TimeoutExpired:
+                head.kill()
+
+
+@pytest.fixture()
+def checkout(tiny_root: Path, tmp_path: Path) -> Path:
+    """A folder with our code and a tiny data set."""
+    for name in ("pipeline", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(tiny_root / "data", tmp_path / "code/data")
+    return tmp_path / "code"
+
+
+def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> dict[str, Any]:
+    params = {**tree, "pretrain": {**tree["pretrain"], "num_images": 16, "sample_images": 16}}
+    run_dir.mkdir(parents=True)
+    return {
+        "params": params, "root": str(root), "run_dir": str(run_dir),
+        "inputs": {}, "precision": "float32", "threads": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.ray
+def test_a_job_trains_what_this_process_would(
+    address: str, checkout: Path, tiny_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    storage = tmp_path / "nfs"
+    profile = ComputeProfile(workers=1, address=address, storage=str(storage))
+    config = config_of(tiny_tree, checkout, storage / "runs/pretrain/1")
+    launch.run_as_job("pretrain", workers.pretrain, config, profile, ["data/prepared"])
+    here = config_of(tiny_tree, checkout, tmp_path / "here")
+    workers.pretrain(here)
+    models = [Path(c["run_dir"], "result/model/model.safetensors") for c in (config, here)]
+    artifacts.verify_directory(models[0].parents[1])
+    assert artifacts.sha256_file(models[0]) == artifacts.sha256_file(models[1])
+
+    # A failure over there is the same error here.
+    wrong = {**tiny_tree, "pretrain": {**tiny_tree["pretrain"], "lr": 1e38}}
+    bad = config_of(wrong, checkout, storage / "runs/pretrain/2")
+    with pytest.raises(BadData, match="gradient is not finite"):
+        launch.run_as_job("pretrain", workers.pretrain, bad, profile, ["data/prepared"])
+
+
+def test_no_cluster_is_one_line(tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path) -> None:
+    profile = ComputeProfile(workers=1, address=f"http://127.0.0.1:{free_port()}", storage=str(tmp_path))
+    config = config_of(tiny_tree, tiny_root, tmp_path / "run")
+    with pytest.raises(StorageError, match="no Ray cluster takes the job") as caught:
+        launch.run_as_job("pretrain", workers.pretrain, config, profile, ["data/prepared"])
+    assert "\n" not in str(caught.value)
