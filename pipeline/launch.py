@@ -24,6 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -315,6 +316,10 @@ def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
 
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
+    if not inside_job and "RAY_AUTH_MODE" not in os.environ:
+        # Else Ray makes a token itself, and leaves it in ~/.ray/auth_token for all to read.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     main = threading.current_thread() is threading.main_thread()
@@ -366,7 +371,7 @@ def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile:
         ),
     )
     try:
-        trainer.fit()
+        _aside(trainer.fit)
     except TrainingFailedError as error:
         raise_failure(Path(config["run_dir"]))
         if not isinstance(error, WorkerGroupError):
@@ -376,13 +381,33 @@ def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _aside(work: Callable[[], object]) -> None:
+    """`work()` in a thread of its own: in the main one Ray's `fit` takes Ctrl-C over, and it ends with status 1."""
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as exc:
+            outcome.set_exception(exc)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    outcome.result()
+
+
 @dataclass(frozen=True)
 class _RemoteWorker:
-    """`guarded(worker, config)` as an object that Ray can send."""
+    """`guarded(worker, config)` as an object that Ray can send.
+
+    It is killed with its raylet: without its driver it would train on for seconds, beside the next attempt.
+    """
 
     worker: Worker
 
     def __call__(self, config: dict[str, Any]) -> None:
+        signal_on_parent_death(signal.SIGKILL)
         guarded(self.worker, config)
 
 
@@ -651,9 +676,14 @@ def die_with_dvc() -> None:
     """Under `dvc repro`, be told to stop when DVC dies: it would leave us running beside the next repro."""
     if "DVC_STAGE" not in os.environ or threading.current_thread() is not threading.main_thread():
         return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:  # It died before we asked.
-        raise KeyboardInterrupt
+    signal_on_parent_death(signal.SIGTERM)
+
+
+def signal_on_parent_death(number: signal.Signals) -> None:
+    """Ask Linux to send this process a signal when its parent ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() == 1:  # It ended before we asked.
+        os.kill(os.getpid(), number)
 
 
 @contextlib.contextmanager

@@ -57,8 +57,14 @@ TWO = ComputeProfile(workers=2, max_failures=1)
 
 
 @pytest.fixture(scope="module")
-def two_workers() -> Any:
-    """A Ray of this machine for all tests of this module."""
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A Ray of this machine for all tests of this module, with a home folder to look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield from _session()
+
+
+def _session() -> Any:
     with launch.ray_session(2, inside_job=False):
         from ray import cloudpickle
 
@@ -72,6 +78,13 @@ def test_a_killed_worker_continues_from_its_checkpoint(two_workers: None, tmp_pa
     assert (tmp_path / "run/killed").read_text() == "3"
     assert (tmp_path / "run/result/starts").read_text() == "2 2"
     assert not (tmp_path / "run/ray").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # Ray would take Ctrl-C over.
+
+
+@pytest.mark.ray
+def test_ray_asks_for_a_token_and_leaves_none_in_the_home_folder(two_workers: None) -> None:
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert not list(Path.home().iterdir())
 
 
 @pytest.mark.ray
