@@ -108,7 +108,7 @@ def draw_captions(path: Path, captions: Sequence[str], real: Tensor, shown: Mapp
             y = b * height + head + row * (TILE + gap) + TILE // 2
             text = _wrap(title_of(name).replace(", ", " \u00b7 "), font, label - 20, 2)
             draw.multiline_text((label - 12, y), text, FAINT, font, anchor="rm", align="right")
-    sheet.save(path, optimize=True)
+    sheet.save(path)
 
 
 def draw_neighbours(
@@ -149,7 +149,7 @@ def draw_neighbours(
             colour = RED if ratio < COPY_RATIO else FAINT
             draw.text((x, y + size + 50), f"d1/d2 = {ratio:.2f}", colour, font)
         top += heights[0] if title == groups[0][0] else 0
-    sheet.save(path, optimize=True)
+    sheet.save(path)
 
 
 def draw_quality(path: Path, results: Mapping[str, Any]) -> None:
