@@ -8,7 +8,18 @@ export DVC_NO_ANALYTICS := 1
 
 demo: .venv/.stamp
 	dvc repro
-	dvc metrics show
+	crescendo promote --allow-candidate
+	@printf '\n%s\n' 'Look at:'
+	@printf '  %s\n' \
+		'reports/evaluation/index.html    samples, metrics, copies, the verdict' \
+		'reports/data_docs/index.html     what validation found in the data'
+	@printf '%s\n' 'Type next:'
+	@printf '  %s\n' \
+		'. .venv/bin/activate' \
+		'crescendo generate "grinning face" --num 16 --steps 4 --out grid.png' \
+		'dvc metrics show' \
+		'dvc exp run -S refine.anchor=2.0 && dvc metrics diff' \
+		'mlflow ui --backend-store-uri sqlite:///mlflow.db'
 
 test: .venv/.stamp
 	python -m pytest

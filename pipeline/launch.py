@@ -309,6 +309,17 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def require_token() -> None:
+    """Make Ray processes of this environment ask each other for a token, unless it says otherwise.
+
+    Must come before ray is imported, which reads the mode once. Without a token in the environment Ray makes
+    one itself, and leaves it in ~/.ray/auth_token.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 @contextlib.contextmanager
 def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
     """A private, quiet Ray on this machine; or, where this process is a job's, the cluster's."""
@@ -316,10 +327,8 @@ def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
 
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
-    if not inside_job and "RAY_AUTH_MODE" not in os.environ:
-        # Else Ray makes a token itself, and leaves it in ~/.ray/auth_token for all to read.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if not inside_job:
+        require_token()
     import ray
 
     main = threading.current_thread() is threading.main_thread()
@@ -681,8 +690,9 @@ def die_with_dvc() -> None:
 
 def signal_on_parent_death(number: signal.Signals) -> None:
     """Ask Linux to send this process a signal when its parent ends."""
+    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() == 1:  # It ended before we asked.
+    if os.getppid() != parent:  # It ended before we asked.
         os.kill(os.getpid(), number)
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import artifacts
+from pipeline import artifacts, launch
 from pipeline.config import Params, parse_params
 
 ROOT = Path(__file__).resolve().parents[1]
+
+launch.require_token()  # Ray reads it once a process, so all tests share it.
 
 
 def _yaml(path: Path) -> dict[str, Any]:

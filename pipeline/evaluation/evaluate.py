@@ -1,6 +1,6 @@
 """The whole evaluation: sample every model on held-out and on training captions, measure, judge, report.
 
-Results (metrics.json, verdict.json) hold no time and are byte-equal for equal input; times are in
+Results (metrics.json, its summary, verdict.json) hold no time and are byte-equal for equal input; times are in
 throughput.json.
 """
 
@@ -419,6 +419,7 @@ def evaluate(params: Params, root: Path, say: Say = print, device: str = "cpu") 
     say("report: pictures and index.html")
     with artifacts.commit_directory(root / "reports" / "evaluation", {"kind": "evaluation"}) as folder:
         (folder / "metrics.json").write_text(_as_json(results), encoding="utf-8")
+        (folder / "summary.json").write_text(_as_json(summarise(tables["heldout"])), encoding="utf-8")
         (folder / "throughput.json").write_text(_as_json(throughput), encoding="utf-8")
         for condition in conditions:
             shown = {name: made.native for name, made in samples[condition.split].items()}
@@ -522,6 +523,19 @@ def as_results(
         "extractors": described,
         "upsampling": "bicubic, antialiased, rounded to uint8, before features",  # images below the data's px
         "gate": {"candidate": candidate, "baseline": BASELINE, "passed": int(passed)},
+    }
+
+
+def summarise(tables: Mapping[str, Mapping[str, Metric]]) -> dict[str, dict[str, float]]:
+    """What `dvc metrics show` prints: model / metric / value, without what was refused."""
+    shown = ("kid", "recall", "coverage", "top_octave", "retrieval_top1")
+    return {
+        model: {
+            name: value
+            for name in shown
+            if name in found and (value := metrics.rounded(found[name].value)) is not None
+        }
+        for model, found in tables.items()
     }
 
 

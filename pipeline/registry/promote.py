@@ -56,14 +56,14 @@ def read_verdict(path: Path) -> Verdict:
     except FileNotFoundError:
         raise InputMissing("E-INP-041", str(path), "is missing", fix) from None
     except ValueError:
-        raise BadData("E-DAT-041", str(path), "is not JSON", fix) from None
+        raise BadData("E-DAT-050", str(path), "is not JSON", fix) from None
     kinds = {"passed": bool, "model_digest": str, "data_digest": str, "rules": list}
     whole = isinstance(tree, dict) and all(isinstance(tree.get(key), kind) for key, kind in kinds.items())
     if not whole or not all(_is_rule(rule) for rule in tree["rules"]):
-        raise BadData("E-DAT-041", str(path), "is not a verdict", fix)
+        raise BadData("E-DAT-050", str(path), "is not a verdict", fix)
     rules = tuple(tree["rules"])
     if not rules or tree["passed"] != all(rule["passed"] for rule in rules):
-        raise BadData("E-DAT-041", str(path), "contradicts itself: `passed` is not that of its rules", fix)
+        raise BadData("E-DAT-050", str(path), "contradicts itself: `passed` is not that of its rules", fix)
     return Verdict(tree["passed"], tree["model_digest"], tree["data_digest"], rules)
 
 

@@ -104,7 +104,7 @@ class TrainState:
             ours, theirs = own.get(name), tensors.get(name)
             if ours is None or theirs is None or ours.shape != theirs.shape:
                 problem = f"tensor {name}: this run has {shape(ours)}, the checkpoint {shape(theirs)}"
-                raise StorageError("E-IO-030", where, problem, "remove the run's folder to start anew")
+                raise StorageError("E-IO-020", where, problem, "remove the run's folder to start anew")
             ours.copy_(theirs)
         self.nimg = nimg
 

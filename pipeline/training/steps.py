@@ -17,7 +17,7 @@ from pipeline.models.denoiser import Denoiser
 from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Statistics
 from pipeline.rng import generator_for, key
-from pipeline.training.optim import average_gradient, inverse_sqrt_lr, my_shards, sum_over_workers
+from pipeline.training.optim import average_gradient, linear_decay_lr, my_shards, sum_over_workers
 from pipeline.training.state import TrainState
 
 DrawSigma = Callable[[int, torch.Generator], Tensor]
@@ -62,7 +62,7 @@ class DenoisingStep:
     def __call__(self, state: TrainState) -> dict[str, Tensor]:
         """Do one update; returns metrics averaged over the batch."""
         learner = state.learners["net"]
-        lr = inverse_sqrt_lr(self.lr, state.nimg, self.num_images, self.warmup_images)
+        lr = linear_decay_lr(self.lr, state.nimg, self.num_images, self.warmup_images)
         totals = torch.zeros(2, device=learner.weights.device)
         for shard in my_shards(self.shards):
             loss, error = self.shard_loss(state.nimg, shard)

