@@ -139,7 +139,6 @@ class Finetune(Training):
 
     init_from: str = Field(min_length=1)
     text_dropout: Probability
-    core: Literal["frozen", "tuned"]
     p_std: Positive
     ema_std: EmaStds
 

@@ -104,7 +104,6 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         ("refine.pass_probs", [], f"refine.pass_probs: needs {PASSES} numbers"),
         ("refine.discriminators", [], "refine.discriminators"),
         ("sampling.guidance_interval", [5.0, 0.3], "sampling.guidance_interval: needs two numbers"),
-        ("finetune.core", "joint", "finetune.core: 'joint' is not valid"),
         ("promotion.name", "a/b", "promotion.name"),
         ("core", [], "core"),
         ("data", None, "data"),

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from sklearn.datasets import load_sample_image
+from torch.nn import functional
 
 from pipeline.models.denoiser import build_core
-from pipeline.models.discriminator import CoreFeatures, Heads, Lite0Features, View
+from pipeline.models.discriminator import CoreFeatures, Heads, Lite0Features, View, load_lite0
 from pipeline.models.layers import Text
 from pipeline.models.snapshot import Statistics
 
@@ -53,3 +55,15 @@ def test_lite0_features_are_scaled_to_unit_deviation_and_stable_under_batching()
     alone = network(reference[:1], captions(1), view(1))
     for one, many in zip(alone, maps, strict=True):
         torch.testing.assert_close(one[0], many[0], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("picture", "label"), [("flower.jpg", 985), ("china.jpg", 698)])
+def test_the_packaged_lite0_still_knows_imagenet(picture: str, label: int) -> None:
+    """A photo of a daisy and one of a palace (ImageNet labels 985 and 698), which scikit-learn ships."""
+    photo = torch.from_numpy(load_sample_image(picture).copy()).permute(2, 0, 1)[None].float()
+    side = min(photo.shape[-2:])
+    top, left = ((length - side) // 2 for length in photo.shape[-2:])
+    photo = photo[..., top : top + side, left : left + side]
+    photo = functional.interpolate(photo, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 255)
+    with torch.no_grad():
+        assert int(load_lite0()((photo - 127) / 128).argmax()) == label
