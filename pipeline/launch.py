@@ -199,6 +199,7 @@ class ProgressWatch:
         self._tail = Tail(run_dir / "progress.jsonl")
         self._pictures: set[Path] = set()
         self._first: dict[str, Any] | None = None
+        self._line = self._shown = ""
         self._last_line = time.monotonic() - LINE_SECONDS
         self._started = time.time()
         self._stop = threading.Event()
@@ -229,7 +230,9 @@ class ProgressWatch:
         live = [r for r in records if "total" in r and r["metrics"] and r["time"] >= self._started]
         if live:
             self._first = self._first or live[0]
-            self._print(progress_line(self.stage, self._first, live[-1]), final)
+            self._line = progress_line(self.stage, self._first, live[-1])
+        if self._line and (live or final):
+            self._print(self._line, final)
         if final and self._first and self.out.isatty():
             print(file=self.out, flush=True)
 
@@ -238,7 +241,9 @@ class ProgressWatch:
             print(f"\r\x1b[2K{line}", end="", file=self.out, flush=True)
         elif final or time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
-            print(line, file=self.out, flush=True)
+            if line != self._shown:
+                print(line, file=self.out, flush=True)
+            self._shown = line
 
 
 # --- Failures that are no use repeating: carried from a worker to the driver as JSON.
