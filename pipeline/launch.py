@@ -564,6 +564,17 @@ def share_inputs(root: Path, storage: Path, run_dir: Path, inputs: Sequence[str]
     return view
 
 
+def link_storage(root: Path, storage: Path, paths: Sequence[str]) -> None:
+    """Stand the shared storage in for what a job's package leaves out: the top folders of `paths` (data, models,
+    reports) and the tracking store. What is there already stays."""
+    folders = {Path(path).parts[0] for path in paths if not Path(path).is_absolute()}
+    for name in folders:
+        (storage / name).mkdir(parents=True, exist_ok=True)
+    for name in {*folders, tracking.STORE}:
+        if not os.path.lexists(root / name):
+            (root / name).symlink_to(storage / name)
+
+
 def run_job(run_dir: Path) -> None:
     """The other end of `run_as_job`, on the cluster."""
     body = json.loads((run_dir / JOB).read_text(encoding="utf-8"))
@@ -712,6 +723,9 @@ def stage(name: str, params: Params, root: Path | None = None) -> Iterator[Stage
     die_with_dvc()
     root = (root or Path.cwd()).resolve()
     profile = load_profile(root)
+    if profile.storage and inside_ray_job():
+        own = _names(_section(name, root).get("deps", [])) + outputs(name, root)
+        link_storage(root, Path(profile.storage), [path for path in own if not path.endswith(".py")])
     deps = dependencies(name, root)
     fingerprint = stage_fingerprint(name, root, deps)
     inputs = {path: digest for path, digest in deps.items() if not path.endswith(".py")}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "crescendo"
+STORE = "mlflow.db"  # in the repository root, where no server is named
 BATCH_METRICS = 1000  # MLflow refuses more metrics than this in one request
 RETRY_SECONDS = 30.0  # how long a server that failed is left alone
 MAX_PARAM_CHARS = 6000  # MLflow cuts longer values without a word
@@ -46,12 +47,12 @@ Operation = Callable[["MlflowClient", str], None]
 
 def tracking_uri(root: Path) -> str:
     """`MLFLOW_TRACKING_URI` if set, else a SQLite file in the repository root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / STORE}"
 
 
 def store_exists(root: Path) -> bool:
     """False where nothing can have been tracked yet: no server is named and the default file is missing."""
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (root / "mlflow.db").is_file()
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (root / STORE).is_file()
 
 
 def public_uri(uri: str) -> str:

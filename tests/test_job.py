@@ -1,5 +1,6 @@
 """A stage handed to a Ray cluster: a head node of this machine takes the job, as another machine's would."""
 
+import json
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline import artifacts, launch
 from pipeline.config import ComputeProfile
@@ -102,6 +104,34 @@ def test_a_job_trains_what_this_process_would(
     bad = config_of(wrong, checkout, storage / "runs/pretrain/2")
     with pytest.raises(BadData, match="gradient is not finite"):
         launch.run_as_job("pretrain", workers.pretrain, bad, profile, ["data/prepared"])
+
+
+@pytest.mark.ray
+def test_a_stage_submitted_by_hand_reads_and_writes_the_shared_storage(
+    address: str, checkout: Path, tiny_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    storage = tmp_path / "nfs"
+    storage.mkdir()
+    shutil.move(checkout / "data", storage / "data")
+    for name in ("dvc.yaml", ".rayignore"):
+        shutil.copy(ROOT / name, checkout)
+    with open(checkout / "params.yaml", "w") as file:
+        yaml.safe_dump(config_of(tiny_tree, checkout, tmp_path / "unused")["params"], file)
+    (checkout / "infra/compute").mkdir(parents=True)
+    (checkout / "infra/compute/nfs.yaml").write_text(f"workers: 1\nstorage: {storage}\n")
+    environment = json.dumps({"env_vars": {"CRESCENDO_COMPUTE": "nfs"}})
+    done = subprocess.run(
+        [
+            f"{Path(sys.executable).parent}/ray", "job", "submit", "--address", address, "--working-dir", ".",
+            "--runtime-env-json", environment, "--", sys.executable, "-m", "stages.pretrain",
+        ],
+        cwd=checkout, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert "succeeded" in done.stdout, done.stdout + done.stderr
+    artifacts.verify_directory(storage / "models/core")
+    assert (storage / "reports/pretrain/samples.png").is_file()
+    assert (storage / "mlflow.db").is_file()
+    assert not (checkout / "models").exists()
 
 
 def test_no_cluster_is_one_line(tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ class Lite0Features:
     def __init__(self, statistics: Statistics, reference: Tensor) -> None:
         self.channels = [24, 40, 112, 320]
         self.statistics = statistics
-        self.net: Any = load_lite0().to(reference.device).to(memory_format=torch.channels_last)  # twice as fast
+        self.net: Any = (
+            load_lite0().to(reference.device).to(memory_format=torch.channels_last)
+        )  # twice as fast
         self.scales: list[float] = [1.0] * len(self.channels)
         with torch.no_grad():
             self.scales = [float(f.std()) for f in self._features(reference)]
