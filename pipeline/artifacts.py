@@ -1,7 +1,7 @@
 """Files that must not lie: atomic writes, directories with a manifest of sha256, leases.
 
 A directory is written beside its place, its `manifest.json` last, everything fsynced, and renamed
-into place; a reader sees the old directory or the new one, never half of one. Standard library only.
+into place; a reader sees the old directory or the new one, never half of one. Standard library and safetensors only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from pipeline.errors import Busy, PipelineError, StorageError
 
@@ -77,8 +79,8 @@ def commit_directory(path: str | os.PathLike[str], meta: dict[str, Any] | None =
     """Yield a temporary directory that becomes `path`, with a manifest, when the block ends well.
 
     `meta` (JSON values) is read at the end of the block, so that it may be filled inside. Whatever
-    was at `path` is replaced as a whole. If the block raises, nothing changes. One writer at a time:
-    hold a `lease` where there may be more.
+    was at `path` is replaced as a whole. If the block raises, nothing changes; what the system refused to a
+    safetensors writer is raised as the OSError it was. One writer at a time: hold a `lease` where there may be more.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,8 +92,11 @@ def commit_directory(path: str | os.PathLike[str], meta: dict[str, Any] | None =
         yield temporary
         _seal(temporary, meta or {})
         _swap(temporary, target, aside=target.with_name(f"{target.name}.old-{token}"))
-    except BaseException:
+    except BaseException as exc:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(exc, SafetensorError) and (found := re.search(r"os error (\d+)", str(exc))):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(target)) from exc
         raise
 
 

@@ -37,7 +37,8 @@ def address() -> Iterator[str]:
     url = f"http://127.0.0.1:{(port := free_port())}"
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
         binaries = str(Path(sys.executable).parent)
-        environment = {**os.environ, **launch.QUIET, "PATH": f"{binaries}:{os.environ['PATH']}"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        environment = {**kept, **launch.QUIET, "PATH": f"{binaries}:{os.environ['PATH']}"}
         command = (
             f"{binaries}/ray start --head --block --port={free_port()} --dashboard-port={port} --num-cpus=2 "
             f"--object-store-memory=80000000 --temp-dir={temporary} --disable-usage-stats "

@@ -12,7 +12,9 @@ from pipeline.diffusion.adversarial import difference_penalty, kernel_distance, 
 from pipeline.diffusion.ema import gamma_of_std, halflife_decay, power_decay
 from pipeline.errors import BadData, StorageError
 from pipeline.rng import generator_for
+from pipeline.models.layers import pool
 from pipeline.training import checkpoint
+from pipeline.training.adversarial import phase_error
 from pipeline.training.hooks import Progress, due, read_records
 from pipeline.training.optim import average_gradient, linear_decay_lr, my_shards
 from pipeline.training.state import Learner, TrainState
@@ -153,3 +155,15 @@ def test_kernel_distance_agrees_with_the_definition() -> None:
     assert float(spread(torch.tensor([[0.0], [2.0]]))) == 2
     one, half = torch.ones(3), torch.full((3,), 0.5)
     assert float(difference_penalty(one, half, weight=0.3, std=0.1)) == pytest.approx(0.3 / 0.01 * 0.25)
+
+
+def test_the_anchor_sees_a_dither_that_pooling_hides_and_leaves_edges_their_place() -> None:
+    real = torch.zeros(1, 3, 16, 16)
+    real[..., 6:10] = 1
+    dither = 0.2 * (1 - 2 * (torch.arange(16) % 2)).expand_as(real)
+    assert pool(dither).abs().max() < 1e-7
+    assert phase_error(real + dither, real, 8) == pytest.approx(0.04, rel=1e-5)
+    moved = real.roll(1, dims=3)
+    assert phase_error(moved, real, 8) < 0.6 * (moved - real).square().mean()
+    noise = torch.randn(real.shape, generator=generator_for(0, "noise"))
+    assert phase_error(noise, real, 16) == (pool(noise) - pool(real)).square().mean()
