@@ -1,7 +1,8 @@
 """Files that must not lie: atomic writes, directories with a manifest of sha256, leases.
 
 A directory is written beside its place, its `manifest.json` last, everything fsynced, and renamed
-into place; a reader sees the old directory or the new one, never half of one. Standard library and safetensors only.
+into place; a reader sees the old directory or the new one, never half of one. Standard library and
+safetensors only.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def commit_directory(path: str | os.PathLike[str], meta: dict[str, Any] | None =
 
     `meta` (JSON values) is read at the end of the block, so that it may be filled inside. Whatever
     was at `path` is replaced as a whole. If the block raises, nothing changes; what the system refused to a
-    safetensors writer is raised as the OSError it was. One writer at a time: hold a `lease` where there may be more.
+    safetensors writer is raised as the OSError it was. One writer at a time: hold a `lease` where
+    there may be more.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

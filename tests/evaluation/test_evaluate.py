@@ -124,7 +124,13 @@ def test_the_report_holds_every_model_metric_and_picture(
     assert not {"seconds", "time", "images_per_second"} & set(text.split('"')), "times are elsewhere"
     written = {path.name for path in (root / "reports/evaluation").iterdir()}
     pictures = {"heldout_captions.png", "train_captions.png", "neighbours.png", "quality.png"}
-    assert written == pictures | {"metrics.json", "summary.json", "throughput.json", "index.html", "manifest.json"}
+    assert written == pictures | {
+        "metrics.json",
+        "summary.json",
+        "throughput.json",
+        "index.html",
+        "manifest.json",
+    }
     assert all("\n" not in line for line in lines)
     assert any("refined_1" in line and "images/s" in line for line in lines)
 

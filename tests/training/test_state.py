@@ -11,8 +11,8 @@ from torch import nn
 from pipeline.diffusion.adversarial import difference_penalty, kernel_distance, spread
 from pipeline.diffusion.ema import gamma_of_std, halflife_decay, power_decay
 from pipeline.errors import BadData, StorageError
-from pipeline.rng import generator_for
 from pipeline.models.layers import pool
+from pipeline.rng import generator_for
 from pipeline.training import checkpoint
 from pipeline.training.adversarial import phase_error
 from pipeline.training.hooks import Progress, due, read_records
