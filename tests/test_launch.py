@@ -74,11 +74,12 @@ def _session() -> Any:
 
 @pytest.mark.ray
 def test_a_killed_worker_continues_from_its_checkpoint(two_workers: None, tmp_path: Path) -> None:
+    interrupt = signal.getsignal(signal.SIGINT)
     launch.train_under_ray("toy", toy, config_of(tmp_path / "run", kill=True), TWO)
     assert (tmp_path / "run/killed").read_text() == "3"
     assert (tmp_path / "run/result/starts").read_text() == "2 2"
     assert not (tmp_path / "run/ray").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # Ray would take Ctrl-C over.
+    assert signal.getsignal(signal.SIGINT) is interrupt  # Ray would take Ctrl-C over.
 
 
 @pytest.mark.ray
