@@ -41,7 +41,7 @@ class LogVariance(nn.Module):
 
     def forward(self, sigma: Tensor) -> Tensor:
         """Map sigma [B] to u [B], kept within +-10 so that a constant batch cannot diverge."""
-        return self.linear(self.fourier(sigma.log() / 4), gain=self.gain)[:, 0].clamp(-10, 10)
+        return (self.linear(self.fourier(sigma.log() / 4)) * self.gain)[:, 0].clamp(-10, 10)
 
 
 def expand(sigma: Tensor) -> Tensor:

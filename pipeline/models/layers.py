@@ -94,8 +94,9 @@ class FourierFeatures(nn.Module):
 class MPConv(nn.Module):
     """Convolution (or linear layer, `kernel` = 0) whose filters always have unit norm (eq. 47, 66).
 
-    The stored weight is projected back onto the sphere after every optimizer step (`renormalize_`); the
-    division in `forward` stays, because it removes the radial part of the gradient.
+    The stored filters have unit root mean square: `renormalize_` projects them back after every optimizer step,
+    and `tangent_gradient_` removes the radial part of the gradient before it (what differentiating the division
+    by the norm would do). So `forward` only scales by a constant, and a step touches the weights once.
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
@@ -103,12 +104,11 @@ class MPConv(nn.Module):
         shape = (channels_out, channels_in) + ((kernel, kernel) if kernel else ())
         self.weight = nn.Parameter(torch.randn(shape))
         self.fan_in = self.weight[0].numel()
+        self.renormalize_()
 
-    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """Apply the layer; `gain` scales its output."""
-        dims = tuple(range(1, self.weight.ndim))
-        norm = torch.linalg.vector_norm(self.weight.float(), dim=dims, keepdim=True)
-        weight = (self.weight.float() * (gain / (norm + 1e-4 * math.sqrt(self.fan_in)))).to(x.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to [B, C_in, ...]."""
+        weight = self.weight.to(x.dtype) * (1 / math.sqrt(self.fan_in))
         if weight.ndim == 2:
             return x @ weight.t()
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
@@ -118,12 +118,26 @@ class MPConv(nn.Module):
         """Project the stored filters back to unit root mean square (forced weight normalisation, eq. 66)."""
         self.weight.copy_(unit_rms(self.weight, tuple(range(1, self.weight.ndim))))
 
+    @torch.no_grad()
+    def tangent_gradient_(self) -> None:
+        """Project the gradient of each filter onto the sphere's tangent: g - w (w.g) / (w.w)."""
+        if self.weight.grad is not None:
+            w, g = self.weight.flatten(1), self.weight.grad.flatten(1)
+            g.addcmul_(w, (w * g).sum(dim=1, keepdim=True), value=-1 / self.fan_in)
+
 
 def renormalize_(module: nn.Module) -> None:
-    """Project the weights of every `MPConv` below `module`; to be called after each optimizer step."""
+    """Project the weights of every `MPConv` below `module`; to be called whenever they were changed."""
     for layer in module.modules():
         if isinstance(layer, MPConv):
             layer.renormalize_()
+
+
+def tangent_gradient_(module: nn.Module) -> None:
+    """Project the gradients of every `MPConv` below `module`; to be called before each optimizer step."""
+    for layer in module.modules():
+        if isinstance(layer, MPConv):
+            layer.tangent_gradient_()
 
 
 class SelfAttention(nn.Module):
@@ -217,7 +231,7 @@ class Block(nn.Module):
             x = self.conv_skip(x) if self.conv_skip is not None else x
             x = unit_rms(x, dim=1)
         # Residual branch, scaled by the embedding.
-        scale = self.emb_linear(emb, gain=self.emb_gain) + 1
+        scale = self.emb_linear(emb) * self.emb_gain + 1
         y = self.conv_res0(mp_silu(x))
         y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
         if self.dropout:
@@ -230,4 +244,4 @@ class Block(nn.Module):
         if self.self_attention is not None and self.text_attention is not None:
             x = mp_sum(x, self.self_attention(x), self.balance)
             x = mp_sum(x, self.text_attention(x, text), self.balance)
-        return x.clamp(-256, 256)
+        return x

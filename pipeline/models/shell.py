@@ -77,5 +77,5 @@ class ShellNet(nn.Module):
         x = mp_cat(x, skip)
         for block in self.decoder:
             x = block(x, emb, text)
-        out = self.conv_out(x, gain=self.out_gain)
+        out = self.conv_out(x) * self.out_gain.to(x.dtype)
         return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out), x

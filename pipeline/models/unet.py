@@ -89,5 +89,5 @@ class UNet(nn.Module):
             x = upsample(x) if level else x
             for layer in blocks:
                 x = layer(mp_cat(x, skips.pop()), emb, text)
-        out = self.conv_out(x, gain=self.out_gain)
+        out = self.conv_out(x) * self.out_gain.to(x.dtype)
         return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out), x

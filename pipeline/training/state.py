@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import StorageError
-from pipeline.models.layers import renormalize_
+from pipeline.models.layers import renormalize_, tangent_gradient_
 
 
 class Learner:
@@ -53,8 +53,9 @@ class Learner:
         return self.weights.grad
 
     def update(self, lr: float, nimg: int, batch_size: int) -> None:
-        """One Adam step from the accumulated gradient, then the projection of the weights and the averages;
-        clears the gradient."""
+        """One Adam step from the accumulated gradient (projected), then the projection of the weights and the
+        averages; clears the gradient."""
+        tangent_gradient_(self.module)
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
         self.grad.zero_()
@@ -64,9 +65,10 @@ class Learner:
 
     @contextmanager
     def using(self, weights: Tensor) -> Iterator[None]:
-        """Lend the module other weights (an average) for a while."""
+        """Lend the module other weights (an average, which is projected) for a while."""
         kept = self.weights.detach().clone()
         self.weights.data.copy_(weights)
+        renormalize_(self.module)
         try:
             yield
         finally:

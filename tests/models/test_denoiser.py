@@ -130,13 +130,24 @@ def test_a_zero_vector_has_a_finite_gradient() -> None:
     assert x.grad is not None and torch.isfinite(x.grad).all()
 
 
-def test_renormalised_weights_have_unit_norm_and_the_same_output() -> None:
-    layer, x = MPConv(8, 4, 3), torch.randn(1, 8, 5, 5)
+def test_a_step_is_that_of_a_layer_which_divides_by_its_norm() -> None:
+    """Renormalising outside of forward, with the gradient projected: the same outputs and gradients."""
+    layer, x = MPConv(8, 4, 3), torch.randn(2, 8, 5, 5)
+    weight = layer.weight.detach().clone().requires_grad_()
+    norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
+    expected = torch.nn.functional.conv2d(x, weight / norm, padding=1)
+    torch.testing.assert_close(layer(x), expected)
+    expected.square().sum().backward()
+    layer(x).square().sum().backward()
+    layer.tangent_gradient_()
+    torch.testing.assert_close(layer.weight.grad, weight.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_renormalised_filters_have_unit_root_mean_square() -> None:
+    layer = MPConv(8, 4, 3)
     with torch.no_grad():
         layer.weight *= 3
-    before = layer(x)
     layer.renormalize_()
-    torch.testing.assert_close(layer(x), before, atol=1e-3, rtol=1e-3)
     assert layer.weight.square().mean(dim=(1, 2, 3)).tolist() == pytest.approx([1] * 4, abs=1e-5)
 
 
