@@ -1,5 +1,8 @@
-"""`crescendo`: what is done with a trained model. Training itself is `dvc repro`.
+"""`crescendo`: what is done before training and after it. Training itself is `dvc repro`.
 
+    crescendo data check [SOURCE]
+    crescendo data show [--split train] [--num 48] [--out data.png]
+    crescendo preset [NAME]
     crescendo promote [--allow-candidate]
     crescendo generate PROMPT... [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M] [--guidance G]
 
@@ -27,8 +30,40 @@ MAX_IMAGES = 4096  # one grid, held in memory
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="crescendo", description="Use what `dvc repro` has trained.")
+    top = argparse.ArgumentParser(
+        prog="crescendo", description="Around `dvc repro`: data, presets, promotion, pictures."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    data = commands.add_parser("data", help="look at images before they are trained on")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser(
+        "check",
+        help="validate a source and say what `prepare` would do with it",
+        description="Reads, decodes and validates a source as the prepare stage does, and writes nothing but a "
+        "report. Ends with the status that the stage would end with.",
+    )
+    check.add_argument(
+        "source",
+        nargs="?",
+        help="a folder, zip, tar or Parquet file, or a source as in params.yaml (that of params.yaml)",
+    )
+    check.add_argument("--docs", type=Path, help="folder to write Data Docs to (none)")
+    check.set_defaults(run=_data_check)
+    show = actions.add_parser("show", help="draw a contact sheet of prepared images with their captions")
+    show.add_argument("--split", choices=("train", "val", "test"), default="train", help="(train)")
+    show.add_argument("--num", type=int, default=48, help="pictures, evenly spread over the split (48)")
+    show.add_argument("--out", type=Path, default=Path("data.png"), help="PNG file to write (data.png)")
+    show.set_defaults(run=_data_show)
+
+    preset = commands.add_parser(
+        "preset",
+        help="change params.yaml as a file of presets/ says",
+        description="Writes the values of presets/NAME.yaml into params.yaml, whose comments stay; look at "
+        "`git diff` afterwards. Without a name, lists what there is.",
+    )
+    preset.add_argument("name", nargs="?")
+    preset.set_defaults(run=_preset)
 
     promote = commands.add_parser(
         "promote",
@@ -70,6 +105,55 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _data_check(args: argparse.Namespace) -> int:
+    from pipeline.config import load_params
+    from pipeline.data.prepare import check
+    from pipeline.data.sources import data_of
+
+    params, root = load_params(), Path.cwd()
+    if args.source is not None:
+        params = params.model_copy(update={"data": data_of(params.data, args.source, root)})
+    check(params, root, args.docs, print)
+    return 0
+
+
+def _data_show(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from pipeline.data.dataset import PreparedDataset
+    from pipeline.evaluation.report import draw_sheet
+
+    if not 1 <= args.num <= MAX_IMAGES:
+        raise ConfigError("E-CFG-043", "--num", f"{args.num} is out of range", f"choose 1 to {MAX_IMAGES}")
+    _check_png(args.out)
+    dataset = PreparedDataset(Path("data/prepared"))
+    rows = dataset.split(args.split)
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(args.num, len(rows))).astype(int))]
+    ids = [dataset.caption_of(int(row)) for row in rows]
+    captions = [dataset.captions[i] if i >= 0 else "" for i in ids]
+    draw_sheet(args.out, captions, dataset.images(rows))
+    print(f"wrote {len(rows)} of {len(dataset.split(args.split))} images of {args.split} to {args.out}")
+    return 0
+
+
+def _preset(args: argparse.Namespace) -> int:
+    from pipeline.config import apply_preset, presets
+
+    known = presets(Path.cwd())
+    if args.name is None:
+        for name, first in known.items():
+            print(f"{name:<12} {first}")
+        return 0
+    for line in apply_preset(Path.cwd(), args.name):
+        print(line)
+    return 0
+
+
+def _check_png(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise ConfigError("E-CFG-044", "--out", f"{str(path)!r} is no PNG file", "let it end in .png")
+
+
 def _promote(args: argparse.Namespace) -> int:
     from pipeline.config import load_params
     from pipeline.registry.promote import promote
@@ -85,8 +169,7 @@ def _generate(args: argparse.Namespace) -> int:
     total = args.num * len(args.prompts)
     if args.num < 1 or total > MAX_IMAGES:
         raise ConfigError("E-CFG-043", "--num", f"makes {total} pictures", f"choose 1 to {MAX_IMAGES} in all")
-    if args.out.suffix.lower() != ".png":
-        raise ConfigError("E-CFG-044", "--out", f"{str(args.out)!r} is no PNG file", "let it end in .png")
+    _check_png(args.out)
     if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
         raise ConfigError("E-CFG-045", "--guidance", f"{args.guidance} is out of range", "choose 0 or more")
     for seed in (args.seed, args.seed + args.num - 1):

@@ -8,17 +8,21 @@ says where. Both are read by ruamel.yaml's safe loader, as DVC reads them (YAML 
 from __future__ import annotations
 
 import difflib
+import io
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline import artifacts
 from pipeline.errors import ConfigError, InputMissing
 
+SOURCES = r"folder|archive|parquet|torchvision:[A-Za-z0-9]+|openmoji==\d+(\.\d+)*"
+ENCODERS = r"minilm|label|clip:\S+"
 PROFILE_VARIABLE = "CRESCENDO_COMPUTE"
 _MAX_BYTES = 64 * 1024
 _MAX_NODES = 10_000
@@ -55,17 +59,21 @@ class Data(Section):
     path: str = Field(min_length=1)
     subset: tuple[str, ...]
     resolution: Size
+    fit: Literal["crop", "pad"]
     background: Colour
-    text_encoder: Literal["minilm"]
+    encoding: Literal["auto", "raw", "png"]
+    text_encoder: str
     max_tokens: Annotated[int, Field(ge=4, le=128)]
     max_bad_fraction: Fraction
 
     @model_validator(mode="after")
     def _check(self) -> Data:
-        known = self.source == "folder" or re.fullmatch(r"openmoji==\d+(\.\d+)*", self.source)
-        _require(
-            bool(known), f"source: {self.source!r} is unknown. Fix: write 'folder' or 'openmoji==17.0.0'"
-        )
+        known = re.fullmatch(SOURCES, self.source)
+        choices = "folder, archive, parquet, torchvision:CIFAR10 or openmoji==17.0.0"
+        _require(bool(known), f"source: {self.source!r} is unknown. Fix: write {choices}")
+        encoder = re.fullmatch(ENCODERS, self.text_encoder)
+        choices = "minilm, label, or clip:NAME (a folder, or a name on the hub)"
+        _require(bool(encoder), f"text_encoder: {self.text_encoder!r} is unknown. Fix: write {choices}")
         _require(len(self.background) == 3, "background: needs 3 numbers (red, green, blue)")
         _require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
         return self
@@ -123,6 +131,17 @@ class Training(Section):
 
 
 EmaStds = Annotated[tuple[EmaStd, ...], Field(min_length=1)]
+
+
+class Augment(Section):
+    """How training images are varied, at which strength (see pipeline/data/augment.py)."""
+
+    probability: Fraction
+    mirror: bool
+    scale: NonNegative
+    rotate: Annotated[float, Field(ge=0, le=180)]
+    shift: Fraction
+    hue: Annotated[float, Field(ge=0, le=180)]
 
 
 class Pretrain(Training):
@@ -220,6 +239,7 @@ class Params(Section):
     data: Data
     core: Core
     shell: Shell
+    augment: Augment
     pretrain: Pretrain
     finetune: Finetune
     refine: Refine
@@ -232,6 +252,7 @@ class Params(Section):
         top, low = self.data.resolution, self.core.resolution
         problem = f"data.resolution: {top} is not core.resolution ({low}) doubled once or more"
         _require(top > low, problem)
+        _require(top <= 16 * low, f"data.resolution: {top} is more than 16 times core.resolution ({low})")
         foreign = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
         _require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")
         return self
@@ -262,6 +283,55 @@ class ComputeProfile(Section):
         needs = self.address is None or self.storage is not None
         _require(needs, "storage: a cluster (address) needs a folder that its nodes share")
         return self
+
+
+# --- Presets.
+
+
+def presets(root: Path) -> dict[str, str]:
+    """{name: the first line of its comment} of the files in presets/."""
+    found = {}
+    for path in sorted((root / "presets").glob("*.yaml")):
+        found[path.stem] = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+    return found
+
+
+def apply_preset(root: Path, name: str) -> list[str]:
+    """Write the values of presets/NAME.yaml into params.yaml, comments kept; one line a value that changed.
+
+    Raises ConfigError where there is no such preset, or the result would not be valid (nothing is written then).
+    """
+    from ruamel.yaml import YAML
+
+    known = presets(root)
+    if name not in known:
+        fix = f"choose one of: {', '.join(known) or 'none'}"
+        raise ConfigError("E-CFG-017", "presets", f"there is no preset {name!r}", fix)
+    changes = _read_yaml(root / "presets" / f"{name}.yaml")
+    yaml = YAML()
+    yaml.width = 4096  # No line is folded.
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    params = yaml.load((root / "params.yaml").read_text(encoding="utf-8"))
+    lines = list(_merge(params, changes, ""))
+    text = io.StringIO()
+    yaml.dump(params, text)
+    parse_params(YAML(typ="safe").load(text.getvalue()), f"params.yaml with presets/{name}.yaml")
+    artifacts.write_atomic(root / "params.yaml", text.getvalue())
+    return lines
+
+
+def _merge(into: Any, changes: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Set the leaves of `changes`, at any depth; yields `section.key: old -> new`."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), Mapping):
+            yield from _merge(into[key], value, f"{prefix}{key}.")
+        elif into.get(key) != value:
+            yield f"{prefix}{key}: {_plain(into.get(key))} -> {_plain(value)}"
+            into[key] = value
+
+
+def _plain(value: Any) -> str:
+    return str(list(value)) if isinstance(value, list) else str(value)
 
 
 # --- Reading.

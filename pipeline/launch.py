@@ -25,6 +25,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -451,6 +452,61 @@ def execute(stage: str, worker: Worker, config: dict[str, Any], profile: Compute
     raise_failure(Path(config["run_dir"]))
 
 
+# --- Ray Data.
+
+
+class _Mapper:
+    """A worker of `map_under_ray`: holds what `make` opens for as long as it lives."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Callable[[Any], Any]]]) -> None:
+        signal_on_parent_death(signal.SIGKILL)
+        self._stack = contextlib.ExitStack()
+        self._work = self._stack.enter_context(make())
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        return {"answer": [self._work(task) for task in batch["task"]]}
+
+
+def map_under_ray(
+    make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
+) -> Iterator[Any]:
+    """`make()`'s function on every task, on one worker a core of the cluster; answers as they come.
+
+    A worker that dies is started again with the task it had. Errors of ours come through as they are."""
+    import logging
+
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext, from_items
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    rows = from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
+    mapped = rows.map_batches(
+        _Mapper,
+        fn_constructor_args=(make,),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=min(cores, len(tasks))),
+        num_cpus=1,
+    )
+    try:
+        for row in mapped.iter_rows():
+            yield row["answer"]
+    except ray.exceptions.RayError as error:
+        raise _ours(error) or error from None
+
+
+def _ours(error: BaseException) -> Exception | None:
+    """The error for users, or of the operating system, that a remote worker raised."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, PipelineError | OSError) and describe(seen):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
 # --- Jobs: a stage of this machine whose training runs on a cluster.
 
 
@@ -665,6 +721,17 @@ class Stage:
             else:
                 execute(self.name, worker, self.config, self.profile)
         artifacts.verify_directory(self.run_dir / "result")
+
+    def spread(
+        self, make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
+    ) -> Iterator[Any]:
+        """`make()`'s function on every task: in this process, or on the cores of Ray; answers as they come."""
+        if self.profile.workers == 0:
+            with make() as work:
+                yield from map(work, tasks)
+            return
+        with ray_session(self.profile.workers, inside_ray_job()):
+            yield from map_under_ray(make, tasks)
 
     def export(self, mapping: Mapping[str, str]) -> None:
         """Copy folders of the run folder to outputs, each whole: {"result/model": "models/core"}."""

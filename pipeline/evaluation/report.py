@@ -111,6 +111,26 @@ def draw_captions(path: Path, captions: Sequence[str], real: Tensor, shown: Mapp
     sheet.save(path)
 
 
+def draw_sheet(path: Path, captions: Sequence[str], images: Tensor) -> None:
+    """Images, uint8 [n,3,R,R], in rows of 8, each with its caption below."""
+    from PIL import Image, ImageDraw
+
+    gap, text_height, font = 6, 54, _font(13)
+    rows = -(-len(captions) // GRID_COLUMNS)
+    pitch_x, pitch_y = TILE + gap, TILE + text_height
+    sheet = Image.new("RGB", (GRID_COLUMNS * pitch_x + gap, rows * pitch_y + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (caption, image) in enumerate(zip(captions, images, strict=True)):
+        x, y = i % GRID_COLUMNS * pitch_x + gap, i // GRID_COLUMNS * pitch_y + gap
+        sheet.paste(_tile(image, TILE), (x, y))
+        draw.rectangle((x - 1, y - 1, x + TILE, y + TILE), outline=(225, 225, 230))
+        wrapped = _wrap(caption, font, TILE - 4, 3)
+        draw.multiline_text(
+            (x + TILE / 2, y + TILE + 4), wrapped, INK, font, anchor="ma", align="center", spacing=2
+        )
+    sheet.save(path)
+
+
 def draw_neighbours(
     path: Path,
     samples: Tensor,

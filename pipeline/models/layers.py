@@ -8,6 +8,7 @@ Shapes: B images, C channels, H and W pixels of the feature map, T text tokens, 
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,23 +17,34 @@ from torch.nn import functional as F
 
 
 class Text(NamedTuple):
-    """Encoded captions. A row whose mask is False everywhere means "no caption"."""
+    """What an image is conditioned on: encoded captions, and in training how it was augmented.
+
+    A row whose mask is False everywhere means "no caption"; labels of 0 (or None) mean "not augmented"."""
 
     pooled: Tensor  # float32 [B, D]
     tokens: Tensor  # float32 [B, T, D]
     mask: Tensor  # bool [B, T]
+    augment: Tensor | None = None  # float32 [B, A], see pipeline.data.augment
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Text":
+        augment = None if self.augment is None else change(self.augment)
+        return Text(change(self.pooled), change(self.tokens), change(self.mask), augment)
 
     def select(self, rows: Tensor | slice) -> "Text":
         """Return the captions of some rows."""
-        return Text(self.pooled[rows], self.tokens[rows], self.mask[rows])
+        return self._each(lambda t: t[rows])
 
     def to(self, device: str | torch.device) -> "Text":
         """Move to a device."""
-        return Text(self.pooled.to(device), self.tokens.to(device), self.mask.to(device))
+        return self._each(lambda t: t.to(device))
+
+    def twice(self) -> "Text":
+        """The same batch again behind itself."""
+        return self._each(lambda t: torch.cat([t, t]))
 
     def without(self, dropped: Tensor) -> "Text":
         """Forget the captions where `dropped` (bool [B]) is True."""
-        return Text(self.pooled, self.tokens, self.mask & ~dropped[:, None])
+        return self._replace(mask=self.mask & ~dropped[:, None])
 
 
 def unit_rms(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-8) -> Tensor:
@@ -184,20 +196,26 @@ class TextAttention(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Noise level and pooled caption to one vector (2312.02696, figure 21; text takes the place of class)."""
+    """Noise level, pooled caption and augmentation labels to one vector (2312.02696, figure 21; text takes the
+    place of class). Without bias, labels of 0 add exactly nothing."""
 
-    def __init__(self, noise_channels: int, channels: int, text_dim: int) -> None:
+    def __init__(self, noise_channels: int, channels: int, text_dim: int, augment_labels: int = 0) -> None:
         super().__init__()
         self.fourier = FourierFeatures(noise_channels)
         self.noise = MPConv(noise_channels, channels, kernel=0)
         self.text = MPConv(text_dim, channels, kernel=0)
         self.null = nn.Parameter(torch.randn(1, text_dim))
+        self.augment = MPConv(augment_labels, channels, kernel=0) if augment_labels else None
+        self.augment_gain = nn.Parameter(torch.zeros([])) if augment_labels else None
 
     def forward(self, c_noise: Tensor, text: Text) -> Tensor:
         """Map c_noise [B] and text to [B, channels] in float32."""
         has_text = text.mask.any(dim=1, keepdim=True)
         pooled = unit_rms(torch.where(has_text, text.pooled, self.null), dim=-1)
-        return mp_silu(mp_sum(self.noise(self.fourier(c_noise)), self.text(pooled)))
+        emb = mp_sum(self.noise(self.fourier(c_noise)), self.text(pooled))
+        if self.augment is not None and text.augment is not None:
+            emb = emb + self.augment(text.augment) * self.augment_gain
+        return mp_silu(emb)
 
 
 class Block(nn.Module):

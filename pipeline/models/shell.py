@@ -22,6 +22,7 @@ class ShellNet(nn.Module):
         patch: int = 2,  # px folded into one position, each way
         channels: int = 32,  # at the fine grid; the coarse grid has twice as many
         num_blocks: int = 1,
+        augment_labels: int = 0,  # numbers that tell how an image was augmented
         image_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class ShellNet(nn.Module):
         pixels = image_channels * patch**2
         low_pixels = image_channels * max(patch // 2, 1) ** 2
         wide = 2 * channels
-        self.embedding = Embedding(2 * channels, emb_channels, text_dim)
+        self.embedding = Embedding(2 * channels, emb_channels, text_dim, augment_labels)
         self.conv_in = MPConv(pixels + low_pixels + 1, channels, kernel=3)
         self.encoder = nn.ModuleList(
             Block(channels, channels, emb_channels, "enc") for _ in range(num_blocks)

@@ -23,7 +23,7 @@ class Statistics(NamedTuple):
     std: tuple[float, ...]
 
     def standardise(self, images: Tensor) -> Tensor:
-        """uint8 [B,3,R,R] to float32 with mean 0 and standard deviation 0.5 (sigma_data)."""
+        """Grey levels (uint8 or float) [B,3,R,R] to float32 with mean 0 and standard deviation 0.5 (sigma_data)."""
         mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in self)
         return (images.float() / 127.5 - 1 - mean) * (0.5 / std)
 

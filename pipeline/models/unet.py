@@ -24,6 +24,7 @@ class UNet(nn.Module):
         num_blocks: int = 1,  # residual blocks a level in the encoder; the decoder has one more
         attention: tuple[int, ...] = (8,),  # feature-map sizes that attend to themselves and to the text
         dropout: float = 0.0,
+        augment_labels: int = 0,  # numbers that tell how an image was augmented
         image_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class UNet(nn.Module):
         emb_channels = max(widths)
         self.feature_channels = widths[0]
         self.encoder_channels: list[int] = []  # of the last encoder block of each level
-        self.embedding = Embedding(channels, emb_channels, text_dim)
+        self.embedding = Embedding(channels, emb_channels, text_dim, augment_labels)
 
         def block(c_in: int, c_out: int, flavor: str, size: int) -> Block:
             return Block(c_in, c_out, emb_channels, flavor, text_dim if size in attention else 0, dropout)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.data.captions import TextEncoder
+    from pipeline.data.encoders import TextEncoder
     from pipeline.models.snapshot import Snapshot
 
 MAX_SEED = 2**63 - 1
@@ -65,19 +65,13 @@ def load_generator(folder: str | Path, device: str = "cpu") -> Generator:
 
     Raises:
         InputMissing, StorageError: there is no snapshot, or its files differ from its manifest.
-        StorageError: the installed text encoder is not the one that the model was trained with.
+        StorageError: the text encoder found here is not the one that the model was trained with.
     """
-    from pipeline.data.captions import load_text_encoder
+    from pipeline.data.encoders import encoder_of
     from pipeline.models.snapshot import load_snapshot
 
     snapshot = load_snapshot(folder, device)
-    wanted = snapshot.config["text_encoder"]
-    encoder = load_text_encoder(wanted["name"], int(wanted["max_tokens"]))
-    found = encoder.info["sha256"]
-    if found != wanted["sha256"]:
-        problem = f"was trained with text encoder {wanted['sha256'][:12]}, installed is {found[:12]}"
-        raise StorageError("E-IO-041", str(folder), problem, "install the encoder's package of that version")
-    return Generator(snapshot, encoder)
+    return Generator(snapshot, encoder_of(snapshot.config["text_encoder"], str(folder)))
 
 
 def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:

@@ -35,6 +35,7 @@ CODE = (
     "rng.py",
     "data/__init__.py",
     "data/captions.py",
+    "data/encoders.py",
     "models/*.py",
     "diffusion/*.py",
     "registry/__init__.py",

@@ -8,16 +8,19 @@ world size come from torch.distributed where it is initialised.
 import csv
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline import artifacts
 from pipeline.config import Params, parse_params
+from pipeline.data.augment import LABELS, Augment
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.diffusion.ema import halflife_decay, power_decay
 from pipeline.diffusion.noise import lognormal_sigma, truncated_lognormal_sigma
@@ -51,15 +54,26 @@ class Run:
         self.dataset = PreparedDataset(self.root / "data/prepared")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision(config["precision"], self.device)
-        self.batches = Batches(
-            self.dataset, "train", self.params.seed, self.section.batch_size, self.section.shards
-        )
         if config["threads"]:
             torch.set_num_threads(config["threads"])
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling finds bugs, at 7% of a step. (Set by name: it is missing in torch's types.)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
         torch.manual_seed(key(self.params.seed, f"{stage}-weights"))
+
+    def batches(self, resolution: int, augment: Augment | None = None) -> Batches:
+        """The order of training; images are read at `resolution` if the data set has it, else at full size."""
+        s = self.section
+        return Batches(self.dataset, "train", self.params.seed, s.batch_size, s.shards, resolution, augment)
+
+    @property
+    def augment(self) -> Augment:
+        """How the denoising stages vary their images."""
+        return Augment(**self.params.augment.model_dump())
+
+    def augment_labels(self) -> dict[str, int]:
+        """The keyword value of a network that is told how images were augmented."""
+        return {"augment_labels": LABELS if self.augment.probability > 0 else 0}
 
     def images_and_names(self, rows: Sequence[int]) -> tuple[Tensor, Text, list[str]]:
         """Images uint8, encoded names and names of some rows, on the device."""
@@ -95,11 +109,12 @@ class Run:
     ) -> dict[str, Any]:
         """config.json of the finished model."""
         p = self.params
-        core = p.core.model_dump(mode="json", exclude={"resolution"})
+        labels = self.augment_labels()
+        core = p.core.model_dump(mode="json", exclude={"resolution"}) | labels
         shells = parent.config["shells"] if parent else []
         nets = [shell["net"] for shell in shells]
         if kind == "finetuned":
-            nets = [*nets, p.shell.model_dump(mode="json")]
+            nets = [*nets, p.shell.model_dump(mode="json") | labels]
         core = parent.config["core"]["net"] if parent else core
         return {
             "kind": kind,
@@ -169,12 +184,23 @@ def write_curves(path: Path, records: Sequence[dict[str, Any]], names: Sequence[
                 writer.writerow([record["nimg"], *(f"{record['metrics'][name]:.6g}" for name in names)])
 
 
-def measure_statistics(images: Tensor, resolution: int) -> Statistics:
-    """Mean and standard deviation per channel of uint8 [N,3,R,R], of box means at `resolution`."""
-    x = images.double() / 127.5 - 1
-    while x.shape[-1] > resolution:
-        x = pool(x)
-    mean, std = x.mean(dim=(0, 2, 3)), x.std(dim=(0, 2, 3)).clamp_min(1e-3)
+def chunks(rows: NDArray[np.int64], size: int = 1024) -> Iterator[NDArray[np.int64]]:
+    """Rows in parts, so that a set of any size is measured in constant memory."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def measure_statistics(dataset: PreparedDataset, resolution: int) -> Statistics:
+    """Mean and standard deviation per channel of the training images' box means at `resolution`."""
+    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    for rows in chunks(dataset.split("train")):
+        x = dataset.low_images(rows).double() / 127.5 - 1
+        while x.shape[-1] > resolution:
+            x = pool(x)
+        total += x.sum(dim=(0, 2, 3))
+        squares += x.square().sum(dim=(0, 2, 3))
+        count += x[:, 0].numel()
+    mean = total / count
+    std = ((squares - count * mean.square()) / max(count - 1, 1)).clamp_min(0).sqrt().clamp_min(1e-3)
     return Statistics(tuple(mean.tolist()), tuple(std.tolist()))
 
 
@@ -200,7 +226,7 @@ def denoising_stage(
     checkpoint.resume(run.folder / "checkpoints", state)
     step = DenoisingStep(
         denoiser=denoiser,
-        batches=run.batches,
+        batches=run.batches(denoiser.resolution, run.augment),
         statistics=statistics,
         draw_sigma=draw_sigma,
         seed=p.seed,
@@ -247,9 +273,8 @@ def pretrain(config: dict[str, Any]) -> None:
     """Train the low-resolution core from scratch."""
     run = Run("pretrain", config)
     p, s = run.params, run.params.pretrain
-    images = run.dataset.images(run.dataset.split("train"))
-    statistics = measure_statistics(images, p.core.resolution)
-    net = p.core.model_dump(mode="json", exclude={"resolution"})
+    statistics = measure_statistics(run.dataset, p.core.resolution)
+    net = p.core.model_dump(mode="json", exclude={"resolution"}) | run.augment_labels()
     text_dim = int(str(run.dataset.text_encoder["dim"]))
     denoiser = build_core(p.core.resolution, text_dim, net).to(run.device)
     draw = partial(_lognormal, s.p_mean, s.p_std)
@@ -264,9 +289,14 @@ def _lognormal(p_mean: float, p_std: float, batch: int, generator: torch.Generat
     return lognormal_sigma(batch, p_mean, p_std, generator)
 
 
-def high_band_variance(images: Tensor) -> float:
-    """4/3 mean(HP x)^2 of standardised images: variance per dimension that the high band keeps."""
-    return float(high_pass(images).double().square().mean() * 4 / 3)
+def high_band_variance(dataset: PreparedDataset, statistics: Statistics) -> float:
+    """4/3 mean(HP x)^2 of the standardised training images: variance per dimension that the high band keeps."""
+    total, count = 0.0, 0
+    for rows in chunks(dataset.split("train")):
+        high = high_pass(statistics.standardise(dataset.images(rows))).double()
+        total += float(high.square().sum())
+        count += high.numel()
+    return total / count * 4 / 3
 
 
 def finetune(config: dict[str, Any]) -> None:
@@ -275,10 +305,9 @@ def finetune(config: dict[str, Any]) -> None:
     p, s = run.params, run.params.finetune
     parent = load_snapshot(run.root / s.init_from, run.device)
     check_parent(parent, run, p.data.resolution // 2)
-    train_images = parent.statistics.standardise(run.dataset.images(run.dataset.split("train")))
-    variance = high_band_variance(train_images)
+    variance = high_band_variance(run.dataset, parent.statistics)
     text_dim = int(str(run.dataset.text_encoder["dim"]))
-    net = p.shell.model_dump(mode="json")
+    net = p.shell.model_dump(mode="json") | run.augment_labels()
     denoiser = build_shell(parent.denoiser, text_dim, variance, net).to(run.device)
     sigma = denoiser.sigma_high_band
     draw = partial(_truncated, math.log(0.9 * sigma), s.p_std, 2 * p.sampling.lift * sigma)
@@ -332,7 +361,7 @@ def refine(config: dict[str, Any]) -> None:
         student=student,
         heads=heads,
         frozen=frozen,
-        batches=run.batches,
+        batches=run.batches(p.data.resolution),
         statistics=parent.statistics,
         seed=p.seed,
         batch_size=s.batch_size,

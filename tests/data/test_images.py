@@ -1,4 +1,4 @@
-"""Decoding: what users' files hold, and what hostile ones do."""
+"""Framing: what users' files hold, both ways through, and what is refused."""
 
 import io
 import struct
@@ -6,128 +6,340 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
-from pipeline.data.images import box_mean, decode, scale_to_bytes, square, tile
+from pipeline.data import images
+from pipeline.data.images import Framing, box_mean, frame, scale_to_bytes, tile
 from pipeline.errors import BadData
 
 WHITE = (255, 255, 255)
+SIDE = 24
 
 
 def encoded(image, kind="PNG", **settings):
     buffer = io.BytesIO()
+    if kind == "WEBP" and "quality" not in settings:
+        settings["lossless"] = True
     image.save(buffer, kind, **settings)
     return buffer.getvalue()
 
 
-def noise(mode="RGB", size=(24, 20)):
+def noise(mode="RGB", size=(SIDE, SIDE)):
     shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
 
-def code_of(content):
+def photo(width, height, seed=0):
+    """Noise with the spectrum of a photograph."""
+    draw = np.random.default_rng(seed).standard_normal((height, width, 3))
+    frequency = np.hypot(*np.meshgrid(np.fft.rfftfreq(width), np.fft.fftfreq(height)))[..., None]
+    frequency[0, 0] = 1
+    waves = np.fft.irfft2(np.fft.rfft2(draw, axes=(0, 1)) / frequency**1.2, s=(height, width), axes=(0, 1))
+    waves = (waves - waves.mean()) / waves.std()
+    return Image.fromarray(np.clip(128 + 50 * waves, 0, 255).astype(np.uint8))
+
+
+def framed(content, resolution=SIDE, fit="crop", background=WHITE):
+    return frame(content, "raw/a.png", Framing(resolution, fit, background))
+
+
+def pixels_of(content, **how):
+    return framed(content, **how).pixels
+
+
+def by_pillow(content, resolution):
+    """The plain recipe: decode, convert, take the centred square, resample."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    return np.asarray(ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC))
+
+
+def psnr(one, other):
+    mse = np.mean((one.astype(float) - other) ** 2)
+    return 10 * np.log10(255**2 / max(mse, 1e-12))
+
+
+def refused(content):
     with pytest.raises(BadData) as caught:
-        decode(content, "raw/a.png", WHITE)
+        framed(content)
     assert str(caught.value).startswith(f"{caught.value.code} raw/a.png: ")
-    assert len(str(caught.value).splitlines()) == 1
+    assert " Fix: " in str(caught.value) and len(str(caught.value).splitlines()) == 1
     return caught.value.code
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
-def test_lossless_formats_come_back_exactly(kind):
-    image = noise()
-    content = encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
-    assert np.array_equal(decode(content, "a", WHITE), np.asarray(image))
+@pytest.fixture
+def ways(monkeypatch):
+    """Counts the files that go the quick way."""
+    calls = []
+    quick = images._quick
+
+    def counting(content, image, framing):
+        calls.append(image.format)
+        return quick(content, image, framing)
+
+    monkeypatch.setattr(images, "_quick", counting)
+    return calls
+
+
+# --- Two ways, one answer.
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("JPEG", {"quality": 90}),
+        ("JPEG", {"quality": 90, "progressive": True, "subsampling": 0}),
+        ("WEBP", {"quality": 90}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_quick_way_agrees_with_pillow_within_80_db(kind, settings, mode, ways):
+    files = [encoded(photo(256, 256, seed).convert(mode), kind, **settings) for seed in range(4)]
+    quick = np.stack([pixels_of(content, resolution=64) for content in files])
+    assert ways == [kind] * 4
+    assert psnr(quick, np.stack([by_pillow(content, 64) for content in files])) >= 80
+
+
+@pytest.mark.parametrize("size", [(301, 200), (200, 301), (64, 64), (40, 61), (777, 500)])
+@pytest.mark.parametrize(("resolution", "off"), [(32, 1), (64, 2), (128, 2)])
+def test_at_any_scale_the_two_ways_differ_by_rounding_only(size, resolution, off, monkeypatch):
+    content = encoded(photo(*size), "WEBP", lossless=True)
+    quick = {fit: pixels_of(content, resolution=resolution, fit=fit).astype(int) for fit in ("crop", "pad")}
+    monkeypatch.setattr(images, "_is_plain", lambda image: False)
+    for fit, pixels in quick.items():
+        other = pixels_of(content, resolution=resolution, fit=fit)
+        assert abs(pixels - other).max() <= off and psnr(pixels, other) >= 65
+
+
+def test_each_way_is_deterministic(monkeypatch):
+    content = encoded(photo(120, 90), "JPEG")
+    for _ in range(2):
+        assert np.array_equal(pixels_of(content), pixels_of(content))
+        monkeypatch.setattr(images, "_is_plain", lambda image: False)
+
+
+def oriented(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def profile(name):
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes()
+
+
+def test_odd_files_go_the_thorough_way_and_plain_ones_the_quick_way(ways):
+    plain = [
+        encoded(noise(), "JPEG", exif=oriented(1)),
+        encoded(noise(), "WEBP", icc_profile=profile("sRGB")),
+        encoded(noise("L"), "WEBP"),
+    ]
+    odd = [
+        encoded(noise()),
+        encoded(noise(), "JPEG", exif=oriented(3)),
+        encoded(noise(), "WEBP", exif=oriented(3)),
+        encoded(noise(), "JPEG", icc_profile=profile("XYZ")),
+        encoded(Image.new("RGBA", (SIDE, SIDE), (1, 2, 3, 4)), "WEBP"),
+        encoded(noise().convert("CMYK"), "JPEG"),
+        encoded(noise(), "WEBP", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE))]),
+        encoded(noise(), "TIFF"),
+    ]
+    for content in plain + odd:
+        framed(content)
+    assert ways == ["JPEG", "WEBP", "WEBP"]
+
+
+# --- What users' files hold.
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "AVIF"])
+def test_lossless_files_of_the_right_size_come_back_exactly(kind):
+    settings = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
+    image = noise() if kind != "AVIF" else Image.new("RGB", (SIDE, SIDE), (40, 80, 120))
+    picture = framed(encoded(image, kind, **settings.get(kind, {})))
+    close = 3 if kind == "AVIF" else 0
+    assert abs(picture.pixels.astype(int) - np.asarray(image)).max() <= close
+    assert (picture.width, picture.height, picture.mode) == (SIDE, SIDE, "RGB")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "GIF"])
 def test_other_formats_come_back_as_rgb(kind):
-    assert decode(encoded(noise(), kind), "a", WHITE).shape == (20, 24, 3)
+    assert pixels_of(encoded(noise(), kind)).shape == (SIDE, SIDE, 3)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I", "F", "I;16"])
 def test_every_mode_becomes_rgb_bytes(mode):
-    content = encoded(
-        noise().convert(mode) if mode != "I;16" else noise("L").convert("I").convert("I;16"), "TIFF"
-    )
-    pixels = decode(content, "a", WHITE)
-    assert pixels.shape == (20, 24, 3) and pixels.dtype == np.uint8
+    image = noise().convert(mode) if mode != "I;16" else noise("L").convert("I").convert("I;16")
+    picture = framed(encoded(image, "TIFF"), resolution=16)
+    assert picture.pixels.shape == (16, 16, 3) and picture.pixels.dtype == np.uint8
+    assert picture.mode == mode
 
 
 def test_transparent_pixels_show_the_background_and_not_their_hidden_colour():
     content = encoded(Image.new("RGBA", (16, 16), (255, 0, 0, 0)))
-    assert (decode(content, "a", (10, 20, 30)) == (10, 20, 30)).all()
-    half = decode(encoded(Image.new("RGBA", (16, 16), (0, 0, 0, 128))), "a", WHITE)
-    assert abs(int(half[0, 0, 0]) - 127) <= 1
+    assert (pixels_of(content, background=(10, 20, 30)) == (10, 20, 30)).all()
+    half = pixels_of(encoded(Image.new("RGBA", (16, 16), (0, 0, 0, 128))))
+    assert abs(half.astype(int) - 127).max() <= 1
 
 
-def test_a_transparent_palette_entry_shows_the_background():
+def test_hidden_colours_do_not_bleed_into_their_neighbours_when_shrunk():
+    image = np.zeros((64, 64, 4), np.uint8)
+    image[:, :33] = (0, 0, 255, 255)
+    image[:, 33:] = (255, 0, 0, 0)
+    assert (
+        pixels_of(encoded(Image.fromarray(image)), resolution=16, background=(0, 0, 255))[..., 0] <= 1
+    ).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_transparent_palette_entry_shows_the_background(kind):
     image = Image.new("P", (16, 16), 0)
     image.putpalette([255, 0, 0, 0, 255, 0])
-    assert (decode(encoded(image, transparency=0), "a", WHITE) == 255).all()
+    assert (pixels_of(encoded(image, kind, transparency=0)) == 255).all()
 
 
-def test_sixteen_bit_grey_is_scaled_and_not_clipped():
-    image = Image.fromarray(np.full((16, 16), 40000, np.uint16))
-    assert (decode(encoded(image), "a", WHITE) == round(40000 / 257)).all()
+@pytest.mark.parametrize("resolution", [16, 8])
+@pytest.mark.parametrize("dtype", [np.uint16, ">u2"])
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(dtype, resolution):
+    grey = np.full((16, 16), 40000, np.uint16)
+    if dtype == np.uint16:
+        content = encoded(Image.fromarray(grey))
+    else:  # Pillow writes no big-endian TIFF.
+        tags = [
+            (256, 16),
+            (257, 16),
+            (258, 16),
+            (259, 1),
+            (262, 1),
+            (273, 8),
+            (277, 1),
+            (278, 16),
+            (279, 512),
+        ]
+        entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags)
+        content = b"MM\0*" + struct.pack(">I", 8 + 512) + grey.astype(">u2").tobytes()
+        content += struct.pack(">H", len(tags)) + entries + bytes(4)
+    assert (pixels_of(content, resolution=resolution) == round(40000 / 257)).all()
+
+
+def test_dark_sixteen_bit_grey_stays_dark():
+    assert (pixels_of(encoded(Image.fromarray(np.full((16, 16), 200, np.uint16)))) == 1).all()
 
 
 def test_scaling_knows_integers_from_floats():
     assert scale_to_bytes(np.array([0, 65535], np.uint16)).tolist() == [0, 255]
     assert scale_to_bytes(np.array([0, 200], np.int32)).tolist() == [0, 200]
     assert scale_to_bytes(np.array([0.0, 1.0])).tolist() == [0, 255]
-    with pytest.raises(ValueError):
-        scale_to_bytes(np.array([0.0, np.nan]))
+    assert scale_to_bytes(np.array([-5.0, 90.0]), (0.0, 60.0)).tolist() == [0, 60]
+    for bad in ([0.0, np.nan], [0.0, np.inf], [-1.0, 0.0], [0.0, 256.0]):
+        with pytest.raises(ValueError):
+            scale_to_bytes(np.array(bad))
 
 
+def test_values_that_are_no_brightness_are_damage():
+    for value in (np.nan, np.inf, -1.0):
+        grey = np.zeros((16, 16), np.float32)
+        grey[8, 8] = value
+        assert refused(encoded(Image.fromarray(grey), "TIFF")) == "E-IMG-005"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
-    pixels = np.asarray(noise()).copy()
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_exif_orientation_is_applied(kind, orientation, fit):
+    upright = np.zeros((40, 64, 3), np.uint8)
+    upright[:20, :32], upright[:20, 32:], upright[20:, :32] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     stored = {
-        1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1],
-        5: pixels.transpose(1, 0, 2), 6: np.rot90(pixels), 7: np.rot90(pixels[::-1]), 8: np.rot90(pixels, -1),
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.transpose(1, 0, 2), 6: np.rot90(upright), 7: np.rot90(upright[::-1]),
+        8: np.rot90(upright, -1),
     }[orientation]  # fmt: skip
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
-    assert np.array_equal(decode(content, "a", WHITE), pixels)
+    content = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=oriented(orientation))
+    picture = framed(content, resolution=32, fit=fit)
+    assert (picture.width, picture.height) == (64, 40)
+    corners = picture.pixels[[9, 9, 22, 22], [4, 27, 4, 27]].astype(int)
+    expected = np.array([(250, 0, 0), (0, 250, 0), (0, 0, 250), (0, 0, 0)])
+    assert abs(corners - expected).max() <= 40
 
 
-def test_a_colour_profile_is_converted_and_a_broken_one_ignored():
-    assert np.array_equal(decode(encoded(noise(), icc_profile=b"garbage"), "a", WHITE), np.asarray(noise()))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_unreadable_exif_is_ignored(kind):
+    assert pixels_of(encoded(noise(), kind, exif=b"Exif\0\0garbage")).shape == (SIDE, SIDE, 3)
+
+
+def test_a_broken_colour_profile_is_ignored():
+    assert np.array_equal(pixels_of(encoded(noise(), icc_profile=b"garbage")), np.asarray(noise()))
+
+
+def test_a_colour_profile_is_converted_to_srgb():
+    colour = Image.new("LAB", (16, 16), (136, 128 + 20, 128 - 30))
+    content = encoded(colour, "TIFF", icc_profile=profile("LAB"))
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    expected = ImageCms.profileToProfile(colour, lab, srgb, outputMode="RGB").getpixel((0, 0))
+    assert abs(pixels_of(content).astype(int) - expected).max() <= 2
 
 
 def test_of_an_animation_the_first_frame_counts():
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
-    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert (decode(content, "a", WHITE) == (255, 0, 0)).all()
+    for kind, settings in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
+        content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **settings)
+        assert (pixels_of(content) == (255, 0, 0)).all(), kind
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+# --- The square.
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
+@pytest.mark.parametrize("resolution", [8, 4, 32])
+def test_crop_takes_the_centre(kind, resolution):
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    pixels[:, 2:10] = 200
+    for stored in (pixels, np.ascontiguousarray(pixels.transpose(1, 0, 2))):
+        square = pixels_of(encoded(Image.fromarray(stored), kind), resolution=resolution)
+        assert square.shape == (resolution, resolution, 3) and (square == 200).all()
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
+@pytest.mark.parametrize("size", [(32, 16), (16, 32)])
+def test_pad_keeps_all_on_the_background(kind, size):
+    square = pixels_of(encoded(Image.new("RGB", size), kind), resolution=16, fit="pad", background=(1, 2, 3))
+    square = square if size[0] > size[1] else square.transpose(1, 0, 2)
+    assert (square[4:12] == 0).all()
+    assert (square[:4] == (1, 2, 3)).all() and (square[12:] == (1, 2, 3)).all()
+
+
+def test_pad_of_a_thread_keeps_a_line():
+    square = pixels_of(encoded(Image.new("RGB", (8, 4000))), resolution=16, fit="pad")
+    assert (square[:, 7] == 0).all() and (np.delete(square, 7, axis=1) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
+def test_shrinking_is_antialiased(kind):
+    board = np.indices((64, 64)).sum(0)[..., None] % 2 * np.full(3, 255)
+    content = encoded(Image.fromarray(board.astype(np.uint8)), kind)
+    assert abs(pixels_of(content, resolution=16).astype(int) - 127).max() <= 2
+
+
+# --- What is refused.
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_a_file_cut_short_is_refused(kind, share):
     content = encoded(noise(size=(64, 64)), kind)
-    assert code_of(content[: int(len(content) * share)]) in {"E-IMG-003", "E-IMG-005"}
-
-
-def test_a_flipped_bit_never_escapes_as_another_exception():
-    draw = np.random.default_rng(0)
-    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
-        content = encoded(noise(size=(32, 32)), kind)
-        for _ in range(40):
-            mutant = bytearray(content)
-            mutant[draw.integers(len(mutant))] ^= 1 << draw.integers(8)
-            try:
-                assert decode(bytes(mutant), "a", WHITE).dtype == np.uint8
-            except BadData as exc:
-                assert len(str(exc).splitlines()) == 1
+    assert refused(content[: int(len(content) * share)]) in {"E-IMG-003", "E-IMG-005"}
 
 
 def test_files_that_are_no_images_are_refused():
-    assert code_of(b"") == "E-IMG-001"
-    assert code_of(b"hello") == "E-IMG-003"
-    assert code_of(b"<svg xmlns='http://www.w3.org/2000/svg'/>") == "E-IMG-003"
-    assert code_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "E-IMG-003"
+    assert refused(b"") == "E-IMG-001"
+    assert refused(b"hello") == "E-IMG-003"
+    assert refused(b"<svg xmlns='http://www.w3.org/2000/svg'/>") == "E-IMG-003"
+    assert refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "E-IMG-003"
+
+
+def test_too_many_bytes_are_refused(monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 10)
+    assert refused(encoded(noise())) == "E-IMG-002"
 
 
 def png_header(width, height):
@@ -145,25 +357,24 @@ def png_header(width, height):
 
 @pytest.mark.parametrize("size", [(9000, 9000), (20000, 20000), (2**31 - 1, 2**31 - 1)])
 def test_a_picture_too_large_to_decode_is_refused_before_it_is_decoded(size):
-    assert code_of(png_header(*size)) in {"E-IMG-004", "E-IMG-005"}
+    assert refused(png_header(*size)) == "E-IMG-004"
 
 
 def test_a_picture_too_small_to_use_is_refused():
-    assert code_of(encoded(Image.new("RGB", (1, 500)))) == "E-IMG-006"
+    assert refused(encoded(Image.new("RGB", (1, 500)))) == "E-IMG-006"
 
 
-def test_square_takes_the_centre():
-    pixels = np.zeros((8, 12, 3), np.uint8)
-    pixels[:, 2:10] = 200
-    assert (square(pixels, 8) == 200).all()
-    assert square(pixels, 4).shape == (4, 4, 3)
-    assert square(pixels, 32).shape == (32, 32, 3)
+@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory", "std::bad_alloc"])
+def test_want_of_memory_is_no_damage(message, monkeypatch):
+    def starve(*_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("torchvision.io.decode_image", starve)
+    with pytest.raises(MemoryError):
+        framed(encoded(noise(), "JPEG"))
 
 
-def test_shrinking_is_antialiased():
-    board = np.indices((64, 64)).sum(0)[..., None] % 2 * np.full(3, 255)
-    small = square(board.astype(np.uint8), 16).astype(int)
-    assert abs(small - 127).max() <= 2
+# --- Pictures of pictures.
 
 
 def test_box_mean_is_the_mean_of_each_box():

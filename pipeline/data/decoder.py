@@ -1,0 +1,187 @@
+"""Processes that decode files nobody has looked at: one may crash, hang or want too much memory, and only its
+item is lost.
+
+Items go out in chunks. What a chunk dies of is found by sending its items again, one at a time. Each item has
+its own limit of processor time, so that a busy machine changes no result; waiting counts only against a far
+longer limit by the clock. Linux only, as its limits are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Generic, Self, TypeVar
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from pipeline.data.images import check_bytes
+from pipeline.errors import BadData
+
+T = TypeVar("T")
+Task = tuple[bytes, str]  # the bytes of a file, and its name for messages
+Work = Callable[[bytes, str], T]
+
+CHUNK = 16  # items sent together
+CHUNK_BYTES = 8 * 2**20  # and their most bytes, unless one alone has more
+PATIENCE = 4  # item limits that a chunk may spend waiting, by the clock
+OPEN_FILES = 64
+PR_SET_PDEATHSIG = 1
+# What the first decoder imports, the others get by fork.
+PRELOAD = ["numpy", "PIL.Image", "torch", "torchvision.io", "torchvision.transforms.v2.functional"]
+
+
+class Decoder(Generic[T]):
+    """Runs `work` on untrusted bytes in processes that may die. A context manager; leaving it ends them.
+
+    Args:
+        work: what to do with (bytes, name); must pickle, and may raise BadData.
+        processes: how many decode at once.
+        seconds: processor time an item may take.
+        megabytes: memory an item may take, beyond that of a fresh process.
+    """
+
+    def __init__(self, work: Work[T], processes: int, seconds: float = 2.0, megabytes: int = 512) -> None:
+        self._work = work
+        self._processes = processes
+        self._seconds = seconds
+        self._megabytes = megabytes
+        self._pool = self._new_pool()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+    def map(self, tasks: Sequence[Task]) -> list[T | BadData]:
+        """The result of each task, in order; a BadData for each that has none.
+
+        E-IMG-001 and 002, empty and too many bytes, are found before anything is sent; 008 the decoder
+        died, 009 took too long, 010 needs too much memory; and whatever BadData `work` raises. Other
+        exceptions of `work` are bugs, and come through.
+        """
+        refusals = [_refusal(*task) for task in tasks]
+        chunks = list(_chunks([task for task, no in zip(tasks, refusals, strict=True) if no is None]))
+        futures: list[ProcessFuture[list[T | BadData]]] = []
+        try:
+            for chunk in chunks:
+                futures.append(self._send(chunk))
+            parts = [self._receive(*pair) for pair in zip(chunks, futures, strict=True)]
+            results = (result for part in parts for result in part)
+            return [next(results) if no is None else no for no in refusals]
+        finally:
+            for future in futures:
+                future.cancel()  # type: ignore[no-untyped-call]  # No effect on those that are done.
+
+    def _new_pool(self) -> ProcessPool:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        start = (self._work, self._megabytes)
+        return ProcessPool(self._processes, initializer=_confine, initargs=start, context=context)
+
+    def _send(self, chunk: Sequence[Task]) -> ProcessFuture[list[T | BadData]]:
+        if not self._pool.active:  # A decoder died between two chunks, and pebble then gives up.
+            self.__exit__()
+            self._pool = self._new_pool()
+        timeout = self._seconds * (len(chunk) + PATIENCE)
+        return self._pool.schedule(_run, (self._work, chunk, self._seconds, self._megabytes), timeout=timeout)
+
+    def _receive(self, chunk: Sequence[Task], future: ProcessFuture[list[T | BadData]]) -> list[T | BadData]:
+        try:
+            return future.result()
+        except (ProcessExpired, TimeoutError, BrokenProcessPool) as exc:
+            if len(chunk) > 1:
+                return [self._receive([task], self._send([task]))[0] for task in chunk]
+            if isinstance(exc, BrokenProcessPool):
+                raise  # Alone, no task can be to blame: decoders do not start.
+            return [self._loss(chunk[0][1], exc)]
+
+    def _loss(self, where: str, exc: ProcessExpired | TimeoutError) -> BadData:
+        remedy = "export it again, or remove it"
+        if isinstance(exc, TimeoutError) or exc.exitcode == -signal.SIGPROF:
+            problem = f"took longer than {self._seconds:g} s to decode"
+            return BadData("E-IMG-009", where, problem, f"scale it down, {remedy}")
+        return BadData("E-IMG-008", where, f"made its decoder die of {_cause(exc.exitcode)}", remedy)
+
+
+def _refusal(content: bytes, where: str) -> BadData | None:
+    try:
+        check_bytes(content, where)
+    except BadData as exc:
+        return exc
+    return None
+
+
+def _chunks(tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
+    """Consecutive tasks, CHUNK at most, and CHUNK_BYTES at most where they are more than one."""
+    start = size = 0
+    for number, (content, _) in enumerate(tasks):
+        if number > start and (number - start == CHUNK or size + len(content) > CHUNK_BYTES):
+            yield tasks[start:number]
+            start, size = number, 0
+        size += len(content)
+    if tasks:
+        yield tasks[start:]
+
+
+def _cause(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"status {status}"
+
+
+# --- In the decoder's process.
+
+
+def _confine(work: object, megabytes: int) -> None:
+    """Give this process its limits. `work` comes along to have its modules imported before."""
+    import torch
+    import torchvision.transforms.v2.functional  # noqa: F401
+
+    _die_with_parent()
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handlers wait for C code to return.
+    quiet = os.open(os.devnull, os.O_WRONLY)  # Image libraries print what they find.
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    os.close(quiet)
+    limits = {
+        resource.RLIMIT_AS: _address_space() + megabytes * 2**20,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+    }
+    for name, most in limits.items():
+        resource.setrlimit(name, (most, most))
+
+
+def _die_with_parent() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # It ended before we asked.
+        os._exit(1)
+
+
+def _address_space() -> int:
+    with open("/proc/self/statm", encoding="ascii") as pages:
+        return int(pages.read().split()[0]) * resource.getpagesize()
+
+
+def _run(work: Work[T], chunk: Sequence[Task], seconds: float, megabytes: int) -> list[T | BadData]:
+    return [_attempt(work, content, where, seconds, megabytes) for content, where in chunk]
+
+
+def _attempt(work: Work[T], content: bytes, where: str, seconds: float, megabytes: int) -> T | BadData:
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process, even within C code.
+    try:
+        return work(content, where)
+    except BadData as exc:
+        return exc
+    except MemoryError:
+        problem = f"needs more than {megabytes} MB to decode"
+        return BadData("E-IMG-010", where, problem, "scale it down, or export it in another format")
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,0 +1,96 @@
+"""Pictures on disk with random access, through memory maps: raw, or PNG behind a table of offsets.
+
+    NAME.npy                          uint8 [n, 3, R, R]
+    NAME.png.npy, NAME.offsets.npy    uint8 [bytes], int64 [n + 1]: picture i lies at offsets[i] ... offsets[i + 1]
+
+Raw is read as fast as memory, PNG takes a third to a half of the room (see docs/data.md). Needs numpy only, and
+torchvision where PNG is read or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+
+def encode(pixels: Bytes, encoding: str) -> Bytes:
+    """uint8 [3, R, R] as it is stored: itself (`raw`), or the bytes of a PNG file (`png`)."""
+    if encoding == "raw":
+        return pixels
+    import torch
+    from torchvision.io import encode_png
+
+    encoded: Bytes = encode_png(torch.from_numpy(np.ascontiguousarray(pixels)), compression_level=3).numpy()
+    return encoded
+
+
+def decode(stored: Bytes) -> Bytes:
+    """The inverse of `encode`: uint8 [3, R, R]."""
+    if stored.ndim == 3:
+        return stored
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    decoded: Bytes = decode_png(torch.from_numpy(np.array(stored)), ImageReadMode.RGB).numpy()
+    return decoded
+
+
+def write(folder: Path, name: str, pictures: Iterable[Bytes], count: int, encoding: str) -> None:
+    """Write `count` pictures, as `encode` makes them. Holds one of them in memory, or all that are PNG."""
+    if encoding == "raw":
+        write_array(folder / f"{name}.npy", pictures, count)
+        return
+    parts = list(pictures)
+    assert len(parts) == count
+    sizes = np.array([0, *map(len, parts)], dtype=np.int64)
+    np.save(folder / f"{name}.offsets.npy", np.cumsum(sizes))
+    np.save(folder / f"{name}.png.npy", np.concatenate(parts) if parts else np.zeros(0, np.uint8))
+
+
+def write_array(path: Path, rows: Iterable[NDArray[np.generic]], count: int) -> None:
+    """Write `count` equal arrays as one file, a row at a time."""
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        np.save(path, np.zeros(0, np.uint8))
+        return
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=first.dtype, shape=(count, *first.shape))
+    out[0] = first
+    number = 0
+    for number, row in enumerate(rows, start=1):  # noqa: B007 - the last one is checked
+        out[number] = row
+    assert number + 1 == count
+    out.flush()
+
+
+class Pictures:
+    """Reads what `write` wrote."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        raw = folder / f"{name}.npy"
+        self._offsets: NDArray[np.int64] | None = None
+        if raw.exists():
+            self._data: Bytes = np.load(raw, mmap_mode="r", allow_pickle=False)
+        else:
+            self._data = np.load(folder / f"{name}.png.npy", mmap_mode="r", allow_pickle=False)
+            self._offsets = np.load(folder / f"{name}.offsets.npy", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self._data) if self._offsets is None else len(self._offsets) - 1
+
+    def stored(self, row: int) -> Bytes:
+        """Picture `row` as it is stored."""
+        if self._offsets is None:
+            return self._data[row]
+        return self._data[self._offsets[row] : self._offsets[row + 1]]
+
+    def take(self, rows: NDArray[np.int64]) -> Bytes:
+        """Some pictures: uint8 [n, 3, R, R]."""
+        if self._offsets is None:
+            return self._data[rows]
+        return np.stack([decode(self.stored(int(row))) for row in rows])

@@ -1,0 +1,67 @@
+"""The order of training: a function of nimg, whatever the number of workers; box means in place of full pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.augment import Augment
+from pipeline.data.dataset import Batches, PreparedDataset
+
+
+@pytest.fixture()
+def dataset(tiny_root: Path) -> PreparedDataset:
+    return PreparedDataset(tiny_root / "data/prepared")
+
+
+def order(batches: Batches, shards: int, start: int, count: int) -> list[int]:
+    """Rows of `count` batches of 8 from image `start`, shard by shard."""
+    moments = range(start, start + 8 * count, 8)
+    return [
+        row for nimg in moments for shard in range(shards) for row in batches.places(nimg, shard)[1].tolist()
+    ]
+
+
+def test_every_image_is_seen_once_an_epoch(dataset: PreparedDataset) -> None:
+    rows = dataset.split("train")
+    seen = order(Batches(dataset, "train", 0, 8, 1), 1, 0, 3 * len(rows) // 8)
+    for epoch in range(3):
+        assert sorted(seen[epoch * len(rows) : (epoch + 1) * len(rows)]) == sorted(rows.tolist())
+    assert seen[: len(rows)] != seen[len(rows) : 2 * len(rows)]
+
+
+def test_one_two_and_four_shards_give_the_same_order(dataset: PreparedDataset) -> None:
+    orders = [order(Batches(dataset, "train", 0, 8, shards), shards, 0, 7) for shards in (1, 2, 4)]
+    assert orders[0] == orders[1] == orders[2]
+
+
+def test_an_order_that_starts_in_mid_epoch_is_the_rest_of_the_whole(dataset: PreparedDataset) -> None:
+    whole = order(Batches(dataset, "train", 0, 8, 2), 2, 0, 6)
+    assert order(Batches(dataset, "train", 0, 8, 2), 2, 24, 3) == whole[24:]
+
+
+def test_the_core_is_trained_on_exact_box_means(dataset: PreparedDataset) -> None:
+    low, full = Batches(dataset, "train", 0, 8, 1, 8), Batches(dataset, "train", 0, 8, 1, 16)
+    small, text = low.at(8, 0)
+    large, same = full.at(8, 0)
+    assert small.shape == (8, 3, 8, 8) and large.shape == (8, 3, 16, 16)
+    assert torch.equal(torch.nn.functional.avg_pool2d(large, 2), small)
+    assert torch.equal(text.tokens, same.tokens)
+
+
+def test_augmentation_is_the_same_however_the_batch_is_cut(dataset: PreparedDataset) -> None:
+    augment = Augment(0.5, True, 0.2, 20.0, 0.1, 90.0)
+    whole, text = Batches(dataset, "train", 0, 8, 1, 8, augment).at(8, 0)
+    parts = [Batches(dataset, "train", 0, 8, 4, 8, augment).at(8, shard) for shard in range(4)]
+    torch.testing.assert_close(torch.cat([images for images, _ in parts]), whole)
+    labels = torch.cat([part.augment for _, part in parts if part.augment is not None])
+    assert text.augment is not None and torch.equal(labels, text.augment)
+    assert np.any(labels.numpy() != 0)
+
+
+def test_no_augmentation_leaves_the_text_without_labels(dataset: PreparedDataset) -> None:
+    assert (
+        Batches(dataset, "train", 0, 8, 1, 8, Augment(0.0, True, 0.2, 20.0, 0.1, 90.0)).at(0, 0)[1].augment
+        is None
+    )

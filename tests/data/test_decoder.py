@@ -1,0 +1,144 @@
+"""Decoders: what their items may do to them, and that nothing of them is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from deeds import act
+
+from pipeline.data import decoder, images
+from pipeline.data.decoder import Decoder
+from pipeline.errors import BadData, ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tasks(*contents):
+    return [(content.encode(), f"raw/{number}.png") for number, content in enumerate(contents)]
+
+
+def alive(pid):
+    """Whether a process runs; one that ended but is not yet waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.fixture(scope="module")
+def acting():
+    with Decoder(act, processes=2, seconds=0.3, megabytes=256) as opened:
+        yield opened
+
+
+def test_results_come_in_order(acting):
+    words = [f"word {number}" for number in range(100)]
+    assert acting.map(tasks(*words)) == [word.upper() for word in words]
+    assert acting.map([]) == []
+
+
+def test_what_work_refuses_is_the_result_of_its_item(acting):
+    good, bad, after = acting.map(tasks("a", "refuse", "b"))
+    assert (good, after) == ("A", "B")
+    assert isinstance(bad, BadData) and (bad.code, bad.where) == ("E-IMG-005", "raw/1.png")
+
+
+@pytest.mark.parametrize(
+    ("deed", "code", "says"),
+    [
+        ("segfault", "E-IMG-008", "SIGSEGV"),
+        ("exit", "E-IMG-008", "status 3"),
+        ("spin", "E-IMG-009", "0.3 s"),
+        ("sleep", "E-IMG-009", "0.3 s"),
+        ("hog", "E-IMG-010", "256 MB"),
+    ],
+)
+def test_an_item_that_kills_hangs_or_gorges_is_lost_alone(acting, monkeypatch, deed, code, says):
+    monkeypatch.setattr(decoder, "CHUNK", 2)
+    *before, lost, after = acting.map(tasks("a", "b", "c", deed, "d"))
+    assert (before, after) == (["A", "B", "C"], "D")
+    assert isinstance(lost, BadData) and lost.code == code and lost.where == "raw/3.png"
+    assert says in str(lost) and " Fix: " in str(lost) and len(str(lost).splitlines()) == 1
+
+
+def test_several_deaths_cost_no_more_than_their_items(acting):
+    results = acting.map(tasks(*(["a", "exit", "b", "c"] * 4)))
+    assert [result.code if isinstance(result, BadData) else result for result in results] == [
+        "A", "E-IMG-008", "B", "C",
+    ] * 4  # fmt: skip
+
+
+def test_a_bug_in_the_work_comes_through_and_leaves_the_decoder_usable(acting):
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        acting.map(tasks("a", "bug"))
+    with pytest.raises(ConfigError):
+        acting.map(tasks("other"))
+    assert acting.map(tasks("a")) == ["A"]
+
+
+def test_empty_and_oversized_files_are_not_even_sent(acting, monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 4)
+    results = acting.map(tasks("good", "", "oversized", "fine"))
+    assert [getattr(result, "code", result) for result in results] == [
+        "GOOD", "E-IMG-001", "E-IMG-002", "FINE",
+    ]  # fmt: skip
+
+
+def test_decoders_are_confined(acting):
+    assert acting.map(tasks("limits")) == [(0, decoder.OPEN_FILES, True, 1)]
+
+
+def test_chunks_are_bounded_in_number_and_bytes(monkeypatch):
+    monkeypatch.setattr(decoder, "CHUNK", 3)
+    monkeypatch.setattr(decoder, "CHUNK_BYTES", 10)
+    sizes = [1, 1, 1, 1, 9, 2, 20, 1]
+    chunks = list(decoder._chunks([(bytes(size), "") for size in sizes]))
+    assert [[len(content) for content, _ in chunk] for chunk in chunks] == [[1, 1, 1], [1, 9], [2], [20], [1]]
+    assert list(decoder._chunks([])) == []
+
+
+def test_a_decoder_killed_while_idle_is_replaced():
+    with Decoder(act, processes=1) as opened:
+        (pid,) = opened.map(tasks("pid"))
+        os.kill(pid, signal.SIGKILL)
+        assert wait_for(lambda: not alive(pid))
+        time.sleep(0.5)  # pebble looks every 0.1 s
+        assert opened.map(tasks("a")) == ["A"]
+
+
+def test_no_process_is_left_after_the_end_or_an_exception():
+    with Decoder(act, processes=2) as opened:
+        pids = set(opened.map(tasks(*["pid"] * 64)))
+    assert wait_for(lambda: not any(map(alive, pids)), 5)
+    with pytest.raises(KeyboardInterrupt):
+        with Decoder(act, processes=1) as opened:
+            (pid,) = opened.map(tasks("pid"))
+            raise KeyboardInterrupt
+    assert wait_for(lambda: not alive(pid), 5)
+
+
+def test_decoders_die_with_a_parent_that_is_killed():
+    code = (
+        "from pipeline.data.decoder import Decoder\n"
+        "from deeds import act\n"
+        "decoder = Decoder(act, processes=1)\n"
+        "print(decoder.map([(b'pid', 'a')])[0], flush=True)\n"
+        "decoder.map([(b'spin', 'a')] * 100)\n"
+    )
+    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=os.environ | paths, stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    assert wait_for(lambda: not alive(pid))

@@ -1,0 +1,64 @@
+"""Numbers of a picture against hand-made ones, and near duplicates against all pairs."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.images import Picture
+from pipeline.data.measure import measure, near_duplicates
+
+
+def measured(pixels: np.ndarray):
+    return measure(Picture(pixels.astype(np.uint8), 100, 50, "RGB"))
+
+
+def test_a_blank_picture_has_no_entropy_and_no_edges() -> None:
+    found = measured(np.full((32, 32, 3), 200))
+    assert (found.mean, found.std, found.entropy, found.sharpness) == (200.0, 0.0, 0.0, 0.0)
+    assert (found.width, found.height, found.mode) == (100, 50, "RGB")
+
+
+def test_entropy_counts_grey_levels_in_bits() -> None:
+    halves = np.zeros((32, 32, 3))
+    halves[:, 16:] = 255
+    assert measured(halves).entropy == 1.0
+    ramp = np.arange(256).repeat(4).reshape(32, 32)[..., None].repeat(3, 2)
+    assert measured(ramp).entropy == 8.0
+
+
+def test_sharpness_falls_when_a_picture_is_blurred() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(float)
+    blurred = (noise + np.roll(noise, 1, 0) + np.roll(noise, 1, 1) + np.roll(noise, (1, 1), (0, 1))) / 4
+    assert measured(blurred).sharpness < measured(noise).sharpness / 3
+
+
+def test_equal_pixels_have_equal_digests_and_near_ones_near_hashes() -> None:
+    draw = np.random.default_rng(1)
+    first, second = (draw.integers(30, 226, (10, 10, 3), dtype=np.uint8) for _ in range(2))
+    smooth, another = (np.asarray(Image.fromarray(p).resize((32, 32)), int) for p in (first, second))
+    a, b, other = measured(smooth), measured(smooth + draw.integers(-1, 2, smooth.shape)), measured(another)
+    assert a.pixels == measured(smooth).pixels != b.pixels
+    distance = (int(a.phash, 16) ^ int(b.phash, 16)).bit_count()
+    assert distance <= 3 < (int(a.phash, 16) ^ int(other.phash, 16)).bit_count()
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_near_duplicates_are_those_that_comparing_all_pairs_finds(most: int) -> None:
+    draw = np.random.default_rng(most)
+    values = [int(v) for v in draw.integers(0, 2**63, 60)]
+    for i in range(60):
+        flips = draw.choice(64, draw.integers(0, 5), replace=False)
+        values.append(values[i] ^ sum(1 << int(bit) for bit in flips))
+    draw.shuffle(values)
+    expected = [
+        (i, j)
+        for i in range(len(values))
+        for j in range(i + 1, len(values))
+        if (values[i] ^ values[j]).bit_count() <= most
+    ]
+    assert near_duplicates([f"{v:016x}" for v in values], most) == expected
+    assert expected
+
+
+def test_no_and_one_hash_have_no_near_duplicates() -> None:
+    assert near_duplicates([]) == near_duplicates(["0" * 16]) == []
