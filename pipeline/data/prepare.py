@@ -54,6 +54,7 @@ QUARANTINE = "data/quarantine"
 DATA_DOCS = "reports/data_docs"
 REPORTS = "reports/prepare"
 SHEET = {"train": 64, "val": 16, "test": 32}  # Pictures of each split on the contact sheet,
+MAX_KEPT = 2**30  # bytes of a file that is put into quarantine
 SHEET_COLUMNS = 16
 SHEET_PIXELS = 96  # none larger than this.
 
@@ -360,7 +361,7 @@ def _problem(taken: Taken) -> BadData:
 def _keep(source: Source, item: Item, folder: Path, code: str) -> dict[str, Any]:
     """Write an item's bytes to `<code>/<sha256>.<ext>`; what is no plain file has none."""
     try:
-        content = source.read(item)
+        content = source.read(item, MAX_KEPT)
     except BadData:
         return {"sha256": None, "kept": None}
     name = hashlib.sha256(content).hexdigest()

@@ -4,11 +4,12 @@
     NAME.png.npy, NAME.offsets.npy    uint8 [bytes], int64 [n + 1]: picture i lies at offsets[i] ... offsets[i + 1]
 
 Raw is read as fast as memory, PNG takes a third to a half of the room (see docs/data.md). Needs numpy only, and
-torchvision where PNG is read or written.
+Pillow where PNG is read or written.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,22 +23,20 @@ def encode(pixels: Bytes, encoding: str) -> Bytes:
     """uint8 [3, R, R] as it is stored: itself (`raw`), or the bytes of a PNG file (`png`)."""
     if encoding == "raw":
         return pixels
-    import torch
-    from torchvision.io import encode_png
+    from PIL import Image
 
-    encoded: Bytes = encode_png(torch.from_numpy(np.ascontiguousarray(pixels)), compression_level=3).numpy()
-    return encoded
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(file, "PNG", compress_level=1)
+    return np.frombuffer(file.getvalue(), np.uint8)
 
 
 def decode(stored: Bytes) -> Bytes:
     """The inverse of `encode`: uint8 [3, R, R]."""
     if stored.ndim == 3:
         return stored
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
+    from PIL import Image
 
-    decoded: Bytes = decode_png(torch.from_numpy(np.array(stored)), ImageReadMode.RGB).numpy()
-    return decoded
+    return np.asarray(Image.open(io.BytesIO(stored.tobytes()), formats=["PNG"]), np.uint8).transpose(2, 0, 1)
 
 
 def write(folder: Path, name: str, pictures: Iterable[Bytes], count: int, encoding: str) -> None:

@@ -324,7 +324,7 @@ def test_a_member_over_the_limit_is_bad_data_when_it_is_read(tmp_path, kind):
     with pytest.raises(BadData, match="E-IMG-002 images/x.png: has 5000 bytes, the most is 4999"):
         tree.read("x.png", 4999)
     assert len(tree.read("x.png", 5000)) == 5000
-    with pytest.raises(BadData, match="E-IMG-008"):
+    with pytest.raises(BadData, match="E-IMG-011"):
         tree.read("y.png", 5000)
 
 

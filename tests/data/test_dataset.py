@@ -1,4 +1,4 @@
-"""The order of training: a function of nimg, whatever the number of workers; box means in place of full pictures."""
+"""The order of training: a function of nimg, whatever the number of workers; box means for the core."""
 
 from pathlib import Path
 

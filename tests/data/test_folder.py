@@ -239,7 +239,7 @@ def test_a_file_that_is_too_large_or_has_gone_is_bad_data(tmp_path):
     gone.unlink()
     with pytest.raises(BadData, match="E-IMG-002 raw/a.png: has 67108865 bytes"):
         source.read(first)
-    with pytest.raises(BadData, match="E-IMG-008 raw/b.png: is no longer there"):
+    with pytest.raises(BadData, match="E-IMG-011 raw/b.png: is no longer there"):
         source.read(second)
 
 
@@ -318,7 +318,7 @@ def test_a_url_notices_changes_large_files_and_missing_ones(tmp_path, store, mon
     memory.rm_file(f"{store.partition('//')[2]}/dogs/b.png")
     with pytest.raises(BadData, match="E-IMG-002"):
         source.read(first)
-    with pytest.raises(BadData, match="E-IMG-008"):
+    with pytest.raises(BadData, match="E-IMG-011"):
         source.read(second)
     (after,) = source.listing().items
     assert after.version != first.version

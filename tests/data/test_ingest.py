@@ -41,7 +41,9 @@ class Counting:
     def __init__(self, dies: int = 1000) -> None:
         self.items, self.dies = 0, dies
 
-    def __call__(self, make: Callable[[], AbstractContextManager[Any]], blocks: Sequence[Any]) -> Iterator[int]:
+    def __call__(
+        self, make: Callable[[], AbstractContextManager[Any]], blocks: Sequence[Any]
+    ) -> Iterator[int]:
         for number, count in enumerate(here(make, blocks)):
             if number == self.dies:
                 raise KeyboardInterrupt
@@ -57,7 +59,11 @@ def test_every_item_ends_as_a_picture_or_a_problem(source: Folder, tmp_path: Pat
     taken = take(source, tmp_path / "cache", Counting())
     assert len(taken) == 21
     (bad,) = [each for each in taken if each.measured is None]
-    assert isinstance(bad.problem, BadData) and bad.item.id == "broken.png" and bad.problem.code.startswith("E-IMG")
+    assert (
+        isinstance(bad.problem, BadData)
+        and bad.item.id == "broken.png"
+        and bad.problem.code.startswith("E-IMG")
+    )
     good = [each for each in taken if each.measured is not None]
     for each, pixels, sums in zip(good, pictures_of(good), stored_sums(good), strict=True):
         assert np.array_equal(pixels, source.decode(source.read(each.item), "x").pixels)
@@ -120,8 +126,10 @@ def test_ray_takes_in_what_one_process_does(
             yield from launch.map_under_ray(make, blocks)
 
     encoded = Layout(16, 8, "png")
-    spread, alone = (take(source, tmp_path / f"cache{i}", s, encoded) for i, s in enumerate((under_ray, here)))
+    spread, alone = (
+        take(source, tmp_path / f"cache{i}", s, encoded) for i, s in enumerate((under_ray, here))
+    )
     assert [(t.item, t.row, t.measured) for t in spread] == [(t.item, t.row, t.measured) for t in alone]
-    good = [t for t in spread if t.measured is not None]
-    for ours, theirs in zip(pictures_of(good), pictures_of(t for t in alone if t.measured is not None), strict=True):
+    good, other = ([t for t in taken if t.measured is not None] for taken in (spread, alone))
+    for ours, theirs in zip(pictures_of(good), pictures_of(other), strict=True):
         assert np.array_equal(ours, theirs)

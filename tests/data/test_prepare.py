@@ -10,7 +10,6 @@ from safetensors.numpy import load_file
 from pipeline import artifacts
 from pipeline.config import parse_params
 from pipeline.data import prepare as stage
-from pipeline.data import shards
 from pipeline.data.encoders import load_text_encoder
 from pipeline.errors import BadData, ConfigError
 

@@ -123,7 +123,7 @@ def test_a_file_that_shrinks_after_listing_is_bad_data(tmp_path, cifar10):
 
 def test_an_unknown_set_is_a_config_error_that_lists_the_known():
     with pytest.raises(
-        ConfigError, match="E-CFG-013 .*torchvision:ImageNet is unknown. Fix: use one of CIFAR10"
+        ConfigError, match="E-CFG-018 .*torchvision:ImageNet is unknown. Fix: use one of CIFAR10"
     ):
         Torchvision(None, "raw", "ImageNet", FRAMING)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.config import SOURCES, Data
-from pipeline.data.images import Framing, Picture
+from pipeline.data.images import MAX_BYTES, Framing, Picture
 from pipeline.errors import BadData, ConfigError
 
 
@@ -56,8 +56,8 @@ class Source(Protocol):
         """What is there, without decoding any image. Raises InputMissing, ConfigError, BadData."""
         ...
 
-    def read(self, item: Item) -> bytes:
-        """The original bytes of one item. Raises BadData where it is no plain file, or too large."""
+    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
+        """The original bytes of one item. Raises BadData where it is no plain file, or has more than `most`."""
         ...
 
     def decode(self, content: bytes, where: str) -> Picture:

@@ -278,9 +278,9 @@ class TreeSource:
         label = _REPEATS.sub("", groups[-1], count=1) if groups else ""
         return clean_captions([label.replace("_", " ").replace("-", " ")], where)
 
-    def read(self, item: Item) -> bytes:
+    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
         """The bytes of one image file. Raises BadData where it is no plain file, damaged, or too large."""
-        return self._tree.read(original(item.id), MAX_BYTES)
+        return self._tree.read(original(item.id), most)
 
     def decode(self, content: bytes, where: str) -> Picture:
         """See `images.frame`."""

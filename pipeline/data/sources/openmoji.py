@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.captions import plain_english
-from pipeline.data.images import Framing, Picture, Pixels, box_mean
+from pipeline.data.images import MAX_BYTES, Framing, Picture, Pixels, box_mean
 from pipeline.data.sources import Item, Listing
 from pipeline.errors import BadData, ConfigError, InputMissing
 
@@ -166,7 +166,7 @@ class OpenMoji:
             items.append(Item(code, name, self._version, base, group, subgroup, captions))
         return Listing(tuple(items))
 
-    def read(self, item: Item) -> bytes:
+    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
         """The bytes of one SVG."""
         return (_folder() / item.where).read_bytes()
 

@@ -129,7 +129,7 @@ class Parquet:
                     )
                     row += 1
 
-    def read(self, item: Item) -> bytes:
+    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
         """The bytes of one image. Raises BadData: E-IMG-001 there are none, E-IMG-002 too many."""
         name, _, row = item.id.rpartition(":")
         value = self._cell(original(name), int(row), item.where)
@@ -139,8 +139,8 @@ class Parquet:
             problem = f"names the file {str(path)[:200]!r} and holds no bytes" if path else "is empty"
             fix = "write the images' bytes into the file (embed_external_files), or remove this row"
             raise BadData("E-IMG-001", item.where, problem, fix)
-        if len(content) > MAX_BYTES:
-            problem = f"has {len(content)} bytes, the most is {MAX_BYTES}"
+        if len(content) > most:
+            problem = f"has {len(content)} bytes, the most is {most}"
             raise BadData("E-IMG-002", item.where, problem, "scale it down")
         return bytes(content)
 

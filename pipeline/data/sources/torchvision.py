@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.data import images
 from pipeline.data.captions import plain_english
-from pipeline.data.images import Framing, Picture
+from pipeline.data.images import MAX_BYTES, Framing, Picture
 from pipeline.data.sources import Item, Listing
 from pipeline.data.sources.parquet import class_name
 from pipeline.data.sources.trees import PerProcess, reason
@@ -202,7 +202,7 @@ class Torchvision:
         """Raises ConfigError for a set that is not one of single labelled pictures."""
         if name not in _SETS:
             fix = f"use one of {', '.join(_SETS)}"
-            raise ConfigError("E-CFG-013", "params.yaml: data.source", f"torchvision:{name} is unknown", fix)
+            raise ConfigError("E-CFG-018", "params.yaml: data.source", f"torchvision:{name} is unknown", fix)
         self._framing = framing
         binary = _BINARY.get(name)
         self._samples: _Samples = _LibrarySamples(root / path, path, name)
@@ -213,7 +213,7 @@ class Torchvision:
         """All samples, part by part. Raises InputMissing, BadData."""
         return Listing(tuple(self._samples.items()))
 
-    def read(self, item: Item) -> bytes:
+    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
         """One picture as PNG, without loss; always the same bytes. Raises BadData E-IMG-005."""
         try:
             picture = self._samples.picture(item.id)

@@ -130,7 +130,7 @@ def _no_plain_file(where: str) -> BadData:
 
 
 def _gone(where: str) -> BadData:
-    return BadData("E-IMG-008", where, "is no longer there", "put it back, or run it again")
+    return BadData("E-IMG-011", where, "is no longer there", "put it back, or run it again")
 
 
 def _too_large(where: str, size: int, most: int) -> BadData:
