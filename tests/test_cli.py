@@ -1,6 +1,7 @@
 """The command line: which model is taken, what is refused, how quickly help comes."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 from pipeline import cli
-from pipeline.errors import ConfigError, InputMissing, StorageError
+from pipeline.config import apply_preset, load_params
+from pipeline.errors import BadData, ConfigError, InputMissing, StorageError
+from tests.conftest import ROOT, write_prepared
 
 _spec = importlib.util.spec_from_file_location(
     "registry_fixtures", Path(__file__).parent / "registry/conftest.py"
@@ -116,3 +119,81 @@ def test_help_imports_nothing_heavy() -> None:
     code += "print(sorted({'torch', 'mlflow', 'pydantic', 'numpy', 'ray'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# --- Data and presets.
+
+
+def write_squares(folder: Path, count: int = 40) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number:02d}.png")
+
+
+def test_checking_data_says_what_prepare_would_do_and_writes_nothing(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_squares(root / "mine/red cats")
+    (root / "mine/red cats/07.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    before = sorted(root.rglob("*"))
+    assert cli.run(["data", "check", "mine"]) == 0
+    out = capsys.readouterr().out
+    assert "folder: 40 images, 39 usable, 1 to quarantine, 0 duplicates" in out
+    assert "1 x E-IMG-00" in out and "mine/red cats/07.png" in out
+    assert "prepare would write" in out and "1 captions" in out
+    assert sorted(root.rglob("*")) == before
+
+
+def test_checking_bad_data_ends_as_prepare_would(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_squares(root / "mine", 4)
+    (root / "mine/broken.png").write_bytes(b"nothing")
+    with pytest.raises(BadData, match="E-DAT-001 folder: 1 of 5 images are unusable"):
+        cli.run(["data", "check", "mine"])
+    with pytest.raises(ConfigError, match="'nowhere' is neither there nor a known source"):
+        cli.run(["data", "check", "nowhere"])
+
+
+def test_a_contact_sheet_shows_prepared_images(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_prepared(root / "data/prepared")
+    assert cli.run(["data", "show", "--num", "9", "--split", "train", "--out", "sheet.png"]) == 0
+    assert "wrote 9 of 16 images of train to sheet.png" in capsys.readouterr().out
+    assert pixels("sheet.png").shape == (2 * (128 + 54) + 6, 8 * (128 + 6) + 6, 3)
+    with pytest.raises(ConfigError, match="no PNG file"):
+        cli.run(["data", "show", "--out", "sheet.jpg"])
+
+
+def test_a_preset_changes_its_values_and_keeps_the_comments(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "presets", root / "presets")
+    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
+    assert cli.run(["preset"]) == 0
+    assert "cifar10-128  CIFAR-10, enlarged to 128 px" in capsys.readouterr().out
+    assert cli.run(["preset", "cifar10-128"]) == 0
+    assert "data.source: openmoji==17.0.0 -> torchvision:CIFAR10" in capsys.readouterr().out
+    params = load_params(root / "params.yaml")
+    assert (params.data.source, params.data.resolution, params.data.subset) == ("torchvision:CIFAR10", 128, ())
+    kept = [line.partition("#")[2] for line in (root / "params.yaml").read_text().splitlines() if "#" in line]
+    assert kept == [
+        line.partition("#")[2] for line in (ROOT / "params.yaml").read_text().splitlines() if "#" in line
+    ]
+    with pytest.raises(ConfigError, match="there is no preset 'tiny'.*choose one of: cifar10-128"):
+        cli.run(["preset", "tiny"])
+
+
+def test_a_preset_that_would_not_be_valid_changes_nothing(root: Path) -> None:
+    (root / "presets").mkdir()
+    (root / "presets/bad.yaml").write_text("# A bad one\ndata: {resolution: 100}\n")
+    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
+    with pytest.raises(ConfigError, match="100 is not a power of two"):
+        cli.run(["preset", "bad"])
+    assert (root / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "presets").glob("*.yaml")))
+def test_every_preset_is_valid(preset: str, root: Path) -> None:
+    shutil.copytree(ROOT / "presets", root / "presets")
+    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
+    assert apply_preset(root, preset)
+    assert apply_preset(root, preset) == [], "nothing is left to change"
