@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check nightly lock clean
 
 demo: .venv/.stamp
 	dvc repro
@@ -29,6 +29,10 @@ check: .venv/.stamp
 	ruff format --check .
 	mypy pipeline
 	$(MAKE) test
+
+# What takes too long for every run: ten thousand damaged images.
+nightly: .venv/.stamp
+	CRESCENDO_MUTANTS=10000 python -m pytest tests/data/test_hostile_images.py
 
 # Two steps: pip cannot check hashes of an editable install.
 .venv/.stamp: requirements.lock pyproject.toml
