@@ -21,6 +21,7 @@ from pipeline.errors import BadData
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_BYTES = 64 * 2**20
+COPIED_PIXELS = 2**24  # of a PNG; a copy of a larger one would not fit beside it
 MAX_PIXELS = 64 * 10**6
 MIN_SIDE = 8
 
@@ -145,18 +146,19 @@ def _damaged(where: str, exc: Exception) -> BadData:
 
 
 def _is_plain(image: Image.Image) -> bool:
-    """Whether the pixels are 8-bit sRGB or grey, opaque, upright and alone, as far as the header tells.
-
-    No PNG is: torchvision 0.29 ends its process on nearly every damaged one, and gains little on others.
-    """
+    """Whether the pixels are 8-bit sRGB or grey, opaque, upright and alone, as far as the header tells."""
     return (
         image.mode in {"RGB", "L"}
-        and image.format in {"JPEG", "WEBP"}
+        and (image.format in {"JPEG", "WEBP"} or (image.format == "PNG" and _pixels(image) <= COPIED_PIXELS))
         and not image.has_transparency_data
         and not getattr(image, "is_animated", False)
         and _is_srgb(image.info.get("icc_profile"))
         and _orientation(image) not in _UPRIGHT
     )
+
+
+def _pixels(image: Image.Image) -> int:
+    return image.width * image.height
 
 
 def _is_srgb(profile: bytes | None) -> bool:
@@ -206,13 +208,16 @@ def _padded(pixels: Pixels, framing: Framing) -> Pixels:
 
 
 def _quick(content: bytes, image: Image.Image, framing: Framing) -> Pixels | None:
-    """A plain file by torchvision: uint8 [H, W, 3], not yet padded. None where it cannot, or differs."""
+    """A plain file by torch's kernels: uint8 [H, W, 3], not yet padded. None where they cannot, or differ."""
     import torch
     from torchvision.io import decode_image
     from torchvision.transforms.v2 import functional as F
 
     try:
-        whole = decode_image(torch.frombuffer(content, dtype=torch.uint8))
+        if image.format == "PNG":  # torchvision 0.29 ends its process on nearly every damaged one.
+            whole = torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1)
+        else:
+            whole = decode_image(torch.frombuffer(content, dtype=torch.uint8))
     except RuntimeError as exc:
         if "memory" in str(exc) or "bad_alloc" in str(exc):
             raise MemoryError from None

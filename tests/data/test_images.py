@@ -133,9 +133,10 @@ def test_odd_files_go_the_thorough_way_and_plain_ones_the_quick_way(ways):
         encoded(noise(), "JPEG", exif=oriented(1)),
         encoded(noise(), "WEBP", icc_profile=profile("sRGB")),
         encoded(noise("L"), "WEBP"),
+        encoded(noise()),
     ]
     odd = [
-        encoded(noise()),
+        encoded(noise().quantize(16)),
         encoded(noise(), "JPEG", exif=oriented(3)),
         encoded(noise(), "WEBP", exif=oriented(3)),
         encoded(noise(), "JPEG", icc_profile=profile("XYZ")),
@@ -146,7 +147,7 @@ def test_odd_files_go_the_thorough_way_and_plain_ones_the_quick_way(ways):
     ]
     for content in plain + odd:
         framed(content)
-    assert ways == ["JPEG", "WEBP", "WEBP"]
+    assert ways == ["JPEG", "WEBP", "WEBP", "PNG"]
 
 
 # --- What users' files hold.
