@@ -107,6 +107,13 @@ def digest_path(path: Path) -> str:
     raise InputMissing("E-INP-031", str(path), "is missing", "run `dvc repro`, which makes or fetches it")
 
 
+def digest_url(url: str) -> str:
+    """Digest of names, sizes and versions of what lies below a URL. Raises InputMissing if it does not answer."""
+    from pipeline.data.sources.trees import RemoteTree
+
+    return artifacts.digest([[file.name, file.size, file.version] for file in RemoteTree(url).files()])
+
+
 def _names(entries: Sequence[Any]) -> list[str]:
     """Paths of `deps` or `outs`, each a path or {path: flags}."""
     return [next(iter(entry)) if isinstance(entry, Mapping) else str(entry) for entry in entries]
@@ -114,7 +121,8 @@ def _names(entries: Sequence[Any]) -> list[str]:
 
 def dependencies(stage: str, root: Path) -> dict[str, str]:
     """{path: digest} of all that `stage` depends on, code included."""
-    return {path: digest_path(root / path) for path in _names(_section(stage, root).get("deps", []))}
+    names = _names(_section(stage, root).get("deps", []))
+    return {path: digest_url(path) if "://" in path else digest_path(root / path) for path in names}
 
 
 def outputs(stage: str, root: Path) -> list[str]:
@@ -792,7 +800,8 @@ def stage(name: str, params: Params, root: Path | None = None) -> Iterator[Stage
     profile = load_profile(root)
     if profile.storage and inside_ray_job():
         own = _names(_section(name, root).get("deps", [])) + outputs(name, root)
-        link_storage(root, Path(profile.storage), [path for path in own if not path.endswith(".py")])
+        shared = [path for path in own if not path.endswith(".py") and "://" not in path]
+        link_storage(root, Path(profile.storage), shared)
     deps = dependencies(name, root)
     fingerprint = stage_fingerprint(name, root, deps)
     inputs = {path: digest for path, digest in deps.items() if not path.endswith(".py")}

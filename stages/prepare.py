@@ -48,6 +48,7 @@ def main() -> None:
         metrics = prepare.prepare(params, stage.root, work, stage.spread, processes, ProgressLine())
         counts = metrics["counts"]
         stage.log_metrics({name: float(value) for name, value in counts.items()})
+        stage.tracker.set_tags({"crescendo.validation": prepare.validation_digest(stage.root)})
         stage.log_artifact(Path(prepare.REPORTS))
     left_out = f"{counts['n_quarantined']} quarantined, {counts['n_duplicate']} duplicates"
     parts = ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test"))

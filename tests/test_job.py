@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from pipeline import artifacts, launch
 from pipeline.config import ComputeProfile
@@ -108,27 +110,38 @@ def test_a_job_trains_what_this_process_would(
 
 
 @pytest.mark.ray
-def test_a_stage_submitted_by_hand_reads_and_writes_the_shared_storage(
+def test_stages_submitted_by_hand_read_and_write_the_shared_storage(
     address: str, checkout: Path, tiny_tree: dict[str, Any], tmp_path: Path
 ) -> None:
+    """Preparing, spread over the cluster by Ray Data, and training."""
     storage = tmp_path / "nfs"
-    storage.mkdir()
-    shutil.move(checkout / "data", storage / "data")
+    shutil.rmtree(checkout / "data")
+    for number in range(40):
+        path = storage / f"data/raw/{'cats' if number % 2 else 'dogs'}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
     for name in ("dvc.yaml", ".rayignore"):
         shutil.copy(ROOT / name, checkout)
+    params = config_of(tiny_tree, checkout, tmp_path / "unused")["params"]
+    params["data"] = {**params["data"], "source": "folder", "subset": [], "text_encoder": "label"}
     with open(checkout / "params.yaml", "w") as file:
-        yaml.safe_dump(config_of(tiny_tree, checkout, tmp_path / "unused")["params"], file)
+        yaml.safe_dump(params, file)
     (checkout / "infra/compute").mkdir(parents=True)
     (checkout / "infra/compute/nfs.yaml").write_text(f"workers: 1\nstorage: {storage}\n")
     environment = json.dumps({"env_vars": {"CRESCENDO_COMPUTE": "nfs"}})
-    done = subprocess.run(
-        [
-            f"{Path(sys.executable).parent}/ray", "job", "submit", "--address", address, "--working-dir", ".",
-            "--runtime-env-json", environment, "--", sys.executable, "-m", "stages.pretrain",
-        ],
-        cwd=checkout, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert "succeeded" in done.stdout, done.stdout + done.stderr
+    for stage in ("prepare", "pretrain"):
+        done = subprocess.run(
+            [
+                f"{Path(sys.executable).parent}/ray", "job", "submit", "--address", address, "--working-dir",
+                ".", "--runtime-env-json", environment, "--", sys.executable, "-m", f"stages.{stage}",
+            ],
+            cwd=checkout, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert "succeeded" in done.stdout, done.stdout + done.stderr
+    meta = artifacts.verify_directory(storage / "data/prepared")["meta"]
+    assert meta["counts"]["n_ok"] == 40
+    assert list((storage / "runs/prepare/cache").rglob("images.npy"))
     artifacts.verify_directory(storage / "models/core")
     assert (storage / "reports/pretrain/samples.png").is_file()
     assert (storage / "mlflow.db").is_file()

@@ -177,6 +177,19 @@ def test_the_fingerprint_follows_code_inputs_and_the_stages_own_params_only(proj
     assert launch.outputs("toy", project) == ["out", "other"]
 
 
+def test_what_lies_behind_a_url_is_known_by_names_and_sizes() -> None:
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.pipe("/bucket/a.png", b"one")
+    before = launch.digest_url("memory://bucket")
+    assert launch.digest_url("memory://bucket") == before
+    store.pipe("/bucket/b.png", b"two")
+    assert launch.digest_url("memory://bucket") != before
+    with pytest.raises(InputMissing, match="E-INP-061 nowhere://bucket"):
+        launch.digest_url("nowhere://bucket")
+
+
 def test_a_missing_dependency_is_named(project: Path) -> None:
     (project / "code.py").unlink()
     with pytest.raises(InputMissing, match=r"code\.py: is missing"):

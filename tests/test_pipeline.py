@@ -135,6 +135,9 @@ def test_the_tracker_finds_a_run_of_every_stage_by_its_outputs(checkout: Path) -
     [parent] = {r.data.tags["mlflow.parentRunId"] for r in stages}
     assert client.get_run(parent).data.tags["crescendo.kind"] == "pipeline"
     assert {r.info.status for r in children.values()} == {"FINISHED"}
+    manifest = json.loads((checkout / "data/prepared/manifest.json").read_text())
+    tags = children["prepare"].data.tags
+    assert tags["crescendo.validation"] == manifest["meta"]["validation"]["digest"]
     history = client.get_metric_history(children["pretrain"].info.run_id, "loss")
     assert [point.step for point in history] == list(range(8, 49, 8))
 

@@ -161,6 +161,11 @@ def prepare(
     return metrics
 
 
+def validation_digest(root: Path) -> str:
+    """Digest of what the gate answered about `data/prepared`."""
+    return str(artifacts.read_manifest(root / PREPARED)["meta"]["validation"]["digest"])
+
+
 def check(params: Params, root: Path, docs: Path | None, say: Callable[[str], None]) -> None:
     """Say in a few lines what `prepare` would do, without doing it; write Data Docs to `docs` if given.
 

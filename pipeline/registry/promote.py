@@ -141,6 +141,7 @@ def _lineage_tags(root: Path, digest: str, config: Mapping[str, Any], verdict: V
     lineage = config.get("lineage", {})
     known = {
         "crescendo.data_digest": lineage.get("data") or verdict.data_digest,
+        "crescendo.validation": lineage.get("validation"),
         "crescendo.parent_digest": lineage.get("parent"),
         "crescendo.git_commit": tracking.git_commit(root),
         "crescendo.run_id": tracking.find_run_by_output(MODEL, digest, root),

@@ -124,6 +124,7 @@ class Run:
             "sampling": p.sampling.model_dump(mode="json"),
             "lineage": {
                 "data": artifacts.directory_digest(self.dataset.path),
+                "validation": self.dataset.manifest["meta"]["validation"]["digest"],
                 "parent": parent.digest if parent else None,
             },
             **more,

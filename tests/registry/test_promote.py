@@ -32,6 +32,7 @@ def test_a_passing_model_becomes_candidate_and_champion_with_its_lineage(root: P
     tags = registry.version(NAME, "1").tags
     assert tags["crescendo.model_digest"] == digest
     assert tags["crescendo.data_digest"] == "d" * 64
+    assert tags["crescendo.validation"] == "f" * 64
     assert tags["crescendo.git_commit"] == "c0ffee0"
     assert tags["crescendo.run_id"] == run.run_id
     assert tags["crescendo.verdict"] == "passed"

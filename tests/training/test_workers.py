@@ -76,6 +76,8 @@ def test_the_lineage_leads_from_the_refined_model_to_the_data(trained: Path) -> 
     assert models["finetuned"].config["lineage"]["parent"] == models["core"].digest
     data = artifacts.directory_digest(trained / "data/prepared")
     assert {m.config["lineage"]["data"] for m in models.values()} == {data}
+    validation = artifacts.read_manifest(trained / "data/prepared")["meta"]["validation"]["digest"]
+    assert {m.config["lineage"]["validation"] for m in models.values()} == {validation}
 
 
 def test_growing_leaves_the_core_bit_for_bit(trained: Path) -> None:
