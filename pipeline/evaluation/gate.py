@@ -59,13 +59,7 @@ def decide(
         _share("coverage", candidate["coverage"], baseline["coverage"], thresholds.min_coverage),
         _copies(candidate["copies"], thresholds.max_copies),
         _sharpness(candidate["top_octave"], baseline["top_octave"], sharpness_floor),
-        Rule(
-            "finite",
-            finite,
-            float(finite),
-            1.0,
-            "all weights are finite" if finite else "NaN or Inf in weights",
-        ),
+        _finite(finite),
     ]
 
 
