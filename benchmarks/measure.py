@@ -1,7 +1,7 @@
 """Timing in turns, A B A B, for a shared machine is never twice the same; and tables of what came out.
 
-A figure counts as a ratio within one run, never as an absolute time. A `Make` sets up a contender and returns
-what is timed; one whose package is missing takes no part, and says so in its line.
+A figure counts as a ratio within one run, never as an absolute time. A contender whose
+package is missing takes no part, and says so in its line.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+T = TypeVar("T")
 Run = Callable[[], float]  # works once and returns its rate, or its time
-Make = Callable[[], Run]
 Rates = list[float]
 
 MISSING = "not installed"
@@ -33,15 +33,15 @@ def per_second(work: Callable[[], int]) -> Run:
     return run
 
 
-def build(makers: Mapping[Key, Make]) -> dict[Key, Run]:
+def build(makers: Mapping[Key, Callable[[], T]]) -> dict[Key, T]:
     """What the makers make, without those that lack a package."""
-    runs = {}
+    made = {}
     for key, make in makers.items():
         try:
-            runs[key] = make()
+            made[key] = make()
         except ModuleNotFoundError:
             continue
-    return runs
+    return made
 
 
 def interleave(runs: Mapping[Key, Run], repeats: int) -> dict[Key, Rates]:
@@ -82,7 +82,10 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     padded = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
         for line in (lines[0], rule, *lines[1:])
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in padded)

@@ -173,7 +173,11 @@ def test_a_preset_changes_its_values_and_keeps_the_comments(
     assert cli.run(["preset", "cifar10-128"]) == 0
     assert "data.source: openmoji==17.0.0 -> torchvision:CIFAR10" in capsys.readouterr().out
     params = load_params(root / "params.yaml")
-    assert (params.data.source, params.data.resolution, params.data.subset) == ("torchvision:CIFAR10", 128, ())
+    assert (params.data.source, params.data.resolution, params.data.subset) == (
+        "torchvision:CIFAR10",
+        128,
+        (),
+    )
     kept = [line.partition("#")[2] for line in (root / "params.yaml").read_text().splitlines() if "#" in line]
     assert kept == [
         line.partition("#")[2] for line in (ROOT / "params.yaml").read_text().splitlines() if "#" in line
