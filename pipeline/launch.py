@@ -315,7 +315,6 @@ QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_enable_metrics_collection": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Its C++ parts print advice; their logs of a session hold less, too.
 }
 
 
@@ -464,40 +463,32 @@ def execute(stage: str, worker: Worker, config: dict[str, Any], profile: Compute
 # --- Ray Data.
 
 
-class _Mapper:
-    """A worker of `map_under_ray`: holds what `make` opens for as long as it lives."""
-
-    def __init__(self, make: Callable[[], AbstractContextManager[Callable[[Any], Any]]]) -> None:
-        signal_on_parent_death(signal.SIGKILL)
-        self._stack = contextlib.ExitStack()
-        self._work = self._stack.enter_context(make())
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        return {"answer": [self._work(task) for task in batch["task"]]}
+def _answer(
+    batch: dict[str, Any], make: Callable[[], AbstractContextManager[Callable[[Any], Any]]]
+) -> dict[str, Any]:
+    """One task of `map_under_ray`."""
+    signal_on_parent_death(signal.SIGKILL)
+    with make() as work:
+        return {"answer": [work(task) for task in batch["task"]]}
 
 
 def map_under_ray(
     make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
 ) -> Iterator[Any]:
-    """`make()`'s function on every task, on one worker a core of the cluster; answers as they come.
+    """`make()`'s function on every task, one at a time on each core of the cluster; answers as they come.
 
-    A worker that dies is started again with the task it had. Errors of ours come through as they are."""
+    A task whose worker dies is done again. Errors of ours come through as they are."""
     import logging
 
     import ray
-    from ray.data import ActorPoolStrategy, DataContext, from_items
+    from ray.data import DataContext, TaskPoolStrategy, from_items
 
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
+    DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
     rows = from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
     mapped = rows.map_batches(
-        _Mapper,
-        fn_constructor_args=(make,),
-        batch_size=1,
-        compute=ActorPoolStrategy(size=min(cores, len(tasks))),
-        num_cpus=1,
+        _answer, fn_kwargs={"make": make}, batch_size=1, compute=TaskPoolStrategy(size=cores), num_cpus=1
     )
     try:
         for row in mapped.iter_rows():

@@ -97,7 +97,11 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         ("core.channel_mult", [1] * 9, "core.channel_mult: 9 levels are too many"),
         ("data.background", [255, 255], "data.background: needs 3 numbers"),
         ("data.background", [255, 255, 256], "data.background[2]"),
-        ("data.source", "openmoji", "data.source: 'openmoji' is unknown. Fix: write 'folder' or 'openmoji=="),
+        (
+            "data.source",
+            "openmoji",
+            "data.source: 'openmoji' is unknown. Fix: write folder, archive, parquet,",
+        ),
         ("refine.passes", [1, 1], "refine.passes: an entry is given twice"),
         ("refine.passes", [3], "refine.passes[0]"),
         ("refine.pass_probs", [0.0] * PASSES, "refine.pass_probs: the sum is 0, must be 1"),

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from tests.conftest import ROOT, merge_tiny, write_prepared
 
 BINARIES = Path(sys.executable).parent
+PROCESS = {"CRESCENDO_COMPUTE": "process"}  # without Ray, which takes seconds to start
 STAGES = ["prepare", "pretrain", "finetune", "refine", "evaluate"]
 
 
@@ -103,7 +104,7 @@ def test_again_it_runs_nothing(checkout: Path) -> None:
 
 
 def test_the_compute_profile_makes_nothing_stale(checkout: Path) -> None:
-    answer = run("dvc status", checkout, env={"CRESCENDO_COMPUTE": "process"})
+    answer = run("dvc status", checkout, env=PROCESS)
     assert answer.stdout.strip() == "Data and pipelines are up to date."
 
 
@@ -143,8 +144,7 @@ def test_the_tracker_finds_a_run_of_every_stage_by_its_outputs(checkout: Path) -
 
 
 def test_a_change_reruns_what_follows_from_it_and_can_be_compared(checkout: Path) -> None:
-    fast = {"CRESCENDO_COMPUTE": "process"}
-    ran = run("dvc exp run -n slower -S finetune.lr=0.005 2>&1", checkout, env=fast).stdout
+    ran = run("dvc exp run -n slower -S finetune.lr=0.005 2>&1", checkout, env=PROCESS).stdout
     assert stages_run(ran) == ["finetune", "refine", "evaluate"]
     changed = json.loads(run("dvc metrics diff --json", checkout).stdout)
     assert "reports/finetune/metrics.json" in changed
@@ -192,14 +192,14 @@ def test_a_full_disk_is_one_line_and_prepare_goes_on_when_there_is_room(bare: Pa
     """In a mount namespace, `data` is a file system of 64 KiB."""
     mount = "mount -t tmpfs -o size=64k none data && mkdir data/raw"
     script = f"{mount} && python -m stages.prepare; code=$?; ls data; exit $code"
-    done = run(f"unshare --map-root-user --mount sh -c '{script}'", bare, status=74)
+    done = run(f"unshare --map-root-user --mount sh -c '{script}'", bare, status=74, env=PROCESS)
     assert "disk full" in last_line(done)
     assert "prepared" not in done.stdout.split()
 
 
 def test_no_permission_is_one_line(bare: Path) -> None:
     mount = "mount --bind data data && mount -o remount,ro,bind data && python -m stages.prepare"
-    done = run(f"unshare --map-root-user --mount sh -c '{mount}'", bare, status=77)
+    done = run(f"unshare --map-root-user --mount sh -c '{mount}'", bare, status=77, env=PROCESS)
     assert "data" in last_line(done)
 
 
@@ -208,16 +208,15 @@ def test_a_stopped_stage_ends_with_75_and_continues(bare: Path) -> None:
 
     write_prepared(bare / "data/prepared")
     write_params(bare, pretrain={"num_images": 480, "sample_images": 480})
-    process = {"CRESCENDO_COMPUTE": "process"}
-    run("python -m stages.pretrain", bare, env=process)
+    run("python -m stages.pretrain", bare, env=PROCESS)
     whole = (bare / "models/core/model.safetensors").read_bytes()
     run("rm -r runs models", bare)
     stop = (
         "python -m stages.pretrain & p=$!; until ls runs/pretrain/*/checkpoints/nimg-* >/dev/null 2>&1; "
         "do sleep 0.1; done; kill $p; wait $p"
     )
-    done = run(stop, bare, status=75, env=process)
+    done = run(stop, bare, status=75, env=PROCESS)
     assert "continues" in done.stderr
     assert not (bare / "models").exists()
-    run("python -m stages.pretrain", bare, env=process)
+    run("python -m stages.pretrain", bare, env=PROCESS)
     assert (bare / "models/core/model.safetensors").read_bytes() == whole

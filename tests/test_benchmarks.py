@@ -1,0 +1,61 @@
+"""Benchmarks at their smallest: every table runs, with the peers that are installed. What is fast is not asked."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+
+from benchmarks import data, measure
+from pipeline.data import validation
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def test_runs_take_turns_after_a_round_that_does_not_count():
+    heard = []
+    runs = {name: lambda name=name: float(heard.append(name) or len(heard)) for name in "ab"}
+    assert measure.interleave(runs, 2) == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert heard == list("ababab")
+
+
+def test_a_ratio_is_taken_within_each_round():
+    assert measure.ratio([2.0, 20.0, 200.0], [1.0, 10.0, 50.0]) == 2.0
+    assert measure.show([90.0, 100.0, 110.0]) == "100 ±10%"
+
+
+def test_a_table_is_aligned():
+    assert measure.table(["a", "bcd"], [["long", "1"]]) == "| a    | bcd |\n| ---- | --: |\n| long |   1 |\n"
+
+
+def test_what_lacks_a_package_takes_no_part():
+    def make():
+        import no_such_package  # noqa: F401
+
+    assert measure.build({"there": lambda: 1, "absent": make}) == {"there": 1}
+
+
+def test_decode_table_has_every_contender():
+    text = data.decode_table(count=3, repeats=1)
+    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(data.DECODERS)
+
+
+def test_prepare_table_says_what_is_decoded_again(monkeypatch):
+    monkeypatch.setattr(data, "Bound", lambda cores: nullcontext(lambda work, *args: work(*args)))
+    monkeypatch.setattr(validation, "validate", lambda *_: validation.Report(()))  # which takes seconds
+    text = data.prepare_table(count=8, repeats=1, cores=(1,))
+    assert "decode 1 items" in text
+    assert "Pillow, np.save" in text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_load_table_has_every_contender():
+    text = data.load_table(count=128, repeats=1, side=16, seconds=0.001)
+    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(data.LOADERS)
+
+
+def test_store_table_has_every_kind_size_and_codec():
+    text = data.store_table(count=1, repeats=1)
+    assert len(lines(text)) == 2 + 2 * 2 * len(data.CODECS)
