@@ -323,8 +323,8 @@ def prepare_table(count: int, repeats: int, cores: Sequence[int] = (1, 2)) -> st
         write_files(many, range(count))
         parts = [_prepare_on(number, few, many, count, repeats) for number in cores]
     title = (
-        f"Prepare {count} files of mixed formats at {FRAMING.resolution} px. Of the seconds, those that a quarter "
-        "of the files takes, too, are fixed.\n\n"
+        f"Prepare {count} files of mixed formats at {FRAMING.resolution} px. Fixed: seconds that do not grow with "
+        "the files.\n\n"
     )
     lines = [line for lines, _ in parts for line in lines]
     return title + table(PREPARE_HEADERS, lines) + "".join(f"\n{note}" for _, note in parts)
@@ -351,8 +351,8 @@ def _prepare_on(cores: int, few: Path, many: Path, count: int, repeats: int) -> 
     if ARROW not in peers:
         lines.append(absent(ARROW, PREPARE_HEADERS))
     shares, decoded = zip(*again[1:], strict=True)
-    note = f"With 1% more files, {cores} cores take {statistics.median(shares):.0%} of the time before, "
-    return lines, note + f"and decode {decoded[0]} items.\n"
+    share = f"{statistics.median(shares):.0%} of the time before"
+    return lines, f"With 1% more files, cores: {cores}; {share}, {decoded[0]} decoded.\n"
 
 
 def _prepare_afresh(run: Bound, root: Path, cores: int) -> float:

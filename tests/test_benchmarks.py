@@ -46,7 +46,7 @@ def test_prepare_table_says_what_is_decoded_again(monkeypatch):
     monkeypatch.setattr(data, "Bound", lambda cores: nullcontext(lambda work, *args: work(*args)))
     monkeypatch.setattr(validation, "validate", lambda *_: validation.Report(()))  # which takes seconds
     text = data.prepare_table(count=8, repeats=1, cores=(1,))
-    assert "decode 1 items" in text
+    assert "1 decoded" in text
     assert "Pillow, np.save" in text
 
 
