@@ -486,9 +486,10 @@ def map_under_ray(
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    at_once = min(cores, len(tasks))  # Ray warns of a limit above the number of tasks.
     rows = from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
     mapped = rows.map_batches(
-        _answer, fn_kwargs={"make": make}, batch_size=1, compute=TaskPoolStrategy(size=cores), num_cpus=1
+        _answer, fn_kwargs={"make": make}, batch_size=1, compute=TaskPoolStrategy(size=at_once), num_cpus=1
     )
     try:
         for row in mapped.iter_rows():
