@@ -1,6 +1,6 @@
 """Data: decoding, preparation, loading and storage, each beside its peers.
 
-    python -m benchmarks.data [--images 512] [--repeats 5] [--only decode|prepare|load|store]
+    python -m benchmarks.data [--images 512] [--repeats 5] [--only decode|prepare|load|wait|store]
 
 Images are made on the fly: smoothed noise with a gradient and shapes ("photo"), or flat shapes with outlines on
 white ("flat"). One core and one process, unless a line says otherwise. README.md says how to install the peers.
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.measure import (
@@ -46,10 +47,14 @@ from benchmarks.measure import (
     table,
 )
 from pipeline import artifacts
-from pipeline.config import Params, load_params
+from pipeline.config import Finetune, Params, Pretrain, load_params
 from pipeline.data import images, shards, store
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.data.prepare import prepare
+from pipeline.diffusion.noise import lognormal_sigma
+from pipeline.models.denoiser import Denoiser, build_core, build_shell, set_dtype
+from pipeline.training.steps import DenoisingStep
+from pipeline.training.workers import measure_statistics, precision
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
@@ -58,8 +63,7 @@ Picture = Callable[[int, int, int], Image.Image]  # (seed, width, height)
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS: dict[str, dict[str, Any]] = {"PNG": {}, "JPEG": {"quality": 90}, "WEBP": {"quality": 90}}
-FILE_SIZE = (320, 256)  # of the files that are decoded; their middle is kept
-FRAMING = images.Framing(resolution=64, fit="crop", background=(255, 255, 255))
+FILE_SIZES = {64: (320, 256), 256: (640, 512)}  # of the files that are decoded, by the side that they get
 CLASSES = 8  # folders of the files that are prepared
 BATCH = 64
 LEAD = 8  # batches taken before the clock starts: workers have started, and worked ahead
@@ -131,28 +135,27 @@ def chunked(sequence: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 Decode = Callable[[bytes], Bytes]  # the bytes of a file to uint8 [64, 64, 3]
 
 
-def _by_frame() -> Decode:
-    return lambda content: images.frame(content, "benchmark", FRAMING).pixels
+def _by_frame(px: int) -> Decode:
+    framing = images.Framing(px, "crop", (255, 255, 255))
+    return lambda content: images.frame(content, "benchmark", framing).pixels
 
 
-def _shrunk(image: Image.Image) -> Image.Image:
+def _shrunk(image: Image.Image, px: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     cropped = image.convert("RGB").crop((left, top, left + side, top + side))
-    return cropped.resize((FRAMING.resolution, FRAMING.resolution), BICUBIC)
+    return cropped.resize((px, px), BICUBIC)
 
 
-def _by_pillow() -> Decode:
-    return lambda content: np.asarray(_shrunk(Image.open(io.BytesIO(content))))
+def _by_pillow(px: int) -> Decode:
+    return lambda content: np.asarray(_shrunk(Image.open(io.BytesIO(content)), px))
 
 
-def _by_torchvision() -> Decode:
+def _by_torchvision(px: int) -> Decode:
     from torchvision.io import decode_image
     from torchvision.transforms import v2
 
-    shrink = v2.Compose(
-        [v2.CenterCrop(min(FILE_SIZE)), v2.Resize(FRAMING.resolution, BICUBIC, antialias=True)]
-    )
+    shrink = v2.Compose([v2.CenterCrop(min(FILE_SIZES[px])), v2.Resize(px, BICUBIC, antialias=True)])
 
     def decode(content: bytes) -> Bytes:
         pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8))
@@ -162,11 +165,11 @@ def _by_torchvision() -> Decode:
     return decode
 
 
-def _by_datasets() -> Decode:
+def _by_datasets(px: int) -> Decode:
     import datasets
 
     feature = datasets.Image()
-    return lambda content: np.asarray(_shrunk(feature.decode_example({"bytes": content, "path": None})))
+    return lambda content: np.asarray(_shrunk(feature.decode_example({"bytes": content, "path": None}), px))
 
 
 DECODERS = {
@@ -177,12 +180,12 @@ DECODERS = {
 }
 
 
-def decode_table(count: int, repeats: int) -> str:
+def decode_table(count: int, repeats: int, px: int) -> str:
     """Decoding, cropping and shrinking files of each format."""
     share = max(count // len(FORMATS), 1)
-    pictures = [photo(i, *FILE_SIZE) for i in range(share)]
+    pictures = [photo(i, *FILE_SIZES[px]) for i in range(share)]
     files = {name: [encoded(picture, name) for picture in pictures] for name in FORMATS}
-    decoders = build(DECODERS)
+    decoders = build({name: partial(make, px) for name, make in DECODERS.items()})
     runs = {
         (name, form): per_second(partial(_decode_all, decode, contents))
         for form, contents in files.items()
@@ -203,7 +206,7 @@ def decode_table(count: int, repeats: int) -> str:
     title = (
         "Decode a {}x{} file, crop to a square, shrink to {} px. PSNR: against Pillow, of the worst format."
     )
-    return title.format(*FILE_SIZE, FRAMING.resolution) + "\n\n" + table(headers, lines)
+    return title.format(*FILE_SIZES[px], px) + "\n\n" + table(headers, lines)
 
 
 def _decode_all(decode: Decode, contents: Sequence[bytes]) -> int:
@@ -253,28 +256,28 @@ def _bind(cores: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
 
 
-def write_files(root: Path, numbers: Iterable[int]) -> None:
-    """Files of all formats, in folders that name their class, below `root`/data/raw."""
+def write_files(root: Path, numbers: Iterable[int], px: int) -> None:
+    """Files of all formats, in folders that name their class, below `root`/data/raw; to be shrunk to `px`."""
     for number in numbers:
         form = list(FORMATS)[number % len(FORMATS)]
         path = root / "data/raw" / f"class {number % CLASSES}" / f"{number:06d}.{form.lower()}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(photo(number, *FILE_SIZE), form))
+        path.write_bytes(encoded(photo(number, *FILE_SIZES[px]), form))
 
 
-def _folder_params() -> Params:
+def _folder_params(px: int) -> Params:
     params = load_params(ROOT / "params.yaml")
     changes = {
         "source": "folder",
         "path": "data/raw",
         "subset": (),
         "text_encoder": "label",
-        "resolution": 64,
+        "resolution": px,
     }
     return params.model_copy(update={"data": params.data.model_copy(update=changes)})
 
 
-def seconds_to_prepare(root: Path, processes: int) -> tuple[float, int]:
+def seconds_to_prepare(root: Path, processes: int, px: int) -> tuple[float, int]:
     """Seconds that the stage takes below `root`, and the items that it decodes."""
     kept: list[int] = []  # items that the cache had, heard first of all
 
@@ -283,19 +286,19 @@ def seconds_to_prepare(root: Path, processes: int) -> tuple[float, int]:
             kept.append(total - done)
 
     start = time.perf_counter()
-    prepare(_folder_params(), root, root / "work", processes=processes, progress=hear)
+    prepare(_folder_params(px), root, root / "work", processes=processes, progress=hear)
     return time.perf_counter() - start, kept[0]
 
 
-def seconds_by_pillow(root: Path) -> float:
+def seconds_by_pillow(root: Path, px: int) -> float:
     """Seconds for a loop over the files with Pillow, and one `np.save`. Nothing is validated."""
     start = time.perf_counter()
     files = sorted((root / "data/raw").rglob("*.*"))
-    np.save(root / "pillow.npy", np.stack([np.asarray(_shrunk(Image.open(file))) for file in files]))
+    np.save(root / "pillow.npy", np.stack([np.asarray(_shrunk(Image.open(file), px)) for file in files]))
     return time.perf_counter() - start
 
 
-def seconds_by_datasets(root: Path) -> float:
+def seconds_by_datasets(root: Path, px: int) -> float:
     """Seconds for `imagefolder` and `map` into a fresh Arrow cache. Nothing is validated."""
     import datasets
 
@@ -306,7 +309,7 @@ def seconds_by_datasets(root: Path) -> float:
     found = datasets.load_dataset(
         "imagefolder", data_dir=str(root / "data/raw"), split="train", cache_dir=str(cache)
     )
-    found.map(lambda row: {"image": _shrunk(row["image"])})
+    found.map(lambda row: {"image": _shrunk(row["image"], px)})
     return time.perf_counter() - start
 
 
@@ -315,34 +318,40 @@ PREPARE_HEADERS = ("", "cores", "s", "images/s", "fixed s", "images/s beyond", "
 Times = dict[tuple[str, Path], Rates]
 
 
-def prepare_table(count: int, repeats: int, cores: Sequence[int] = (1, 2)) -> str:
+def prepare_table(count: int, repeats: int, px: int, cores: Sequence[int] = (1, 2)) -> str:
     """Preparation of a folder, whole and after 1% of it is new."""
     with tempfile.TemporaryDirectory() as scratch:
         few, many = Path(scratch, "few"), Path(scratch, "many")
-        write_files(few, range(count // 4))
-        write_files(many, range(count))
-        parts = [_prepare_on(number, few, many, count, repeats) for number in cores]
+        write_files(few, range(count // 4), px)
+        write_files(many, range(count), px)
+        parts = [_prepare_on(number, few, many, count, repeats, px) for number in cores]
     title = (
-        f"Prepare {count} files of mixed formats at {FRAMING.resolution} px. Fixed: seconds that do not grow with "
+        f"Prepare {count} files of mixed formats, {{}}x{{}}, at {px} px. Fixed: seconds that do not grow with "
         "the files.\n\n"
     )
     lines = [line for lines, _ in parts for line in lines]
-    return title + table(PREPARE_HEADERS, lines) + "".join(f"\n{note}" for _, note in parts)
+    return (
+        title.format(*FILE_SIZES[px])
+        + table(PREPARE_HEADERS, lines)
+        + "".join(f"\n{note}" for _, note in parts)
+    )
 
 
-def _prepare_on(cores: int, few: Path, many: Path, count: int, repeats: int) -> tuple[list[list[str]], str]:
+def _prepare_on(
+    cores: int, few: Path, many: Path, count: int, repeats: int, px: int
+) -> tuple[list[list[str]], str]:
     """Lines of the table for one number of cores, and a sentence on what is done again."""
     again: list[tuple[float, int]] = []  # (share of the first time, items decoded)
-    peers: dict[str, Callable[[Path], float]] = {LOOP: seconds_by_pillow}
+    peers: dict[str, Callable[[Path, int], float]] = {LOOP: seconds_by_pillow}
     if importlib.util.find_spec("datasets"):
         peers[ARROW] = seconds_by_datasets
     with Bound(cores) as run:
         runs: dict[tuple[str, Path], Run] = {
-            (OURS, few): partial(_prepare_afresh, run, few, cores),
-            (OURS, many): partial(_prepare_and_again, run, many, cores, count, again),
+            (OURS, few): partial(_prepare_afresh, run, few, cores, px),
+            (OURS, many): partial(_prepare_and_again, run, many, cores, px, count, again),
         }
         runs |= {
-            (name, root): partial(run, work, root) for name, work in peers.items() for root in (few, many)
+            (name, root): partial(run, work, root, px) for name, work in peers.items() for root in (few, many)
         }
         times = interleave(runs, repeats)
     lines = [
@@ -355,20 +364,20 @@ def _prepare_on(cores: int, few: Path, many: Path, count: int, repeats: int) -> 
     return lines, f"With 1% more files, cores: {cores}; {share}, {decoded[0]} decoded.\n"
 
 
-def _prepare_afresh(run: Bound, root: Path, cores: int) -> float:
+def _prepare_afresh(run: Bound, root: Path, cores: int, px: int) -> float:
     for name in ("work", "data/prepared", "data/quarantine", "reports"):
         shutil.rmtree(root / name, ignore_errors=True)
-    return float(run(seconds_to_prepare, root, cores)[0])
+    return float(run(seconds_to_prepare, root, cores, px)[0])
 
 
 def _prepare_and_again(
-    run: Bound, root: Path, cores: int, count: int, again: list[tuple[float, int]]
+    run: Bound, root: Path, cores: int, px: int, count: int, again: list[tuple[float, int]]
 ) -> float:
     """Seconds to prepare; then `again` hears how it went with 1% more files, which are removed after."""
-    first = _prepare_afresh(run, root, cores)
+    first = _prepare_afresh(run, root, cores, px)
     extra = range(count, count + max(count // 100, 1))
-    write_files(root, extra)
-    second, decoded = run(seconds_to_prepare, root, cores)
+    write_files(root, extra, px)
+    second, decoded = run(seconds_to_prepare, root, cores, px)
     again.append((second / first, decoded))
     for number in extra:
         next((root / "data/raw").rglob(f"{number:06d}.*")).unlink()
@@ -612,7 +621,72 @@ def _timed(load: Callable[[Path, Bytes], Open], scratch: Path, pictures: Bytes, 
     return run
 
 
-# --- D. Storage.
+# --- D. What training waits for.
+
+
+def wait_table(count: int, repeats: int) -> str:
+    """A batch of the demo's core and shell as a share of the update that it is for (forward and backward)."""
+    params = load_params(ROOT / "params.yaml")
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset = _prepared(Path(scratch), squares(photo, count, params.data.resolution), "raw")
+        updates = {name: _update(params, dataset, name) for name in ("pretrain", "finetune")}
+        runs = {(name, i): update[i] for name, update in updates.items() for i in range(2)}
+        times = interleave(runs, repeats)
+    lines = []
+    for name in updates:
+        load, step = times[name, 0], times[name, 1]
+        share = ratio(load, step)
+        lines.append([name, *(f"{show([1000 * t for t in each])}" for each in (load, step)), f"{share:.2%}"])
+    headers = ("a shard of the demo's batch", "load ms", "load and train ms", "share")
+    return f"Wait for data; {torch.get_num_threads()} thread.\n\n" + table(headers, lines)
+
+
+def _update(params: Params, dataset: PreparedDataset, stage: str, times: int = 8) -> tuple[Run, Run]:
+    """Seconds to load a shard of a batch; seconds to load it and train on it."""
+    torch.manual_seed(0)
+    net = params.core.model_dump(mode="json", exclude={"resolution"})
+    denoiser: Denoiser = build_core(params.core.resolution, 384, net)
+    settings: Pretrain | Finetune = params.pretrain
+    if stage == "finetune":
+        denoiser = build_shell(denoiser, 384, 0.05, params.shell.model_dump(mode="json"))
+        settings = params.finetune
+    set_dtype(denoiser, precision("auto", torch.device("cpu")))
+    batches = Batches(dataset, "train", 0, settings.batch_size, settings.shards, denoiser.resolution)
+    step = DenoisingStep(
+        denoiser=denoiser,
+        batches=batches,
+        statistics=measure_statistics(dataset, params.core.resolution),
+        draw_sigma=_sigma,
+        seed=0,
+        batch_size=settings.batch_size,
+        shards=settings.shards,
+        lr=settings.lr,
+        warmup_images=settings.warmup_images,
+        num_images=settings.num_images,
+        text_dropout=settings.text_dropout,
+    )
+    moments = numbers_from(0, settings.batch_size)
+
+    def load(nimg: int) -> None:
+        batches.at(nimg, 0).to("cpu")
+
+    def train(nimg: int) -> None:
+        step.shard_loss(nimg, 0)[0].backward()
+
+    def timed(work: Callable[[int], None]) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            work(next(moments))
+        return (time.perf_counter() - start) / times
+
+    return partial(timed, load), partial(timed, train)
+
+
+def _sigma(batch: int, generator: torch.Generator) -> Tensor:
+    return lognormal_sigma(batch, -1.0, 1.4, generator)
+
+
+# --- E. Storage.
 
 Codec = tuple[Callable[[Bytes], Any], Callable[[Any], Bytes]]
 
@@ -701,11 +775,14 @@ def tables(only: str | None, count: int, repeats: int) -> Iterator[str]:
 
 
 TABLES: dict[str, Callable[[int, int], Iterable[str]]] = {
-    "decode": lambda count, repeats: [decode_table(count, repeats)],
-    "prepare": lambda count, repeats: [prepare_table(4 * count, repeats)],
+    "decode": lambda count, repeats: (decode_table(count, repeats, px) for px in FILE_SIZES),
+    "prepare": lambda count, repeats: (
+        prepare_table(n, repeats, px) for n, px in ((4 * count, 64), (2 * count, 256))
+    ),
     "load": lambda count, repeats: (
         load_table(n, repeats, px) for n, px in ((8 * count, 64), (2 * count, 256))
     ),
+    "wait": lambda count, repeats: [wait_table(count, repeats)],
     "store": lambda count, repeats: [store_table(max(count // 4, 1), repeats)],
 }
 

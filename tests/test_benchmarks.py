@@ -38,14 +38,14 @@ def test_what_lacks_a_package_takes_no_part():
 
 
 def test_decode_table_has_every_contender():
-    text = data.decode_table(count=3, repeats=1)
+    text = data.decode_table(count=3, repeats=1, px=64)
     assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(data.DECODERS)
 
 
 def test_prepare_table_says_what_is_decoded_again(monkeypatch):
     monkeypatch.setattr(data, "Bound", lambda cores: nullcontext(lambda work, *args: work(*args)))
     monkeypatch.setattr(validation, "validate", lambda *_: validation.Report(()))  # which takes seconds
-    text = data.prepare_table(count=8, repeats=1, cores=(1,))
+    text = data.prepare_table(count=8, repeats=1, px=64, cores=(1,))
     assert "1 decoded" in text
     assert "Pillow, np.save" in text
 
@@ -54,6 +54,11 @@ def test_prepare_table_says_what_is_decoded_again(monkeypatch):
 def test_load_table_has_every_contender():
     text = data.load_table(count=128, repeats=1, side=16, seconds=0.001)
     assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(data.LOADERS)
+
+
+def test_wait_table_has_both_denoising_stages():
+    text = data.wait_table(count=24, repeats=1)
+    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == ["pretrain", "finetune"]
 
 
 def test_store_table_has_every_kind_size_and_codec():

@@ -106,16 +106,20 @@ def apply(images: Tensor, drawn: Drawn) -> Tensor:
     """Change float32 images [n,3,R,R] in grey levels; pictures that nothing happens to keep their bits.
 
     Bilinear, with border pixels repeated outside. The hue turns about the grey axis (Rec. 601 luma)."""
-    images = torch.where(torch.from_numpy(drawn.mirror > 0)[:, None, None, None], images.flip(-1), images)
+    device = images.device
+    mirrored = torch.from_numpy(drawn.mirror > 0).to(device)[:, None, None, None]
+    images = torch.where(mirrored, images.flip(-1), images)
     moved = np.flatnonzero(
         (drawn.log_scale != 0) | (drawn.angle != 0) | (drawn.shift_x != 0) | (drawn.shift_y != 0)
     )
     if len(moved):
-        grid = F.affine_grid(_matrices(drawn, moved), [len(moved), *images.shape[1:]], align_corners=False)
+        maps = _matrices(drawn, moved).to(device)
+        grid = F.affine_grid(maps, [len(moved), *images.shape[1:]], align_corners=False)
         images[moved] = F.grid_sample(images[moved], grid, padding_mode="border", align_corners=False)
     turned = np.flatnonzero(drawn.hue != 0)
     if len(turned):
-        images[turned] = torch.einsum("nij,njhw->nihw", _hue_matrices(drawn.hue[turned]), images[turned])
+        maps = _hue_matrices(drawn.hue[turned]).to(device)
+        images[turned] = torch.einsum("nij,njhw->nihw", maps, images[turned])
     return images
 
 

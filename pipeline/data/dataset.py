@@ -6,8 +6,9 @@ order. Needs torch, numpy and safetensors only.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from pipeline.artifacts import read_manifest
-from pipeline.data.augment import Augment, apply, draw
-from pipeline.data.store import Pictures
+from pipeline.data.augment import Augment, Drawn, apply, draw
+from pipeline.data.store import Pictures, open_array
 from pipeline.errors import InputMissing
 from pipeline.models.layers import Text
 from pipeline.rng import generator_for
@@ -38,7 +39,7 @@ class PreparedDataset:
         names = sorted({file.name.split(".")[0] for file in self.path.glob("images-*.npy")})
         self._shards = [Pictures(self.path, name) for name in names]
         self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
-        self._low = [np.load(file, mmap_mode="r") for file in sorted(self.path.glob("low-*.npy"))]
+        self._low = [open_array(file) for file in sorted(self.path.glob("low-*.npy"))]
         self.low_resolution = int(self._low[0].shape[-1]) if self._low else self.resolution
         self._text = load_file(self.path / "text.safetensors")
 
@@ -53,41 +54,66 @@ class PreparedDataset:
 
     def images(self, rows: np.ndarray) -> Tensor:
         """Images of some rows: uint8 [n,3,R,R]."""
-        out = np.empty((len(rows), 3, self.resolution, self.resolution), dtype=np.uint8)
-        for number, where, inside in self._places(rows):
-            out[where] = self._shards[number].take(inside)
-        return torch.from_numpy(out)
+        out = np.empty((len(rows), 3, self.resolution, self.resolution), np.uint8)
+        return self._gather([shard.row for shard in self._shards], rows, out)
+
+    def low_sums(self, rows: np.ndarray) -> Tensor:
+        """Sums over the boxes of some rows at `low_resolution`: uint16 [n,3,r,r], exact."""
+        out = np.empty((len(rows), 3, self.low_resolution, self.low_resolution), np.uint16)
+        return self._gather([shard.__getitem__ for shard in self._low], rows, out)
 
     def low_images(self, rows: np.ndarray) -> Tensor:
         """Exact box means of some rows at `low_resolution`, in grey levels: float32 [n,3,r,r]."""
-        out = np.empty((len(rows), 3, self.low_resolution, self.low_resolution), dtype=np.uint16)
-        for number, where, inside in self._places(rows):
-            out[where] = self._low[number][inside]
-        factor = self.resolution // self.low_resolution
-        return torch.from_numpy(out.astype(np.float32)) / factor**2
+        return self.low_sums(rows).float() / self.box_pixels
 
-    def _places(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(shard, which of `rows` lie in it, their places there)."""
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(shard_of):
-            where = shard_of == number
-            yield int(number), where, rows[where] - self._starts[number]
+    @property
+    def box_pixels(self) -> int:
+        """Pixels that a sum of `low_sums` is of."""
+        return (self.resolution // self.low_resolution) ** 2
+
+    def _gather(
+        self, shards: Sequence[Callable[[int], np.ndarray]], rows: np.ndarray, out: np.ndarray
+    ) -> Tensor:
+        """Copy each row, by its number, from its shard to `out`, once."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        places = rows - self._starts[numbers]
+        for i, (number, place) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
+            out[i] = shards[number](place)
+        return torch.from_numpy(out)
 
     def text(self, caption_ids: Sequence[int]) -> Text:
         """Encoded captions: pooled [n,D], tokens [n,T,D] float32, mask [n,T]. An id of -1 is "no caption"."""
+        return self.stored_text(caption_ids).float()
+
+    def stored_text(self, caption_ids: Sequence[int]) -> Text:
+        """`text` in float16, as it is stored."""
         ids = np.maximum(np.asarray(caption_ids, dtype=np.int64), 0)
         known = np.asarray(caption_ids)[:, None] >= 0
-        pooled, tokens, mask = (self._text[name] for name in ("pooled", "tokens", "mask"))
+        pooled, tokens, mask = (self._text[name][ids] for name in ("pooled", "tokens", "mask"))
         return Text(
-            torch.from_numpy(pooled[ids].astype(np.float32)),
-            torch.from_numpy(tokens[ids].astype(np.float32)),
-            torch.from_numpy(mask[ids].astype(bool) & known),
+            torch.from_numpy(pooled), torch.from_numpy(tokens), torch.from_numpy(mask.astype(bool) & known)
         )
 
     def caption_of(self, row: int, draw: int = 0) -> int:
         """Caption id of a row: its name (draw 0) or another of its captions; -1 where it has none."""
         ids = self.rows[row]["captions"]
         return int(ids[draw % len(ids)]) if ids else -1
+
+
+class Batch(NamedTuple):
+    """Images and their texts as they are stored, which is small; `to` makes of them what networks take."""
+
+    images: Tensor  # uint8 [n,3,R,R], or uint16: sums over boxes of pixels
+    box_pixels: int  # of a box; 1: they are no sums
+    text: Text  # float16
+    drawn: Drawn | None  # how they are augmented
+
+    def to(self, device: str | torch.device) -> tuple[Tensor, Text]:
+        """Images in grey levels, float32 [n,3,R,R], augmented, and float32 texts that say how."""
+        images, text = self.images.to(device).float() / self.box_pixels, self.text.to(device).float()
+        if self.drawn is None:
+            return images, text
+        return apply(images, self.drawn), text._replace(augment=self.drawn.labels().to(device))
 
 
 class Batches:
@@ -135,15 +161,14 @@ class Batches:
             rows[own] = self.rows[self._order(int(epoch))[offsets[own]]]
         return epochs, rows
 
-    def at(self, nimg: int, shard: int) -> tuple[Tensor, Text]:
-        """Images in grey levels, float32 [B/shards,3,R,R], and one caption each, drawn by (seed, nimg, shard)."""
+    def at(self, nimg: int, shard: int) -> Batch:
+        """B/shards images, with one caption each, drawn by (seed, nimg, shard)."""
         epochs, rows = self.places(nimg, shard)
         generator = generator_for(self.seed, "caption", nimg, shard)
         draws = torch.randint(0, 1 << 30, (len(rows),), generator=generator).tolist()
         ids = [self.dataset.caption_of(row, draw) for row, draw in zip(rows.tolist(), draws, strict=True)]
-        images = self.dataset.low_images(rows) if self.low else self.dataset.images(rows).float()
-        text = self.dataset.text(ids)
-        if self.augment is None:
-            return images, text
-        drawn = draw(self.augment, self.seed, epochs, rows)
-        return apply(images, drawn), text._replace(augment=drawn.labels())
+        drawn = draw(self.augment, self.seed, epochs, rows) if self.augment else None
+        text = self.dataset.stored_text(ids)
+        if self.low:
+            return Batch(self.dataset.low_sums(rows), self.dataset.box_pixels, text, drawn)
+        return Batch(self.dataset.images(rows), 1, text, drawn)

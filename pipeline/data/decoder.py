@@ -32,7 +32,14 @@ PATIENCE = 4  # item limits that a chunk may spend waiting, by the clock
 OPEN_FILES = 64
 PR_SET_PDEATHSIG = 1
 # What the first decoder imports, the others get by fork.
-PRELOAD = ["numpy", "PIL.Image", "torch", "torchvision.io", "torchvision.transforms.v2.functional"]
+PRELOAD = [
+    "numpy",
+    "PIL.Image",
+    "kornia_rs",
+    "torch",
+    "torchvision.io",
+    "torchvision.transforms.v2.functional",
+]
 
 
 class Decoder(Generic[T]):
@@ -139,6 +146,7 @@ def _cause(status: int) -> str:
 
 def _confine(work: object, megabytes: int) -> None:
     """Give this process its limits. `work` comes along to have its modules imported before."""
+    import kornia_rs  # noqa: F401
     import torch
     import torchvision.transforms.v2.functional  # noqa: F401
 

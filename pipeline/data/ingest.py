@@ -8,7 +8,7 @@ images cost a little work. Items are known by id and version (see `sources.Item`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +34,7 @@ BLOCK_ITEMS = 256
 READ_ITEMS = 32  # read and decoded at a time, which bounds the memory
 CODE = Path(__file__).parent
 DECODING = ("images.py", "measure.py", "decoder.py", "sources")  # what a decoded picture depends on
-LIBRARIES = ("numpy", "pillow", "torchvision", "resvg-py", "imagehash")
+LIBRARIES = ("numpy", "pillow", "torchvision", "kornia-rs", "resvg-py", "imagehash")
 
 Work = Callable[[list[Item]], int]
 Spread = Callable[[Callable[[], AbstractContextManager[Work]], Sequence[list[Item]]], Iterable[int]]
@@ -104,7 +104,7 @@ def ingest(
         for count in spread(partial(block_maker, source, layout, cache, processes), blocks):
             done += count
             heard(done, len(items))
-        known = _known(cache)
+        known |= _known(cache, {block for block, _ in known.values()})
     taken = [_taken(item, *known[_key(item)]) for item in items]
     _forget(cache, {each.block for each in taken})
     return taken
@@ -117,17 +117,28 @@ def _key(item: Item) -> tuple[str, str]:
 @contextmanager
 def block_maker(source: Source, layout: Layout, cache: Path, processes: int) -> Iterator[Work]:
     """`make_block` with decoding processes of its own."""
-    with Decoder(partial(_decode_and_measure, source), processes) as decoder:
+    with Decoder(partial(take_in, source, layout), processes) as decoder:
         yield partial(make_block, source, layout, cache, decoder)
 
 
-def _decode_and_measure(source: Source, content: bytes, where: str) -> tuple[Pixels, Measured]:
+class TakenIn(NamedTuple):
+    """What a decoder sends back of a picture."""
+
+    stored: Pixels  # see `store.encode`
+    sums: NDArray[np.uint16]  # see `shards.box_sums`
+    measured: Measured
+
+
+def take_in(source: Source, layout: Layout, content: bytes, where: str) -> TakenIn:
+    """Decode and measure a file, and bring it into the form that is stored. Raises BadData."""
     picture = source.decode(content, where)
-    return picture.pixels, measure(picture)
+    pixels = np.ascontiguousarray(picture.pixels.transpose(2, 0, 1))
+    sums = box_sums(pixels, layout.low_resolution)
+    return TakenIn(store.encode(pixels, layout.encoding), sums, measure(picture))
 
 
 def make_block(
-    source: Source, layout: Layout, cache: Path, decoder: Decoder[tuple[Pixels, Measured]], items: list[Item]
+    source: Source, layout: Layout, cache: Path, decoder: Decoder[TakenIn], items: list[Item]
 ) -> int:
     """Read, decode and measure `items`, and commit them to the cache as one block; how many they are."""
     rows: list[dict[str, Any]] = []
@@ -144,10 +155,9 @@ def make_block(
             if isinstance(answer, BadData):
                 row["problem"] = list(answer.args)
             else:
-                row |= {"row": len(stored), "measured": answer[1]._asdict()}
-                pixels = answer[0].transpose(2, 0, 1)
-                stored.append(store.encode(pixels, layout.encoding))
-                sums.append(box_sums(pixels, layout.low_resolution))
+                row |= {"row": len(stored), "measured": answer.measured._asdict()}
+                stored.append(answer.stored)
+                sums.append(answer.sums)
             rows.append(row)
     name = artifacts.digest([_key(item) for item in items])[:32]
     with artifacts.commit_directory(cache / f"block-{name}", {"items": len(items)}) as folder:
@@ -166,10 +176,10 @@ def _read(source: Source, item: Item) -> bytes | BadData:
         return problem
 
 
-def _known(cache: Path) -> dict[tuple[str, str], tuple[Path, dict[str, Any]]]:
-    """All items in the cache, by id and version; damaged blocks are removed."""
+def _known(cache: Path, read: Set[Path] = frozenset()) -> dict[tuple[str, str], tuple[Path, dict[str, Any]]]:
+    """All items in the cache but those of the blocks `read`, by id and version; damaged blocks are removed."""
     found = {}
-    for block in sorted(cache.glob("block-*")):
+    for block in sorted(set(cache.glob("block-*")) - read):
         try:
             artifacts.verify_directory(block)
         except PipelineError:  # half-written by a killed run, or damaged since: it is made again

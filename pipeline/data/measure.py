@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -32,26 +33,34 @@ def measure(picture: Picture) -> Measured:
 
     pixels = np.ascontiguousarray(picture.pixels)
     image = Image.fromarray(pixels)
-    grey = np.asarray(image.convert("L"))
-    share = np.bincount(grey.ravel(), minlength=256) / grey.size
+    grey = image.convert("L")
+    mean, std = _moments(np.array(image.histogram()).reshape(3, 256).sum(0))
+    share = np.array(grey.histogram()) / (grey.width * grey.height)
     share = share[share > 0]
     return Measured(
-        pixels=hashlib.sha256(pixels.tobytes()).hexdigest(),
+        pixels=hashlib.sha256(pixels.data).hexdigest(),
         width=picture.width,
         height=picture.height,
         mode=picture.mode,
-        mean=round(float(pixels.mean()), 4),
-        std=round(float(pixels.std()), 4),
+        mean=round(mean, 4),
+        std=round(std, 4),
         entropy=round(max(float(-(share * np.log2(share)).sum()), 0.0), 4),
-        sharpness=round(_laplacian_variance(grey), 4),
-        phash=str(imagehash.phash(image)),
+        sharpness=round(_laplacian_variance(np.asarray(grey)), 4),
+        phash=str(imagehash.phash(grey)),
     )
 
 
+def _moments(histogram: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean and standard deviation of the values 0-255, of which there are histogram[i] each."""
+    values, count = np.arange(256), int(histogram.sum())
+    total, squares = int(histogram @ values), int(histogram @ values**2)
+    return total / count, math.sqrt(max(squares * count - total**2, 0)) / count
+
+
 def _laplacian_variance(grey: NDArray[np.uint8]) -> float:
-    g = grey.astype(np.float32)
-    sides = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:]
-    return float((sides - 4 * g[1:-1, 1:-1]).var())
+    g = grey.astype(np.int16)
+    laplacian = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1]
+    return float(laplacian.astype(np.float32).var())
 
 
 def near_duplicates(hashes: list[str], most: int = 3) -> list[tuple[int, int]]:

@@ -38,6 +38,10 @@ class Text(NamedTuple):
         """Move to a device."""
         return self._each(lambda t: t.to(device))
 
+    def float(self) -> "Text":
+        """As float32; prepared texts are stored as float16."""
+        return self._replace(pooled=self.pooled.float(), tokens=self.tokens.float())
+
     def twice(self) -> "Text":
         """The same batch again behind itself."""
         return self._each(lambda t: torch.cat([t, t]))

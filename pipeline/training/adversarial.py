@@ -97,8 +97,8 @@ class AdversarialStep:
     def pair(self, nimg: int, shard: int, passes: int) -> Pair:
         """Make fakes for one shard and look at them and at their real partners."""
         device = next(self.student.parameters()).device
-        images, text = self.batches.at(nimg, shard)
-        real, text = self.statistics.standardise(images.to(device)), text.to(device)
+        images, text = self.batches.at(nimg, shard).to(device)
+        real = self.statistics.standardise(images)
         generator = generator_for(self.seed, "adversarial", nimg, shard, device)
         core_resolution = levels(self.student)[0].resolution
 

@@ -42,8 +42,8 @@ class DenoisingStep:
     def shard_loss(self, nimg: int, shard: int) -> tuple[Tensor, Tensor]:
         """(mean loss, mean plain error) of one shard."""
         device = next(self.denoiser.parameters()).device
-        images, text = self.batches.at(nimg, shard)
-        images, text = self.standardise(images.to(device)), text.to(device)
+        images, text = self.batches.at(nimg, shard).to(device)
+        images = self.standardise(images)
         generator = generator_for(self.seed, "diffusion", nimg, shard, device)
         sigma = self.draw_sigma(len(images), generator)
         noise = torch.randn(images.shape, generator=generator, device=device)
@@ -53,7 +53,7 @@ class DenoisingStep:
         return loss.mean(), error.mean()
 
     def standardise(self, images: Tensor) -> Tensor:
-        """uint8 at the data's resolution to float32 at the denoiser's, by exact 2x2 means."""
+        """Grey levels at the data's resolution to standardised pixels at the denoiser's, by exact 2x2 means."""
         x = self.statistics.standardise(images)
         while x.shape[-1] > self.denoiser.resolution:
             x = pool(x)

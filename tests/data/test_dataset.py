@@ -43,8 +43,8 @@ def test_an_order_that_starts_in_mid_epoch_is_the_rest_of_the_whole(dataset: Pre
 
 def test_the_core_is_trained_on_exact_box_means(dataset: PreparedDataset) -> None:
     low, full = Batches(dataset, "train", 0, 8, 1, 8), Batches(dataset, "train", 0, 8, 1, 16)
-    small, text = low.at(8, 0)
-    large, same = full.at(8, 0)
+    small, text = low.at(8, 0).to("cpu")
+    large, same = full.at(8, 0).to("cpu")
     assert small.shape == (8, 3, 8, 8) and large.shape == (8, 3, 16, 16)
     assert torch.equal(torch.nn.functional.avg_pool2d(large, 2), small)
     assert torch.equal(text.tokens, same.tokens)
@@ -52,8 +52,8 @@ def test_the_core_is_trained_on_exact_box_means(dataset: PreparedDataset) -> Non
 
 def test_augmentation_is_the_same_however_the_batch_is_cut(dataset: PreparedDataset) -> None:
     augment = Augment(0.5, True, 0.2, 20.0, 0.1, 90.0)
-    whole, text = Batches(dataset, "train", 0, 8, 1, 8, augment).at(8, 0)
-    parts = [Batches(dataset, "train", 0, 8, 4, 8, augment).at(8, shard) for shard in range(4)]
+    whole, text = Batches(dataset, "train", 0, 8, 1, 8, augment).at(8, 0).to("cpu")
+    parts = [Batches(dataset, "train", 0, 8, 4, 8, augment).at(8, shard).to("cpu") for shard in range(4)]
     torch.testing.assert_close(torch.cat([images for images, _ in parts]), whole)
     labels = torch.cat([part.augment for _, part in parts if part.augment is not None])
     assert text.augment is not None and torch.equal(labels, text.augment)
@@ -61,7 +61,5 @@ def test_augmentation_is_the_same_however_the_batch_is_cut(dataset: PreparedData
 
 
 def test_no_augmentation_leaves_the_text_without_labels(dataset: PreparedDataset) -> None:
-    assert (
-        Batches(dataset, "train", 0, 8, 1, 8, Augment(0.0, True, 0.2, 20.0, 0.1, 90.0)).at(0, 0)[1].augment
-        is None
-    )
+    batches = Batches(dataset, "train", 0, 8, 1, 8, Augment(0.0, True, 0.2, 20.0, 0.1, 90.0))
+    assert batches.at(0, 0).to("cpu")[1].augment is None
