@@ -13,7 +13,8 @@ import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Generic, Self, TypeVar
 
@@ -24,6 +25,7 @@ from pipeline.errors import BadData
 
 T = TypeVar("T")
 Task = tuple[bytes, str]  # the bytes of a file, and its name for messages
+Chunk = list[Task | BadData]
 Work = Callable[[bytes, str], T]
 
 CHUNK = 16  # items sent together
@@ -66,25 +68,30 @@ class Decoder(Generic[T]):
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
-    def map(self, tasks: Sequence[Task]) -> list[T | BadData]:
-        """The result of each task, in order; a BadData for each that has none.
+    def map(self, tasks: Iterable[Task | BadData]) -> Iterator[T | BadData]:
+        """The result of each task, in order; a BadData for each that has none, or that is one already.
 
-        E-IMG-001 and 002, empty and too many bytes, are found before anything is sent; 008 the decoder
-        died, 009 took too long, 010 needs too much memory; and whatever BadData `work` raises. Other
-        exceptions of `work` are bugs, and come through.
+        Tasks are taken as decoders get to them, two chunks a process ahead. E-IMG-001 and 002, empty and too many
+        bytes, are found before anything is sent; 008 the decoder died, 009 took too long, 010 needs too much
+        memory; and whatever BadData `work` raises. Other exceptions of `work` are bugs, and come through.
         """
-        refusals = [_refusal(*task) for task in tasks]
-        chunks = list(_chunks([task for task, no in zip(tasks, refusals, strict=True) if no is None]))
-        futures: list[ProcessFuture[list[T | BadData]]] = []
+        sent: deque[tuple[Chunk, ProcessFuture[list[T | BadData]]]] = deque()
         try:
-            for chunk in chunks:
-                futures.append(self._send(chunk))
-            parts = [self._receive(*pair) for pair in zip(chunks, futures, strict=True)]
-            results = (result for part in parts for result in part)
-            return [next(results) if no is None else no for no in refusals]
+            for chunk in _chunks(tasks):
+                sent.append((chunk, self._send(_sound(chunk))))
+                if len(sent) > 2 * self._processes:
+                    yield from self._answers(*sent[0])
+                    sent.popleft()
+            while sent:
+                yield from self._answers(*sent[0])
+                sent.popleft()
         finally:
-            for future in futures:
-                future.cancel()  # type: ignore[no-untyped-call]  # No effect on those that are done.
+            for _, future in sent:
+                future.cancel()  # type: ignore[no-untyped-call]
+
+    def _answers(self, chunk: Chunk, future: ProcessFuture[list[T | BadData]]) -> Iterator[T | BadData]:
+        results = iter(self._receive(_sound(chunk), future))
+        return (each if isinstance(each, BadData) else next(results) for each in chunk)
 
     def _new_pool(self) -> ProcessPool:
         context = multiprocessing.get_context("forkserver")
@@ -117,24 +124,33 @@ class Decoder(Generic[T]):
         return BadData("E-IMG-008", where, f"made its decoder die of {_cause(exc.exitcode)}", remedy)
 
 
-def _refusal(content: bytes, where: str) -> BadData | None:
-    try:
-        check_bytes(content, where)
-    except BadData as exc:
-        return exc
-    return None
+def _chunks(tasks: Iterable[Task | BadData]) -> Iterator[Chunk]:
+    """Consecutive tasks, CHUNK at most, and CHUNK_BYTES at most where they are more than one; those that need no
+    decoder are answered."""
+    chunk: Chunk = []
+    size = 0
+    for task in map(_checked, tasks):
+        more = 0 if isinstance(task, BadData) else len(task[0])
+        if chunk and (len(chunk) == CHUNK or size + more > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(task)
+        size += more
+    if chunk:
+        yield chunk
 
 
-def _chunks(tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
-    """Consecutive tasks, CHUNK at most, and CHUNK_BYTES at most where they are more than one."""
-    start = size = 0
-    for number, (content, _) in enumerate(tasks):
-        if number > start and (number - start == CHUNK or size + len(content) > CHUNK_BYTES):
-            yield tasks[start:number]
-            start, size = number, 0
-        size += len(content)
-    if tasks:
-        yield tasks[start:]
+def _checked(task: Task | BadData) -> Task | BadData:
+    if not isinstance(task, BadData):
+        try:
+            check_bytes(*task)
+        except BadData as exc:
+            return exc
+    return task
+
+
+def _sound(chunk: Chunk) -> list[Task]:
+    return [task for task in chunk if not isinstance(task, BadData)]
 
 
 def _cause(status: int) -> str:
@@ -187,7 +203,7 @@ def _attempt(work: Work[T], content: bytes, where: str, seconds: float, megabyte
     try:
         return work(content, where)
     except BadData as exc:
-        return exc
+        return BadData(*exc.args)  # Without the frames it came from, which hold the picture until all are done.
     except MemoryError:
         problem = f"needs more than {megabytes} MB to decode"
         return BadData("E-IMG-010", where, problem, "scale it down, or export it in another format")

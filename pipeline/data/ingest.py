@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline import artifacts
 from pipeline.config import Data
 from pipeline.data import store
-from pipeline.data.decoder import Decoder
+from pipeline.data.decoder import Decoder, Task
 from pipeline.data.images import Pixels
 from pipeline.data.measure import Measured, measure
 from pipeline.data.shards import box_sums
@@ -31,7 +31,6 @@ from pipeline.data.sources import Item, Source
 from pipeline.errors import BadData, PipelineError
 
 BLOCK_ITEMS = 256
-READ_ITEMS = 32  # read and decoded at a time, which bounds the memory
 CODE = Path(__file__).parent
 DECODING = ("images.py", "measure.py", "decoder.py", "sources")  # what a decoded picture depends on
 LIBRARIES = ("numpy", "pillow", "torchvision", "kornia-rs", "resvg-py", "imagehash")
@@ -144,21 +143,16 @@ def make_block(
     rows: list[dict[str, Any]] = []
     stored: list[Pixels] = []
     sums: list[NDArray[np.uint16]] = []
-    for start in range(0, len(items), READ_ITEMS):
-        part = items[start : start + READ_ITEMS]
-        contents = [_read(source, item) for item in part]
-        tasks = [(c, i.where) for c, i in zip(contents, part, strict=True) if isinstance(c, bytes)]
-        decoded = iter(decoder.map(tasks))
-        for item, content in zip(part, contents, strict=True):
-            answer = next(decoded) if isinstance(content, bytes) else content
-            row: dict[str, Any] = {"id": item.id, "version": item.version}
-            if isinstance(answer, BadData):
-                row["problem"] = list(answer.args)
-            else:
-                row |= {"row": len(stored), "measured": answer.measured._asdict()}
-                stored.append(answer.stored)
-                sums.append(answer.sums)
-            rows.append(row)
+    tasks = (_read(source, item) for item in items)
+    for item, answer in zip(items, decoder.map(tasks), strict=True):
+        row: dict[str, Any] = {"id": item.id, "version": item.version}
+        if isinstance(answer, BadData):
+            row["problem"] = list(answer.args)
+        else:
+            row |= {"row": len(stored), "measured": answer.measured._asdict()}
+            stored.append(answer.stored)
+            sums.append(answer.sums)
+        rows.append(row)
     name = artifacts.digest([_key(item) for item in items])[:32]
     with artifacts.commit_directory(cache / f"block-{name}", {"items": len(items)}) as folder:
         store.write(folder, "images", stored, len(stored), layout.encoding)
@@ -167,11 +161,11 @@ def make_block(
     return len(items)
 
 
-def _read(source: Source, item: Item) -> bytes | BadData:
+def _read(source: Source, item: Item) -> Task | BadData:
     if item.flaw is not None:
         return item.flaw
     try:
-        return source.read(item)
+        return source.read(item), item.where
     except BadData as problem:
         return problem
 

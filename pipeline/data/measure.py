@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.images import Picture
 
+HASHED = 64  # px a side, about, of which the perceptual hash is made
+
 
 class Measured(NamedTuple):
     """Numbers of one picture. Grey levels are 0-255."""
@@ -46,7 +48,7 @@ def measure(picture: Picture) -> Measured:
         std=round(std, 4),
         entropy=round(max(float(-(share * np.log2(share)).sum()), 0.0), 4),
         sharpness=round(_laplacian_variance(np.asarray(grey)), 4),
-        phash=str(imagehash.phash(grey)),
+        phash=str(imagehash.phash(grey.reduce(max(grey.width // HASHED, 1)))),
     )
 
 

@@ -44,12 +44,12 @@ def acting():
 
 def test_results_come_in_order(acting):
     words = [f"word {number}" for number in range(100)]
-    assert acting.map(tasks(*words)) == [word.upper() for word in words]
-    assert acting.map([]) == []
+    assert list(acting.map(tasks(*words))) == [word.upper() for word in words]
+    assert list(acting.map([])) == []
 
 
 def test_what_work_refuses_is_the_result_of_its_item(acting):
-    good, bad, after = acting.map(tasks("a", "refuse", "b"))
+    good, bad, after = list(acting.map(tasks("a", "refuse", "b")))
     assert (good, after) == ("A", "B")
     assert isinstance(bad, BadData) and (bad.code, bad.where) == ("E-IMG-005", "raw/1.png")
 
@@ -66,14 +66,14 @@ def test_what_work_refuses_is_the_result_of_its_item(acting):
 )
 def test_an_item_that_kills_hangs_or_gorges_is_lost_alone(acting, monkeypatch, deed, code, says):
     monkeypatch.setattr(decoder, "CHUNK", 2)
-    *before, lost, after = acting.map(tasks("a", "b", "c", deed, "d"))
+    *before, lost, after = list(acting.map(tasks("a", "b", "c", deed, "d")))
     assert (before, after) == (["A", "B", "C"], "D")
     assert isinstance(lost, BadData) and lost.code == code and lost.where == "raw/3.png"
     assert says in str(lost) and " Fix: " in str(lost) and len(str(lost).splitlines()) == 1
 
 
 def test_several_deaths_cost_no_more_than_their_items(acting):
-    results = acting.map(tasks(*(["a", "exit", "b", "c"] * 4)))
+    results = list(acting.map(tasks(*(["a", "exit", "b", "c"] * 4))))
     assert [result.code if isinstance(result, BadData) else result for result in results] == [
         "A", "E-IMG-008", "B", "C",
     ] * 4  # fmt: skip
@@ -81,22 +81,22 @@ def test_several_deaths_cost_no_more_than_their_items(acting):
 
 def test_a_bug_in_the_work_comes_through_and_leaves_the_decoder_usable(acting):
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        acting.map(tasks("a", "bug"))
+        list(acting.map(tasks("a", "bug")))
     with pytest.raises(ConfigError):
-        acting.map(tasks("other"))
-    assert acting.map(tasks("a")) == ["A"]
+        list(acting.map(tasks("other")))
+    assert list(acting.map(tasks("a"))) == ["A"]
 
 
 def test_empty_and_oversized_files_are_not_even_sent(acting, monkeypatch):
     monkeypatch.setattr(images, "MAX_BYTES", 4)
-    results = acting.map(tasks("good", "", "oversized", "fine"))
+    results = list(acting.map(tasks("good", "", "oversized", "fine")))
     assert [getattr(result, "code", result) for result in results] == [
         "GOOD", "E-IMG-001", "E-IMG-002", "FINE",
     ]  # fmt: skip
 
 
 def test_decoders_are_confined(acting):
-    assert acting.map(tasks("limits")) == [(0, decoder.OPEN_FILES, True, 1)]
+    assert list(acting.map(tasks("limits"))) == [(0, decoder.OPEN_FILES, True, 1)]
 
 
 def test_chunks_are_bounded_in_number_and_bytes(monkeypatch):
@@ -114,7 +114,7 @@ def test_a_decoder_killed_while_idle_is_replaced():
         os.kill(pid, signal.SIGKILL)
         assert wait_for(lambda: not alive(pid))
         time.sleep(0.5)  # pebble looks every 0.1 s
-        assert opened.map(tasks("a")) == ["A"]
+        assert list(opened.map(tasks("a"))) == ["A"]
 
 
 def test_no_process_is_left_after_the_end_or_an_exception():
@@ -133,8 +133,8 @@ def test_decoders_die_with_a_parent_that_is_killed():
         "from pipeline.data.decoder import Decoder\n"
         "from deeds import act\n"
         "decoder = Decoder(act, processes=1)\n"
-        "print(decoder.map([(b'pid', 'a')])[0], flush=True)\n"
-        "decoder.map([(b'spin', 'a')] * 100)\n"
+        "print(*decoder.map([(b'pid', 'a')]), flush=True)\n"
+        "list(decoder.map([(b'spin', 'a')] * 100))\n"
     )
     paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
     command = [sys.executable, "-c", code]

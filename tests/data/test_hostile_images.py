@@ -45,7 +45,7 @@ def decoder():
 
 @pytest.fixture(scope="module")
 def outcomes(decoder, corpus):
-    return decoder.map([(case.content, f"raw/{case.name}") for case in corpus])
+    return list(decoder.map([(case.content, f"raw/{case.name}") for case in corpus]))
 
 
 def test_the_corpus_is_large_distinct_and_the_same_every_time(corpus):
