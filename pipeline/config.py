@@ -33,6 +33,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Kernels = Literal["off", "fixed", "noise", "content", "both"]
 Colour = tuple[Annotated[int, Field(ge=0, le=255)], ...]
 EmaStd = Annotated[float, Field(gt=0, lt=0.28)]  # Of the power-function profile; 1/sqrt(12) is its bound.
 
@@ -89,6 +90,7 @@ class Core(Section):
     num_blocks: Annotated[int, Field(ge=1, le=16)]
     attention: tuple[Size, ...]
     dropout: Probability
+    kernels: Kernels
 
     @model_validator(mode="after")
     def _check(self) -> Core:
@@ -106,6 +108,13 @@ class Shell(Section):
     patch: Literal[1, 2, 4]
     channels: Annotated[int, Field(ge=8, le=2048)]
     num_blocks: Annotated[int, Field(ge=1, le=16)]
+    kernels: Kernels
+
+
+class Regions(Section):
+    """Noise levels that differ by region, in the training of core and shell."""
+
+    probability: Fraction
 
 
 class Training(Section):
@@ -239,6 +248,7 @@ class Params(Section):
     data: Data
     core: Core
     shell: Shell
+    regions: Regions
     augment: Augment
     pretrain: Pretrain
     finetune: Finetune
@@ -253,6 +263,10 @@ class Params(Section):
         problem = f"data.resolution: {top} is not core.resolution ({low}) doubled once or more"
         _require(top > low, problem)
         _require(top <= 16 * low, f"data.resolution: {top} is more than 16 times core.resolution ({low})")
+        small = self.regions.probability > 0 and low < 8
+        _require(
+            not small, f"regions.probability: a core of {low} px has too few patches of 4 px; it needs 8 px"
+        )
         foreign = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
         _require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")
         return self
