@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.layers import (
+    Block,
     FourierFeatures,
     MPConv,
     Text,
@@ -226,6 +227,13 @@ def set_dtype(denoiser: Denoiser, dtype: torch.dtype) -> None:
     """Choose the precision of the raw networks (float32 or bfloat16)."""
     for level in levels(denoiser):
         level.dtype = dtype
+
+
+def set_recompute(denoiser: Denoiser, recompute: bool) -> None:
+    """Whether blocks compute their activations again in the backward pass: less memory, more time, the same bits."""
+    for block in denoiser.modules():
+        if isinstance(block, Block):
+            block.recompute = recompute
 
 
 def build_core(resolution: int, text_dim: int, net: dict[str, object]) -> CoreDenoiser:

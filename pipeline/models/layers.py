@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class Text(NamedTuple):
@@ -299,9 +300,15 @@ class Block(nn.Module):
         self.text_attention = TextAttention(channels_out, text_dim) if text_dim else None
         self.region_scale = RegionConv(channels_out) if regions else None
         self.mixer = mixer
+        self.recompute = False  # keep only the input for the backward pass (arXiv 1604.06174)
 
     def forward(self, x: Tensor, level: Level, text: Text) -> Tensor:
         """Map [B,C_in,H,W] to [B,C_out,H,W]."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, level, text, use_reentrant=False)
+        return self._forward(x, level, text)
+
+    def _forward(self, x: Tensor, level: Level, text: Text) -> Tensor:
         if self.flavor == "enc":
             x = self.conv_skip(x) if self.conv_skip is not None else x
             x = unit_rms(x, dim=1)

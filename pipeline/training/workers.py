@@ -1,7 +1,7 @@
 """One process of a training stage: build, resume, fit, export.
 
-A worker gets a plain dict (`params`, `root`, `run_dir`, `precision`, `threads`), so that it can be sent to
-another machine. All state lives in `run_dir`; the finished model and its reports in `run_dir/result`. Rank and
+A worker gets a plain dict (`params`, `root`, `run_dir`, `precision`, `recompute`, `threads`), so that it can be
+sent to another machine. All state lives in `run_dir`; the finished model and its reports in `run_dir/result`. Rank and
 world size come from torch.distributed where it is initialised.
 """
 
@@ -34,6 +34,7 @@ from pipeline.models.denoiser import (
     build_shell,
     levels,
     set_dtype,
+    set_recompute,
 )
 from pipeline.models.discriminator import CoreFeatures, FrozenFeatures, Heads, Lite0Features
 from pipeline.models.kernels import mean_kernel_px
@@ -65,6 +66,7 @@ class Run:
         self.dataset = PreparedDataset(self.root / "data/prepared")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision(config["precision"], self.device)
+        self.recompute = bool(config.get("recompute", False))
         if config["threads"]:
             torch.set_num_threads(config["threads"])
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -268,6 +270,7 @@ def denoising_stage(
     error is that of whole images at one level at all times, so that it compares."""
     s, p = run.section, run.params
     set_dtype(denoiser, run.dtype)
+    set_recompute(denoiser, run.recompute)
     learner = Learner(trained, (0.9, 0.99), ema_decays(s.ema_std))
     state = TrainState({"net": learner})
     checkpoint.resume(run.folder / "checkpoints", state)
@@ -418,6 +421,7 @@ def refine(config: dict[str, Any]) -> None:
     text_dim = int(str(run.dataset.text_encoder["dim"]))
     student = parent.denoiser.requires_grad_(True).train()
     set_dtype(student, run.dtype)
+    set_recompute(student, run.recompute)
     frozen: list[FrozenFeatures] = []
     if "self" in s.discriminators:
         core = levels(teacher.denoiser)[0]
