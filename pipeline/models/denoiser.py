@@ -230,7 +230,7 @@ def set_dtype(denoiser: Denoiser, dtype: torch.dtype) -> None:
 
 
 def set_recompute(denoiser: Denoiser, recompute: bool) -> None:
-    """Whether blocks compute their activations again in the backward pass: less memory, more time, the same bits."""
+    """Whether blocks compute their activations again in the backward pass: less memory, more time, same bits."""
     for block in denoiser.modules():
         if isinstance(block, Block):
             block.recompute = recompute

@@ -2,7 +2,7 @@
 
 For images whose power falls as 1/f^2 the support of the Wiener filter grows with the noise level, so noisier
 regions want larger kernels. Operators that vary with the noise level: MEME, arXiv 2306.04990; mixing them by
-region is ours. B images, C channels, H x W positions of the feature map, g x g patches.
+region is ours. Encoder blocks have them. B images, C channels, H x W positions of the feature map, g x g patches.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.layers import REGION_FEATURES, Level, MPConv, Text, resize, upsample
+from pipeline.models.layers import REGION_FEATURES, Level, MPConv, Text, pool, resize
 
 SCALES = 3  # branch k looks at 3 * 2^k positions each way
 HIDDEN = 8
@@ -59,16 +59,13 @@ class KernelMix(nn.Module):
 
     def forward(self, x: Tensor, level: Level) -> Tensor:
         """Mix [B,C,H,W]; H and W are multiples of 4."""
-        shares = self.shares(x, level).to(x.dtype)
-        mixed, coarse = torch.zeros_like(x), x
+        shares = self.shares(x, level)
+        g, coarse, out = self.gain, x, x
         for k, branch in enumerate(self.branches):
-            coarse = F.avg_pool2d(coarse, 2) if k else coarse
-            seen = branch(coarse)
-            for _ in range(k):
-                seen = upsample(seen)
-            mixed = mixed + shares[:, k : k + 1] * seen
-        g = self.gain
-        return (x + g.to(x.dtype) * mixed) * (1 + g.square()).rsqrt().to(x.dtype)
+            coarse = pool(coarse) if k else coarse
+            seen = resize(branch(coarse), x.shape[-1])
+            out = torch.addcmul(out, (g * shares[:, k : k + 1]).to(x.dtype), seen)
+        return out * (1 + g.square()).rsqrt().to(x.dtype)
 
 
 @torch.no_grad()

@@ -51,8 +51,8 @@ class ShellNet(nn.Module):
         wide = 2 * channels
 
         def block(c_in: int, c_out: int, flavor: str, px: int) -> Block:
-            mixed = c_out if flavor == "enc" else c_in
-            mixer = KernelMix(mixed, kernels, px, regions) if kernels != "off" else None
+            adaptive = kernels != "off" and flavor == "enc"
+            mixer = KernelMix(c_out, kernels, px, regions) if adaptive else None
             return Block(c_in, c_out, emb_channels, flavor, regions=regions, mixer=mixer)
 
         self.embedding = Embedding(2 * channels, emb_channels, text_dim, augment_labels)

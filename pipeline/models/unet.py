@@ -42,8 +42,7 @@ class UNet(nn.Module):
         self.embedding = Embedding(channels, emb_channels, text_dim, augment_labels)
 
         def block(c_in: int, c_out: int, flavor: str, size: int) -> Block:
-            mixed = c_out if flavor == "enc" else c_in
-            adaptive = kernels != "off" and size * patch >= LEAST_PX
+            adaptive = kernels != "off" and flavor == "enc" and size * patch >= LEAST_PX
             return Block(
                 c_in,
                 c_out,
@@ -52,7 +51,7 @@ class UNet(nn.Module):
                 text_dim if size in attention else 0,
                 dropout,
                 regions=regions,
-                mixer=KernelMix(mixed, kernels, resolution // size, regions) if adaptive else None,
+                mixer=KernelMix(c_out, kernels, resolution // size, regions) if adaptive else None,
             )
 
         pixels = image_channels * patch**2

@@ -1,8 +1,8 @@
 """One process of a training stage: build, resume, fit, export.
 
 A worker gets a plain dict (`params`, `root`, `run_dir`, `precision`, `recompute`, `threads`), so that it can be
-sent to another machine. All state lives in `run_dir`; the finished model and its reports in `run_dir/result`. Rank and
-world size come from torch.distributed where it is initialised.
+sent to another machine. All state lives in `run_dir`; the finished model and its reports in `run_dir/result`.
+Rank and world size come from torch.distributed where it is initialised.
 """
 
 import csv

@@ -48,10 +48,10 @@ def test_a_new_network_with_kernels_is_the_one_without(mode: str) -> None:
     assert torch.equal(plain(x, sigma, no_text(2)), adaptive(x, sigma, no_text(2)))
 
 
-def test_small_feature_maps_keep_plain_convolutions() -> None:
+def test_small_feature_maps_and_decoders_keep_plain_convolutions() -> None:
     core = build_core(32, 8, {**NET, "kernels": "both"})
     mixed = {name.split(".mixer")[0] for name in core.state_dict() if ".mixer." in name}
-    assert mixed == {"net.encoder.0.0", "net.decoder.1.0", "net.decoder.1.1"}  # not those at 16 px
+    assert mixed == {"net.encoder.0.0"}
 
 
 def test_fixed_kernels_equal_a_sum_by_hand() -> None:
@@ -117,7 +117,7 @@ def test_the_mean_kernel_follows_the_shares(tmp_path: Path) -> None:
     images, generator = torch.randn(2, 3, 32, 32), torch.Generator().manual_seed(0)
     sigmas = [0.01, 0.1, 1.0, 10.0]
     at_first = mean_kernel_px(core, images, no_text(2), sigmas, generator)
-    assert set(at_first) == {"encoder.0.0", "decoder.1.0", "decoder.1.1"}
+    assert set(at_first) == {"encoder.0.0"}
     third = (3 + 6 + 12) / 3 * 2  # px, with patch 2
     assert all(sizes == pytest.approx([third] * 4) for sizes in at_first.values())
     for name, p in core.named_parameters():
