@@ -99,6 +99,11 @@ class Core(Section):
         _require(maps[-1] >= 1, f"channel_mult: {len(maps)} levels are too many for {self.resolution} px")
         for size in self.attention:
             _require(size in maps, f"attention: {size} is no feature map of this network, which has {maps}")
+        effective = self.kernels == "off" or self.resolution >= 32
+        _require(
+            effective,
+            f"kernels: have no effect in a core of {self.resolution} px; it needs 32. Fix: write off",
+        )
         return self
 
 
@@ -266,6 +271,11 @@ class Params(Section):
         small = self.regions.probability > 0 and low < 8
         _require(
             not small, f"regions.probability: a core of {low} px has too few patches of 4 px; it needs 8 px"
+        )
+        coarse = top // self.shell.patch // 2  # positions of the shell's coarse feature map
+        fits = self.shell.kernels == "off" or coarse >= 4
+        _require(
+            fits, f"shell.kernels: a feature map of {coarse} positions has no room for them; they need 4"
         )
         foreign = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
         _require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.noise import smooth
-from pipeline.models.denoiser import Denoiser
+from pipeline.models.denoiser import PATCH, Denoiser, expand
 from pipeline.models.layers import Text
 
 Estimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (z, S by patches) -> (denoised, difficulty)
@@ -102,11 +102,10 @@ def region_estimate(
         assert denoiser.difficulty is not None
         h = denoiser.difficulty(made.features, denoiser.logvar(sigma))
         if guidance != 1:
-            level = sigma * (sigma.shape[-1] * 4 / z.shape[-1])
+            level = sigma * (sigma.shape[-1] * PATCH / z.shape[-1])
             inside = (interval[0] <= level) & (level <= interval[1])
             weight = torch.where(inside, guidance, 1.0)
-            weight = weight.repeat_interleave(z.shape[-1] // sigma.shape[-1], dim=-1)
-            weight = weight.repeat_interleave(z.shape[-2] // sigma.shape[-2], dim=-2)
+            weight = expand(weight, z.shape[-1])
             plain = denoiser(z, sigma, nothing)
             denoised = plain + weight * (denoised - plain)
         return denoised, h
