@@ -33,6 +33,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Kernels = Literal["off", "fixed", "noise", "content", "both"]
 Colour = tuple[Annotated[int, Field(ge=0, le=255)], ...]
 EmaStd = Annotated[float, Field(gt=0, lt=0.28)]  # Of the power-function profile; 1/sqrt(12) is its bound.
 
@@ -89,6 +90,7 @@ class Core(Section):
     num_blocks: Annotated[int, Field(ge=1, le=16)]
     attention: tuple[Size, ...]
     dropout: Probability
+    kernels: Kernels
 
     @model_validator(mode="after")
     def _check(self) -> Core:
@@ -97,6 +99,11 @@ class Core(Section):
         _require(maps[-1] >= 1, f"channel_mult: {len(maps)} levels are too many for {self.resolution} px")
         for size in self.attention:
             _require(size in maps, f"attention: {size} is no feature map of this network, which has {maps}")
+        effective = self.kernels == "off" or self.resolution >= 32
+        _require(
+            effective,
+            f"kernels: have no effect in a core of {self.resolution} px; it needs 32. Fix: write off",
+        )
         return self
 
 
@@ -106,6 +113,13 @@ class Shell(Section):
     patch: Literal[1, 2, 4]
     channels: Annotated[int, Field(ge=8, le=2048)]
     num_blocks: Annotated[int, Field(ge=1, le=16)]
+    kernels: Kernels
+
+
+class Regions(Section):
+    """Noise levels that differ by region, in the training of core and shell."""
+
+    probability: Fraction
 
 
 class Training(Section):
@@ -239,6 +253,7 @@ class Params(Section):
     data: Data
     core: Core
     shell: Shell
+    regions: Regions
     augment: Augment
     pretrain: Pretrain
     finetune: Finetune
@@ -253,6 +268,15 @@ class Params(Section):
         problem = f"data.resolution: {top} is not core.resolution ({low}) doubled once or more"
         _require(top > low, problem)
         _require(top <= 16 * low, f"data.resolution: {top} is more than 16 times core.resolution ({low})")
+        small = self.regions.probability > 0 and low < 8
+        _require(
+            not small, f"regions.probability: a core of {low} px has too few patches of 4 px; it needs 8 px"
+        )
+        coarse = top // self.shell.patch // 2  # positions of the shell's coarse feature map
+        fits = self.shell.kernels == "off" or coarse >= 4
+        _require(
+            fits, f"shell.kernels: a feature map of {coarse} positions has no room for them; they need 4"
+        )
         foreign = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
         _require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")
         return self
@@ -266,6 +290,7 @@ class ComputeProfile(Section):
     max_failures: restarts from the last checkpoint before a stage gives up; -1 is without end.
     address: dashboard URL of a Ray cluster (jobs API); null runs here.
     storage: absolute folder that all nodes share; null is the working tree.
+    recompute: compute activations again in the backward pass, for less memory; about a third more time.
     """
 
     workers: Annotated[int, Field(ge=0, le=4096)] = 0
@@ -275,6 +300,7 @@ class ComputeProfile(Section):
     address: str | None = None
     storage: str | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    recompute: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> ComputeProfile:

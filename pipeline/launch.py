@@ -697,6 +697,7 @@ class Stage:
             "run_dir": str(self.run_dir),
             "inputs": self.inputs,
             "precision": self.profile.precision,
+            "recompute": self.profile.recompute,
             "threads": threads,
         }
 

@@ -95,6 +95,9 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         ("data.resolution", CORE, f"data.resolution: {CORE} is not core.resolution ({CORE}) doubled once"),
         ("core.attention", [5], "core.attention: 5 is no feature map of this network"),
         ("core.channel_mult", [1] * 9, "core.channel_mult: 9 levels are too many"),
+        ("core.kernels", "all", "core.kernels: 'all' is not valid"),
+        ("core.kernels", True, "core.kernels: True is not valid"),
+        ("regions.probability", 1.5, "regions.probability: 1.5 is not valid"),
         ("data.background", [255, 255], "data.background: needs 3 numbers"),
         ("data.background", [255, 255, 256], "data.background[2]"),
         (

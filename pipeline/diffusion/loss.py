@@ -1,31 +1,44 @@
 """The denoising loss (arXiv 2312.02696, eq. 21): squared error in network units, balanced by the learned
-uncertainty u(sigma)."""
+uncertainty u(sigma). Where levels differ by region, each patch has its own weight and its own u."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
+from pipeline.models.denoiser import expand
 from pipeline.models.layers import Text
+
+DIFFICULTY_WEIGHT = 0.01
 
 
 class Trainable(Protocol):
     """What the loss needs of a denoiser."""
 
-    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
-        """Weighted squared error of each image, [B]."""
+    @property
+    def difficulty(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """Predicts ln E[error] of patches from (features, u); None: not trained with maps."""
+
+    def assess(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+        """(weighted squared error, of the shape of sigma; decoder features)."""
 
     def logvar(self, sigma: Tensor) -> Tensor:
-        """u(sigma), [B]."""
+        """u(sigma), of the shape of sigma."""
 
 
 def denoising_loss(
     denoiser: Trainable, images: Tensor, sigma: Tensor, noise: Tensor, text: Text
 ) -> tuple[Tensor, Tensor]:
-    """Loss and plain error of each image.
+    """Loss and plain error of each image, or of each patch.
 
-    images, noise: float32 [B,3,R,R], the noise standard normal; sigma [B]. Returns (error / exp u + u [B],
-    error [B], detached)."""
-    noisy = images + sigma[:, None, None, None] * noise
-    error = denoiser.error(images, noisy, sigma, text)
+    images, noise: float32 [B,3,R,R], the noise standard normal; sigma [B], or [B,1,g,g] by patches. Returns
+    (error / exp u + u, error detached), of the shape of sigma. With maps, the head that predicts the
+    difficulty h of patches learns by the same rule from the detached error, at a weight of 0.01."""
+    noisy = images + expand(sigma, images.shape[-1]) * noise
+    error, features = denoiser.assess(images, noisy, sigma, text)
     u = denoiser.logvar(sigma)
-    return error / u.exp() + u, error.detach()
+    loss = error / u.exp() + u
+    if denoiser.difficulty is not None and sigma.ndim == 4:
+        h = denoiser.difficulty(features, u)
+        loss = loss + DIFFICULTY_WEIGHT * (error.detach() / h.exp() + h)
+    return loss, error.detach()

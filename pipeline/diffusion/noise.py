@@ -4,6 +4,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+MEAN_ABS_NORMAL = 0.8  # mean of |N(0,1)|, rounded
 
 
 def lognormal_sigma(batch: int, p_mean: float, p_std: float, generator: torch.Generator) -> Tensor:
@@ -20,6 +23,43 @@ def truncated_lognormal_sigma(
     top = 0.5 * (1 + math.erf((math.log(sigma_max) - p_mean) / (p_std * math.sqrt(2))))
     u = torch.rand(batch, generator=generator, device=generator.device).clamp(1e-6, 1 - 1e-6) * top
     return (p_mean + p_std * torch.special.ndtri(u)).exp()
+
+
+def smooth(x: Tensor) -> Tensor:
+    """Mean over each 3x3 neighbourhood, of [B,1,g,g]; at the edge over what lies inside."""
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+
+def region_sigma(
+    sigma: Tensor,
+    grid: int,
+    probability: float,
+    generator: torch.Generator,
+    sigma_max: float,
+    sigma_min: float = 0.002,
+    finished: float = 0.0,
+) -> Tensor:
+    """Turn one level an image [B] into maps of grid x grid patches [B,1,g,g]; drawn without looking at images.
+
+    With `probability` an image gets ln S_p = ln sigma + w (n_p - 0.8), w ~ U(0, 1.5), n_p = |N(0,1)|, half the
+    time smoothed over 3x3 patches and scaled back to mean 0.8: most patches lie near a cleanest level, and the
+    mean of ln S stays that of ln sigma (the rule of Patch Forcing, arXiv 2604.19141). Of its patches the share
+    `finished` is at sigma_min. Levels are clipped to [sigma_min, sigma_max]. The other images keep their level
+    everywhere."""
+    device, shape = generator.device, (len(sigma), 1, grid, grid)
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(size, generator=generator, device=device)
+
+    n = torch.randn(shape, generator=generator, device=device).abs()
+    soft = smooth(n)
+    soft = soft * (MEAN_ABS_NORMAL / soft.mean(dim=(1, 2, 3), keepdim=True))
+    n = torch.where(uniform(len(sigma), 1, 1, 1) < 0.5, soft, n)
+    w = 1.5 * uniform(len(sigma), 1, 1, 1)
+    level = sigma[:, None, None, None].expand(shape)
+    mixed = (level * (w * (n - MEAN_ABS_NORMAL)).exp()).clamp(sigma_min, sigma_max)
+    mixed = torch.where(uniform(*shape) < finished, sigma_min, mixed)
+    return torch.where(uniform(len(sigma), 1, 1, 1) < probability, mixed, level)
 
 
 def karras_sigmas(num_steps: int, sigma_max: float, sigma_min: float, rho: float = 7.0) -> Tensor:

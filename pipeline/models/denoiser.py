@@ -6,21 +6,36 @@ A denoiser maps (noisy, sigma, text) to the expected clean image. `CoreDenoiser`
 of level sigma is the half-size image with white noise of level sigma / 2, so the denoiser below applies to
 the pooled input exactly as it was trained.
 
+The level may differ by region: sigma is then a grid of square patches [B,1,g,g], the same grid at every level of
+the pyramid, and a map of one level gives the bits of that level as a number [B] (see docs/method.md, "Regions").
+
 Everything here is float32; only the raw networks may run in bfloat16 (`dtype`). Images are standardised per
 channel to mean 0 and standard deviation `SIGMA_DATA`.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pipeline.models.layers import FourierFeatures, MPConv, Text, high_pass, pool, upsample
+from pipeline.models.layers import (
+    Block,
+    FourierFeatures,
+    MPConv,
+    Text,
+    high_pass,
+    pool,
+    region_features,
+    resize,
+    upsample,
+)
 from pipeline.models.shell import ShellNet
 from pipeline.models.unet import UNet
 
 SIGMA_DATA = 0.5
+PATCH = 4  # px of the core that share one noise level, each way
 
 
 class Estimate(NamedTuple):
@@ -40,13 +55,48 @@ class LogVariance(nn.Module):
         self.gain = nn.Parameter(torch.zeros([]))
 
     def forward(self, sigma: Tensor) -> Tensor:
-        """Map sigma [B] to u [B], kept within +-10 so that a constant batch cannot diverge."""
-        return (self.linear(self.fourier(sigma.log() / 4)) * self.gain)[:, 0].clamp(-10, 10)
+        """Map sigma [B] or [B,1,g,g] to u, kept within +-10 so that a constant batch cannot diverge."""
+        u = (self.linear(self.fourier(sigma.flatten().log() / 4)) * self.gain)[:, 0].clamp(-10, 10)
+        return u.view(sigma.shape)
 
 
-def expand(sigma: Tensor) -> Tensor:
-    """[B] to [B,1,1,1]."""
-    return sigma[:, None, None, None]
+class Difficulty(nn.Module):
+    """Predicts h = ln E[error] of each patch, in units of c_out^2, from the decoder features; u at first."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = MPConv(channels, 1, kernel=1)
+        self.gain = nn.Parameter(torch.zeros([]))
+
+    def forward(self, features: Tensor, u: Tensor) -> Tensor:
+        """Map features [B,C,h,w] and the uncertainty u(sigma) [B,1,g,g] to h [B,1,g,g], within +-10."""
+        local = self.conv(resize(features.float(), u.shape[-1])) * self.gain
+        return (u.detach() + local).clamp(-10, 10)
+
+
+def expand(sigma: Tensor, resolution: int) -> Tensor:
+    """Levels of the pixels: [B] to [B,1,1,1], and a map [B,1,g,g] to [B,1,R,R]."""
+    return sigma[:, None, None, None] if sigma.ndim == 1 else resize(sigma, resolution)
+
+
+def split_level(sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a network is told of sigma: (c_noise [B], phi [B,4,g,g], or None for sigma [B]).
+
+    c_noise is a quarter of the mean ln sigma, taken as l0 + mean(l - l0) with l0 that of any one patch, which
+    is exact for maps of one level; phi are features of l less that mean."""
+    if sigma.ndim == 1:
+        return sigma.log() / 4, None
+    first = sigma[:, 0, 0, 0].contiguous()
+    relative = (sigma / first[:, None, None, None]).log()
+    mean = relative.mean(dim=(1, 2, 3))
+    return (first.log() + mean) / 4, region_features(relative - mean[:, None, None, None])
+
+
+def mean_square(x: Tensor, sigma: Tensor) -> Tensor:
+    """Mean square of [B,3,R,R] where sigma is one number: over the image [B], or over each patch [B,1,g,g]."""
+    if sigma.ndim == 1:
+        return x.square().mean(dim=(1, 2, 3))
+    return F.avg_pool2d(x.square().mean(dim=1, keepdim=True), x.shape[-1] // sigma.shape[-1])
 
 
 class CoreDenoiser(nn.Module):
@@ -57,6 +107,7 @@ class CoreDenoiser(nn.Module):
         self.net = net
         self.resolution = resolution
         self.logvar = LogVariance()
+        self.difficulty = Difficulty(net.feature_channels) if net.regions else None
         self.dtype = torch.float32
 
     @property
@@ -65,27 +116,37 @@ class CoreDenoiser(nn.Module):
         return self.net.feature_channels
 
     def estimate(self, noisy: Tensor, sigma: Tensor, text: Text) -> Estimate:
-        """Denoise [B,3,R,R] at sigma [B]; also return the decoder features."""
-        s = expand(sigma)
+        """Denoise [B,3,R,R] at sigma [B] or [B,1,g,g]; also return the decoder features."""
+        s = expand(sigma, self.resolution)
         norm = (s**2 + SIGMA_DATA**2).sqrt()
         c_skip, c_out, c_in = SIGMA_DATA**2 / norm**2, s * SIGMA_DATA / norm, 1 / norm
-        out, features = self.net((c_in * noisy).to(self.dtype), sigma.log() / 4, text)
+        out, features = self.net((c_in * noisy).to(self.dtype), *_told(sigma, text))
         return Estimate(c_skip * noisy + c_out * out.float(), features)
 
     def forward(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
         """Denoise [B,3,R,R] at sigma [B]."""
         return self.estimate(noisy, sigma, text).denoised
 
-    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
-        """Squared error of each image in units of c_out^2, mean over pixels: [B]."""
-        denoised = self(noisy, sigma, text)
+    def assess(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+        """Squared error in units of c_out^2, mean over the pixels of an image [B] or of each patch [B,1,g,g],
+        as sigma is; and the decoder features."""
+        estimate = self.estimate(noisy, sigma, text)
         weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
-        return weight * (denoised - images).square().mean(dim=(1, 2, 3))
+        return weight * mean_square(estimate.denoised - images, sigma), estimate.features
+
+    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        """The error of `assess`."""
+        return self.assess(images, noisy, sigma, text)[0]
 
     def encoder_features(self, noisy: Tensor, sigma: Tensor, text: Text) -> list[Tensor]:
         """Feature maps of each encoder level for noisy images [B,3,R,R]; what a discriminator looks at."""
-        c_in = 1 / (expand(sigma) ** 2 + SIGMA_DATA**2).sqrt()
-        return self.net.encode((c_in * noisy).to(self.dtype), sigma.log() / 4, text)[1]
+        c_in = 1 / (expand(sigma, self.resolution) ** 2 + SIGMA_DATA**2).sqrt()
+        return self.net.encode((c_in * noisy).to(self.dtype), *_told(sigma, text))[1]
+
+
+def _told(sigma: Tensor, text: Text) -> tuple[Tensor, Text, Tensor | None]:
+    c_noise, regions = split_level(sigma)
+    return c_noise, text, regions
 
 
 class ShellDenoiser(nn.Module):
@@ -106,6 +167,7 @@ class ShellDenoiser(nn.Module):
         self.resolution: int = 2 * below.resolution
         self.high_band_variance = high_band_variance  # v, per kept dimension
         self.logvar = LogVariance()
+        self.difficulty = Difficulty(net.feature_channels) if net.regions else None
         self.dtype = torch.float32
 
     @property
@@ -119,32 +181,38 @@ class ShellDenoiser(nn.Module):
         return math.sqrt(self.high_band_variance * 3 / 4)
 
     def add_octave(self, noisy: Tensor, below: Estimate, sigma: Tensor, text: Text) -> Estimate:
-        """Add the high band to the estimate of the level below. `noisy` [B,3,R,R] at sigma [B]."""
-        v, s = self.high_band_variance, expand(sigma)
+        """Add the high band to the estimate of the level below. `noisy` [B,3,R,R] at sigma."""
+        v, s = self.high_band_variance, expand(sigma, self.resolution)
         k_skip, k_out = v / (v + s**2), s * math.sqrt(v) / (s**2 + v).sqrt()
         c_in = 1 / (s**2 + SIGMA_DATA**2).sqrt()
         x, low = (c_in * noisy).to(self.dtype), (below.denoised / SIGMA_DATA).to(self.dtype)
-        out, features = self.net(x, low, below.features.to(self.dtype), sigma.log() / 4, text)
+        out, features = self.net(x, low, below.features.to(self.dtype), *_told(sigma, text))
         denoised = upsample(below.denoised) + high_pass(k_skip * noisy + k_out * out.float())
         return Estimate(denoised, features)
 
     def estimate(self, noisy: Tensor, sigma: Tensor, text: Text) -> Estimate:
-        """Denoise [B,3,R,R] at sigma [B]; also return the decoder features."""
+        """Denoise [B,3,R,R] at sigma [B] or [B,1,g,g]; also return the decoder features."""
         return self.add_octave(noisy, self.below.estimate(pool(noisy), sigma / 2, text), sigma, text)
 
     def forward(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
         """Denoise [B,3,R,R] at sigma [B]."""
         return self.estimate(noisy, sigma, text).denoised
 
-    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
-        """Squared error of the high band in units of k_out^2, mean over the kept dimensions: [B].
+    def assess(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+        """Squared error of the high band in units of k_out^2, mean over the kept dimensions of an image [B] or
+        of each patch [B,1,g,g], as sigma is; and the decoder features.
 
         The level below is not trained through this loss (its estimate is detached)."""
         with torch.no_grad():
             below = self.below.estimate(pool(noisy), sigma / 2, text)
-        residual = high_pass(self.add_octave(noisy, below, sigma, text).denoised - images)
+        estimate = self.add_octave(noisy, below, sigma, text)
+        residual = high_pass(estimate.denoised - images)
         weight = (sigma**2 + self.high_band_variance) / (sigma**2 * self.high_band_variance)
-        return weight * residual.square().mean(dim=(1, 2, 3)) * (4 / 3)
+        return weight * mean_square(residual, sigma) * (4 / 3), estimate.features
+
+    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        """The error of `assess`."""
+        return self.assess(images, noisy, sigma, text)[0]
 
 
 Denoiser = CoreDenoiser | ShellDenoiser
@@ -161,6 +229,13 @@ def set_dtype(denoiser: Denoiser, dtype: torch.dtype) -> None:
         level.dtype = dtype
 
 
+def set_recompute(denoiser: Denoiser, recompute: bool) -> None:
+    """Whether blocks compute their activations again in the backward pass: less memory, more time, same bits."""
+    for block in denoiser.modules():
+        if isinstance(block, Block):
+            block.recompute = recompute
+
+
 def build_core(resolution: int, text_dim: int, net: dict[str, object]) -> CoreDenoiser:
     """Build a core; `net` holds the keyword values of `UNet` (patch, channels, ...)."""
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in net.items()}
@@ -168,7 +243,7 @@ def build_core(resolution: int, text_dim: int, net: dict[str, object]) -> CoreDe
 
 
 def build_shell(
-    below: Denoiser, text_dim: int, high_band_variance: float, net: dict[str, int]
+    below: Denoiser, text_dim: int, high_band_variance: float, net: dict[str, Any]
 ) -> ShellDenoiser:
     """Build a shell around `below`; `net` holds the keyword values of `ShellNet` (patch, channels, ...)."""
     return ShellDenoiser(below, ShellNet(text_dim, below.feature_channels, **net), high_band_variance)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class Text(NamedTuple):
@@ -85,6 +86,15 @@ def pool(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2)
 
 
+def resize(x: Tensor, size: int) -> Tensor:
+    """Double or halve a square map until it is `size` wide: [B,C,h,h] -> [B,C,size,size]."""
+    while x.shape[-1] < size:
+        x = upsample(x)
+    while x.shape[-1] > size:
+        x = pool(x)
+    return x
+
+
 def high_pass(x: Tensor) -> Tensor:
     """What pooling loses, `HP = I - U P`; an orthogonal projection that keeps 3/4 of the dimensions."""
     return x - upsample(pool(x))
@@ -115,9 +125,10 @@ class MPConv(nn.Module):
     by the norm would do). So `forward` only scales by a constant, and a step touches the weights once.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, groups: int = 1) -> None:
         super().__init__()
-        shape = (channels_out, channels_in) + ((kernel, kernel) if kernel else ())
+        self.groups = groups
+        shape = (channels_out, channels_in // groups) + ((kernel, kernel) if kernel else ())
         self.weight = nn.Parameter(torch.randn(shape))
         self.fan_in = self.weight[0].numel()
         self.renormalize_()
@@ -127,7 +138,7 @@ class MPConv(nn.Module):
         weight = self.weight.to(x.dtype) * (1 / math.sqrt(self.fan_in))
         if weight.ndim == 2:
             return x @ weight.t()
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=self.groups)
 
     @torch.no_grad()
     def renormalize_(self) -> None:
@@ -156,12 +167,17 @@ def tangent_gradient_(module: nn.Module) -> None:
             layer.tangent_gradient_()
 
 
+def heads(channels: int, channels_per_head: int) -> int:
+    """The most heads of at least `channels_per_head` channels that divide `channels`."""
+    return next(n for n in range(max(1, channels // channels_per_head), 0, -1) if channels % n == 0)
+
+
 class SelfAttention(nn.Module):
     """Cosine self-attention over the pixels of a small feature map (2312.02696, section 2.2)."""
 
     def __init__(self, channels: int, channels_per_head: int = 64) -> None:
         super().__init__()
-        self.num_heads = max(1, channels // channels_per_head)
+        self.num_heads = heads(channels, channels_per_head)
         self.qkv = MPConv(channels, channels * 3, kernel=1)
         self.proj = MPConv(channels, channels, kernel=1)
 
@@ -180,7 +196,7 @@ class TextAttention(nn.Module):
 
     def __init__(self, channels: int, text_dim: int, channels_per_head: int = 64) -> None:
         super().__init__()
-        self.num_heads = max(1, channels // channels_per_head)
+        self.num_heads = heads(channels, channels_per_head)
         self.q = MPConv(channels, channels, kernel=1)
         self.kv = MPConv(text_dim, channels * 2, kernel=0)
         self.null = nn.Parameter(torch.randn(1, 1, text_dim))
@@ -189,11 +205,11 @@ class TextAttention(nn.Module):
     def forward(self, x: Tensor, text: Text) -> Tensor:
         """Map pixels [B,C,H,W] and text to the attention branch [B,C,H,W]."""
         B, C, H, W = x.shape
-        heads = (self.num_heads, C // self.num_heads)
+        shape = (self.num_heads, C // self.num_heads)
         tokens = torch.cat([self.null.expand(B, -1, -1), text.tokens], dim=1).to(x.dtype)  # [B, 1+T, D]
         visible = F.pad(text.mask, (1, 0), value=True)[:, None, None]  # [B, 1, 1, 1+T]
-        q = unit_rms(self.q(x).reshape(B, *heads, H * W), dim=2).transpose(2, 3)
-        kv = self.kv(unit_rms(tokens, dim=-1)).reshape(B, tokens.shape[1], 2, *heads)
+        q = unit_rms(self.q(x).reshape(B, *shape, H * W), dim=2).transpose(2, 3)
+        kv = self.kv(unit_rms(tokens, dim=-1)).reshape(B, tokens.shape[1], 2, *shape)
         k, v = (unit_rms(t, dim=-1).transpose(1, 2) for t in kv.unbind(2))  # [B, heads, 1+T, C/heads]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         return self.proj(y.transpose(2, 3).reshape(B, C, H, W))
@@ -222,8 +238,46 @@ class Embedding(nn.Module):
         return mp_silu(emb)
 
 
+class Level(NamedTuple):
+    """The noise level as the blocks of one network see it."""
+
+    emb: Tensor  # float32 [B,E], with caption and augmentation
+    c_noise: Tensor  # float32 [B], ln(sigma) / 4 of the image as a whole
+    regions: Tensor | None = (
+        None  # float32 [B,4,g,g], how far each patch is above or below it; None: not at all
+    )
+
+
+REGION_RANGE = 4.0  # of ln S of a patch, above or below the image's level
+REGION_FEATURES = 4
+
+
+def region_features(relative: Tensor) -> Tensor:
+    """phi(r) = sin(2^k pi r / 8), k = 0..3: relative levels [B,1,g,g] to [B,4,g,g]. Zero where r is, so that
+    layers without bias do nothing to an image of one level."""
+    r = relative.float().clamp(-REGION_RANGE, REGION_RANGE) * (math.pi / (2 * REGION_RANGE))
+    return torch.cat([(2**k * r).sin() for k in range(REGION_FEATURES)], dim=1)
+
+
+class RegionConv(nn.Module):
+    """What a patch's relative noise level adds to `channels` channels; nothing at first (zero gain), and nothing
+    ever where the image has one level."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = MPConv(REGION_FEATURES, channels, kernel=1)
+        self.gain = nn.Parameter(torch.zeros([]))
+
+    def forward(self, regions: Tensor, size: int) -> Tensor:
+        """Map phi(r) [B,4,g,g] to float32 [B,C,size,size]."""
+        return resize(self.conv(regions) * self.gain, size)
+
+
 class Block(nn.Module):
-    """Residual block (2312.02696, figure 21). `flavor` "enc" normalises pixels first, "dec" does not."""
+    """Residual block (2312.02696, figure 21). `flavor` "enc" normalises pixels first, "dec" does not.
+
+    `regions` lets the relative noise level of a patch scale its channels; `mixer` changes what the first
+    convolution reads (pipeline/models/kernels.py)."""
 
     def __init__(
         self,
@@ -234,6 +288,8 @@ class Block(nn.Module):
         text_dim: int = 0,  # 0: no attention in this block
         dropout: float = 0.0,
         balance: float = 0.3,  # share of the residual branch in the sum
+        regions: bool = False,
+        mixer: nn.Module | None = None,  # maps ([B,C,H,W], Level) to [B,C,H,W]
     ) -> None:
         super().__init__()
         self.flavor = flavor
@@ -246,16 +302,29 @@ class Block(nn.Module):
         self.conv_res1 = MPConv(channels_out, channels_out, kernel=3)
         self.self_attention = SelfAttention(channels_out) if text_dim else None
         self.text_attention = TextAttention(channels_out, text_dim) if text_dim else None
+        self.region_scale = RegionConv(channels_out) if regions else None
+        self.mixer = mixer
+        self.recompute = False  # keep only the input for the backward pass (arXiv 1604.06174)
 
-    def forward(self, x: Tensor, emb: Tensor, text: Text) -> Tensor:
+    def forward(self, x: Tensor, level: Level, text: Text) -> Tensor:
         """Map [B,C_in,H,W] to [B,C_out,H,W]."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, level, text, use_reentrant=False)
+        return self._forward(x, level, text)
+
+    def _forward(self, x: Tensor, level: Level, text: Text) -> Tensor:
         if self.flavor == "enc":
             x = self.conv_skip(x) if self.conv_skip is not None else x
             x = unit_rms(x, dim=1)
         # Residual branch, scaled by the embedding.
-        scale = self.emb_linear(emb) * self.emb_gain + 1
-        y = self.conv_res0(mp_silu(x))
-        y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
+        scale = (self.emb_linear(level.emb) * self.emb_gain + 1)[:, :, None, None]
+        if self.region_scale is not None and level.regions is not None:
+            scale = scale + self.region_scale(level.regions, x.shape[-1])
+        y = mp_silu(x)
+        if self.mixer is not None:
+            y = self.mixer(y, level)
+        y = self.conv_res0(y)
+        y = mp_silu(y * scale.to(y.dtype))
         if self.dropout:
             y = F.dropout(y, self.dropout, self.training)
         y = self.conv_res1(y)

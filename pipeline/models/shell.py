@@ -9,7 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.layers import Block, Embedding, MPConv, Text, mp_cat, mp_sum, pool, upsample
+from pipeline.models.kernels import KernelMix
+from pipeline.models.layers import (
+    Block,
+    Embedding,
+    Level,
+    MPConv,
+    RegionConv,
+    Text,
+    mp_cat,
+    mp_sum,
+    pool,
+    resize,
+    upsample,
+)
 
 
 class ShellNet(nn.Module):
@@ -23,60 +36,72 @@ class ShellNet(nn.Module):
         channels: int = 32,  # at the fine grid; the coarse grid has twice as many
         num_blocks: int = 1,
         augment_labels: int = 0,  # numbers that tell how an image was augmented
+        kernels: str = "off",  # adaptive kernels (pipeline/models/kernels.py) and what mixes them
+        regions: bool = False,  # the noise level may differ by region
         image_channels: int = 3,
     ) -> None:
         super().__init__()
         assert patch >= 1
         self.patch = patch
+        self.regions = regions
         self.feature_channels = channels
         emb_channels = 4 * channels
         pixels = image_channels * patch**2
         low_pixels = image_channels * max(patch // 2, 1) ** 2
         wide = 2 * channels
+
+        def block(c_in: int, c_out: int, flavor: str, px: int) -> Block:
+            adaptive = kernels != "off" and flavor == "enc"
+            mixer = KernelMix(c_out, kernels, px, regions) if adaptive else None
+            return Block(c_in, c_out, emb_channels, flavor, regions=regions, mixer=mixer)
+
         self.embedding = Embedding(2 * channels, emb_channels, text_dim, augment_labels)
         self.conv_in = MPConv(pixels + low_pixels + 1, channels, kernel=3)
-        self.encoder = nn.ModuleList(
-            Block(channels, channels, emb_channels, "enc") for _ in range(num_blocks)
-        )
-        self.down = Block(channels, wide, emb_channels, "enc")
+        self.region_in = RegionConv(channels) if regions else None
+        self.encoder = nn.ModuleList(block(channels, channels, "enc", patch) for _ in range(num_blocks))
+        self.down = block(channels, wide, "enc", 2 * patch)
         self.inject = MPConv(feature_channels, wide, kernel=1)
-        self.middle = nn.ModuleList(Block(wide, wide, emb_channels, "dec") for _ in range(num_blocks))
-        self.up = Block(wide, channels, emb_channels, "dec")
+        self.middle = nn.ModuleList(block(wide, wide, "dec", 2 * patch) for _ in range(num_blocks))
+        self.up = block(wide, channels, "dec", patch)
         self.decoder = nn.ModuleList(
-            Block(2 * channels if i == 0 else channels, channels, emb_channels, "dec")
-            for i in range(num_blocks)
+            block(2 * channels if i == 0 else channels, channels, "dec", patch) for i in range(num_blocks)
         )
         self.conv_out = MPConv(channels, pixels, kernel=3)
         self.out_gain = nn.Parameter(torch.zeros([]))
 
     def forward(
-        self, x: Tensor, low: Tensor, features: Tensor, c_noise: Tensor, text: Text
+        self,
+        x: Tensor,
+        low: Tensor,
+        features: Tensor,
+        c_noise: Tensor,
+        text: Text,
+        regions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predict the high band.
 
         x [B,3,R,R] scaled noisy image; low [B,3,R/2,R/2] scaled estimate of the level below; features
-        [B,C,h,w] of the level below at any coarser grid. Returns ([B,3,R,R], features [B,C,R/patch,R/patch]).
+        [B,C,h,w] of the level below at any coarser grid; regions [B,4,g,g], how the noise level of patches
+        differs from that of the image. Returns ([B,3,R,R], features [B,C,R/patch,R/patch]).
         """
-        emb = self.embedding(c_noise, text)
+        noise = Level(self.embedding(c_noise, text), c_noise, regions)
         if self.patch > 1:
             x, low = F.pixel_unshuffle(x, self.patch), F.pixel_unshuffle(low, self.patch // 2)
         else:
             low = upsample(low)
-        x = skip = self.conv_in(torch.cat([x, low, torch.ones_like(x[:, :1])], dim=1))
+        x = self.conv_in(torch.cat([x, low, torch.ones_like(x[:, :1])], dim=1))
+        if self.region_in is not None and regions is not None:
+            x = x + self.region_in(regions, x.shape[-1]).to(x.dtype)
+        skip = x
         for block in self.encoder:
-            x = skip = block(x, emb, text)
-        x = self.down(pool(x), emb, text)
-        features = self.inject(features)
-        while features.shape[-1] < x.shape[-1]:
-            features = upsample(features)
-        while features.shape[-1] > x.shape[-1]:
-            features = pool(features)
-        x = mp_sum(x, features)
+            x = skip = block(x, noise, text)
+        x = self.down(pool(x), noise, text)
+        x = mp_sum(x, resize(self.inject(features), x.shape[-1]))
         for block in self.middle:
-            x = block(x, emb, text)
-        x = self.up(upsample(x), emb, text)
+            x = block(x, noise, text)
+        x = self.up(upsample(x), noise, text)
         x = mp_cat(x, skip)
         for block in self.decoder:
-            x = block(x, emb, text)
+            x = block(x, noise, text)
         out = self.conv_out(x) * self.out_gain.to(x.dtype)
         return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out), x

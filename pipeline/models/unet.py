@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.layers import Block, Embedding, MPConv, Text, mp_cat, pool, upsample
+from pipeline.models.kernels import KernelMix
+from pipeline.models.layers import Block, Embedding, Level, MPConv, RegionConv, Text, mp_cat, pool, upsample
+
+LEAST_PX = 32  # feature maps of fewer px (positions times `patch`) keep plain convolutions
 
 
 class UNet(nn.Module):
@@ -25,10 +28,13 @@ class UNet(nn.Module):
         attention: tuple[int, ...] = (8,),  # feature-map sizes that attend to themselves and to the text
         dropout: float = 0.0,
         augment_labels: int = 0,  # numbers that tell how an image was augmented
+        kernels: str = "off",  # adaptive kernels (pipeline/models/kernels.py) and what mixes them
+        regions: bool = False,  # the noise level may differ by region
         image_channels: int = 3,
     ) -> None:
         super().__init__()
         self.patch = patch
+        self.regions = regions
         widths = [channels * m for m in channel_mult]
         emb_channels = max(widths)
         self.feature_channels = widths[0]
@@ -36,12 +42,23 @@ class UNet(nn.Module):
         self.embedding = Embedding(channels, emb_channels, text_dim, augment_labels)
 
         def block(c_in: int, c_out: int, flavor: str, size: int) -> Block:
-            return Block(c_in, c_out, emb_channels, flavor, text_dim if size in attention else 0, dropout)
+            adaptive = kernels != "off" and flavor == "enc" and size * patch >= LEAST_PX
+            return Block(
+                c_in,
+                c_out,
+                emb_channels,
+                flavor,
+                text_dim if size in attention else 0,
+                dropout,
+                regions=regions,
+                mixer=KernelMix(c_out, kernels, resolution // size, regions) if adaptive else None,
+            )
 
         pixels = image_channels * patch**2
         size = resolution // patch
         # Encoder.
         self.conv_in = MPConv(pixels + 1, widths[0], kernel=3)  # one constant channel stands for a bias
+        self.region_in = RegionConv(widths[0]) if regions else None
         self.encoder = nn.ModuleList()
         skips = [widths[0]]
         width = widths[0]
@@ -65,30 +82,38 @@ class UNet(nn.Module):
         self.conv_out = MPConv(width, pixels, kernel=3)
         self.out_gain = nn.Parameter(torch.zeros([]))
 
-    def encode(self, x: Tensor, c_noise: Tensor, text: Text) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Run the encoder on [B,3,R,R]. Returns (all skips, last feature map of each level, embedding)."""
-        emb = self.embedding(c_noise, text)
+    def encode(
+        self, x: Tensor, c_noise: Tensor, text: Text, regions: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor], Level]:
+        """Run the encoder on [B,3,R,R]. Returns (all skips, last feature map of each level, noise level)."""
+        noise = Level(self.embedding(c_noise, text), c_noise, regions)
         if self.patch > 1:
             x = F.pixel_unshuffle(x, self.patch)
         x = self.conv_in(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
+        if self.region_in is not None and regions is not None:
+            x = x + self.region_in(regions, x.shape[-1]).to(x.dtype)
         skips, levels = [x], []
         for level, blocks in enumerate(self.encoder):
             assert isinstance(blocks, nn.ModuleList)
             x = pool(x) if level else x
             for layer in blocks:
-                x = layer(x, emb, text)
+                x = layer(x, noise, text)
                 skips.append(x)
             levels.append(x)
-        return skips, levels, emb
+        return skips, levels, noise
 
-    def forward(self, x: Tensor, c_noise: Tensor, text: Text) -> tuple[Tensor, Tensor]:
-        """Map [B,3,R,R] to (prediction [B,3,R,R], decoder features [B,C,R/patch,R/patch])."""
-        skips, _, emb = self.encode(x, c_noise, text)
-        x = self.middle(skips[-1], emb, text)
+    def forward(
+        self, x: Tensor, c_noise: Tensor, text: Text, regions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map [B,3,R,R] to (prediction [B,3,R,R], decoder features [B,C,R/patch,R/patch]).
+
+        `regions` [B,4,g,g]: how the noise level of patches differs from that of the image (`region_features`)."""
+        skips, _, noise = self.encode(x, c_noise, text, regions)
+        x = self.middle(skips[-1], noise, text)
         for level, blocks in enumerate(self.decoder):
             assert isinstance(blocks, nn.ModuleList)
             x = upsample(x) if level else x
             for layer in blocks:
-                x = layer(mp_cat(x, skips.pop()), emb, text)
+                x = layer(mp_cat(x, skips.pop()), noise, text)
         out = self.conv_out(x) * self.out_gain.to(x.dtype)
         return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out), x

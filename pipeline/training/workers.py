@@ -1,8 +1,8 @@
 """One process of a training stage: build, resume, fit, export.
 
-A worker gets a plain dict (`params`, `root`, `run_dir`, `precision`, `threads`), so that it can be sent to
-another machine. All state lives in `run_dir`; the finished model and its reports in `run_dir/result`. Rank and
-world size come from torch.distributed where it is initialised.
+A worker gets a plain dict (`params`, `root`, `run_dir`, `precision`, `recompute`, `threads`), so that it can be
+sent to another machine. All state lives in `run_dir`; the finished model and its reports in `run_dir/result`.
+Rank and world size come from torch.distributed where it is initialised.
 """
 
 import csv
@@ -23,14 +23,24 @@ from pipeline.config import Params, parse_params
 from pipeline.data.augment import LABELS, Augment
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.diffusion.ema import halflife_decay, power_decay
-from pipeline.diffusion.noise import lognormal_sigma, truncated_lognormal_sigma
+from pipeline.diffusion.noise import lognormal_sigma, region_sigma, truncated_lognormal_sigma
 from pipeline.diffusion.sampling import generate
 from pipeline.errors import ConfigError
-from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, levels, set_dtype
+from pipeline.models.denoiser import (
+    PATCH,
+    Denoiser,
+    ShellDenoiser,
+    build_core,
+    build_shell,
+    levels,
+    set_dtype,
+    set_recompute,
+)
 from pipeline.models.discriminator import CoreFeatures, FrozenFeatures, Heads, Lite0Features
+from pipeline.models.kernels import mean_kernel_px
 from pipeline.models.layers import Text, high_pass, pool
 from pipeline.models.snapshot import Snapshot, Statistics, describe, load_snapshot, save_snapshot
-from pipeline.rng import key
+from pipeline.rng import generator_for, key
 from pipeline.training import checkpoint
 from pipeline.training.adversarial import AdversarialStep, Guards, guard_state
 from pipeline.training.fit import Hook, Step, fit
@@ -39,6 +49,8 @@ from pipeline.training.optim import world
 from pipeline.training.state import Learner, TrainState
 from pipeline.training.steps import DenoisingStep, held_out_error
 
+SIGMA_MAX = 80.0  # of the core
+FINISHED = 0.2  # share of patches that a shell sees without noise, in maps of regions
 GRID = 8  # training captions in a sample grid, and as many held-out ones
 
 
@@ -54,6 +66,7 @@ class Run:
         self.dataset = PreparedDataset(self.root / "data/prepared")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision(config["precision"], self.device)
+        self.recompute = bool(config.get("recompute", False))
         if config["threads"]:
             torch.set_num_threads(config["threads"])
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -71,9 +84,12 @@ class Run:
         """How the denoising stages vary their images."""
         return Augment(**self.params.augment.model_dump())
 
-    def augment_labels(self) -> dict[str, int]:
-        """The keyword value of a network that is told how images were augmented."""
-        return {"augment_labels": LABELS if self.augment.probability > 0 else 0}
+    def told(self) -> dict[str, int | bool]:
+        """The keyword values of a network that is told how images were augmented, and of noise by region."""
+        return {
+            "augment_labels": LABELS if self.augment.probability > 0 else 0,
+            "regions": self.params.regions.probability > 0,
+        }
 
     def images_and_names(self, rows: Sequence[int]) -> tuple[Tensor, Text, list[str]]:
         """Images uint8, encoded names and names of some rows, on the device."""
@@ -109,12 +125,12 @@ class Run:
     ) -> dict[str, Any]:
         """config.json of the finished model."""
         p = self.params
-        labels = self.augment_labels()
-        core = p.core.model_dump(mode="json", exclude={"resolution"}) | labels
+        told = self.told()
+        core = p.core.model_dump(mode="json", exclude={"resolution"}) | told
         shells = parent.config["shells"] if parent else []
         nets = [shell["net"] for shell in shells]
         if kind == "finetuned":
-            nets = [*nets, p.shell.model_dump(mode="json") | labels]
+            nets = [*nets, p.shell.model_dump(mode="json") | told]
         core = parent.config["core"]["net"] if parent else core
         return {
             "kind": kind,
@@ -148,6 +164,19 @@ class Run:
             snapshot = load_snapshot(folder / "model", self.device)
             set_dtype(snapshot.denoiser, self.dtype)
             self.sample_grid(snapshot, reports / "samples.png")
+            self.kernel_picture(snapshot, reports / "kernels.png")
+
+    def kernel_picture(self, snapshot: Snapshot, path: Path) -> None:
+        """Draw the mean effective kernel against ln sigma, on held-out images; nothing where kernels are off."""
+        images, text, _ = self.images_and_names(self.pick("val", GRID))
+        images = snapshot.statistics.standardise(images)
+        while images.shape[-1] > snapshot.resolution:
+            images = pool(images)
+        sigmas = torch.logspace(-2, 1, 13).tolist()
+        noise = generator_for(self.params.seed, "kernels", device=self.device)
+        curves = mean_kernel_px(snapshot.denoiser, images, text, sigmas, noise)
+        if curves:
+            save_kernels(path, sigmas, curves)
 
     def sample_grid(self, snapshot: Snapshot, path: Path) -> None:
         """Draw samples of 8 training captions (above) and 8 held-out ones (below), fixed seeds."""
@@ -173,6 +202,21 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
 
     grid = make_grid(images, nrow=columns, padding=2, pad_value=255)
     Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+
+
+def save_kernels(path: Path, sigmas: Sequence[float], curves: dict[str, list[float]]) -> None:
+    """Plot {block: mean effective kernel in px} against ln sigma."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for block, sizes in curves.items():
+        axes.plot([math.log(sigma) for sigma in sigmas], sizes, marker=".", label=block)
+    axes.set(xlabel="ln sigma", ylabel="mean effective kernel, px")
+    axes.legend(fontsize=7)
+    figure.savefig(path)
 
 
 def write_curves(path: Path, records: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
@@ -216,12 +260,17 @@ def denoising_stage(
     trained: nn.Module,
     statistics: Statistics,
     draw_sigma: Callable[[int, torch.Generator], Tensor],
+    sigma_max: float,
     finish: Callable[[], dict[str, Any]],
 ) -> None:
     """Train `trained` (all or part of `denoiser`) on the denoising loss, choose the weight average with the
-    least held-out error, and export; `finish` gives the snapshot's config."""
+    least held-out error, and export; `finish` gives the snapshot's config.
+
+    Levels come from `draw_sigma`; with regions they are spread over patches, up to `sigma_max`. The held-out
+    error is that of whole images at one level at all times, so that it compares."""
     s, p = run.section, run.params
     set_dtype(denoiser, run.dtype)
+    set_recompute(denoiser, run.recompute)
     learner = Learner(trained, (0.9, 0.99), ema_decays(s.ema_std))
     state = TrainState({"net": learner})
     checkpoint.resume(run.folder / "checkpoints", state)
@@ -229,7 +278,7 @@ def denoising_stage(
         denoiser=denoiser,
         batches=run.batches(denoiser.resolution, run.augment),
         statistics=statistics,
-        draw_sigma=draw_sigma,
+        draw_sigma=by_region(denoiser, p.regions.probability, draw_sigma, sigma_max),
         seed=p.seed,
         batch_size=s.batch_size,
         shards=s.shards,
@@ -270,12 +319,31 @@ def denoising_stage(
         run.export(denoiser, finish(), metrics, ["loss", "error"])
 
 
+def by_region(
+    denoiser: Denoiser,
+    probability: float,
+    draw_sigma: Callable[[int, torch.Generator], Tensor],
+    sigma_max: float,
+) -> Callable[[int, torch.Generator], Tensor]:
+    """`draw_sigma`, spread over patches with `probability` (0: as it is)."""
+    if probability == 0:
+        return draw_sigma
+    grid = levels(denoiser)[0].resolution // PATCH
+    finished = FINISHED if isinstance(denoiser, ShellDenoiser) else 0.0
+
+    def draw(batch: int, generator: torch.Generator) -> Tensor:
+        sigma = draw_sigma(batch, generator)
+        return region_sigma(sigma, grid, probability, generator, sigma_max, finished=finished)
+
+    return draw
+
+
 def pretrain(config: dict[str, Any]) -> None:
     """Train the low-resolution core from scratch."""
     run = Run("pretrain", config)
     p, s = run.params, run.params.pretrain
     statistics = measure_statistics(run.dataset, p.core.resolution)
-    net = p.core.model_dump(mode="json", exclude={"resolution"}) | run.augment_labels()
+    net = p.core.model_dump(mode="json", exclude={"resolution"}) | run.told()
     text_dim = int(str(run.dataset.text_encoder["dim"]))
     denoiser = build_core(p.core.resolution, text_dim, net).to(run.device)
     draw = partial(_lognormal, s.p_mean, s.p_std)
@@ -283,7 +351,7 @@ def pretrain(config: dict[str, Any]) -> None:
     def finish() -> dict[str, Any]:
         return run.snapshot_config("core", denoiser, statistics, None)
 
-    denoising_stage(run, denoiser, denoiser, statistics, draw, finish)
+    denoising_stage(run, denoiser, denoiser, statistics, draw, SIGMA_MAX, finish)
 
 
 def _lognormal(p_mean: float, p_std: float, batch: int, generator: torch.Generator) -> Tensor:
@@ -306,18 +374,26 @@ def finetune(config: dict[str, Any]) -> None:
     p, s = run.params, run.params.finetune
     parent = load_snapshot(run.root / s.init_from, run.device)
     check_parent(parent, run, p.data.resolution // 2)
+    if p.regions.probability > 0 and levels(parent.denoiser)[0].difficulty is None:
+        problem = "the model to grow was trained without regions (regions.probability 0)"
+        raise ConfigError(
+            "E-CFG-022", "params.yaml: regions", problem, "set it to 0, or train that model anew"
+        )
     variance = high_band_variance(run.dataset, parent.statistics)
     text_dim = int(str(run.dataset.text_encoder["dim"]))
-    net = p.shell.model_dump(mode="json") | run.augment_labels()
+    net = p.shell.model_dump(mode="json") | run.told()
     denoiser = build_shell(parent.denoiser, text_dim, variance, net).to(run.device)
     sigma = denoiser.sigma_high_band
-    draw = partial(_truncated, math.log(0.9 * sigma), s.p_std, 2 * p.sampling.lift * sigma)
+    top = 2 * p.sampling.lift * sigma
+    draw = partial(_truncated, math.log(0.9 * sigma), s.p_std, top)
 
     def finish() -> dict[str, Any]:
         return run.snapshot_config("finetuned", denoiser, parent.statistics, parent)
 
-    trained = nn.ModuleList([denoiser.net, denoiser.logvar])  # the level below stays bit for bit
-    denoising_stage(run, denoiser, trained, parent.statistics, draw, finish)
+    trained = nn.ModuleList(
+        m for name, m in denoiser.named_children() if name != "below"
+    )  # it stays bit for bit
+    denoising_stage(run, denoiser, trained, parent.statistics, draw, top, finish)
 
 
 def _truncated(p_mean: float, p_std: float, top: float, batch: int, generator: torch.Generator) -> Tensor:
@@ -345,6 +421,7 @@ def refine(config: dict[str, Any]) -> None:
     text_dim = int(str(run.dataset.text_encoder["dim"]))
     student = parent.denoiser.requires_grad_(True).train()
     set_dtype(student, run.dtype)
+    set_recompute(student, run.recompute)
     frozen: list[FrozenFeatures] = []
     if "self" in s.discriminators:
         core = levels(teacher.denoiser)[0]

@@ -131,11 +131,11 @@ def test_captions_are_dropped_at_the_given_rate(trained: Path, monkeypatch: pyte
     snapshot = load_snapshot(trained / "models/core")
     seen: list[float] = []
 
-    def error(images: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, text: Any) -> torch.Tensor:
+    def assess(images: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, text: Any) -> Any:
         seen.append(float(text.mask.any(dim=1).float().mean()))
-        return sigma
+        return sigma, None
 
-    monkeypatch.setattr(snapshot.denoiser, "error", error)
+    monkeypatch.setattr(snapshot.denoiser, "assess", assess)
     step = DenoisingStep(
         denoiser=snapshot.denoiser,
         batches=Batches(PreparedDataset(trained / "data/prepared"), "train", 0, 64, 1),
@@ -152,6 +152,26 @@ def test_captions_are_dropped_at_the_given_rate(trained: Path, monkeypatch: pyte
     for nimg in range(0, 64 * 16, 64):
         step.shard_loss(nimg, 0)
     assert sum(seen) / len(seen) == pytest.approx(0.75, abs=0.05)
+
+
+def test_models_with_kernels_and_regions_train_and_grow_only_on_their_like(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = {**tiny_tree, "regions": {"probability": 0.5}, "shell": {**tiny_tree["shell"], "kernels": "both"}}
+    with pytest.raises(ConfigError, match="was trained without regions"):
+        workers.finetune(config_of(tree, trained, tmp_path / "refused"))
+    shutil.copytree(trained / "data", tmp_path / "data")
+    for stage, kind in STAGES.items():
+        config = config_of(tree, tmp_path, tmp_path / "runs" / stage)
+        getattr(workers, stage)(config)
+        shutil.copytree(tmp_path / "runs" / stage / "result" / "model", tmp_path / "models" / kind)
+    core, grown = (load_snapshot(tmp_path / "models" / kind).denoiser for kind in ("core", "finetuned"))
+    for model in (core, grown):
+        assert model.difficulty is not None and float(model.difficulty.gain) != 0
+    assert all(torch.equal(v, grown.state_dict()[f"below.{k}"]) for k, v in core.state_dict().items())
+    assert not (tmp_path / "runs/pretrain/result/reports/kernels.png").exists()  # its maps are too small
+    picture = tmp_path / "runs/finetune/result/reports/kernels.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_model_of_another_size_is_refused_in_one_line(

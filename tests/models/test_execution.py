@@ -1,0 +1,77 @@
+"""How networks run: activations computed again in the backward pass, and compiled as one graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.diffusion.loss import denoising_loss
+from pipeline.models.denoiser import Denoiser, build_core, build_shell, set_recompute
+from pipeline.models.layers import Text
+
+NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.2}
+SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
+
+
+def no_text(n: int) -> Text:
+    return Text(torch.zeros(n, 8), torch.zeros(n, 3, 8), torch.zeros(n, 3, dtype=torch.bool))
+
+
+def model(shell: bool, new: bool) -> Denoiser:
+    torch.manual_seed(0)
+    more = {"kernels": "both", "regions": True} if new else {}
+    built: Denoiser = build_core(32, 8, {**NET, "channel_mult": [1, 2, 2], **more})
+    built = build_shell(built, 8, 0.04, {**SHELL, **more}) if shell else built
+    for name, p in built.named_parameters():
+        if name.endswith("gain"):
+            torch.nn.init.constant_(p, 0.7)
+    return built
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("shell", [False, True])
+def test_recomputed_activations_give_the_bits_of_kept_ones_dropout_included(shell: bool, new: bool) -> None:
+    gradients, saved = [], []
+    for recompute in (False, True):
+        denoiser = model(shell, new)
+        set_recompute(denoiser, recompute)
+        g, kept = torch.Generator().manual_seed(1), [0]
+
+        def pack(t: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept[0] += t.numel()
+            return t
+
+        images, noise = (
+            torch.randn(2, 3, denoiser.resolution, denoiser.resolution, generator=g) for _ in range(2)
+        )
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss, _ = denoising_loss(denoiser, images, torch.tensor([0.3, 2.0]), noise, no_text(2))
+        loss.mean().backward()
+        gradients.append({n: p.grad for n, p in denoiser.named_parameters() if p.grad is not None})
+        saved.append(kept[0])
+    assert gradients[0].keys() == gradients[1].keys() and gradients[0]
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert saved[1] < 0.5 * saved[0]
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("shell", [False, True])
+def test_a_denoiser_compiles_to_one_graph_that_serves_all_levels(shell: bool, regions: bool) -> None:
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    denoiser = model(shell, new=regions).eval()
+    compiled = torch.compile(denoiser, fullgraph=True, backend=count)
+    x, text = torch.randn(2, 3, denoiser.resolution, denoiser.resolution), no_text(2)
+    with torch.no_grad():
+        for level in (0.002, 0.3, 5.0, 80.0):
+            sigma = torch.tensor([level, 2 * level])
+            sigma = sigma[:, None, None, None].expand(-1, 1, 8, 8).clone() if regions else sigma
+            torch.testing.assert_close(compiled(level * x, sigma, text), denoiser(level * x, sigma, text))
+    assert len(graphs) == 1

@@ -1,0 +1,46 @@
+"""Shapes of the presets: parameters and multiply-adds of one call, counted without allocating anything."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.models.denoiser import build_core, build_shell
+from pipeline.models.layers import Text
+
+PRESETS = Path(__file__).resolve().parents[2] / "presets"
+TEXT_DIM = 384
+
+
+def read(name: str) -> dict[str, Any]:
+    tree: dict[str, Any] = YAML(typ="safe").load((PRESETS / f"{name}.yaml").read_text())
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("names", "millions", "gmac"),
+    [
+        (["cpu-demo"], 3.1, 0.49),
+        (["small", "small-128"], 32, 12.5),
+        (["base", "base-128", "base-256"], 112, 62),
+        (["large", "large-128", "large-256"], 280, 170),
+    ],
+)
+def test_a_preset_has_the_size_it_is_meant_to_have(names: list[str], millions: float, gmac: float) -> None:
+    trees = [read(name) for name in names]
+    core = {k: v for k, v in trees[0]["core"].items() if k != "resolution"}
+    tokens = trees[0]["data"]["max_tokens"]
+    with torch.device("meta"):
+        model: Any = build_core(trees[0]["core"]["resolution"], TEXT_DIM, core)
+        for tree in trees:
+            model = build_shell(model, TEXT_DIM, 0.04, tree["shell"])
+            assert model.resolution == tree["data"]["resolution"]
+        mask = torch.ones(1, tokens, dtype=torch.bool)
+        text = Text(torch.empty(1, TEXT_DIM), torch.empty(1, tokens, TEXT_DIM), mask)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, model.resolution, model.resolution), torch.ones(1), text)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.05)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gmac, rel=0.05)

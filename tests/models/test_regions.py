@@ -1,0 +1,182 @@
+"""Noise levels by region: maps of one level change no bit, other maps do what the equations say."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.diffusion.adaptive import region_estimate, sde_dpmpp_2m_adaptive
+from pipeline.diffusion.loss import denoising_loss
+from pipeline.diffusion.noise import karras_sigmas, region_sigma
+from pipeline.diffusion.sampling import sde_dpmpp_2m
+from pipeline.models.denoiser import Denoiser, build_core, build_shell, split_level
+from pipeline.models.layers import Text, pool, region_features
+
+NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.0}
+SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
+
+
+def captions(n: int) -> Text:
+    g = torch.Generator().manual_seed(7)
+    mask = torch.ones(n, 3, dtype=torch.bool)
+    return Text(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+
+
+def random_denoiser(seed: int, shell: bool, kernels: str = "off", regions: bool = True) -> Denoiser:
+    """Random weights everywhere, zero gains included."""
+    torch.manual_seed(seed)
+    more = {"regions": regions, "kernels": kernels}
+    model: Denoiser = build_core(32, 8, {**NET, **more})
+    if shell:
+        model = build_shell(model, 8, 0.04, {**SHELL, **more})
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.5 * torch.randn(p.shape)
+    return model
+
+
+def field(sigma: torch.Tensor) -> torch.Tensor:
+    return sigma[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+
+
+@pytest.mark.parametrize("kernels", ["off", "both"])
+@pytest.mark.parametrize("shell", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_map_of_one_level_gives_the_bits_of_that_level_for_any_weights(
+    seed: int, shell: bool, kernels: str
+) -> None:
+    model = random_denoiser(seed, shell, kernels)
+    g = torch.Generator().manual_seed(seed)
+    sigma = (2 * torch.randn(5, generator=g)).exp()
+    x = torch.randn(5, 3, model.resolution, model.resolution, generator=g) * sigma[:, None, None, None]
+    with torch.no_grad():
+        plain, mapped = (model.estimate(x, s, captions(5)) for s in (sigma, field(sigma)))
+    assert torch.equal(plain.denoised, mapped.denoised) and torch.equal(plain.features, mapped.features)
+    if kernels == "off":  # and those of a network that knows nothing of regions
+        ignorant = random_denoiser(seed, shell, regions=False)
+        ignorant.load_state_dict({k: v for k, v in model.state_dict().items() if k in ignorant.state_dict()})
+        with torch.no_grad():
+            assert torch.equal(ignorant(x, sigma, captions(5)), mapped.denoised)
+
+
+def test_the_levels_of_a_map_split_exactly() -> None:
+    sigma = torch.tensor([0.0371, 7.3, 80.0])
+    c_noise, regions = split_level(field(sigma))
+    assert torch.equal(c_noise, sigma.log() / 4) and regions is not None and not regions.any()
+    steps = field(torch.ones(1))
+    steps[..., :4] = math.exp(2)
+    c_noise, regions = split_level(steps)
+    assert float(c_noise) == pytest.approx(1 / 4)
+    assert regions is not None
+    assert regions[0, :, 0, 0].tolist() == pytest.approx(
+        [math.sin(2**k * math.pi / 8) for k in range(4)], abs=1e-6
+    )
+    torch.testing.assert_close(regions[..., 4:], -regions[..., :4])
+    assert torch.equal(
+        region_features(torch.full((1, 1, 1, 1), 9.0)), region_features(4 * torch.ones(1, 1, 1, 1))
+    )
+
+
+@pytest.mark.parametrize("shell", [False, True])
+def test_other_maps_matter_and_a_shell_keeps_the_estimate_below(shell: bool) -> None:
+    model = random_denoiser(3, shell)
+    sigma = field(torch.ones(2))
+    sigma[:, :, :4] = 0.1
+    x = torch.randn(2, 3, model.resolution, model.resolution)
+    with torch.no_grad():
+        denoised = model(x, sigma, captions(2))
+        assert not torch.allclose(denoised, model(x, field(torch.full((2,), 0.5)), captions(2)), atol=1e-2)
+        if shell:
+            below = model.below(pool(x), sigma / 2, captions(2))  # type: ignore[operator,union-attr]
+            torch.testing.assert_close(pool(denoised), below, atol=1e-5, rtol=1e-4)
+
+
+def test_an_untrained_core_is_the_exact_denoiser_of_gaussian_data_under_any_map() -> None:
+    core = build_core(32, 8, {**NET, "regions": True})
+    sigma = field(torch.ones(1)) * torch.linspace(0.1, 8, 64).view(1, 1, 8, 8)
+    x = torch.randn(1, 3, 32, 32)
+    per_pixel = torch.kron(sigma[0, 0], torch.ones(4, 4))
+    torch.testing.assert_close(core(x, sigma, captions(1)), x * 0.25 / (0.25 + per_pixel**2))
+
+
+@pytest.mark.parametrize("shell", [False, True])
+def test_the_loss_of_a_map_of_one_level_is_that_of_the_image(shell: bool) -> None:
+    model = random_denoiser(4, shell)
+    g = torch.Generator().manual_seed(0)
+    images, noise = (torch.randn(3, 3, model.resolution, model.resolution, generator=g) for _ in range(2))
+    sigma = torch.tensor([0.2, 1.0, 5.0])
+    loss, error = denoising_loss(model, images, sigma, noise, captions(3))
+    by_patch, patch_error = denoising_loss(model, images, field(sigma), noise, captions(3))
+    assert by_patch.shape == patch_error.shape == (3, 1, 8, 8)
+    torch.testing.assert_close(patch_error.mean(dim=(1, 2, 3)), error)
+    difficulty = model.difficulty
+    assert difficulty is not None
+    by_patch.mean().backward()
+    assert difficulty.gain.grad is not None and float(difficulty.gain.grad.abs()) > 0
+    loss.mean().backward()
+
+
+def test_the_difficulty_head_learns_the_log_of_the_error() -> None:
+    model = build_core(32, 8, {**NET, "regions": True})
+    head = model.difficulty
+    assert head is not None
+    features = torch.zeros(1, 16, 8, 8)
+    features[:, 0, :4], features[:, 0, 4:] = 4.0, -4.0
+    error = torch.ones(1, 1, 8, 8)
+    error[:, :, 4:] = math.exp(-2)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    for _ in range(200):
+        h = head(features, torch.full((1, 1, 8, 8), -1.0))
+        optimizer.zero_grad()
+        (error / h.exp() + h).mean().backward()
+        optimizer.step()
+        head.conv.renormalize_()
+    torch.testing.assert_close(h.exp(), error, rtol=0.1, atol=0)
+
+
+def test_maps_do_not_depend_on_anything_but_the_generator_and_keep_the_mean_level() -> None:
+    sigma = torch.full((20000,), 0.5)
+    maps = region_sigma(sigma, 8, 0.5, torch.Generator().manual_seed(0), 80.0)
+    assert torch.equal(maps, region_sigma(sigma, 8, 0.5, torch.Generator().manual_seed(0), 80.0))
+    uniform = (maps == 0.5).flatten(1).all(dim=1)
+    assert float(uniform.float().mean()) == pytest.approx(0.5, abs=0.02)
+    mixed = (maps[~uniform] / 0.5).log()
+    assert float(mixed.mean()) == pytest.approx(0, abs=0.01)  # the mean level is that of uniform training
+    lowest = mixed.flatten(1).amin(dim=1)
+    assert (
+        float(lowest.min()) >= -0.8 * 1.5 - 1e-5
+    )  # the cleanest patch: no patch lies below ln sigma - 0.8 w
+    assert float(mixed.std()) == pytest.approx(0.39, abs=0.02)
+    clipped = region_sigma(sigma, 8, 1.0, torch.Generator().manual_seed(1), 0.6, finished=0.2)
+    assert float(clipped.max()) == pytest.approx(0.6) and float(clipped.min()) == pytest.approx(0.002)
+    assert float((clipped < 0.0021).float().mean()) == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 32])
+def test_without_leads_the_adaptive_sampler_is_the_plain_one_bit_for_bit(steps: int) -> None:
+    model = random_denoiser(5, shell=False)
+    g = torch.Generator().manual_seed(1)
+    x, noise = (torch.randn(2, 3, 32, 32, generator=g) for _ in range(2))
+    sigmas = karras_sigmas(steps, 80.0, 0.002)
+    draw = lambda i: noise.roll(i, dims=-1)  # noqa: E731
+    with torch.no_grad():
+        plain = sde_dpmpp_2m(model, 80 * x, sigmas, captions(2), draw)
+        estimate = region_estimate(model, captions(2))
+        adaptive = sde_dpmpp_2m_adaptive(estimate, 80 * x, sigmas, draw, patch=4, delta=0.0)
+        assert torch.equal(plain, adaptive)
+        if steps > 2:
+            led = sde_dpmpp_2m_adaptive(estimate, 80 * x, sigmas, draw, patch=4)
+            assert torch.isfinite(led).all() and not torch.equal(plain, led)
+
+
+def test_guidance_by_region_is_plain_outside_of_its_interval() -> None:
+    model = random_denoiser(6, shell=True)
+    sigma = field(torch.ones(1))
+    sigma[:, :, :4] = 20.0  # as the core sees it: 0.5 below, 10 above
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        plain, _ = region_estimate(model, captions(1))(x, sigma)
+        guided, _ = region_estimate(model, captions(1), 3.0, (0.3, 5.0))(x, sigma)
+        nothing = model(x, sigma, captions(1).without(torch.tensor([True])))
+    torch.testing.assert_close(guided[:, :, :32], plain[:, :, :32])
+    torch.testing.assert_close(guided[:, :, 32:], (nothing + 3 * (plain - nothing))[:, :, 32:])
