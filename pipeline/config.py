@@ -197,6 +197,7 @@ class Refine(Training):
 class Sampling(Section):
     """How the core and fine-tuned models are sampled."""
 
+    sampler: Literal["heun", "dpmpp_2m", "sde_dpmpp_2m"]
     num_steps: Annotated[int, Field(ge=1, le=1000)]
     guidance: NonNegative
     guidance_interval: tuple[NonNegative, ...]
