@@ -151,6 +151,7 @@ class Pretrain(Training):
     p_mean: float
     p_std: Positive
     ema_std: EmaStds
+    early_images: Annotated[int, Field(ge=0)]
 
 
 class Finetune(Training):
@@ -160,6 +161,7 @@ class Finetune(Training):
     text_dropout: Probability
     p_std: Positive
     ema_std: EmaStds
+    early_images: Annotated[int, Field(ge=0)]
 
 
 class Refine(Training):
@@ -199,6 +201,7 @@ class Sampling(Section):
 
     sampler: Literal["heun", "dpmpp_2m", "sde_dpmpp_2m"]
     num_steps: Annotated[int, Field(ge=1, le=1000)]
+    guide: Literal["no_text", "early", "low"]
     guidance: NonNegative
     guidance_interval: tuple[NonNegative, ...]
     lift: Positive
@@ -254,6 +257,11 @@ class Params(Section):
         problem = f"data.resolution: {top} is not core.resolution ({low}) doubled once or more"
         _require(top > low, problem)
         _require(top <= 16 * low, f"data.resolution: {top} is more than 16 times core.resolution ({low})")
+        for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            kept, seen = section.early_images, section.num_images
+            _require(kept <= seen, f"{name}.early_images: {kept} is more than {name}.num_images ({seen})")
+        early = self.sampling.guide != "early" or (self.pretrain.early_images and self.finetune.early_images)
+        _require(bool(early), "sampling.guide: 'early' needs pretrain.early_images and finetune.early_images")
         foreign = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
         _require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")
         return self

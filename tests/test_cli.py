@@ -72,6 +72,7 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(root: Path) -> None:
         (["--seed", "-1"], "seed"),
         (["--out", "grid.gif"], ".png"),
         (["--guidance", "nan"], "--guidance"),
+        (["--guide", "bad"], "guide: 'bad' is unknown. Fix: choose one of: no_text, early, low"),
         (
             ["--sampler", "euler"],
             "sampler: 'euler' is unknown. Fix: choose one of: heun, dpmpp_2m, sde_dpmpp_2m",
@@ -98,11 +99,13 @@ def test_a_teacher_is_sampled_in_steps_with_guidance(root: Path) -> None:
     assert (pixels("a.png") != pixels("b.png")).any()
     cli.run([*run, "--sampler", "heun", "--out", "heun.png"])
     np.testing.assert_array_equal(pixels("a.png"), pixels("heun.png"))
+    with pytest.raises(ConfigError, match="'early' needs weights"):
+        cli.run([*run, "--guide", "early"])
     cli.run([*run, "--sampler", "dpmpp_2m", "--out", "c.png"])
     assert (pixels("a.png") != pixels("c.png")).any()
 
 
-@pytest.mark.parametrize("option", [["--guidance", "2"], ["--sampler", "heun"]])
+@pytest.mark.parametrize("option", [["--guidance", "2"], ["--guide", "low"], ["--sampler", "heun"]])
 def test_an_option_without_effect_is_told(
     root: Path, capsys: pytest.CaptureFixture[str], option: list[str]
 ) -> None:

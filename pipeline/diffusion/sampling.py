@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import Denoise, Guided
+from pipeline.diffusion.guidance import Denoise, Guided, guide_of
 from pipeline.diffusion.noise import karras_sigmas
+from pipeline.errors import ConfigError
 from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, levels
 from pipeline.models.layers import Text, high_pass, upsample
 from pipeline.models.snapshot import Snapshot
@@ -150,14 +151,17 @@ def sample_pyramid(
     sigma_max: float = 80.0,
     sigma_min: float = 0.002,
     sampler: str = "heun",
+    guide: str = "no_text",
+    early: Denoiser | None = None,
 ) -> tuple[Tensor, int]:
-    """Sample coarse to fine with one of SAMPLERS.
+    """Sample coarse to fine with one of SAMPLERS, guided by one of GUIDES (`early` holds the early weights).
 
     One grid of `num_steps` levels runs from sigma_max * R / R_core to sigma_min, in units of the top
     resolution; each level of the pyramid takes over once sigma falls to `lift_at` times the size of its high
     band. Returns (standardised images [N,3,R,R], denoiser calls an image)."""
     draw = noise_like_seeds(seeds, text.pooled.device)
     pyramid = levels(denoiser)
+    guides = levels(early) if early else [None] * len(pyramid)
     core = pyramid[0]
     top = denoiser.resolution
     sigmas = karras_sigmas(num_steps, sigma_max * top / core.resolution, sigma_min)
@@ -165,7 +169,8 @@ def sample_pyramid(
     nfe = 0
     for i, level in enumerate(pyramid):
         unit = level.resolution / top  # sigma here = sigma at the top * unit
-        guided = Guided(level, guidance, interval, scale=core.resolution / level.resolution)
+        away = guide_of(guide, level, guides[i])
+        guided = Guided(level, guidance, interval, core.resolution / level.resolution, away)
         noise = partial(_step_noise, draw, level.resolution)
         above = pyramid[i + 1] if i + 1 < len(pyramid) else None
         if isinstance(above, ShellDenoiser):
@@ -225,13 +230,19 @@ def generate(
     guidance: float | None = None,
     batch_size: int = 64,
     sampler: str | None = None,
+    guide: str | None = None,
 ) -> Generated:
     """Make one image a caption and seed, with the snapshot's own defaults.
 
     `num_steps` is the number of passes of a refined model (one of its `passes`), else of steps of `sampler`
-    (one of SAMPLERS)."""
+    (one of SAMPLERS), guided by `guide` (one of GUIDES). Raises ConfigError where the snapshot lacks the weights
+    of its guide."""
     config = snapshot.config
-    sampling = config["sampling"]
+    sampling = {"sampler": "heun", "guide": "no_text", **config["sampling"]}  # older snapshots name neither
+    guide = guide or sampling["guide"]
+    if guide == "early" and snapshot.early is None and config["kind"] != "refined":
+        fix = "choose another, or train with pretrain.early_images and finetune.early_images"
+        raise ConfigError("E-CFG-047", "guide", "'early' needs weights that this model does not have", fix)
     device = next(snapshot.denoiser.parameters()).device
     images, nfe = [], 0
     for i in range(0, len(seeds), batch_size):
@@ -250,7 +261,9 @@ def generate(
                 sampling["guidance"] if guidance is None else guidance,
                 tuple(sampling["guidance_interval"]),
                 sampling["lift"],
-                sampler=sampler or sampling.get("sampler", "heun"),  # older snapshots name none
+                sampler=sampler or sampling["sampler"],
+                guide=guide,
+                early=snapshot.early,
             )
         images.append(snapshot.statistics.to_uint8(x).cpu())
     return Generated(torch.cat(images), nfe)

@@ -37,6 +37,7 @@ class Generator:
         num_steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        guide: str | None = None,
     ) -> Tensor:
         """One picture a prompt and seed, uint8 [N,3,R,R]; each depends on its own prompt and seed alone.
 
@@ -46,12 +47,14 @@ class Generator:
         import torch
 
         from pipeline.data.captions import normalise
+        from pipeline.diffusion.guidance import GUIDES
         from pipeline.diffusion.sampling import SAMPLERS, generate
         from pipeline.models.layers import Text
 
         assert len(prompts) == len(seeds) and prompts
         steps = check_steps(self.snapshot, num_steps)
         check_name("sampler", sampler, SAMPLERS)
+        check_name("guide", guide, GUIDES)
         for seed in seeds:
             check_seed(seed)
         cleaned = [normalise(prompt) for prompt in prompts]
@@ -59,7 +62,8 @@ class Generator:
         rows = torch.tensor([unique.index(prompt) for prompt in cleaned])
         pooled, tokens, mask = (torch.from_numpy(array) for array in self.encoder.encode(unique))
         text = Text(pooled, tokens, mask).select(rows)
-        return generate(self.snapshot, text, list(seeds), steps, guidance, sampler=sampler).images
+        made = generate(self.snapshot, text, list(seeds), steps, guidance, sampler=sampler, guide=guide)
+        return made.images
 
 
 def load_generator(folder: str | Path, device: str = "cpu") -> Generator:

@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, levels, set_dtype
 from pipeline.models.discriminator import CoreFeatures, FrozenFeatures, Heads, Lite0Features
 from pipeline.models.layers import Text, high_pass, pool
-from pipeline.models.snapshot import Snapshot, Statistics, describe, load_snapshot, save_snapshot
+from pipeline.models.snapshot import Snapshot, Statistics, Weights, describe, load_snapshot, save_snapshot
 from pipeline.rng import key
 from pipeline.training import checkpoint
 from pipeline.training.adversarial import AdversarialStep, Guards, guard_state
@@ -131,7 +131,12 @@ class Run:
         }
 
     def export(
-        self, denoiser: Denoiser, config: dict[str, Any], metrics: dict[str, float], curve: Sequence[str]
+        self,
+        denoiser: Denoiser,
+        config: dict[str, Any],
+        metrics: dict[str, float],
+        curve: Sequence[str],
+        early: Weights | None = None,
     ) -> None:
         """Commit run_dir/result: the model, its curves, numbers and sample grid. Only rank 0 writes."""
         if world()[0]:
@@ -139,21 +144,23 @@ class Run:
         records = read_records(self.folder / "progress.jsonl")
         parameters = sum(p.numel() for p in denoiser.parameters())
         with artifacts.commit_directory(self.folder / "result", {"stage": self.stage}) as folder:
-            save_snapshot(folder / "model", denoiser, config)
+            save_snapshot(folder / "model", denoiser, config, early)
             reports = folder / "reports"
             reports.mkdir()
             write_curves(reports / "curves.csv", records, curve)
             numbers = {**metrics, "parameters": parameters, "num_images": self.section.num_images}
             (reports / "metrics.json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
             snapshot = load_snapshot(folder / "model", self.device)
-            set_dtype(snapshot.denoiser, self.dtype)
+            for loaded in (snapshot.denoiser, snapshot.early):
+                if loaded is not None:
+                    set_dtype(loaded, self.dtype)
             self.sample_grid(snapshot, reports / "samples.png")
 
-    def sample_grid(self, snapshot: Snapshot, path: Path) -> None:
+    def sample_grid(self, snapshot: Snapshot, path: Path, guide: str | None = None) -> None:
         """Draw samples of 8 training captions (above) and 8 held-out ones (below), fixed seeds."""
         rows = [*self.pick("train", GRID), *self.pick("val", GRID)]
         _, text, _ = self.images_and_names(rows)
-        made = generate(snapshot, text, range(len(rows)))
+        made = generate(snapshot, text, range(len(rows)), guide=guide)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_grid(path, made.images, columns=8)
 
@@ -217,13 +224,17 @@ def denoising_stage(
     statistics: Statistics,
     draw_sigma: Callable[[int, torch.Generator], Tensor],
     finish: Callable[[], dict[str, Any]],
+    parent: Snapshot | None = None,
 ) -> None:
-    """Train `trained` (all or part of `denoiser`) on the denoising loss, choose the weight average with the
-    least held-out error, and export; `finish` gives the snapshot's config."""
+    """Train `trained` (all or part of `denoiser`, grown from `parent`) on the denoising loss, choose the weight
+    average with the least held-out error, and export; `finish` gives the snapshot's config."""
     s, p = run.section, run.params
     set_dtype(denoiser, run.dtype)
     learner = Learner(trained, (0.9, 0.99), ema_decays(s.ema_std))
     state = TrainState({"net": learner})
+    first = next(iter(learner.emas))
+    if s.early_images:
+        state.extra["early"] = learner.emas[first].clone()
     checkpoint.resume(run.folder / "checkpoints", state)
     step = DenoisingStep(
         denoiser=denoiser,
@@ -248,8 +259,11 @@ def denoising_stage(
         trained.train()
         return error
 
-    first = next(iter(learner.emas))
     progress = run.progress(state.nimg)
+
+    def keep_early(state: TrainState, _: dict[str, Tensor]) -> None:
+        if state.nimg - s.batch_size < s.early_images <= state.nimg:
+            state.extra["early"].copy_(learner.emas[first])
 
     def look(state: TrainState) -> None:
         if world()[0] == 0:
@@ -257,17 +271,28 @@ def denoising_stage(
             with learner.using(learner.emas[first]):
                 trained.eval()
                 snapshot = Snapshot(denoiser, finish(), "")
-                run.sample_grid(snapshot, run.folder / "samples" / f"nimg-{state.nimg:012d}.png")
+                path = run.folder / "samples" / f"nimg-{state.nimg:012d}.png"
+                run.sample_grid(snapshot, path, guide="no_text")  # the others come with the finished model
                 trained.train()
 
     trained.train()
-    run.train(state, step, [Every(s.sample_images, s.batch_size, look)], progress)
+    run.train(state, step, [keep_early, Every(s.sample_images, s.batch_size, look)], progress)
     errors = {track: error_of(track) for track in learner.emas}
     best = min(errors, key=lambda track: errors[track])
     metrics = {"held_out_error": errors[best], "ema_std": float(best)}
     trained.eval()
+    early = early_weights(denoiser, learner, state.extra["early"], parent) if s.early_images else None
     with learner.using(learner.emas[best]):
-        run.export(denoiser, finish(), metrics, ["loss", "error"])
+        run.export(denoiser, finish(), metrics, ["loss", "error"], early)
+
+
+def early_weights(denoiser: Denoiser, learner: Learner, kept: Tensor, parent: Snapshot | None) -> Weights:
+    """The state of `denoiser` with the early weights of what `learner` trained, and those of its parent below."""
+    with learner.using(kept):
+        weights = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
+    if parent is not None and parent.early is not None:
+        weights |= {f"below.{name}": tensor for name, tensor in parent.early.state_dict().items()}
+    return weights
 
 
 def pretrain(config: dict[str, Any]) -> None:
@@ -306,6 +331,11 @@ def finetune(config: dict[str, Any]) -> None:
     p, s = run.params, run.params.finetune
     parent = load_snapshot(run.root / s.init_from, run.device)
     check_parent(parent, run, p.data.resolution // 2)
+    if s.early_images and parent.early is None:
+        problem = "the model to grow has no early weights, which the guide of its core needs"
+        raise ConfigError(
+            "E-CFG-022", "params.yaml: finetune.early_images", problem, "set pretrain.early_images"
+        )
     variance = high_band_variance(run.dataset, parent.statistics)
     text_dim = int(str(run.dataset.text_encoder["dim"]))
     net = p.shell.model_dump(mode="json") | run.augment_labels()
@@ -317,7 +347,7 @@ def finetune(config: dict[str, Any]) -> None:
         return run.snapshot_config("finetuned", denoiser, parent.statistics, parent)
 
     trained = nn.ModuleList([denoiser.net, denoiser.logvar])  # the level below stays bit for bit
-    denoising_stage(run, denoiser, trained, parent.statistics, draw, finish)
+    denoising_stage(run, denoiser, trained, parent.statistics, draw, finish, parent)
 
 
 def _truncated(p_mean: float, p_std: float, top: float, batch: int, generator: torch.Generator) -> Tensor:
