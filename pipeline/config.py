@@ -130,6 +130,7 @@ class Training(Section):
         return self
 
 
+Moments = Annotated[int, Field(ge=0, le=256)]
 EmaStds = Annotated[tuple[EmaStd, ...], Field(min_length=1)]
 
 
@@ -151,6 +152,7 @@ class Pretrain(Training):
     p_mean: float
     p_std: Positive
     ema_std: EmaStds
+    ema_moments: Moments
     early_images: Annotated[int, Field(ge=0)]
 
 
@@ -161,6 +163,7 @@ class Finetune(Training):
     text_dropout: Probability
     p_std: Positive
     ema_std: EmaStds
+    ema_moments: Moments
     early_images: Annotated[int, Field(ge=0)]
 
 

@@ -36,9 +36,9 @@ class Statistics(NamedTuple):
 
 class Snapshot(NamedTuple):
     """A loaded model. `config` holds: kind ("core", "finetuned", "refined"), resolution, core and shells (how
-    to build them), text_encoder, statistics, sampling defaults, lineage, and for a refined model `passes`
-    and `sigma_start`. `early` is the same network with weights from early in training, a guide, if they were
-    kept."""
+    to build them), text_encoder, statistics, sampling defaults, lineage, for a refined model `passes` and
+    `sigma_start`, for the others `ema_std` (relative width of the weight average). `early` is the same network
+    with weights from early in training, a guide, if they were kept."""
 
     denoiser: Denoiser
     config: dict[str, Any]

@@ -33,6 +33,7 @@ from pipeline.models.snapshot import Snapshot, Statistics, Weights, describe, lo
 from pipeline.rng import key
 from pipeline.training import checkpoint
 from pipeline.training.adversarial import AdversarialStep, Guards, guard_state
+from pipeline.training.averages import Averages, moments_of
 from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Every, Progress, due, failpoint, read_records
 from pipeline.training.optim import world
@@ -252,9 +253,9 @@ def denoising_stage(
     held_out, names, _ = run.images_and_names(run.pick("val", 64))
     held_out = step.standardise(held_out)
 
-    def error_of(track: str) -> float:
+    def error_of(average: Tensor) -> float:
         trained.eval()
-        with learner.using(learner.emas[track]):
+        with learner.using(average):
             error = held_out_error(denoiser, held_out, names, draw_sigma, p.seed)
         trained.train()
         return error
@@ -267,7 +268,7 @@ def denoising_stage(
 
     def look(state: TrainState) -> None:
         if world()[0] == 0:
-            progress.write(state.nimg, {"held_out_error": error_of(first)})
+            progress.write(state.nimg, {"held_out_error": error_of(learner.emas[first])})
             with learner.using(learner.emas[first]):
                 trained.eval()
                 snapshot = Snapshot(denoiser, finish(), "")
@@ -275,15 +276,19 @@ def denoising_stage(
                 run.sample_grid(snapshot, path, guide="no_text")  # the others come with the finished model
                 trained.train()
 
+    moments = moments_of(s.num_images, s.batch_size, s.ema_moments)
+    averages = Averages(run.folder / "averages", learner, moments)
     trained.train()
-    run.train(state, step, [keep_early, Every(s.sample_images, s.batch_size, look)], progress)
-    errors = {track: error_of(track) for track in learner.emas}
-    best = min(errors, key=lambda track: errors[track])
-    metrics = {"held_out_error": errors[best], "ema_std": float(best)}
+    run.train(state, step, [averages, keep_early, Every(s.sample_images, s.batch_size, look)], progress)
+    if world()[0]:
+        return
+    measured = ((error_of(average), std, average) for std, average in averages.candidates())
+    error, std, best = min(measured, key=lambda candidate: candidate[0])
+    metrics = {"held_out_error": error, "ema_std": std}
     trained.eval()
     early = early_weights(denoiser, learner, state.extra["early"], parent) if s.early_images else None
-    with learner.using(learner.emas[best]):
-        run.export(denoiser, finish(), metrics, ["loss", "error"], early)
+    with learner.using(best):
+        run.export(denoiser, {**finish(), "ema_std": std}, metrics, ["loss", "error"], early)
 
 
 def early_weights(denoiser: Denoiser, learner: Learner, kept: Tensor, parent: Snapshot | None) -> Weights:
