@@ -133,7 +133,7 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
     shutil.copytree(tiny_root / "data", tmp_path / "data")
     tree = {**tiny_tree, "sampling": {**tiny_tree["sampling"], "guide": "early"}}
     for stage in ("pretrain", "finetune"):
-        tree[stage] = {**tree[stage], "early_images": 16}
+        tree[stage] = {**tree[stage], "early_images": 16, "ema_moments": 3}
     config = config_of(tree, tmp_path, tmp_path / "runs/pretrain")
 
     def stop(name: str, nimg: int) -> None:
@@ -156,6 +156,9 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
     workers.finetune(config_of(tree, tmp_path, tmp_path / "runs/finetune"))
     grown = load_snapshot(tmp_path / "runs/finetune/result/model")
     assert grown.early is not None and grown.config["sampling"]["guide"] == "early"
+    assert (
+        0 < grown.config["ema_std"] < 0.28 and len(list((tmp_path / "runs/finetune/averages").iterdir())) == 3
+    )
     below = levels(grown.early)[0].state_dict()
     assert all(torch.equal(below[name], tensor) for name, tensor in core.early.state_dict().items())
     text = PreparedDataset(tmp_path / "data/prepared").text([0])
