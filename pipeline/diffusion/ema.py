@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 class Profile(NamedTuple):
     """Weight p(t) = (gamma + 1) t^gamma / nimg^(gamma + 1) of the training weights at image t <= nimg in a
-    power-function average (2312.02696, eq. 121)."""
+    power-function average (2312.02696, section 3)."""
 
     std: float  # relative width, which fixes gamma
     nimg: float  # where it ends
@@ -37,7 +37,7 @@ def halflife_decay(halflife_nimg: float, nimg: int, batch_size: int) -> float:
 
 
 def profile_product(a: Profile, b: Profile) -> float:
-    """Inner product: the integral of p_a(t) p_b(t) over t, in 1/images (2312.02696, appendix C)."""
+    """Inner product: the integral of p_a(t) p_b(t) over t, in 1/images."""
     gamma_a, gamma_b = gamma_of_std(a.std), gamma_of_std(b.std)
     end = min(a.nimg, b.nimg)
     rise = (end / a.nimg) ** gamma_a * (end / b.nimg) ** gamma_b

@@ -96,7 +96,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text) -> Tensor:
 def sde_dpmpp_2m(
     denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text, draw: Callable[[int], Tensor]
 ) -> Tensor:
-    """SDE-DPM++(2M) (2211.01095, section 5): from x [B,3,R,R] at sigmas[0] down to sigmas[-1], one call and one
+    """SDE-DPM++(2M) (2211.01095): from x [B,3,R,R] at sigmas[0] down to sigmas[-1], one call and one
     draw a step, second order by extrapolating the last two estimates.
 
     z' = (s'/s)^2 z + (1 - (s'/s)^2) D~ + s' sqrt(1 - (s'/s)^2) eps,  D~ = D + (h / 2 h_prev)(D - D_prev),

@@ -1,7 +1,7 @@
 """Each sampler beside the same method written in other coordinates, its order, and that a picture is its seed's.
 
-The independent forms work in numpy float64. Those of DPM++ follow algorithm 2 and section 5 of arXiv 2211.01095
-in variance-preserving coordinates (alpha^2 + sigma^2 = 1), where ours are variance-exploding (alpha = 1)."""
+The independent forms work in numpy float64. Those of DPM++ follow the algorithms of arXiv 2211.01095 in
+variance-preserving coordinates (alpha^2 + sigma^2 = 1), where ours are variance-exploding (alpha = 1)."""
 
 import math
 from collections.abc import Callable
@@ -161,6 +161,13 @@ def test_half_the_step_gives_a_quarter_of_the_error(sampler: str) -> None:
     )
 
 
+@pytest.mark.parametrize(("steps", "std"), [(16, 0.5400), (32, 0.5085)])
+def test_dpmpp_2m_on_gaussian_data_gives_a_known_standard_deviation(steps: int, std: float) -> None:
+    x = torch.full((1, 1, 1, 1), 0.3 + math.hypot(80, 0.5), dtype=torch.float64)  # mean and one std
+    out = integrate("dpmpp_2m", gaussian, x, karras_sigmas(steps, 80.0, 0.002), captions(1), lambda i: x)
+    assert float(out) - 0.3 == pytest.approx(std, abs=5e-5)
+
+
 def moments(steps: int) -> tuple[float, float]:
     """Mean and variance that SDE-DPM++(2M) gives for data N(0.3, 0.5^2): exact, since every step is linear."""
     sigmas, start = karras_sigmas(steps, 80.0, 0.002), 80.0
@@ -178,6 +185,7 @@ def moments(steps: int) -> tuple[float, float]:
 def test_the_stochastic_sampler_gives_the_mean_and_the_variance_of_gaussian_data() -> None:
     found = {steps: moments(steps) for steps in (32, 64, 128)}
     assert [mean for mean, _ in found.values()] == pytest.approx([0.3] * 3, abs=1e-9)
+    assert found[32][1] == pytest.approx(0.5222**2, abs=5e-5)
     off = [abs(variance / 0.25 - 1) for _, variance in found.values()]
     assert off[0] > 3 * off[1] > 9 * off[2] and off[2] < 0.01
 
@@ -262,5 +270,5 @@ def test_a_picture_and_its_noise_do_not_depend_on_the_batch(
     draws = len(drawn)
     for parts in ([(i, i + 1) for i in range(8)], [(0, 3), (3, 8)]):
         alone = torch.cat([made(slice(*part)) for part in parts])
-        torch.testing.assert_close(alone, together, rtol=0, atol=1e-4)  # a fortieth of a grey level
+        torch.testing.assert_close(alone, together, rtol=0, atol=1e-4)  # a grey level is 0.006
     assert len(drawn) == draws == 8 * (3 + (5 if sampler == "sde_dpmpp_2m" else 0))
