@@ -5,6 +5,7 @@
     crescendo preset [NAME]
     crescendo promote [--allow-candidate]
     crescendo generate PROMPT... [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M] [--guidance G]
+                       [--guide no_text|early|low] [--sampler heun|dpmpp_2m|sde_dpmpp_2m|adaptive]
 
 Heavy imports wait for the command that needs them, so that `crescendo --help` is quick.
 """
@@ -101,6 +102,13 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--guidance", type=float, help="strength of the prompt, 1 = off; not for refined models"
     )
+    generate.add_argument(
+        "--guide",
+        help="no_text, early or low: what is led away from (the model's own); not for refined models",
+    )
+    generate.add_argument(
+        "--sampler", help="heun, dpmpp_2m, sde_dpmpp_2m or adaptive (the model's own); not for refined models"
+    )
     generate.set_defaults(run=_generate)
     return top
 
@@ -175,11 +183,17 @@ def _generate(args: argparse.Namespace) -> int:
     for seed in (args.seed, args.seed + args.num - 1):
         check_seed(seed)
     generator = _load(args.model, Path.cwd())
-    if args.guidance is not None and generator.snapshot.config["kind"] == "refined":
-        print("warning: --guidance has no effect: a refined model has it built in", file=sys.stderr)
+    if generator.snapshot.config["kind"] == "refined":
+        for option, value in (
+            ("--guidance", args.guidance),
+            ("--guide", args.guide),
+            ("--sampler", args.sampler),
+        ):
+            if value is not None:
+                print(f"warning: {option} has no effect: a refined model has it built in", file=sys.stderr)
     prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
     seeds = [seed for _ in args.prompts for seed in range(args.seed, args.seed + args.num)]
-    images = generator.images(prompts, seeds, args.steps, args.guidance)
+    images = generator.images(prompts, seeds, args.steps, args.guidance, args.sampler, args.guide)
     columns = args.num if len(args.prompts) > 1 else math.ceil(math.sqrt(args.num))
     artifacts.write_atomic(args.out, encode_png(tile(images, columns)))
     size = generator.snapshot.resolution

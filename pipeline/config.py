@@ -144,6 +144,7 @@ class Training(Section):
         return self
 
 
+Moments = Annotated[int, Field(ge=0, le=256)]
 EmaStds = Annotated[tuple[EmaStd, ...], Field(min_length=1)]
 
 
@@ -165,6 +166,8 @@ class Pretrain(Training):
     p_mean: float
     p_std: Positive
     ema_std: EmaStds
+    ema_moments: Moments
+    early_images: Annotated[int, Field(ge=0)]
 
 
 class Finetune(Training):
@@ -174,6 +177,8 @@ class Finetune(Training):
     text_dropout: Probability
     p_std: Positive
     ema_std: EmaStds
+    ema_moments: Moments
+    early_images: Annotated[int, Field(ge=0)]
 
 
 class Refine(Training):
@@ -211,7 +216,9 @@ class Refine(Training):
 class Sampling(Section):
     """How the core and fine-tuned models are sampled."""
 
+    sampler: Literal["heun", "dpmpp_2m", "sde_dpmpp_2m", "adaptive"]
     num_steps: Annotated[int, Field(ge=1, le=1000)]
+    guide: Literal["no_text", "early", "low"]
     guidance: NonNegative
     guidance_interval: tuple[NonNegative, ...]
     lift: Positive
@@ -277,6 +284,13 @@ class Params(Section):
         _require(
             fits, f"shell.kernels: a feature map of {coarse} positions has no room for them; they need 4"
         )
+        for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            kept, seen = section.early_images, section.num_images
+            _require(kept <= seen, f"{name}.early_images: {kept} is more than {name}.num_images ({seen})")
+        early = self.sampling.guide != "early" or (self.pretrain.early_images and self.finetune.early_images)
+        _require(bool(early), "sampling.guide: 'early' needs pretrain.early_images and finetune.early_images")
+        regions = self.sampling.sampler != "adaptive" or self.regions.probability > 0
+        _require(regions, "sampling.sampler: 'adaptive' needs regions.probability above 0")
         foreign = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
         _require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")
         return self

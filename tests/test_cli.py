@@ -72,6 +72,11 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(root: Path) -> None:
         (["--seed", "-1"], "seed"),
         (["--out", "grid.gif"], ".png"),
         (["--guidance", "nan"], "--guidance"),
+        (["--guide", "bad"], "guide: 'bad' is unknown. Fix: choose one of: no_text, early, low"),
+        (
+            ["--sampler", "euler"],
+            "sampler: 'euler' is unknown. Fix: choose one of: heun, dpmpp_2m, sde_dpmpp_2m, adaptive",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_refused(root: Path, more: list[str], message: str) -> None:
@@ -92,11 +97,20 @@ def test_a_teacher_is_sampled_in_steps_with_guidance(root: Path) -> None:
     cli.run([*run, "--out", "a.png"])
     cli.run([*run, "--guidance", "4", "--out", "b.png"])
     assert (pixels("a.png") != pixels("b.png")).any()
+    cli.run([*run, "--sampler", "heun", "--out", "heun.png"])
+    np.testing.assert_array_equal(pixels("a.png"), pixels("heun.png"))
+    with pytest.raises(ConfigError, match="'early' needs weights"):
+        cli.run([*run, "--guide", "early"])
+    cli.run([*run, "--sampler", "dpmpp_2m", "--out", "c.png"])
+    assert (pixels("a.png") != pixels("c.png")).any()
 
 
-def test_guidance_without_effect_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.run(["generate", "cat", "--num", "1", "--guidance", "2"])
-    assert "no effect" in capsys.readouterr().err
+@pytest.mark.parametrize("option", [["--guidance", "2"], ["--guide", "low"], ["--sampler", "heun"]])
+def test_an_option_without_effect_is_told(
+    root: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    cli.run(["generate", "cat", "--num", "1", *option])
+    assert f"{option[0]} has no effect" in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_named(root: Path) -> None:

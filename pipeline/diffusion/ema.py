@@ -1,7 +1,20 @@
 """Power-function averages of the weights (arXiv 2312.02696, section 3): their length grows with training, so
-a short run and a long one use the same setting."""
+a short run and a long one use the same setting. Averages stored during training mix into one of any other length
+afterwards."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+
+class Profile(NamedTuple):
+    """Weight p(t) = (gamma + 1) t^gamma / nimg^(gamma + 1) of the training weights at image t <= nimg in a
+    power-function average (2312.02696, section 3)."""
+
+    std: float  # relative width, which fixes gamma
+    nimg: float  # where it ends
 
 
 def gamma_of_std(std: float) -> float:
@@ -21,3 +34,30 @@ def halflife_decay(halflife_nimg: float, nimg: int, batch_size: int) -> float:
     """Weight kept of the old average with a fixed half-life in images, shorter at the start (cap nimg / 5)."""
     halflife = min(halflife_nimg, max(nimg, 1) / 5)
     return float(0.5 ** (batch_size / halflife))
+
+
+def profile_product(a: Profile, b: Profile) -> float:
+    """Inner product: the integral of p_a(t) p_b(t) over t, in 1/images."""
+    gamma_a, gamma_b = gamma_of_std(a.std), gamma_of_std(b.std)
+    end = min(a.nimg, b.nimg)
+    rise = (end / a.nimg) ** gamma_a * (end / b.nimg) ** gamma_b
+    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * rise * end / (a.nimg * b.nimg)
+
+
+def mixing_weights(stored: Sequence[Profile], wanted: Profile) -> tuple[NDArray[np.float64], float]:
+    """Factors [len(stored)] whose mix of the stored averages is nearest to the wanted one in least squares, and the
+    part of its profile that they miss, as a share of its norm: 0 for one that is stored, 1 for none of it.
+
+    Unlike the paper's, the factors must sum to 1: weights move little beside their size, so that a sum which is a
+    little off would cost more than it gains."""
+    gram = np.array([[profile_product(a, b) for b in stored] for a in stored])
+    target = np.array([profile_product(a, wanted) for a in stored])
+    scale = np.sqrt(np.diag(gram))  # unit profiles are better conditioned
+    n, norm = len(stored), profile_product(wanted, wanted)
+    system = np.zeros((n + 1, n + 1))  # of the factors and the constraint's multiplier
+    system[:n, :n] = gram / np.outer(scale, scale)
+    system[n, :n] = system[:n, n] = scale.min() / scale
+    solution = np.linalg.lstsq(system, np.append(target / scale, scale.min()), rcond=1e-13)[0]
+    factors = solution[:n] / scale
+    missed = (norm - 2 * factors @ target + factors @ gram @ factors) / norm
+    return factors, float(np.sqrt(max(missed, 0.0)))

@@ -1,22 +1,25 @@
 """Samplers: from noise to images, counting every denoiser call (NFE).
 
-Heun's method of Karras et al. (arXiv 2206.00364, algorithm 1) for the deterministic path and SDE-DPM++(2M)
-(Lu et al., arXiv 2211.01095) for the stochastic one; coarse to fine, a trained pyramid is sampled at low
-resolution first and lifted by fresh white noise in the high band; a refined model makes an image in one, two
-or four passes. All state is float32 or better; every image has a seed of its own, so that a picture does not
-depend on the batch it was made in.
+Heun's method of Karras et al. (arXiv 2206.00364, algorithm 1) and DPM++(2M) for the deterministic path,
+SDE-DPM++(2M) (both Lu et al., arXiv 2211.01095) for the stochastic one; coarse to fine, a trained pyramid is
+sampled at low resolution first and lifted by fresh white noise in the high band; a refined model makes an image
+in one, two or four passes. All state is float32 or better; every image has a seed of its own, so that a picture
+does not depend on the batch it was made in.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import Denoise, Guided
+from pipeline.diffusion.adaptive import region_estimate, sde_dpmpp_2m_adaptive
+from pipeline.diffusion.guidance import Denoise, Guided, guide_of
 from pipeline.diffusion.noise import karras_sigmas
-from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, levels
+from pipeline.errors import ConfigError
+from pipeline.models.denoiser import PATCH, SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, levels
 from pipeline.models.layers import Text, high_pass, upsample
 from pipeline.models.snapshot import Snapshot
 from pipeline.rng import key
@@ -67,10 +70,35 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text) -> Tensor:
     return x
 
 
+def _extrapolated(denoised: Tensor, h: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    """D + (h / 2 h_prev)(D - D_prev), the estimate half a step ahead; D where there is no step before."""
+    if previous is None:
+        return denoised
+    return denoised + (h / (2 * previous[1])) * (denoised - previous[0])
+
+
+def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text) -> Tensor:
+    """DPM++(2M) (2211.01095, algorithm 2): the probability-flow ODE from x [B,3,R,R] at sigmas[0] down to
+    sigmas[-1], one call a step, second order by extrapolating the last two estimates.
+
+    z' = (s'/s) z + (1 - s'/s) D~, with D~ as in `sde_dpmpp_2m`."""
+    previous: tuple[Tensor, Tensor] | None = None
+    for sigma, sigma_next in pairwise(sigmas):
+        denoised = denoise(x, _full(x, sigma), text)
+        if sigma_next == 0:
+            return denoised
+        h = (sigma / sigma_next).log()
+        gain = -torch.expm1(-h)  # 1 - s'/s
+        x = (1 - gain) * x + gain * _extrapolated(denoised, h, previous)
+        previous = denoised, h
+    return x
+
+
 def sde_dpmpp_2m(
     denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text, draw: Callable[[int], Tensor]
 ) -> Tensor:
-    """SDE-DPM++(2M): one call a step, second order by extrapolating the last two estimates.
+    """SDE-DPM++(2M) (2211.01095): from x [B,3,R,R] at sigmas[0] down to sigmas[-1], one call and one
+    draw a step, second order by extrapolating the last two estimates.
 
     z' = (s'/s)^2 z + (1 - (s'/s)^2) D~ + s' sqrt(1 - (s'/s)^2) eps,  D~ = D + (h / 2 h_prev)(D - D_prev),
     h = ln(s/s'); D~ = D on the first step and on the last one, to 0. `draw(i)` gives the noise of step i."""
@@ -80,13 +108,26 @@ def sde_dpmpp_2m(
         if sigma_next == 0:
             return denoised
         h = (sigma / sigma_next).log()
-        extrapolated = denoised
-        if previous is not None:
-            extrapolated = denoised + (h / (2 * previous[1])) * (denoised - previous[0])
-        keep = -torch.expm1(-2 * h)  # 1 - (s'/s)^2
-        x = (1 - keep) * x + keep * extrapolated + sigma_next * keep.sqrt() * draw(i)
+        gain = -torch.expm1(-2 * h)  # 1 - (s'/s)^2
+        x = (1 - gain) * x + gain * _extrapolated(denoised, h, previous) + sigma_next * gain.sqrt() * draw(i)
         previous = denoised, h
     return x
+
+
+SAMPLERS = ("heun", "dpmpp_2m", "sde_dpmpp_2m")
+ADAPTIVE = "adaptive"  # for models trained with regions, see `sample_pyramid`
+
+
+def integrate(
+    sampler: str, denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text, draw: Callable[[int], Tensor]
+) -> Tensor:
+    """Run one of SAMPLERS from x [B,3,R,R] at sigmas[0] down to sigmas[-1], in the precision of x.
+
+    Each call starts without history, so that a multistep method begins anew after a lift. ADAPTIVE is
+    SDE-DPM++(2M) here, where all levels are equal."""
+    if sampler in ("sde_dpmpp_2m", ADAPTIVE):
+        return sde_dpmpp_2m(denoise, x, sigmas, text, draw)
+    return {"heun": heun, "dpmpp_2m": dpmpp_2m}[sampler](denoise, x, sigmas, text)
 
 
 def lift(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
@@ -95,6 +136,10 @@ def lift(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
     The noise of the result is exactly white; only the high band of the image is missing, so sigma must be
     several times its size."""
     return upsample(low) + high_pass(sigma * noise)
+
+
+def _step_noise(draw: Draw, resolution: int, i: int) -> Tensor:
+    return draw(f"step-{resolution}-{i}", resolution)
 
 
 @torch.no_grad()
@@ -108,14 +153,21 @@ def sample_pyramid(
     lift_at: float,
     sigma_max: float = 80.0,
     sigma_min: float = 0.002,
+    sampler: str = "heun",
+    guide: str = "no_text",
+    early: Denoiser | None = None,
 ) -> tuple[Tensor, int]:
-    """Sample coarse to fine with Heun's method.
+    """Sample coarse to fine with one of SAMPLERS or ADAPTIVE, guided by one of GUIDES (`early`: the early weights).
 
     One grid of `num_steps` levels runs from sigma_max * R / R_core to sigma_min, in units of the top
     resolution; each level of the pyramid takes over once sigma falls to `lift_at` times the size of its high
-    band. Returns (standardised images [N,3,R,R], denoiser calls an image)."""
+    band. A lift needs one noise level everywhere, so that ADAPTIVE, for models trained with regions, lets levels
+    differ on the finest level of the pyramid only, which is guided by `no_text`.
+
+    Returns (standardised images [N,3,R,R], denoiser calls an image)."""
     draw = noise_like_seeds(seeds, text.pooled.device)
     pyramid = levels(denoiser)
+    guides = levels(early) if early else [None] * len(pyramid)
     core = pyramid[0]
     top = denoiser.resolution
     sigmas = karras_sigmas(num_steps, sigma_max * top / core.resolution, sigma_min)
@@ -123,16 +175,23 @@ def sample_pyramid(
     nfe = 0
     for i, level in enumerate(pyramid):
         unit = level.resolution / top  # sigma here = sigma at the top * unit
-        guided = Guided(level, guidance, interval, scale=core.resolution / level.resolution)
+        away = guide_of(guide, level, guides[i])
+        guided = Guided(level, guidance, interval, core.resolution / level.resolution, away)
+        noise = partial(_step_noise, draw, level.resolution)
         above = pyramid[i + 1] if i + 1 < len(pyramid) else None
         if isinstance(above, ShellDenoiser):
             start = lift_at * above.sigma_high_band * top / above.resolution  # in units of the top
             n = max(int((sigmas > start).sum()), 1)
-            x = heun(guided, x, sigmas[: n + 1] * unit, text)
+            x = integrate(sampler, guided, x, sigmas[: n + 1] * unit, text, noise)
             x = lift(x, float(sigmas[n]) * 2 * unit, draw(f"lift-{above.resolution}", above.resolution))
             sigmas = sigmas[n:]
+        elif sampler == ADAPTIVE:
+            estimate = region_estimate(level, text, guidance, interval)
+            patch = PATCH * level.resolution // core.resolution
+            x = sde_dpmpp_2m_adaptive(estimate, x, sigmas * unit, noise, patch)
+            nfe += (len(sigmas) - 1) * (1 if guidance == 1 else 2)
         else:
-            x = heun(guided, x, sigmas * unit, text)
+            x = integrate(sampler, guided, x, sigmas * unit, text, noise)
         nfe += guided.nfe
     return x, nfe
 
@@ -181,12 +240,26 @@ def generate(
     num_steps: int | None = None,
     guidance: float | None = None,
     batch_size: int = 64,
+    sampler: str | None = None,
+    guide: str | None = None,
 ) -> Generated:
     """Make one image a caption and seed, with the snapshot's own defaults.
 
-    `num_steps` is the number of passes of a refined model (one of its `passes`), else of Heun steps."""
+    `num_steps` is the number of passes of a refined model (one of its `passes`), else of steps of `sampler`
+    (one of SAMPLERS, or ADAPTIVE), guided by `guide` (one of GUIDES). Raises ConfigError where the snapshot
+    lacks the weights of its guide, or was not trained for its sampler."""
     config = snapshot.config
-    sampling = config["sampling"]
+    sampling = {"sampler": "heun", "guide": "no_text", **config["sampling"]}  # older snapshots name neither
+    guide = guide or sampling["guide"]
+    if guide == "early" and snapshot.early is None and config["kind"] != "refined":
+        fix = "choose another, or train with pretrain.early_images and finetune.early_images"
+        raise ConfigError("E-CFG-047", "guide", "'early' needs weights that this model does not have", fix)
+    sampler = sampler or sampling["sampler"]
+    if sampler == ADAPTIVE and snapshot.denoiser.difficulty is None and config["kind"] != "refined":
+        fix = "choose another, or train with regions.probability above 0"
+        raise ConfigError(
+            "E-CFG-048", "sampler", "'adaptive' needs a model that was trained with regions", fix
+        )
     device = next(snapshot.denoiser.parameters()).device
     images, nfe = [], 0
     for i in range(0, len(seeds), batch_size):
@@ -205,6 +278,9 @@ def generate(
                 sampling["guidance"] if guidance is None else guidance,
                 tuple(sampling["guidance_interval"]),
                 sampling["lift"],
+                sampler=sampler,
+                guide=guide,
+                early=snapshot.early,
             )
         images.append(snapshot.statistics.to_uint8(x).cpu())
     return Generated(torch.cat(images), nfe)

@@ -4,6 +4,7 @@ To resume training one needs a checkpoint instead (training/checkpoint.py).
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +36,14 @@ class Statistics(NamedTuple):
 
 class Snapshot(NamedTuple):
     """A loaded model. `config` holds: kind ("core", "finetuned", "refined"), resolution, core and shells (how
-    to build them), text_encoder, statistics, sampling defaults, lineage, and for a refined model `passes`
-    and `sigma_start`."""
+    to build them), text_encoder, statistics, sampling defaults, lineage, for a refined model `passes` and
+    `sigma_start`, for the others `ema_std` (relative width of the weight average). `early` is the same network
+    with weights from early in training, a guide, if they were kept."""
 
     denoiser: Denoiser
     config: dict[str, Any]
     digest: str
+    early: Denoiser | None = None
 
     @property
     def resolution(self) -> int:
@@ -78,19 +81,31 @@ def build(config: dict[str, Any]) -> Denoiser:
     return denoiser
 
 
-def write_snapshot(folder: Path, denoiser: Denoiser, config: dict[str, Any]) -> None:
-    """Write model.safetensors and config.json into an existing folder (the caller commits it)."""
-    weights = {
-        name: tensor.detach().float().contiguous().cpu() for name, tensor in denoiser.state_dict().items()
-    }
-    save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "model.safetensors")
+Weights = Mapping[str, Tensor]
+
+
+def write_snapshot(
+    folder: Path, denoiser: Denoiser, config: dict[str, Any], early: Weights | None = None
+) -> None:
+    """Write model.safetensors and config.json, and early.safetensors if there are early weights (by the names of
+    the denoiser's state), into an existing folder (the caller commits it)."""
+    _write_weights(denoiser.state_dict(), folder / "model.safetensors")
+    if early is not None:
+        _write_weights(early, folder / "early.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
-def save_snapshot(path: Path | str, denoiser: Denoiser, config: dict[str, Any]) -> None:
-    """Commit a snapshot folder (model.safetensors, config.json, manifest.json) at `path`."""
+def _write_weights(weights: Weights, path: Path) -> None:
+    whole = {name: tensor.detach().float().contiguous().cpu() for name, tensor in weights.items()}
+    save_file({name: tensor.clone() for name, tensor in whole.items()}, path)
+
+
+def save_snapshot(
+    path: Path | str, denoiser: Denoiser, config: dict[str, Any], early: Weights | None = None
+) -> None:
+    """Commit a snapshot folder (what `write_snapshot` writes, and manifest.json) at `path`."""
     with artifacts.commit_directory(path, {"kind": config["kind"]}) as folder:
-        write_snapshot(folder, denoiser, config)
+        write_snapshot(folder, denoiser, config, early)
 
 
 def load_snapshot(path: Path | str, device: str | torch.device = "cpu") -> Snapshot:
@@ -102,12 +117,18 @@ def load_snapshot(path: Path | str, device: str | torch.device = "cpu") -> Snaps
         raise InputMissing("E-INP-024", str(path), "no model snapshot here", "train one with `dvc repro`")
     artifacts.verify_directory(folder)
     config = json.loads((folder / "config.json").read_text())
+    denoiser = _load(config, folder / "model.safetensors", device)
+    kept = folder / "early.safetensors"
+    early = _load(config, kept, device) if kept.is_file() else None
+    return Snapshot(denoiser, config, artifacts.directory_digest(folder), early)
+
+
+def _load(config: dict[str, Any], path: Path, device: str | torch.device) -> Denoiser:
+    """A denoiser with the weights of a file, for use alone."""
     denoiser = build(config)
-    weights = load_file(folder / "model.safetensors")
     try:
-        denoiser.load_state_dict(weights, strict=True)
+        denoiser.load_state_dict(load_file(path), strict=True)
     except RuntimeError as error:
-        problem = " ".join(str(error).split())
-        raise StorageError("E-IO-021", str(path), problem, "retrain: the weights fit another model") from None
-    denoiser.eval().requires_grad_(False).to(device)
-    return Snapshot(denoiser, config, artifacts.directory_digest(folder))
+        where, problem = str(path.parent), " ".join(str(error).split())
+        raise StorageError("E-IO-021", where, problem, "retrain: the weights fit another model") from None
+    return denoiser.eval().requires_grad_(False).to(device)

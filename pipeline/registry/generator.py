@@ -36,20 +36,25 @@ class Generator:
         seeds: Sequence[int],
         num_steps: int | None = None,
         guidance: float | None = None,
+        sampler: str | None = None,
+        guide: str | None = None,
     ) -> Tensor:
         """One picture a prompt and seed, uint8 [N,3,R,R]; each depends on its own prompt and seed alone.
 
-        `num_steps` is the number of passes of a refined model, else of sampler steps; None is the model's own.
+        `num_steps` is the number of passes of a refined model, else of steps of `sampler`; None is the model's own.
         Raises ConfigError for values that the model does not have.
         """
         import torch
 
         from pipeline.data.captions import normalise
-        from pipeline.diffusion.sampling import generate
+        from pipeline.diffusion.guidance import GUIDES
+        from pipeline.diffusion.sampling import ADAPTIVE, SAMPLERS, generate
         from pipeline.models.layers import Text
 
         assert len(prompts) == len(seeds) and prompts
         steps = check_steps(self.snapshot, num_steps)
+        check_name("sampler", sampler, (*SAMPLERS, ADAPTIVE))
+        check_name("guide", guide, GUIDES)
         for seed in seeds:
             check_seed(seed)
         cleaned = [normalise(prompt) for prompt in prompts]
@@ -57,7 +62,8 @@ class Generator:
         rows = torch.tensor([unique.index(prompt) for prompt in cleaned])
         pooled, tokens, mask = (torch.from_numpy(array) for array in self.encoder.encode(unique))
         text = Text(pooled, tokens, mask).select(rows)
-        return generate(self.snapshot, text, list(seeds), steps, guidance).images
+        made = generate(self.snapshot, text, list(seeds), steps, guidance, sampler=sampler, guide=guide)
+        return made.images
 
 
 def load_generator(folder: str | Path, device: str = "cpu") -> Generator:
@@ -86,6 +92,12 @@ def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:
     if not 1 <= num_steps <= 1000:
         raise ConfigError("E-CFG-041", "steps", f"{num_steps} is out of range", "choose 1 to 1000")
     return num_steps
+
+
+def check_name(what: str, name: str | None, known: Sequence[str]) -> None:
+    """Raises ConfigError for a name that is not among `known`; None, the model's own, is."""
+    if name is not None and name not in known:
+        raise ConfigError("E-CFG-046", what, f"{name!r} is unknown", f"choose one of: {', '.join(known)}")
 
 
 def check_seed(seed: int) -> None:

@@ -39,10 +39,11 @@ from pipeline.models.denoiser import (
 from pipeline.models.discriminator import CoreFeatures, FrozenFeatures, Heads, Lite0Features
 from pipeline.models.kernels import mean_kernel_px
 from pipeline.models.layers import Text, high_pass, pool
-from pipeline.models.snapshot import Snapshot, Statistics, describe, load_snapshot, save_snapshot
+from pipeline.models.snapshot import Snapshot, Statistics, Weights, describe, load_snapshot, save_snapshot
 from pipeline.rng import generator_for, key
 from pipeline.training import checkpoint
 from pipeline.training.adversarial import AdversarialStep, Guards, guard_state
+from pipeline.training.averages import Averages, moments_of
 from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Every, Progress, due, failpoint, read_records
 from pipeline.training.optim import world
@@ -147,7 +148,12 @@ class Run:
         }
 
     def export(
-        self, denoiser: Denoiser, config: dict[str, Any], metrics: dict[str, float], curve: Sequence[str]
+        self,
+        denoiser: Denoiser,
+        config: dict[str, Any],
+        metrics: dict[str, float],
+        curve: Sequence[str],
+        early: Weights | None = None,
     ) -> None:
         """Commit run_dir/result: the model, its curves, numbers and sample grid. Only rank 0 writes."""
         if world()[0]:
@@ -155,14 +161,16 @@ class Run:
         records = read_records(self.folder / "progress.jsonl")
         parameters = sum(p.numel() for p in denoiser.parameters())
         with artifacts.commit_directory(self.folder / "result", {"stage": self.stage}) as folder:
-            save_snapshot(folder / "model", denoiser, config)
+            save_snapshot(folder / "model", denoiser, config, early)
             reports = folder / "reports"
             reports.mkdir()
             write_curves(reports / "curves.csv", records, curve)
             numbers = {**metrics, "parameters": parameters, "num_images": self.section.num_images}
             (reports / "metrics.json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
             snapshot = load_snapshot(folder / "model", self.device)
-            set_dtype(snapshot.denoiser, self.dtype)
+            for loaded in (snapshot.denoiser, snapshot.early):
+                if loaded is not None:
+                    set_dtype(loaded, self.dtype)
             self.sample_grid(snapshot, reports / "samples.png")
             self.kernel_picture(snapshot, reports / "kernels.png")
 
@@ -178,11 +186,11 @@ class Run:
         if curves:
             save_kernels(path, sigmas, curves)
 
-    def sample_grid(self, snapshot: Snapshot, path: Path) -> None:
+    def sample_grid(self, snapshot: Snapshot, path: Path, guide: str | None = None) -> None:
         """Draw samples of 8 training captions (above) and 8 held-out ones (below), fixed seeds."""
         rows = [*self.pick("train", GRID), *self.pick("val", GRID)]
         _, text, _ = self.images_and_names(rows)
-        made = generate(snapshot, text, range(len(rows)))
+        made = generate(snapshot, text, range(len(rows)), guide=guide)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_grid(path, made.images, columns=8)
 
@@ -262,9 +270,10 @@ def denoising_stage(
     draw_sigma: Callable[[int, torch.Generator], Tensor],
     sigma_max: float,
     finish: Callable[[], dict[str, Any]],
+    parent: Snapshot | None = None,
 ) -> None:
-    """Train `trained` (all or part of `denoiser`) on the denoising loss, choose the weight average with the
-    least held-out error, and export; `finish` gives the snapshot's config.
+    """Train `trained` (all or part of `denoiser`, grown from `parent`) on the denoising loss, choose the weight
+    average with the least held-out error, and export; `finish` gives the snapshot's config.
 
     Levels come from `draw_sigma`; with regions they are spread over patches, up to `sigma_max`. The held-out
     error is that of whole images at one level at all times, so that it compares."""
@@ -273,6 +282,9 @@ def denoising_stage(
     set_recompute(denoiser, run.recompute)
     learner = Learner(trained, (0.9, 0.99), ema_decays(s.ema_std))
     state = TrainState({"net": learner})
+    first = next(iter(learner.emas))
+    if s.early_images:
+        state.extra["early"] = learner.emas[first].clone()
     checkpoint.resume(run.folder / "checkpoints", state)
     step = DenoisingStep(
         denoiser=denoiser,
@@ -290,33 +302,51 @@ def denoising_stage(
     held_out, names, _ = run.images_and_names(run.pick("val", 64))
     held_out = step.standardise(held_out)
 
-    def error_of(track: str) -> float:
+    def error_of(average: Tensor) -> float:
         trained.eval()
-        with learner.using(learner.emas[track]):
+        with learner.using(average):
             error = held_out_error(denoiser, held_out, names, draw_sigma, p.seed)
         trained.train()
         return error
 
-    first = next(iter(learner.emas))
     progress = run.progress(state.nimg)
+
+    def keep_early(state: TrainState, _: dict[str, Tensor]) -> None:
+        if state.nimg - s.batch_size < s.early_images <= state.nimg:
+            state.extra["early"].copy_(learner.emas[first])
 
     def look(state: TrainState) -> None:
         if world()[0] == 0:
-            progress.write(state.nimg, {"held_out_error": error_of(first)})
+            progress.write(state.nimg, {"held_out_error": error_of(learner.emas[first])})
             with learner.using(learner.emas[first]):
                 trained.eval()
                 snapshot = Snapshot(denoiser, finish(), "")
-                run.sample_grid(snapshot, run.folder / "samples" / f"nimg-{state.nimg:012d}.png")
+                path = run.folder / "samples" / f"nimg-{state.nimg:012d}.png"
+                run.sample_grid(snapshot, path, guide="no_text")  # the others come with the finished model
                 trained.train()
 
+    moments = moments_of(s.num_images, s.batch_size, s.ema_moments)
+    averages = Averages(run.folder / "averages", learner, moments)
     trained.train()
-    run.train(state, step, [Every(s.sample_images, s.batch_size, look)], progress)
-    errors = {track: error_of(track) for track in learner.emas}
-    best = min(errors, key=lambda track: errors[track])
-    metrics = {"held_out_error": errors[best], "ema_std": float(best)}
+    run.train(state, step, [averages, keep_early, Every(s.sample_images, s.batch_size, look)], progress)
+    if world()[0]:
+        return
+    measured = ((error_of(average), std, average) for std, average in averages.candidates())
+    error, std, best = min(measured, key=lambda candidate: candidate[0])
+    metrics = {"held_out_error": error, "ema_std": std}
     trained.eval()
-    with learner.using(learner.emas[best]):
-        run.export(denoiser, finish(), metrics, ["loss", "error"])
+    early = early_weights(denoiser, learner, state.extra["early"], parent) if s.early_images else None
+    with learner.using(best):
+        run.export(denoiser, {**finish(), "ema_std": std}, metrics, ["loss", "error"], early)
+
+
+def early_weights(denoiser: Denoiser, learner: Learner, kept: Tensor, parent: Snapshot | None) -> Weights:
+    """The state of `denoiser` with the early weights of what `learner` trained, and those of its parent below."""
+    with learner.using(kept):
+        weights = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
+    if parent is not None and parent.early is not None:
+        weights |= {f"below.{name}": tensor for name, tensor in parent.early.state_dict().items()}
+    return weights
 
 
 def by_region(
@@ -379,6 +409,11 @@ def finetune(config: dict[str, Any]) -> None:
         raise ConfigError(
             "E-CFG-022", "params.yaml: regions", problem, "set it to 0, or train that model anew"
         )
+    if s.early_images and parent.early is None:
+        problem = "the model to grow has no early weights, which the guide of its core needs"
+        raise ConfigError(
+            "E-CFG-023", "params.yaml: finetune.early_images", problem, "set pretrain.early_images"
+        )
     variance = high_band_variance(run.dataset, parent.statistics)
     text_dim = int(str(run.dataset.text_encoder["dim"]))
     net = p.shell.model_dump(mode="json") | run.told()
@@ -393,7 +428,7 @@ def finetune(config: dict[str, Any]) -> None:
     trained = nn.ModuleList(
         m for name, m in denoiser.named_children() if name != "below"
     )  # it stays bit for bit
-    denoising_stage(run, denoiser, trained, parent.statistics, draw, top, finish)
+    denoising_stage(run, denoiser, trained, parent.statistics, draw, top, finish, parent)
 
 
 def _truncated(p_mean: float, p_std: float, top: float, batch: int, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from pipeline.diffusion.adaptive import region_estimate, sde_dpmpp_2m_adaptive
 from pipeline.diffusion.loss import denoising_loss
 from pipeline.diffusion.noise import karras_sigmas, region_sigma
-from pipeline.diffusion.sampling import sde_dpmpp_2m
+from pipeline.diffusion.sampling import ADAPTIVE, sample_pyramid, sde_dpmpp_2m
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, split_level
 from pipeline.models.layers import Text, pool, region_features
 
@@ -180,3 +180,20 @@ def test_guidance_by_region_is_plain_outside_of_its_interval() -> None:
         nothing = model(x, sigma, captions(1).without(torch.tensor([True])))
     torch.testing.assert_close(guided[:, :, :32], plain[:, :, :32])
     torch.testing.assert_close(guided[:, :, 32:], (nothing + 3 * (plain - nothing))[:, :, 32:])
+
+
+def test_the_pyramid_is_sampled_with_levels_that_differ_on_its_finest_level() -> None:
+    model = random_denoiser(4, shell=True)
+    calls: list[int] = []
+    hook = model.net.register_forward_hook(lambda *_: calls.append(1))
+    settings = {"num_steps": 12, "interval": (0.3, 5.0), "lift_at": 8.0}
+    images, nfe = sample_pyramid(model, captions(2), [0, 1], guidance=1.0, sampler=ADAPTIVE, **settings)
+    hook.remove()
+    assert images.shape == (2, 3, 64, 64) and torch.isfinite(images).all()
+    assert nfe == 12 > len(calls) > 0
+    again, _ = sample_pyramid(model, captions(2), [0, 1], guidance=1.0, sampler=ADAPTIVE, **settings)
+    assert torch.equal(images, again)
+    plain, _ = sample_pyramid(model, captions(2), [0, 1], guidance=1.0, sampler="sde_dpmpp_2m", **settings)
+    assert not torch.allclose(images, plain, atol=1e-3)
+    _, guided = sample_pyramid(model, captions(2), [0, 1], guidance=1.5, sampler=ADAPTIVE, **settings)
+    assert guided > nfe

@@ -127,6 +127,56 @@ def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> 
         assert nfe is None or together.nfe == nfe
 
 
+def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from_them(
+    tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_root / "data", tmp_path / "data")
+    tree = {**tiny_tree, "sampling": {**tiny_tree["sampling"], "guide": "early"}}
+    for stage in ("pretrain", "finetune"):
+        tree[stage] = {**tree[stage], "early_images": 16, "ema_moments": 3}
+    config = config_of(tree, tmp_path, tmp_path / "runs/pretrain")
+
+    def stop(name: str, nimg: int) -> None:
+        if name == "step" and nimg == 24:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "failpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            workers.pretrain(config)
+    then = last_state(tmp_path / "runs/pretrain")  # at 16
+    assert torch.equal(then["extra.early"], then["net.ema.0.05"])
+    workers.pretrain(config)
+    assert torch.equal(last_state(tmp_path / "runs/pretrain")["extra.early"], then["extra.early"])
+    shutil.copytree(tmp_path / "runs/pretrain/result/model", tmp_path / "models/core")
+    core = load_snapshot(tmp_path / "models/core")
+    assert core.early is not None
+    flat = torch.cat([p.reshape(-1) for p in core.early.parameters()])
+    torch.testing.assert_close(flat, then["extra.early"], rtol=0.05, atol=0.05)  # but for its projection
+    workers.finetune(config_of(tree, tmp_path, tmp_path / "runs/finetune"))
+    grown = load_snapshot(tmp_path / "runs/finetune/result/model")
+    assert grown.early is not None and grown.config["sampling"]["guide"] == "early"
+    assert (
+        0 < grown.config["ema_std"] < 0.28 and len(list((tmp_path / "runs/finetune/averages").iterdir())) == 3
+    )
+    below = levels(grown.early)[0].state_dict()
+    assert all(torch.equal(below[name], tensor) for name, tensor in core.early.state_dict().items())
+    text = PreparedDataset(tmp_path / "data/prepared").text([0])
+    made = {guide: generate(grown, text, [1], 4, 3.0, guide=guide).images for guide in ("no_text", "low")}
+    assert not torch.equal(generate(grown, text, [1], 4, 3.0).images, made["no_text"])
+
+
+def test_a_guide_without_weights_is_refused_in_one_line(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    text = PreparedDataset(trained / "data/prepared").text([0])
+    with pytest.raises(ConfigError, match="guide: 'early' needs weights that this model does not have"):
+        generate(load_snapshot(trained / "models/core"), text, [1], guide="early")
+    tree = {**tiny_tree, "finetune": {**tiny_tree["finetune"], "early_images": 16}}
+    with pytest.raises(ConfigError, match="the model to grow has no early weights"):
+        workers.finetune(config_of(tree, trained, tmp_path / "run"))
+
+
 def test_captions_are_dropped_at_the_given_rate(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = load_snapshot(trained / "models/core")
     seen: list[float] = []
