@@ -664,18 +664,29 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
-def profile(size: Size, setting: Setting, rows: int = 30) -> str:
-    """Where our update spends its time, by torch.profiler."""
-    contender = Crescendo(size.upto(setting.resolution), setting)
-    for _ in range(3):
-        contender.step()
+def profile(size: Size, setting: Setting, rows: int = 25, steps: int = 5) -> str:
+    """Where our update spends its time, by torch.profiler: the operations of the most time of their own."""
+    contender = Choice(OURS, size.upto(setting.resolution)).make(setting)
+    seconds_of(contender.step, setting.device, 3)
+    with torch.profiler.profile() as profiler:
+        whole = seconds_of(contender.step, setting.device, steps)
     gpu = setting.device.type == "cuda"
-    with torch.profiler.profile(record_shapes=False) as profiler:
-        for _ in range(5):
-            contender.step()
-        synchronize(setting.device)
-    order = "self_cuda_time_total" if gpu else "self_cpu_time_total"
-    return profiler.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=60)
+    times = {
+        e.key: e.self_device_time_total if gpu else e.self_cpu_time_total for e in profiler.key_averages()
+    }
+    calls = {e.key: e.count for e in profiler.key_averages()}
+    total = sum(times.values())
+    lines = [
+        [
+            key[:60],
+            f"{times[key] / total:.1%}",
+            f"{times[key] / steps / 1000:.2f}",
+            f"{calls[key] / steps:.0f}",
+        ]
+        for key in sorted(times, key=lambda key: -times[key])[:rows]
+    ]
+    title = f"An update, profiled: {_words(setting)}; {whole * 1000:.1f} ms."
+    return f"{title}\n\n{table(['operation', 'of its own', 'ms', 'calls'], lines)}"
 
 
 def tables(args: argparse.Namespace) -> Iterator[str]:
