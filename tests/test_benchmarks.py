@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import pytest
+import torch
 
-from benchmarks import data, measure
+from benchmarks import data, measure, train
 from pipeline.data import validation
 
 
@@ -64,3 +65,17 @@ def test_wait_table_has_both_denoising_stages():
 def test_store_table_has_every_kind_size_and_codec():
     text = data.store_table(count=1, repeats=1)
     assert len(lines(text)) == 2 + 2 * 2 * len(data.CODECS)
+
+
+@pytest.mark.parametrize("equal", ["parameters", "multiply-adds"])
+def test_step_table_has_every_contender(equal):
+    setting = train.Setting(torch.device("cpu"), torch.float32, 16, 2, seconds=0.001, repeats=1)
+    text = train.step_table(train.TINY, setting, equal, weigh=False)
+    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(train.CONTENDERS)
+
+
+def test_update_table_has_every_contender():
+    setting = train.Setting(torch.device("cpu"), torch.float32, 16, 2, seconds=0.001, repeats=1)
+    names = [line.split("|")[1].strip() for line in lines(train.update_table(train.TINY, setting))[2:]]
+    assert names[0].startswith(train.OURS)
+    assert names[1:] == list(train.UPDATES)
