@@ -4,7 +4,7 @@
     NAME.png.npy, NAME.offsets.npy    uint8 [bytes], int64 [n + 1]: picture i lies at offsets[i] ... offsets[i + 1]
 
 Raw is read some forty times as fast; PNG takes 60% of the room for photos, 3 to 12% for drawings (docs/data.md).
-Needs numpy only, and Pillow where PNG is read or written.
+Needs numpy only, and where PNG is written or read, Pillow and kornia-rs.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ def decode(stored: Bytes) -> Bytes:
     """The inverse of `encode`: uint8 [3, R, R]."""
     if stored.ndim == 3:
         return stored
-    from PIL import Image
+    from kornia_rs.io import decode_image_png_u8
 
-    return np.asarray(Image.open(io.BytesIO(stored.tobytes()), formats=["PNG"]), np.uint8).transpose(2, 0, 1)
+    content = stored.tobytes()
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    pixels: Bytes = decode_image_png_u8(content, (height, width), "rgb")
+    return pixels.transpose(2, 0, 1)
 
 
 def write(folder: Path, name: str, pictures: Iterable[Bytes], count: int, encoding: str) -> None:
