@@ -173,7 +173,7 @@ class Crescendo:
     def _step(self, level: Denoiser, setting: Setting) -> DenoisingStep:
         return DenoisingStep(
             denoiser=level,
-            batches=Pictures(setting.resolution, setting.batch),  # type: ignore[arg-type]
+            batches=Pictures(setting.resolution, setting.batch),
             statistics=Statistics((0.0,) * 3, (0.6,) * 3),
             draw_sigma=lambda batch, generator: lognormal_sigma(batch, -0.8, 1.4, generator),
             seed=0,

@@ -226,6 +226,8 @@ class Sampling(Section):
     @model_validator(mode="after")
     def _check(self) -> Sampling:
         low_high = self.guidance_interval
+        plain = self.sampler != "adaptive" or self.guide == "no_text"
+        _require(plain, f"guide: {self.guide!r} cannot guide the adaptive sampler. Fix: write no_text")
         good = len(low_high) == 2 and low_high[0] < low_high[1]
         _require(good, "guidance_interval: needs two numbers, the lower one first")
         return self

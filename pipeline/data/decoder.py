@@ -9,6 +9,7 @@ longer limit by the clock. Linux only, as its limits are.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import multiprocessing
 import os
 import resource
@@ -162,10 +163,10 @@ def _cause(status: int) -> str:
 
 def _confine(work: object, megabytes: int) -> None:
     """Give this process its limits. `work` comes along to have its modules imported before."""
-    import kornia_rs  # noqa: F401
     import torch
-    import torchvision.transforms.v2.functional  # noqa: F401
 
+    for module in PRELOAD:  # What is imported later would count against the items.
+        importlib.import_module(module)
     _die_with_parent()
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handlers wait for C code to return.

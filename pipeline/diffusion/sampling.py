@@ -162,7 +162,7 @@ def sample_pyramid(
     One grid of `num_steps` levels runs from sigma_max * R / R_core to sigma_min, in units of the top
     resolution; each level of the pyramid takes over once sigma falls to `lift_at` times the size of its high
     band. A lift needs one noise level everywhere, so that ADAPTIVE, for models trained with regions, lets levels
-    differ on the finest level of the pyramid only, which is guided by `no_text`.
+    differ on the finest level of the pyramid only, and its guide is `no_text`.
 
     Returns (standardised images [N,3,R,R], denoiser calls an image)."""
     draw = noise_like_seeds(seeds, text.pooled.device)
@@ -260,6 +260,9 @@ def generate(
         raise ConfigError(
             "E-CFG-048", "sampler", "'adaptive' needs a model that was trained with regions", fix
         )
+    if sampler == ADAPTIVE and guide != "no_text" and config["kind"] != "refined":
+        problem = f"{guide!r} cannot guide the adaptive sampler"
+        raise ConfigError("E-CFG-049", "guide", problem, "choose no_text, or another sampler")
     device = next(snapshot.denoiser.parameters()).device
     images, nfe = [], 0
     for i in range(0, len(seeds), batch_size):

@@ -101,7 +101,10 @@ def adaptive(
     lead: Callable[[Tensor], Tensor] = ahead,
     steps: int = STEPS,
 ) -> Tensor:
-    draw = lambda i: torch.randn(N, 1, 1, D, generator=generator)  # noqa: E731
+
+    def draw(i: int) -> Tensor:
+        return torch.randn(N, 1, 1, D, generator=generator)
+
     start = noisy_start(generator)
     sigmas = karras_sigmas(steps, SIGMA_MAX, SIGMA_MIN)
     return sde_dpmpp_2m_adaptive(estimate, start, sigmas, draw, patch=1, delta=DELTA, lead=lead)

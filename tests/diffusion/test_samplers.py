@@ -5,6 +5,7 @@ variance-preserving coordinates (alpha^2 + sigma^2 = 1), where ours are variance
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, get_args
 
 import numpy as np
@@ -164,9 +165,7 @@ def error(sampler: str, steps: int) -> float:
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m"])
 def test_half_the_step_gives_a_quarter_of_the_error(sampler: str) -> None:
     errors = [error(sampler, steps) for steps in (64, 128, 256)]
-    assert [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)] == pytest.approx(
-        [2, 2], abs=0.12
-    )
+    assert [math.log2(a / b) for a, b in pairwise(errors)] == pytest.approx([2, 2], abs=0.12)
 
 
 @pytest.mark.parametrize(("steps", "std"), [(16, 0.5400), (32, 0.5085)])

@@ -41,7 +41,7 @@ class Recorder(nn.Module):
 def test_a_core_at_sigma_one_half() -> None:
     """sigma = sigma_data = 1/2: c_skip 1/2, c_out 1/4 sqrt 2, c_in sqrt 2, c_noise ln(1/2)/4, weight 8."""
     net = Recorder()
-    core = CoreDenoiser(net, 4)  # type: ignore[arg-type]
+    core = CoreDenoiser(net, 4)
     noisy, sigma = torch.full((2, 3, 4, 4), 2.0), torch.full((2,), 0.5)
     denoised = core(noisy, sigma, captions(2))
     torch.testing.assert_close(denoised, torch.full_like(noisy, 1.3535534))  # 1/2 * 2 + 0.3535534
@@ -54,8 +54,8 @@ def test_a_core_at_sigma_one_half() -> None:
 
 def test_a_shell_at_sigma_three_tenths() -> None:
     """v = 0.04, sigma = 0.3: k_skip 0.04/0.13, k_out 0.06/sqrt 0.13, c_in 1/sqrt 0.34, weight 0.13/0.0036."""
-    below, net = CoreDenoiser(Recorder(), 4), Recorder()  # type: ignore[arg-type]
-    shell = ShellDenoiser(below, net, 0.04)  # type: ignore[arg-type]
+    below, net = CoreDenoiser(Recorder(), 4), Recorder()
+    shell = ShellDenoiser(below, net, 0.04)
     g = torch.Generator().manual_seed(0)
     noisy, sigma = torch.randn(1, 3, 8, 8, generator=g), torch.full((1,), 0.3)
     denoised = shell(noisy, sigma, captions(1))
@@ -67,7 +67,7 @@ def test_a_shell_at_sigma_three_tenths() -> None:
     out = (
         torch.tensor([[1.0, -1.0], [0.0, 0.0]]).repeat(4, 4).expand(1, 3, 8, 8)
     )  # a high band, square mean 1/2
-    net.forward = lambda *_: (out, torch.zeros(1, 1, 4, 4))  # type: ignore[method-assign]
+    net.forward = lambda *_: (out, torch.zeros(1, 1, 4, 4))
     torch.testing.assert_close(shell(noisy, sigma, captions(1)) - denoised, 0.1664101 * out)
     # The residual is k_out out, so that 36.1111 * 0.1664101^2 * 1/2 * 4/3 = 2/3.
     error = shell.error(denoised, noisy, sigma, captions(1))
@@ -75,8 +75,8 @@ def test_a_shell_at_sigma_three_tenths() -> None:
 
 
 def test_the_loss_is_the_error_over_its_expected_size_plus_the_logarithm_of_that() -> None:
-    core = CoreDenoiser(Recorder(), 4)  # type: ignore[arg-type]
-    core.logvar.forward = lambda sigma: torch.full_like(sigma, 0.7)  # type: ignore[method-assign]
+    core = CoreDenoiser(Recorder(), 4)
+    core.logvar.forward = lambda sigma: torch.full_like(sigma, 0.7)
     images, noise = torch.full((1, 3, 4, 4), 1.5), torch.full((1, 3, 4, 4), 1.0)
     loss, error = denoising_loss(core, images, torch.tensor([0.5]), noise, captions(1))
     # z = 2, D = 1.3535534, error = 8 * 0.1464466^2 = 0.1715729, loss = 0.1715729 / 2.0137527 + 0.7.

@@ -64,7 +64,7 @@ def test_fixed_kernels_equal_a_sum_by_hand() -> None:
             seen = x[:, c : c + 1]
             if k:
                 seen = seen.unfold(2, 2**k, 2**k).unfold(3, 2**k, 2**k).mean(dim=(-1, -2))
-            kernel = branch.weight[c : c + 1] / 3  # type: ignore[union-attr,index]
+            kernel = branch.weight[c : c + 1] / 3
             seen = F.conv2d(F.pad(seen, (1, 1, 1, 1)), kernel)
             total[:, c : c + 1] += F.interpolate(seen, scale_factor=2**k, mode="nearest") / 3
     expected = (x + 0.8 * total) / math.sqrt(1.64)

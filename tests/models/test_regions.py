@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline.diffusion.adaptive import region_estimate, sde_dpmpp_2m_adaptive
 from pipeline.diffusion.loss import denoising_loss
@@ -87,7 +88,7 @@ def test_other_maps_matter_and_a_shell_keeps_the_estimate_below(shell: bool) -> 
         denoised = model(x, sigma, captions(2))
         assert not torch.allclose(denoised, model(x, field(torch.full((2,), 0.5)), captions(2)), atol=1e-2)
         if shell:
-            below = model.below(pool(x), sigma / 2, captions(2))  # type: ignore[operator,union-attr]
+            below = model.below(pool(x), sigma / 2, captions(2))
             torch.testing.assert_close(pool(denoised), below, atol=1e-5, rtol=1e-4)
 
 
@@ -158,7 +159,10 @@ def test_without_leads_the_adaptive_sampler_is_the_plain_one_bit_for_bit(steps: 
     g = torch.Generator().manual_seed(1)
     x, noise = (torch.randn(2, 3, 32, 32, generator=g) for _ in range(2))
     sigmas = karras_sigmas(steps, 80.0, 0.002)
-    draw = lambda i: noise.roll(i, dims=-1)  # noqa: E731
+
+    def draw(i: int) -> Tensor:
+        return noise.roll(i, dims=-1)
+
     with torch.no_grad():
         plain = sde_dpmpp_2m(model, 80 * x, sigmas, captions(2), draw)
         estimate = region_estimate(model, captions(2))
