@@ -113,6 +113,7 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         ("sampling.guidance_interval", [5.0, 0.3], "sampling.guidance_interval: needs two numbers"),
         ("pretrain.ema_moments", -1, "pretrain.ema_moments: -1 is not valid"),
         ("sampling.guide", "early", "sampling.guide: 'early' needs pretrain.early_images"),
+        ("sampling.sampler", "adaptive", "sampling.sampler: 'adaptive' needs regions.probability above 0"),
         (
             "pretrain.early_images",
             10**9,
@@ -125,6 +126,12 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
 )
 def test_what_is_out_of_range_or_contradicts_is_refused(key, value, words):
     assert words in refusal(changed(key, value))
+
+
+def test_the_adaptive_sampler_takes_no_guide_but_captions():
+    tree = changed("sampling.sampler", "adaptive")
+    tree["sampling"]["guide"] = "low"
+    assert "sampling.guide: 'low' cannot guide the adaptive sampler. Fix: write no_text" in refusal(tree)
 
 
 @pytest.mark.parametrize(

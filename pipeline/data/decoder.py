@@ -204,9 +204,8 @@ def _attempt(work: Work[T], content: bytes, where: str, seconds: float, megabyte
     try:
         return work(content, where)
     except BadData as exc:
-        return BadData(
-            *exc.args
-        )  # Without the frames it came from, which hold the picture until all are done.
+        # Without the frames it came from, which would hold the picture until the chunk is done.
+        return BadData(*exc.args)
     except MemoryError:
         problem = f"needs more than {megabytes} MB to decode"
         return BadData("E-IMG-010", where, problem, "scale it down, or export it in another format")

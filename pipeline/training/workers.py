@@ -425,9 +425,8 @@ def finetune(config: dict[str, Any]) -> None:
     def finish() -> dict[str, Any]:
         return run.snapshot_config("finetuned", denoiser, parent.statistics, parent)
 
-    trained = nn.ModuleList(
-        m for name, m in denoiser.named_children() if name != "below"
-    )  # it stays bit for bit
+    # All but the level below, which stays bit for bit.
+    trained = nn.ModuleList(m for name, m in denoiser.named_children() if name != "below")
     denoising_stage(run, denoiser, trained, parent.statistics, draw, top, finish, parent)
 
 
