@@ -45,12 +45,16 @@ class DenoisingStep:
         images, text = self.batches.at(nimg, shard).to(device)
         images = self.standardise(images)
         generator = generator_for(self.seed, "diffusion", nimg, shard, device)
-        sigma = self.draw_sigma(len(images), generator)
+        sigma = self.levels(images, generator)
         noise = torch.randn(images.shape, generator=generator, device=device)
         dropped = torch.rand(len(images), generator=generator, device=device) < self.text_dropout
         torch.manual_seed(key(self.seed, "dropout", nimg, shard))
         loss, error = denoising_loss(self.denoiser, images, sigma, noise, text.without(dropped))
         return loss.mean(), error.mean()
+
+    def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise levels of a shard, without a look at its images [B,3,R,R]: see docs/method.md, "Regions"."""
+        return self.draw_sigma(len(images), generator)
 
     def standardise(self, images: Tensor) -> Tensor:
         """Grey levels at the data's resolution to standardised pixels at the denoiser's, by exact 2x2 means."""

@@ -271,6 +271,7 @@ def denoising_stage(
     sigma_max: float,
     finish: Callable[[], dict[str, Any]],
     parent: Snapshot | None = None,
+    make_step: Callable[..., DenoisingStep] = DenoisingStep,
 ) -> None:
     """Train `trained` (all or part of `denoiser`, grown from `parent`) on the denoising loss, choose the weight
     average with the least held-out error, and export; `finish` gives the snapshot's config.
@@ -286,7 +287,7 @@ def denoising_stage(
     if s.early_images:
         state.extra["early"] = learner.emas[first].clone()
     checkpoint.resume(run.folder / "checkpoints", state)
-    step = DenoisingStep(
+    step = make_step(
         denoiser=denoiser,
         batches=run.batches(denoiser.resolution, run.augment),
         statistics=statistics,
@@ -370,8 +371,12 @@ def by_region(
 
 def pretrain(config: dict[str, Any]) -> None:
     """Train the low-resolution core from scratch."""
-    run = Run("pretrain", config)
-    p, s = run.params, run.params.pretrain
+    train_core(Run("pretrain", config))
+
+
+def train_core(run: Run, make_step: Callable[..., DenoisingStep] = DenoisingStep) -> None:
+    """`pretrain`, with another update if one is given."""
+    p, s = run.params, run.section
     statistics = measure_statistics(run.dataset, p.core.resolution)
     net = p.core.model_dump(mode="json", exclude={"resolution"}) | run.told()
     text_dim = int(str(run.dataset.text_encoder["dim"]))
@@ -381,7 +386,7 @@ def pretrain(config: dict[str, Any]) -> None:
     def finish() -> dict[str, Any]:
         return run.snapshot_config("core", denoiser, statistics, None)
 
-    denoising_stage(run, denoiser, denoiser, statistics, draw, SIGMA_MAX, finish)
+    denoising_stage(run, denoiser, denoiser, statistics, draw, SIGMA_MAX, finish, make_step=make_step)
 
 
 def _lognormal(p_mean: float, p_std: float, batch: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,404 @@
+"""What each part of the method is worth: the core trained with and without it, sampled in several ways.
+
+    python -m benchmarks.ablations.run train|inspect|sample ...
+
+params.yaml beside this file names networks and rows; dvc.yaml makes a stage of each, and `make ablate` runs them all.
+Stages that are done are not done again; a killed training continues from its checkpoint. Each takes one thread, so
+that as many can run at once as there are cores (`dvc repro` of other stages, in another clone). table.py tells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from pipeline import artifacts, launch
+from pipeline.config import parse_params
+from pipeline.data.dataset import PreparedDataset
+from pipeline.diffusion.adaptive import easy_first, region_estimate, sde_dpmpp_2m_adaptive
+from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
+from pipeline.diffusion.sampling import ADAPTIVE, generate, noise_like_seeds
+from pipeline.evaluation.evaluate import Condition, build_condition
+from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
+from pipeline.evaluation.metrics import prdc
+from pipeline.evaluation.retrieval import Judge, top_k
+from pipeline.evaluation.statistics import kid_by_unit, number_units
+from pipeline.models.denoiser import PATCH, CoreDenoiser, mean_square, set_dtype
+from pipeline.models.layers import Text, high_pass
+from pipeline.models.snapshot import Snapshot, load_snapshot
+from pipeline.rng import generator_for, key
+from pipeline.training.steps import DenoisingStep
+from pipeline.training.workers import SIGMA_MAX, Run, precision, save_grid, train_core
+
+FOLDER = Path("benchmarks/ablations")
+CAPTIONS = 256  # at most, of the test split
+DRAWS = 4  # pictures a caption
+REPEATS = 16  # noises an image, of held-out errors
+SHOWN = 16  # pictures of the grid
+
+
+# --- Training.
+
+
+class DetailMaps(DenoisingStep):
+    """Maps of the usual law, but the finer the clean image's detail, the noisier its patch: they leak the image."""
+
+    def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise levels [B,1,g,g]."""
+        sigma = super().levels(images, generator)
+        return arrange(sigma, detail(images, sigma.shape[-1]))
+
+
+class IndependentMaps(DenoisingStep):
+    """Maps whose patches have each a level of their own, of the noise law; half of the images have one level."""
+
+    def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise levels [B,1,g,g]."""
+        sigma = super().levels(images, generator)
+        p_mean, p_std = self.law
+        own = lognormal_sigma(sigma.numel(), p_mean, p_std, generator).view(sigma.shape)
+        one = lognormal_sigma(len(sigma), p_mean, p_std, generator)[:, None, None, None].expand(sigma.shape)
+        several = torch.rand((len(sigma), 1, 1, 1), generator=generator, device=generator.device) < 0.5
+        return torch.where(several, own, one).clamp(0.002, SIGMA_MAX)
+
+    law = (0.0, 1.0)  # of ln sigma; set from params
+
+
+def detail(images: Tensor, grid: int) -> Tensor:
+    """Mean square of the high band over each patch of images [B,3,R,R]: [B,1,g,g]."""
+    return mean_square(high_pass(images), images.new_ones(len(images), 1, grid, grid))
+
+
+def arrange(sigma: Tensor, energy: Tensor) -> Tensor:
+    """The levels of each map [B,1,g,g] in the order of `energy`: the largest where it is largest."""
+    places = energy.flatten(1).argsort(dim=1, stable=True)
+    out = torch.empty_like(sigma.flatten(1)).scatter_(1, places, sigma.flatten(1).sort(dim=1).values)
+    return out.view(sigma.shape)
+
+
+def overridden(tree: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """`tree` with `section.key=value` set, values as in YAML."""
+    from ruamel.yaml import YAML
+
+    for change in changes:
+        path, _, value = change.partition("=")
+        section, _, name = path.partition(".")
+        assert name in tree[section], f"params.yaml has no {path}"
+        tree[section][name] = YAML(typ="safe").load(value)
+    return tree
+
+
+def train(name: str, seed: int, images: int, changes: Sequence[str], maps: str | None) -> None:
+    """Train one network; continue or export where a run before left off."""
+    from ruamel.yaml import YAML
+
+    root = Path.cwd()
+    tree = overridden(YAML(typ="safe").load(Path("params.yaml").read_text()), changes)
+    dropout = tree["pretrain"]["text_dropout"]
+    tree["pretrain"]["text_dropout"] = min(dropout, 0.5)  # 1 is no recipe, only a row of this table
+    tree["seed"] = seed
+    tree["pretrain"] |= {"num_images": images, "sample_images": images, "log_images": 320}
+    params = parse_params(tree)
+    stage = yaml_of(FOLDER / "dvc.yaml")["stages"]["train"]
+    compared = {path: launch.digest_path(root / path) for path in stage["deps"]}
+    digest = artifacts.digest({"deps": compared, "params": params.model_dump(mode="json"), "maps": maps})
+    folder = root / "runs" / "ablate" / f"{name}-{seed}" / digest[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "result/model/manifest.json").is_file():
+        run = Run(
+            "pretrain",
+            {
+                "params": params.model_dump(mode="json"),
+                "root": str(root),
+                "run_dir": str(folder),
+                "precision": "auto",
+                "threads": 1,
+            },
+        )
+        run.section = run.section.model_copy(update={"text_dropout": dropout})
+        made: dict[str | None, Callable[..., DenoisingStep]] = {
+            None: DenoisingStep,
+            "detail": DetailMaps,
+            "independent": IndependentMaps,
+        }
+        IndependentMaps.law = (params.pretrain.p_mean, params.pretrain.p_std)
+        train_core(run, made[maps])
+    shutil.copytree(folder / "result/model", FOLDER / "models" / f"{name}-{seed}", dirs_exist_ok=True)
+
+
+def yaml_of(path: Path) -> Any:
+    """A YAML file."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+
+
+# --- Inspecting a network.
+
+
+def held_out(dataset: PreparedDataset, snapshot: Snapshot) -> tuple[Tensor, Text, Tensor]:
+    """The test split: standardised images at the core's resolution, encoded names, uint8 images."""
+    rows = dataset.split("test")
+    grey = small(dataset, rows)
+    text = dataset.text([dataset.caption_of(int(row)) for row in rows])
+    return snapshot.statistics.standardise(grey), text, grey
+
+
+def small(dataset: PreparedDataset, rows: np.ndarray) -> Tensor:
+    """Images of some rows at the core's resolution, rounded to uint8."""
+    return dataset.low_images(rows).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def inspect(name: str, seed: int) -> None:
+    """Write held-out errors, of all images and by thirds of their detail, and how well patches are ranked."""
+    dataset, snapshot, core = load(name, seed)
+    x, text, _ = held_out(dataset, snapshot)
+    law = parse_params(yaml_of(Path("params.yaml"))).pretrain
+    if name == "no_text":
+        text = text.without(torch.ones(len(x), dtype=torch.bool))
+    errors = torch.zeros(len(x), dtype=torch.float64)
+    ranked: list[float] = []
+    for repeat in range(REPEATS):
+        generator = generator_for(0, "ablate-errors", repeat)
+        sigma = lognormal_sigma(len(x), law.p_mean, law.p_std, generator)
+        noise = torch.randn(x.shape, generator=generator)
+        errors += core.error(x, x + sigma[:, None, None, None] * noise, sigma, text).double() / REPEATS
+        ranked += agreement(core, x, noise, text, (0.2, 0.5, 1.0)[repeat % 3])
+    thirds = detail(x, 8).mean(dim=(1, 2, 3)).argsort().tensor_split(3)
+    numbers = {"error": float(errors.mean())}
+    numbers |= {
+        part: float(errors[i].mean()) for part, i in zip(("plain", "medium", "fine"), thirds, strict=True)
+    }
+    if ranked:
+        numbers["spearman"] = float(np.mean(ranked))
+    write(f"{name}-{seed}.json", {"images": len(x), **numbers})
+
+
+def agreement(core: CoreDenoiser, x: Tensor, noise: Tensor, text: Text, sigma: float) -> list[float]:
+    """Spearman's correlation of predicted and true error over the patches of each image; none without the head."""
+    if core.difficulty is None:
+        return []
+    grid = core.resolution // PATCH
+    level = torch.full((len(x), 1, grid, grid), sigma)
+    estimate = core.estimate(x + sigma * noise, level, text)
+    predicted = core.difficulty(estimate.features, core.logvar(level)).flatten(1)
+    true = mean_square(estimate.denoised - x, level).flatten(1)
+    pairs = zip(predicted.numpy(), true.numpy(), strict=True)
+    return [float(stats.spearmanr(a, b).statistic) for a, b in pairs if a.std() > 0 and b.std() > 0]
+
+
+def load(name: str, seed: int) -> tuple[PreparedDataset, Snapshot, CoreDenoiser]:
+    """The data, a trained network, and its denoiser."""
+    torch.set_num_threads(1)
+    snapshot = load_snapshot(FOLDER / "models" / f"{name}-{seed}")
+    core = snapshot.denoiser
+    assert isinstance(core, CoreDenoiser)
+    set_dtype(core, precision("auto", torch.device("cpu")))
+    if snapshot.early is not None:
+        set_dtype(snapshot.early, core.dtype)
+    return PreparedDataset(Path("data/prepared")), snapshot, core
+
+
+def write(name: str, numbers: Mapping[str, Any]) -> None:
+    """One file of results; six digits, no times."""
+    path = FOLDER / "results" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.write_atomic(path, json.dumps(rounded(numbers), indent=1) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Floats with six significant digits, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+# --- Sampling.
+
+
+class Way(NamedTuple):
+    """How pictures are made: one row of the table."""
+
+    sampler: str
+    guidance: float = 1.0
+    guide: str = "no_text"
+    interval: str | None = None  # "everywhere": guidance at all noise levels
+    order: str | None = None  # of patches, for the adaptive sampler; None: by predicted difficulty
+
+
+@torch.no_grad()
+def make(snapshot: Snapshot, text: Text, seeds: Sequence[int], steps: int, way: Way) -> tuple[Tensor, int]:
+    """Pictures uint8 [N,3,R,R], one a seed, and calls of the denoiser for each."""
+    if way.interval == "everywhere":
+        sampling = snapshot.config["sampling"] | {"guidance_interval": [0.0, math.inf]}
+        snapshot = snapshot._replace(config=snapshot.config | {"sampling": sampling})
+    if way.order is None:
+        made = generate(snapshot, text, seeds, steps, way.guidance, sampler=way.sampler, guide=way.guide)
+        return made.images, made.nfe
+    assert way.sampler == ADAPTIVE and way.guidance == 1
+    core, parts = snapshot.denoiser, []
+    for i in range(0, len(seeds), 64):
+        part = text.select(slice(i, i + 64))
+        draw = noise_like_seeds(seeds[i : i + 64])
+        estimate, lead = region_estimate(core, part), easy_first
+        if way.order == "random":
+            shuffled = draw("order", core.resolution // PATCH)[:, :1]
+            lead = partial(constant, easy_first(shuffled))
+        else:
+            estimate = partial(by_detail, estimate)
+        sigmas = karras_sigmas(steps, SIGMA_MAX, 0.002)
+        x = draw("noise", core.resolution) * SIGMA_MAX
+        noise = partial(step_noise, draw, core.resolution)
+        parts.append(
+            snapshot.statistics.to_uint8(sde_dpmpp_2m_adaptive(estimate, x, sigmas, noise, PATCH, lead=lead))
+        )
+    return torch.cat(parts), steps
+
+
+def constant(value: Tensor, _: Tensor) -> Tensor:
+    """`value`, whatever the difficulty."""
+    return value
+
+
+def by_detail(
+    estimate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], z: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The estimate, and its own detail in place of its difficulty."""
+    denoised, difficulty = estimate(z, sigma)
+    return denoised, detail(denoised, difficulty.shape[-1])
+
+
+def step_noise(draw: Callable[[str, int], Tensor], resolution: int, i: int) -> Tensor:
+    """Noise of step i."""
+    return draw(f"step-{resolution}-{i}", resolution)
+
+
+class Judges(NamedTuple):
+    """What pictures are compared with: features of real ones."""
+
+    extractors: list[Extractor]
+    whitenings: list[Whitening]
+    judge: Judge
+
+
+def judges(dataset: PreparedDataset, resolution: int) -> Judges:
+    """Fitted on the training split."""
+    rows = dataset.split("train")
+    images = small(dataset, rows)
+    extractors = [randconv(resolution), lite2()]
+    raw = [extractor(images) for extractor in extractors]
+    ids = [dataset.caption_of(int(row)) for row in rows]
+    named = np.array([i >= 0 for i in ids])
+    vectors = dataset.text([i for i in ids if i >= 0]).pooled.double().numpy()
+    bases = [str(dataset.rows[row]["base"] or dataset.rows[row]["id"]) for row in rows[named]]
+    judge = Judge.fit(np.concatenate(raw, 1)[named], vectors, bases)
+    return Judges(extractors, [Whitening.fit(features) for features in raw], judge)
+
+
+def measure(
+    made: Tensor, which: np.ndarray, condition: Condition, real: Tensor, by: Judges, vectors: Any
+) -> dict[str, float]:
+    """Numbers of pictures uint8 [N,3,R,R] of the captions `which` [N], against real ones of all captions."""
+    (unit_real, unit_made), units = number_units(condition.bases, [condition.bases[i] for i in which])
+    found, raw = {}, []
+    for extractor, whiten in zip(by.extractors, by.whitenings, strict=True):
+        raw.append(extractor(made))
+        a, b = whiten(extractor(real)), whiten(raw[-1])
+        found[f"kid_{extractor.name}"] = float(
+            kid_by_unit(a, unit_real, b, unit_made, np.ones((1, units)))[0]
+        )
+        if extractor.name == "randconv":
+            found |= prdc(a, b)
+    unique = sorted(set(condition.caption_ids))
+    truth = np.searchsorted(unique, [condition.caption_ids[i] for i in which])
+    hits = top_k(by.judge.predict(np.concatenate(raw, 1)), by.judge.vectors(vectors(unique)), truth, 1)
+    assert hits.value is not None
+    return found | {"retrieval": hits.value}
+
+
+def sample(name: str, network: str, seed: int, steps: Sequence[int], way: Way) -> None:
+    """Write numbers of the pictures that one network makes of held-out captions, and a grid of some."""
+    dataset, snapshot, core = load(network, seed)
+    condition = build_condition(dataset, "heldout", "test", CAPTIONS, CAPTIONS, 0)
+    real = small(dataset, condition.rows)
+    by = judges(dataset, core.resolution)
+    draw, which = (grid.ravel() for grid in np.mgrid[:DRAWS, : len(condition.rows)])
+    seeds = [key(0, f"ablate/{condition.captions[i]}", int(j)) for i, j in zip(which, draw, strict=True)]
+    text = dataset.text([condition.caption_ids[i] for i in which])
+    if network == "no_text":
+        text = text.without(torch.ones(len(seeds), dtype=torch.bool))
+
+    def vectors(ids: Sequence[int]) -> np.ndarray:
+        return dataset.text(ids).pooled.double().numpy()
+
+    found = []
+    for count in steps:
+        made, nfe = make(snapshot, text, seeds, count, way)
+        found.append({"steps": count, "nfe": nfe, **measure(made, which, condition, real, by, vectors)})
+        print(name, seed, found[-1], flush=True)
+    write(
+        f"{name}-{seed}.json",
+        {"pictures": len(seeds), "captions": len(condition.rows), "runs": rounded_all(found)},
+    )
+    shown = torch.linspace(0, len(condition.rows) - 1, SHOWN).long()
+    save_grid(FOLDER / "results" / f"{name}-{seed}.png", made[shown], columns=SHOWN // 2)
+
+
+def rounded_all(found: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """`rounded`, of each."""
+    return [rounded(item) for item in found]
+
+
+# --- Telling.
+
+
+def main() -> None:
+    """One stage of benchmarks/ablations/dvc.yaml, or the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+
+    one = commands.add_parser("train")
+    one.add_argument("--name", required=True)
+    one.add_argument("--images", type=int, required=True)
+    one.add_argument("--set", action="append", default=[], dest="changes")
+    one.add_argument("--maps", choices=["detail", "independent"])
+    one.set_defaults(run=lambda a: train(a.name, a.seed, a.images, a.changes, a.maps))
+
+    one = commands.add_parser("inspect")
+    one.add_argument("--name", required=True)
+    one.set_defaults(run=lambda a: inspect(a.name, a.seed))
+
+    one = commands.add_parser("sample")
+    one.add_argument("--name", required=True)
+    one.add_argument("--network", required=True)
+    one.add_argument("--steps", type=int, nargs="+", required=True)
+    one.add_argument("--sampler", required=True)
+    one.add_argument("--guidance", type=float, default=1.0)
+    one.add_argument("--guide", default="no_text")
+    one.add_argument("--interval", choices=["everywhere"])
+    one.add_argument("--order", choices=["random", "detail"])
+    one.set_defaults(
+        run=lambda a: sample(
+            a.name, a.network, a.seed, a.steps, Way(a.sampler, a.guidance, a.guide, a.interval, a.order)
+        )
+    )
+    for each in commands.choices.values():
+        each.add_argument("--seed", type=int, required=True)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
