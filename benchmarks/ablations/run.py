@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablations.run train|inspect|sample ...
 
-params.yaml beside this file names networks and rows; dvc.yaml makes a stage of each, and `make ablate` runs them all.
+params.yaml beside this file names networks and rows, dvc.yaml makes a stage of each, `make ablate` runs them all.
 Stages that are done are not done again; a killed training continues from its checkpoint. Each takes one thread, so
 that as many can run at once as there are cores (`dvc repro` of other stages, in another clone). table.py tells.
 """
