@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test check nightly lock clean
+.PHONY: demo test check nightly ablate lock clean
 
 demo: .venv/.stamp
 	dvc repro
@@ -33,6 +33,11 @@ check: .venv/.stamp
 # What takes too long for every run: ten thousand damaged images.
 nightly: .venv/.stamp
 	CRESCENDO_MUTANTS=10000 python -m pytest tests/data/test_hostile_images.py
+
+# What each part of the core is worth, into docs/ablations.md; some hours. Stages that are done stay done.
+ablate: .venv/.stamp
+	dvc repro benchmarks/ablations/dvc.yaml
+	python -m benchmarks.ablations.table
 
 # Two steps: pip cannot check hashes of an editable install.
 .venv/.stamp: requirements.lock pyproject.toml

@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,19 +61,19 @@ class DetailMaps(DenoisingStep):
         return arrange(sigma, detail(images, sigma.shape[-1]))
 
 
+@dataclass
 class IndependentMaps(DenoisingStep):
     """Maps whose patches have each a level of their own, of the noise law; half of the images have one level."""
+
+    law: tuple[float, float]  # mean and standard deviation of ln sigma
 
     def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Noise levels [B,1,g,g]."""
         sigma = super().levels(images, generator)
-        p_mean, p_std = self.law
-        own = lognormal_sigma(sigma.numel(), p_mean, p_std, generator).view(sigma.shape)
-        one = lognormal_sigma(len(sigma), p_mean, p_std, generator)[:, None, None, None].expand(sigma.shape)
+        own = lognormal_sigma(sigma.numel(), *self.law, generator).view(sigma.shape)
+        one = lognormal_sigma(len(sigma), *self.law, generator)[:, None, None, None].expand(sigma.shape)
         several = torch.rand((len(sigma), 1, 1, 1), generator=generator, device=generator.device) < 0.5
         return torch.where(several, own, one).clamp(0.002, SIGMA_MAX)
-
-    law = (0.0, 1.0)  # of ln sigma; set from params
 
 
 def detail(images: Tensor, grid: int) -> Tensor:
@@ -130,9 +131,8 @@ def train(name: str, seed: int, images: int, changes: Sequence[str], maps: str |
         made: dict[str | None, Callable[..., DenoisingStep]] = {
             None: DenoisingStep,
             "detail": DetailMaps,
-            "independent": IndependentMaps,
+            "independent": partial(IndependentMaps, law=(params.pretrain.p_mean, params.pretrain.p_std)),
         }
-        IndependentMaps.law = (params.pretrain.p_mean, params.pretrain.p_std)
         train_core(run, made[maps])
     shutil.copytree(folder / "result/model", FOLDER / "models" / f"{name}-{seed}", dirs_exist_ok=True)
 

@@ -1,0 +1,267 @@
+"""The results of benchmarks/ablations as docs/ablations.md and its pictures.
+
+    python -m benchmarks.ablations.table
+
+Every difference is paired: the same training seed (data order, first weights, noise), the same seeds of pictures.
+Its interval is Student's over training seeds, and Holm's correction runs over all differences of one table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.ablations.run import FOLDER, yaml_of
+from benchmarks.measure import table
+
+DOCS = Path("docs")
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # {name: {seed: numbers}}
+
+BASELINE = "plain"
+AGAINST = {
+    "R0-heun": "R0", "R0-dpmpp": "R0", "R1": "R0", "R2": "R0", "R3": "R2", "R4": "R0", "R5": "R0",
+    "K1": "K0", "K2": "K0", "K3": "K0", "K4": "K0",
+    "T0": "T4", "T1": "T4", "T2": "T0", "T3": "T0",
+}  # fmt: skip
+WHAT = {
+    "plain": "one level everywhere, no kernels",
+    "regions": "maps of levels, half of the images",
+    "detail_maps": "maps that follow the clean image's detail",
+    "independent_maps": "maps of independent levels",
+    "kernels_fixed": "kernels, a third each",
+    "kernels_noise": "kernels mixed by noise",
+    "kernels_content": "kernels mixed by content",
+    "kernels_both": "kernels mixed by both",
+    "no_text": "never told a caption",
+    "R0": "plain, SDE-DPM++(2M)",
+    "R0-heun": "plain, Heun",
+    "R0-dpmpp": "plain, DPM++(2M)",
+    "R1": "trained with maps, sampled without (SDE)",
+    "R2": "trained with maps, easy patches first",
+    "R3": "trained with maps, patches in random order",
+    "R4": "maps of the clean image's detail, sampled by the estimate's",
+    "R5": "independent maps, easy patches first",
+    "K0": "no kernels",
+    "K1": "a third each",
+    "K2": "mixed by noise",
+    "K3": "mixed by content",
+    "K4": "mixed by both",
+    "T0": "guidance 1.5 away from no text, within [0.3, 5]",
+    "T1": "no text",
+    "T2": "as T0, at all levels",
+    "T3": "guidance 2 away from early weights, within [0.3, 5]",
+    "T4": "no guidance",
+}
+METRICS = {
+    "kid_lite2": "KID lite2",
+    "kid_randconv": "KID randconv",
+    "recall": "recall",
+    "coverage": "coverage",
+    "retrieval": "top-1",
+}
+
+
+class Difference(NamedTuple):
+    """A mean over seeds with its 95% interval, and the p-value that it is 0."""
+
+    mean: float
+    half: float
+    p: float
+    seeds: int
+
+
+def paired(ours: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
+    """ours - base by seed; None with fewer than two seeds in common."""
+    seeds = sorted(set(ours) & set(base))
+    if len(seeds) < 2:
+        return None
+    d = np.array([ours[seed] - base[seed] for seed in seeds])
+    error = float(d.std(ddof=1)) / len(d) ** 0.5
+    if error == 0:
+        return Difference(float(d.mean()), 0.0, 1.0 if d.mean() == 0 else 0.0, len(d))
+    half = float(stats.t.ppf(0.975, len(d) - 1)) * error
+    return Difference(float(d.mean()), half, float(stats.ttest_1samp(d, 0).pvalue), len(d))
+
+
+def holm(ps: Sequence[float]) -> list[bool]:
+    """Which of several differences are real at 5% in all (Holm 1979)."""
+    real, passed = [False] * len(ps), True
+    for rank, i in enumerate(np.argsort(ps, kind="stable")):
+        passed = passed and ps[i] <= 0.05 / (len(ps) - rank)
+        real[i] = passed
+    return real
+
+
+def load_results(folder: Path) -> Results:
+    """All that is there."""
+    found: dict[str, dict[int, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        name, _, seed = path.stem.rpartition("-")
+        found.setdefault(name, {})[int(seed)] = json.loads(path.read_text())
+    return found
+
+
+def show(d: Difference | None, real: bool) -> str:
+    """`-0.12 ±0.05 **`; bold if Holm's correction leaves it, one star if only its own interval is clear of 0."""
+    if d is None:
+        return "one seed"
+    text = f"{d.mean:+.3g} ±{d.half:.2g}"
+    return f"**{text}**" if real else text + (" *" if abs(d.mean) > d.half else "")
+
+
+def mean(values: Mapping[int, float]) -> float:
+    """Over seeds."""
+    return float(np.mean(list(values.values())))
+
+
+def networks_table(results: Results, networks: Sequence[Mapping[str, Any]]) -> str:
+    """Held-out error of each network, and its difference to the plain one."""
+    parts = ("error", "plain", "medium", "fine")
+    rows = [n for n in networks if n["name"] in results]
+    cells = {
+        (n["name"], part): paired(
+            {s: r[part] for s, r in results[n["name"]].items()},
+            {s: r[part] for s, r in results[BASELINE].items()},
+        )
+        for n in rows
+        for part in parts
+        if n["name"] != BASELINE
+    }
+    real = dict(zip(cells, holm([1.0 if d is None else d.p for d in cells.values()]), strict=True))
+    body = []
+    for n in rows:
+        name, own = n["name"], results[n["name"]]
+        errors = f"{mean({s: r['error'] for s, r in own.items()}):.4f}"
+        spearman = [r["spearman"] for r in own.values() if "spearman" in r]
+        differences = [
+            "" if name == BASELINE else show(cells[name, part], real[name, part]) for part in parts
+        ]
+        body.append(
+            [
+                f"`{name}`: {WHAT[name]}",
+                f"{n['images']:,}",
+                str(len(own)),
+                errors,
+                *differences,
+                f"{np.mean(spearman):.2f}" if spearman else "",
+            ]
+        )
+    head = [
+        "network",
+        "images",
+        "seeds",
+        "held-out error",
+        "- plain's",
+        "plainest third",
+        "medium",
+        "finest third",
+        "Spearman",
+    ]
+    return table(head, body)
+
+
+def rows_table(results: Results, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Each row at each number of calls, and its difference to the row it is compared with."""
+    body, cells = [], {}
+    for row in rows:
+        for i in range(len(row["steps"])):
+            for metric in METRICS:
+                if AGAINST.get(row["name"]) in results and row["name"] in results:
+                    ours, base = (
+                        by_seed(results[name], i, metric) for name in (row["name"], AGAINST[row["name"]])
+                    )
+                    cells[row["name"], i, metric] = paired(ours, base)
+    real = dict(zip(cells, holm([1.0 if d is None else d.p for d in cells.values()]), strict=True))
+    for row in rows:
+        own = results.get(row["name"])
+        for i in range(len(row["steps"]) if own else 0):
+            nfe = next(iter(own.values()))["runs"][i]["nfe"]
+            line = [f"{row['name']}: {WHAT[row['name']]}" if i == 0 else row["name"], str(len(own)), str(nfe)]
+            for metric in METRICS:
+                value = mean(by_seed(own, i, metric))
+                cell = (row["name"], i, metric)
+                line.append(f"{value:.3g}" + (f" ({show(cells[cell], real[cell])})" if cell in cells else ""))
+            body.append(line)
+    return table(["row", "seeds", "calls", *METRICS.values()], body)
+
+
+def by_seed(own: Mapping[int, Mapping[str, Any]], i: int, metric: str) -> dict[int, float]:
+    """{seed: number} of one metric at the i-th number of steps."""
+    return {seed: float(r["runs"][i][metric]) for seed, r in own.items()}
+
+
+def draw(
+    path: Path, results: Results, networks: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Held-out error of the networks beside the plain one's, and KID against calls of the rows R."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    names = [n["name"] for n in networks if n["name"] in results and n["name"] not in (BASELINE, "no_text")]
+    for y, name in enumerate(names):
+        base = results[BASELINE]
+        d = [r["error"] - base[s]["error"] for s, r in results[name].items() if s in base]
+        left.plot(d, [y] * len(d), "o", alpha=0.5, color="C0")
+        left.plot(np.mean(d), y, "|", markersize=18, color="C0")
+    left.axvline(0, color="grey", linewidth=0.8)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set(xlabel="held-out error less the plain network's, by seed", title="Training, at equal cost")
+    for row in rows:
+        if row["name"].startswith("R") and row["name"] in results:
+            own = results[row["name"]]
+            nfe = [run["nfe"] for run in next(iter(own.values()))["runs"]]
+            right.plot(
+                nfe,
+                [mean(by_seed(own, i, "kid_lite2")) for i in range(len(nfe))],
+                marker=".",
+                label=row["name"],
+            )
+    right.set(
+        xlabel="calls of the network", ylabel="KID (lite2)", xscale="log", yscale="log", title="Sampling"
+    )
+    right.legend(fontsize=8)
+    figure.savefig(path)
+
+
+def draw_pictures(path: Path, folder: Path, names: Sequence[str]) -> None:
+    """The first pictures of each row, one row a line, of the first seed."""
+    from PIL import Image, ImageDraw
+
+    grids = {name: Image.open(file) for name in names if (file := folder / f"{name}-0.png").is_file()}
+    width, height = next(iter(grids.values())).size
+    sheet = Image.new("RGB", (width + 70, height * len(grids)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (name, grid) in enumerate(grids.items()):
+        pen.text((4, i * height + height // 2 - 6), name, fill="black")
+        sheet.paste(grid, (70, i * height))
+    sheet.save(path)
+
+
+def main() -> None:
+    """Write the tables between the marks in docs/ablations.md, and the pictures beside it."""
+    plan = yaml_of(FOLDER / "params.yaml")
+    results = load_results(FOLDER / "results")
+    networks, rows = plan["networks"], plan["rows"]
+    parts = [networks_table(results, networks)]
+    parts += [rows_table(results, [r for r in rows if r["name"].startswith(group)]) for group in "RKT"]
+    page = DOCS / "ablations.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- tables -->\n")
+    _, _, after = rest.partition("<!-- end -->\n")
+    page.write_text(
+        f"{before}<!-- tables -->\n" + "\n".join(parts) + f"<!-- end -->\n{after}", encoding="utf-8"
+    )
+    draw(DOCS / "ablations.png", results, networks, rows)
+    draw_pictures(DOCS / "ablations-samples.png", FOLDER / "results", [r["name"] for r in rows])
+
+
+if __name__ == "__main__":
+    main()

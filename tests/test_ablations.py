@@ -1,0 +1,104 @@
+"""Ablations: what is compared is built as it is named, and the numbers that tell are right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dvc.repo import Repo
+from scipy import stats
+
+from benchmarks.ablations import run, table
+from pipeline.diffusion.noise import region_sigma
+
+ROOT = Path(__file__).parents[1]
+PLAN = run.yaml_of(ROOT / run.FOLDER / "params.yaml")
+
+
+def test_every_network_and_row_is_a_stage_and_has_a_description():
+    with Repo(str(ROOT)) as repo:
+        stages = [s for s in repo.index.stages if "ablations" in s.addressing]
+    seeds = len(PLAN["seeds"])
+    assert len(stages) == seeds * (2 * len(PLAN["networks"]) + len(PLAN["rows"]))
+    names = [each["name"] for each in (*PLAN["networks"], *PLAN["rows"])]
+    assert set(names) == set(table.WHAT) and len(set(names)) == len(names)
+    assert set(table.AGAINST) | set(table.AGAINST.values()) == {row["name"] for row in PLAN["rows"]}
+    assert {row["network"] for row in PLAN["rows"]} == {network["name"] for network in PLAN["networks"]}
+
+
+def test_rows_that_are_compared_have_equal_numbers_of_steps():
+    steps = {row["name"]: len(row["steps"]) for row in PLAN["rows"]}
+    assert all(steps[ours] == steps[base] for ours, base in table.AGAINST.items())
+
+
+def test_arranged_maps_keep_their_levels_and_follow_the_energy():
+    generator = torch.Generator().manual_seed(0)
+    sigma = region_sigma(torch.tensor([0.5, 2.0]), 4, 1.0, generator, 80.0)
+    energy = torch.rand(2, 1, 4, 4, generator=generator)
+    arranged = run.arrange(sigma, energy)
+    assert torch.equal(arranged.flatten(1).sort().values, sigma.flatten(1).sort().values)
+    assert all(
+        stats.spearmanr(a.numpy(), b.numpy()).statistic == pytest.approx(1)
+        for a, b in zip(arranged.flatten(1), energy.flatten(1), strict=True)
+    )
+
+
+def test_detail_is_that_of_each_patch():
+    images = torch.zeros(1, 3, 16, 16)
+    images[:, :, :4, 4:8] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2)
+    expected = torch.zeros(1, 1, 4, 4)
+    expected[0, 0, 0, 1] = 1.0
+    assert torch.equal(run.detail(images, 4), expected)
+
+
+def test_overrides_are_yaml_and_only_of_known_keys():
+    assert run.overridden({"core": {"kernels": "off"}}, ["core.kernels=both"]) == {
+        "core": {"kernels": "both"}
+    }
+    with pytest.raises(AssertionError, match="no core.kernel"):
+        run.overridden({"core": {"kernels": "off"}}, ["core.kernel=both"])
+
+
+def test_paired_differences_have_students_interval():
+    ours, base = {0: 1.0, 1: 2.5, 2: 3.0, 7: 9.0}, {0: 0.5, 1: 1.0, 2: 2.0}
+    found = table.paired(ours, base)
+    d = np.array([0.5, 1.5, 1.0])
+    low, high = stats.t.interval(0.95, 2, d.mean(), stats.sem(d))
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert found.p == pytest.approx(stats.ttest_rel([1.0, 2.5, 3.0], [0.5, 1.0, 2.0]).pvalue)
+    assert table.paired({0: 1.0}, base) is None
+
+
+def test_holm_stops_at_the_first_that_fails():
+    assert table.holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
+    assert table.holm([]) == []
+
+
+def test_the_page_tells_what_was_found(tmp_path, monkeypatch):
+    results = tmp_path / run.FOLDER / "results"
+    results.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for seed in (0, 1, 2):
+        for i, network in enumerate(PLAN["networks"]):
+            error = 1.0 + i + 0.001 * rng.random()
+            numbers = {"images": 62, "error": error, "plain": error, "medium": error, "fine": error}
+            (results / f"{network['name']}-{seed}.json").write_text(json.dumps(numbers))
+        for row in PLAN["rows"]:
+            runs = [{"steps": n, "nfe": n, **dict.fromkeys(table.METRICS, 1.0 / n)} for n in row["steps"]]
+            (results / f"{row['name']}-{seed}.json").write_text(json.dumps({"runs": runs}))
+    from PIL import Image
+
+    for row in PLAN["rows"]:
+        Image.new("RGB", (80, 20)).save(results / f"{row['name']}-0.png")
+    (tmp_path / run.FOLDER / "params.yaml").write_text((ROOT / run.FOLDER / "params.yaml").read_text())
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/ablations.md").write_text("before\n<!-- tables -->\nstale words\n<!-- end -->\nafter\n")
+    monkeypatch.chdir(tmp_path)
+    table.main()
+    page = (tmp_path / "docs/ablations.md").read_text()
+    assert page.startswith("before\n") and page.endswith("after\n") and "stale words" not in page
+    assert "**+1 ±" in page  # the second network is worse by one, in every seed
+    assert (tmp_path / "docs/ablations.png").is_file() and (tmp_path / "docs/ablations-samples.png").is_file()
