@@ -26,7 +26,7 @@ BASELINE = "plain"
 AGAINST = {
     "R0-heun": "R0", "R0-dpmpp": "R0", "R1": "R0", "R2": "R0", "R3": "R2", "R4": "R0", "R5": "R0",
     "K1": "K0", "K2": "K0", "K3": "K0", "K4": "K0",
-    "T0": "T4", "T1": "T4", "T2": "T0", "T3": "T0",
+    "T0": "T4", "T1": "T4", "T2": "T0", "T3": "T0", "T5": "T0",
 }  # fmt: skip
 WHAT = {
     "plain": "one level everywhere, no kernels",
@@ -56,6 +56,7 @@ WHAT = {
     "T2": "as T0, at all levels",
     "T3": "guidance 2 away from early weights, within [0.3, 5]",
     "T4": "no guidance",
+    "T5": "as T0, SDE-DPM++(2M)",
 }
 METRICS = {
     "kid_lite2": "KID lite2",
