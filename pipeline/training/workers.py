@@ -520,7 +520,7 @@ def high_band_variances(
 def finetune(config: dict[str, Any]) -> None:
     """Grow shells around a trained model, from its resolution to data.resolution.
 
-    The model is `config["init"]`, a folder that its digest was found right, or models/core."""
+    The model is that in the folder `config["init"]` (what finetune.init_from pins), or models/core."""
     run = Run("finetune", config)
     p, s = run.params, run.params.finetune
     origin = load_snapshot(config.get("init", run.root / CORE_MODEL), run.device)
