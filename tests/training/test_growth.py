@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline import artifacts
 from pipeline.config import parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.sampling import generate
 from pipeline.models.denoiser import levels
-from pipeline.models.snapshot import Snapshot, at_resolution, load_snapshot
+from pipeline.models.snapshot import Snapshot, at_resolution, load_snapshot, save_snapshot
 from pipeline.training import workers
 from pipeline.training.hooks import read_records
 from tests.conftest import write_prepared
@@ -176,13 +177,34 @@ def test_a_damaged_result_of_an_octave_is_made_again(
     assert (tmp_path / "run" / name).read_bytes() == (grown["one_by_one"] / name).read_bytes()
 
 
-def test_a_model_of_two_levels_grows_by_the_octaves_that_it_lacks(
-    tree: dict[str, Any], grown: dict[str, Path], base: Path, tmp_path: Path
+@pytest.mark.parametrize(("core", "follows"), [("tuned", False), ("joint", True)])
+def test_the_shells_move_the_core_only_if_they_train_jointly(
+    core: str, follows: bool, tree: dict[str, Any], base: Path, tmp_path: Path
 ) -> None:
-    middle = grown["one_by_one"] / "to-16/result/model"
-    workers.finetune({**config_of(tree, base, tmp_path / "run"), "init": str(middle)})
+    """Shells of another width leave no trace in the weights of a core that learns by its own loss alone."""
+    found = []
+    for width in (8, 16):
+        other = {**tree, "shell": {**tree["shell"], "channels": [width, 8]}}
+        run_dir = tmp_path / str(width)
+        workers.finetune(config_of(other, base, run_dir, order="together", core=core))
+        newest = artifacts.latest_valid(run_dir / "to-32/checkpoints", "nimg-")
+        assert newest is not None
+        found.append(load_file(newest / "state.safetensors")["net_8.weights"])
+    assert torch.equal(*found) != follows
+
+
+@pytest.mark.parametrize("kind", ["finetuned", "refined"])
+def test_a_model_of_two_levels_grows_by_the_octave_that_it_lacks(
+    kind: str, tree: dict[str, Any], grown: dict[str, Path], base: Path, tmp_path: Path
+) -> None:
+    parent = load_snapshot(grown["one_by_one"] / "to-16/result/model")
+    config = {**parent.config, "kind": kind, "passes": [1], "sigma_start": 5.0}
+    save_snapshot(tmp_path / "parent", parent.denoiser, config, parent.early and parent.early.state_dict())
+    parent = load_snapshot(tmp_path / "parent")
+    workers.finetune({**config_of(tree, base, tmp_path / "run"), "init": str(tmp_path / "parent")})
     assert [path.name for path in (tmp_path / "run").glob("to-*")] == ["to-32"]
-    made, parent = load_snapshot(tmp_path / "run/result/model"), load_snapshot(middle)
+    made = load_snapshot(tmp_path / "run/result/model")
+    assert made.config["kind"] == "finetuned" and "passes" not in made.config
     assert made.config["lineage"]["parent"] == parent.digest
     inside = at_resolution(made, 16).denoiser.state_dict()
     assert all(torch.equal(inside[name], tensor) for name, tensor in parent.denoiser.state_dict().items())
