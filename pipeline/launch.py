@@ -188,7 +188,7 @@ def progress_line(stage: str, first: Mapping[str, Any], last: Mapping[str, Any])
         parts.append(f"{speed:.3g}/s")
     loss = next((name for name in last["metrics"] if "loss" in name), None)
     if loss:
-        parts.append(f"{loss.replace('_', ' ')} {last['metrics'][loss]:.4g}")
+        parts.append(f"{loss.replace('_loss', ' loss')} {last['metrics'][loss]:.4g}")
     if speed > 0:
         parts.append(f"{_clock((last['total'] - last['nimg']) / speed)} left")
     return ", ".join(parts)

@@ -322,8 +322,8 @@ class Phase:
 class Part:
     """One level of the pyramid in training, on its own loss, with its own learner.
 
-    draw_sigma: noise levels of whole images, at most sigma_max but for rare ones. suffix: of what has its name
-    (see DenoisingStep), "" for the finished resolution. fresh: grown here."""
+    draw_sigma: noise levels of whole images; sigma_max: the highest one in maps of regions. suffix: of what has the
+    level's name (see DenoisingStep), "" at the finished resolution. fresh: grown here, and has early weights."""
 
     level: Denoiser
     draw_sigma: DrawSigma
