@@ -648,7 +648,7 @@ def _update(params: Params, dataset: PreparedDataset, stage: str, times: int = 8
     denoiser: Denoiser = build_core(params.core.resolution, 384, net)
     settings: Pretrain | Finetune = params.pretrain
     if stage == "finetune":
-        denoiser = build_shell(denoiser, 384, 0.05, params.shell.model_dump(mode="json"))
+        denoiser = build_shell(denoiser, 384, 0.05, params.shell.nets()[0])
         settings = params.finetune
     set_dtype(denoiser, precision("auto", torch.device("cpu")))
     batches = Batches(dataset, "train", 0, settings.batch_size, settings.shards, denoiser.resolution)

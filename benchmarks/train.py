@@ -92,7 +92,7 @@ def demo() -> Size:
 
     p = load_params(Path(__file__).resolve().parents[1] / "params.yaml")
     core = p.core.model_dump(mode="json", exclude={"resolution"})
-    return Size(core, (p.shell.model_dump(mode="json"),), p.core.resolution)
+    return Size(core, tuple(p.shell.nets()), p.core.resolution)
 
 
 SIZES: dict[str, Callable[[], Size]] = {"demo": demo, "small": lambda: SMALL, "tiny": lambda: TINY}

@@ -3,9 +3,11 @@
     crescendo data check [SOURCE]
     crescendo data show [--split train] [--num 48] [--out data.png]
     crescendo preset [NAME]
+    crescendo pin MODEL
     crescendo promote [--allow-candidate]
     crescendo generate PROMPT... [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M] [--guidance G]
                        [--guide no_text|early|low] [--sampler heun|dpmpp_2m|sde_dpmpp_2m|adaptive]
+                       [--resolution 64]
 
 Heavy imports wait for the command that needs them, so that `crescendo --help` is quick.
 """
@@ -66,6 +68,18 @@ def parser() -> argparse.ArgumentParser:
     preset.add_argument("name", nargs="?")
     preset.set_defaults(run=_preset)
 
+    pin = commands.add_parser(
+        "pin",
+        help="choose the model that the finetune stage grows",
+        description="Verifies a model and writes its address and its digest into params.yaml (finetune.init_from, "
+        "finetune.init_sha256), whose comments stay. An alias becomes the version that it means now.",
+    )
+    pin.add_argument(
+        "model",
+        help="models:/NAME@ALIAS, models:/NAME/3 or a folder; models/core is that of the pretrain stage",
+    )
+    pin.set_defaults(run=_pin)
+
     promote = commands.add_parser(
         "promote",
         help="register models/refined; make it the champion if its verdict passed",
@@ -109,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--sampler", help="heun, dpmpp_2m, sde_dpmpp_2m or adaptive (the model's own); not for refined models"
     )
+    generate.add_argument("--resolution", type=int, help="px, of any level of the model (the finest)")
     generate.set_defaults(run=_generate)
     return top
 
@@ -157,6 +172,14 @@ def _preset(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pin(args: argparse.Namespace) -> int:
+    from pipeline.registry.pins import pin
+
+    for line in pin(Path.cwd(), args.model):
+        print(line)
+    return 0
+
+
 def _check_png(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise ConfigError("E-CFG-044", "--out", f"{str(path)!r} is no PNG file", "let it end in .png")
@@ -193,10 +216,12 @@ def _generate(args: argparse.Namespace) -> int:
                 print(f"warning: {option} has no effect: a refined model has it built in", file=sys.stderr)
     prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
     seeds = [seed for _ in args.prompts for seed in range(args.seed, args.seed + args.num)]
-    images = generator.images(prompts, seeds, args.steps, args.guidance, args.sampler, args.guide)
+    images = generator.images(
+        prompts, seeds, args.steps, args.guidance, args.sampler, args.guide, args.resolution
+    )
     columns = args.num if len(args.prompts) > 1 else math.ceil(math.sqrt(args.num))
     artifacts.write_atomic(args.out, encode_png(tile(images, columns)))
-    size = generator.snapshot.resolution
+    size = images.shape[-1]
     print(f"wrote {len(images)} pictures of {size}x{size} px to {args.out}")
     return 0
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline import artifacts
 from pipeline.errors import ConfigError, InputMissing
@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, InputMissing
 SOURCES = r"folder|archive|parquet|torchvision:[A-Za-z0-9]+|openmoji==\d+(\.\d+)*"
 ENCODERS = r"minilm|label|clip:\S+"
 PROFILE_VARIABLE = "CRESCENDO_COMPUTE"
+CORE_MODEL = "models/core"  # which the finetune stage grows, unless another model is pinned
 _MAX_BYTES = 64 * 1024
 _MAX_NODES = 10_000
 
@@ -108,12 +109,17 @@ class Core(Section):
 
 
 class Shell(Section):
-    """Shape of each shell, the part that doubles the resolution."""
+    """Shape of the shells, each of which doubles the resolution; `channels` of each, coarse first."""
 
     patch: Literal[1, 2, 4]
-    channels: Annotated[int, Field(ge=8, le=2048)]
+    channels: Annotated[tuple[Annotated[int, Field(ge=8, le=2048)], ...], Field(min_length=1)]
     num_blocks: Annotated[int, Field(ge=1, le=16)]
     kernels: Kernels
+
+    def nets(self) -> list[dict[str, Any]]:
+        """The keyword values of each shell's network, coarse first."""
+        shape = self.model_dump(mode="json", exclude={"channels"})
+        return [{**shape, "channels": channels} for channels in self.channels]
 
 
 class Regions(Section):
@@ -171,14 +177,30 @@ class Pretrain(Training):
 
 
 class Finetune(Training):
-    """A shell around the core."""
+    """Shells around a trained model. `num_images` is that of each phase (`order`)."""
 
     init_from: str = Field(min_length=1)
+    init_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    order: Literal["one_by_one", "together"]
+    core: Literal["frozen", "tuned", "joint"]
     text_dropout: Probability
     p_std: Positive
     ema_std: EmaStds
     ema_moments: Moments
     early_images: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Finetune:
+        source, pinned = self.init_from, bool(self.init_sha256)
+        cure = f"run `crescendo pin {source}`"
+        fixed = not source.startswith("models:") or re.fullmatch(r"models:/[^/@]+/\d+", source)
+        _require(bool(fixed), f"init_from: {source!r} is no fixed version of a model. Fix: {cure}")
+        own = source == CORE_MODEL
+        _require(
+            own or pinned, f"init_sha256: is empty, {source} needs the digest of its snapshot. Fix: {cure}"
+        )
+        _require(not (own and pinned), f"init_sha256: {CORE_MODEL} has none here. Fix: write ''")
+        return self
 
 
 class Refine(Training):
@@ -213,6 +235,11 @@ class Refine(Training):
         return self
 
 
+def _as_list(value: Any) -> Any:
+    """One number as a list of one, which strict models want."""
+    return (value,) if isinstance(value, int | float) else value
+
+
 class Sampling(Section):
     """How the core and fine-tuned models are sampled."""
 
@@ -221,7 +248,7 @@ class Sampling(Section):
     guide: Literal["no_text", "early", "low"]
     guidance: NonNegative
     guidance_interval: tuple[NonNegative, ...]
-    lift: Positive
+    lift: Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_as_list)]
 
     @model_validator(mode="after")
     def _check(self) -> Sampling:
@@ -277,11 +304,16 @@ class Params(Section):
         problem = f"data.resolution: {top} is not core.resolution ({low}) doubled once or more"
         _require(top > low, problem)
         _require(top <= 16 * low, f"data.resolution: {top} is more than 16 times core.resolution ({low})")
+        octaves = (top // low).bit_length() - 1
+        problem = f"needs {octaves} numbers, one for each octave from core.resolution ({low}) to"
+        for key, values in (("shell.channels", self.shell.channels), ("sampling.lift", self.sampling.lift)):
+            fits = len(values) == octaves or (key == "sampling.lift" and len(values) == 1)
+            _require(fits, f"{key}: {problem} data.resolution ({top})")
         small = self.regions.probability > 0 and low < 8
         _require(
             not small, f"regions.probability: a core of {low} px has too few patches of 4 px; it needs 8 px"
         )
-        coarse = top // self.shell.patch // 2  # positions of the shell's coarse feature map
+        coarse = low // self.shell.patch  # positions of the first shell's coarse feature map
         fits = self.shell.kernels == "off" or coarse >= 4
         _require(
             fits, f"shell.kernels: a feature map of {coarse} positions has no room for them; they need 4"
@@ -343,13 +375,20 @@ def apply_preset(root: Path, name: str) -> list[str]:
 
     Raises ConfigError where there is no such preset, or the result would not be valid (nothing is written then).
     """
-    from ruamel.yaml import YAML
-
     known = presets(root)
     if name not in known:
         fix = f"choose one of: {', '.join(known) or 'none'}"
         raise ConfigError("E-CFG-017", "presets", f"there is no preset {name!r}", fix)
     changes = _read_yaml(root / "presets" / f"{name}.yaml")
+    return change_params(root, changes, f"params.yaml with presets/{name}.yaml")
+
+
+def change_params(root: Path, changes: Mapping[str, Any], what: str) -> list[str]:
+    """Write values into params.yaml, comments kept; one line a value that changed.
+
+    Raises ConfigError, which names `what`, where the result would not be valid (nothing is written then)."""
+    from ruamel.yaml import YAML
+
     yaml = YAML()
     yaml.width = 4096  # No line is folded.
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -357,7 +396,7 @@ def apply_preset(root: Path, name: str) -> list[str]:
     lines = list(_merge(params, changes, ""))
     text = io.StringIO()
     yaml.dump(params, text)
-    parse_params(YAML(typ="safe").load(text.getvalue()), f"params.yaml with presets/{name}.yaml")
+    parse_params(YAML(typ="safe").load(text.getvalue()), what)
     artifacts.write_atomic(root / "params.yaml", text.getvalue())
     return lines
 

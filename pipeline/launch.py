@@ -48,6 +48,7 @@ Worker = Callable[[dict[str, Any]], None]
 
 CHECKPOINT_FORMAT = 1  # Another one starts other runs instead of failing to load.
 RUNS_VARIABLE = "CRESCENDO_RUNS"
+STATES = ("result", "checkpoints", "*/checkpoints")  # what a run that began has left in its folder
 POLL_SECONDS = 1.0
 LINE_SECONDS = 15.0  # between progress lines where there is no terminal
 FAILURE = "failure.json"
@@ -187,7 +188,7 @@ def progress_line(stage: str, first: Mapping[str, Any], last: Mapping[str, Any])
         parts.append(f"{speed:.3g}/s")
     loss = next((name for name in last["metrics"] if "loss" in name), None)
     if loss:
-        parts.append(f"{loss.replace('_', ' ')} {last['metrics'][loss]:.4g}")
+        parts.append(f"{loss.replace('_loss', ' loss')} {last['metrics'][loss]:.4g}")
     if speed > 0:
         parts.append(f"{_clock((last['total'] - last['nimg']) / speed)} left")
     return ", ".join(parts)
@@ -712,16 +713,18 @@ class Stage:
             return False
         return True
 
-    def run(self, worker: Worker) -> None:
-        """Train: `worker(config)` in one process or many, from the last checkpoint, to `run_dir/result`."""
+    def run(self, worker: Worker, **more: Any) -> None:
+        """Train: `worker(config)` in one process or many, from the last checkpoint, to `run_dir/result`. `more`
+        goes into the config: plain values, paths in them below the folder of all runs."""
+        config = {**self.config, **more}
         if self.finished():
             print(f"{self.name}: finished before, in {self.run_dir.name}; exporting", file=sys.stderr)
             return
         with ProgressWatch(self.name, self.run_dir, self.tracker):
             if self.profile.address and not inside_ray_job():
-                run_as_job(self.name, worker, self.config, self.profile, list(self.inputs))
+                run_as_job(self.name, worker, config, self.profile, list(self.inputs))
             else:
-                execute(self.name, worker, self.config, self.profile)
+                execute(self.name, worker, config, self.profile)
         artifacts.verify_directory(self.run_dir / "result")
 
     def spread(
@@ -801,7 +804,7 @@ def stage(name: str, params: Params, root: Path | None = None) -> Iterator[Stage
     inputs = {path: digest for path, digest in deps.items() if not path.endswith(".py")}
     run_dir = runs_folder(root, profile) / name / fingerprint[:16]
     with artifacts.lease(run_dir / "lease"):
-        fresh = not any((run_dir / state).exists() for state in ("result", "checkpoints"))
+        fresh = not any(found for state in STATES for found in run_dir.glob(state))
         tracker = tracking.start_stage_run(
             name, root, _params_of(name, root), inputs, fingerprint=fingerprint, fresh=fresh
         )

@@ -1,15 +1,21 @@
-"""`python -m stages.finetune`: a shell around the core, one octave up, to models/finetuned."""
+"""`python -m stages.finetune`: shells around a trained model, up to data.resolution, to models/finetuned."""
 
 from pipeline import launch
-from pipeline.config import load_params
+from pipeline.config import CORE_MODEL, load_params
 from pipeline.errors import run_main
+from pipeline.registry import pins
 from pipeline.training import workers
 
 
 def main() -> None:
     """Train, or continue, or only export a finished run."""
-    with launch.stage("finetune", load_params()) as stage:
-        stage.run(workers.finetune)
+    params = load_params()
+    source, digest = params.finetune.init_from, params.finetune.init_sha256
+    with launch.stage("finetune", params) as stage:
+        init = {}
+        if source != CORE_MODEL and not stage.finished():
+            init["init"] = str(pins.fetch(stage.root, source, digest, stage.run_dir.parents[1] / "init"))
+        stage.run(workers.finetune, **init)
         stage.export({"result/model": "models/finetuned", "result/reports": "reports/finetune"})
 
 

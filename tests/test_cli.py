@@ -72,6 +72,7 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(root: Path) -> None:
         (["--seed", "-1"], "seed"),
         (["--out", "grid.gif"], ".png"),
         (["--guidance", "nan"], "--guidance"),
+        (["--resolution", "64"], "this model makes no 64 px. Fix: choose one of: 16, 32"),
         (["--guide", "bad"], "guide: 'bad' is unknown. Fix: choose one of: no_text, early, low"),
         (
             ["--sampler", "euler"],
@@ -83,6 +84,17 @@ def test_values_that_cannot_be_are_refused(root: Path, more: list[str], message:
     with pytest.raises(ConfigError, match=message):
         cli.run(["generate", "cat", *more])
     assert not list(root.glob("grid.*"))
+
+
+@pytest.mark.parametrize("kind", ["refined", "finetuned"])
+def test_any_level_of_a_model_makes_pictures(root: Path, kind: str) -> None:
+    fixtures.write_model(root / "model", kind=kind)
+    run = ["generate", "cat", "--num", "1", "--steps", "2", "--model", "model"]
+    cli.run([*run, "--out", "own.png"])
+    cli.run([*run, "--resolution", "32", "--out", "fine.png"])
+    cli.run([*run, "--resolution", "16", "--out", "coarse.png"])
+    np.testing.assert_array_equal(pixels("own.png"), pixels("fine.png"))
+    assert pixels("coarse.png").shape == (16 + 4, 16 + 4, 3)
 
 
 def test_a_model_of_another_text_encoder_is_refused(root: Path) -> None:

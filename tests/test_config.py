@@ -105,6 +105,24 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
             "openmoji",
             "data.source: 'openmoji' is unknown. Fix: write folder, archive, parquet,",
         ),
+        ("shell.channels", 32, "shell.channels: 32 is not valid"),
+        (
+            "shell.channels",
+            [32, 16],
+            "shell.channels: needs 1 numbers, one for each octave from core.resolution",
+        ),
+        ("sampling.lift", [8.0, 4.0], "sampling.lift: needs 1 numbers, one for each octave"),
+        ("sampling.lift", 0.0, "sampling.lift[0]: 0.0 is not valid"),
+        ("finetune.order", "sideways", "finetune.order: 'sideways' is not valid"),
+        ("finetune.core", "thawed", "finetune.core: 'thawed' is not valid"),
+        (
+            "finetune.init_from",
+            "models:/a@b",
+            "init_from: 'models:/a@b' is no fixed version of a model. Fix: run `cr",
+        ),
+        ("finetune.init_from", "models:/a/2", "finetune.init_sha256: is empty, models:/a/2 needs the digest"),
+        ("finetune.init_sha256", "0" * 64, "finetune.init_sha256: models/core has none here. Fix: write ''"),
+        ("finetune.init_sha256", "0", "finetune.init_sha256: '0' is not valid"),
         ("refine.passes", [1, 1], "refine.passes: an entry is given twice"),
         ("refine.passes", [3], "refine.passes[0]"),
         ("refine.pass_probs", [0.0] * PASSES, "refine.pass_probs: the sum is 0, must be 1"),
@@ -126,6 +144,14 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
 )
 def test_what_is_out_of_range_or_contradicts_is_refused(key, value, words):
     assert words in refusal(changed(key, value))
+
+
+def test_a_lift_is_one_number_or_one_an_octave():
+    tree = changed("data.resolution", 4 * CORE)
+    tree["shell"]["channels"] = [32, 16]
+    for lift, kept in ((8, (8,)), ([8.0], (8.0,)), ([8.0, 4.0], (8.0, 4.0))):
+        tree["sampling"]["lift"] = lift
+        assert parse_params(tree).sampling.lift == kept
 
 
 def test_the_adaptive_sampler_takes_no_guide_but_captions():

@@ -46,10 +46,11 @@ def run(
 
 
 def write_params(folder: Path, **sections: dict[str, Any]) -> None:
-    """Tiny params.yaml, with some keys of some sections changed."""
+    """Tiny params.yaml with two octaves, with some keys of some sections changed."""
     yaml = YAML(typ="safe")
     tree = merge_tiny(yaml.load((ROOT / "params.yaml").read_text()))
-    tree["data"]["subset"] = ["heart", "geometric"]
+    tree["data"].update(subset=["heart", "geometric"], resolution=32)
+    tree["shell"]["channels"] = [16, 8]
     for name, changes in sections.items():
         tree[name].update(changes)
     with open(folder / "params.yaml", "w") as file:
@@ -82,13 +83,14 @@ def stages_run(output: str) -> list[str]:
 def test_one_command_trains_evaluates_and_draws(checkout: Path) -> None:
     log = (checkout / "log").read_text()
     assert stages_run(log) == STAGES
-    for stage in STAGES[1:4]:
-        assert f"{stage} 48/48 images" in log
+    for stage, total in (("pretrain", 48), ("finetune", 96), ("refine", 48)):
+        assert f"{stage} {total}/{total} images" in log
     assert "Traceback" not in log
     assert "Warning" not in log, log
     verdict = json.loads((checkout / "reports/verdict.json").read_text())
     assert verdict["passed"] == all(rule["passed"] for rule in verdict["rules"])
-    for picture in ("evaluation/heldout_captions.png", "evaluation/quality.png", "refine/samples.png"):
+    pictures = ("evaluation/heldout_captions.png", "evaluation/quality.png", "refine/samples.png")
+    for picture in (*pictures, "finetune/samples.png", "finetune/samples_16.png"):
         assert (checkout / "reports" / picture).read_bytes().startswith(b"\x89PNG")
     assert "<img" in (checkout / "reports/evaluation/index.html").read_text()
     assert (checkout / "reports/data_docs/index.html").exists()
@@ -119,6 +121,9 @@ def test_the_model_is_registered_and_makes_pictures(checkout: Path) -> None:
     folder = run("crescendo generate 'red heart' --num 4 --out f.png --model models/refined", checkout)
     assert "models/refined" in folder.stdout
     assert (checkout / "g.png").read_bytes() == (checkout / "f.png").read_bytes()
+    for size in (8, 16, 32):
+        made = run(f"crescendo generate 'red heart' --num 1 --resolution {size} --out f.png", checkout).stdout
+        assert f"wrote 1 pictures of {size}x{size} px" in made
     (checkout / "g.png").unlink()
     (checkout / "f.png").unlink()
 
@@ -206,7 +211,7 @@ def test_no_permission_is_one_line(bare: Path) -> None:
 def test_a_stopped_stage_ends_with_75_and_continues(bare: Path) -> None:
     """SIGTERM in the middle of pretrain; then the same command ends in the bits of an unbroken run."""
 
-    write_prepared(bare / "data/prepared")
+    write_prepared(bare / "data/prepared", resolution=32)
     write_params(bare, pretrain={"num_images": 480, "sample_images": 480})
     run("python -m stages.pretrain", bare, env=PROCESS)
     whole = (bare / "models/core/model.safetensors").read_bytes()
@@ -220,3 +225,35 @@ def test_a_stopped_stage_ends_with_75_and_continues(bare: Path) -> None:
     assert not (bare / "models").exists()
     run("python -m stages.pretrain", bare, env=PROCESS)
     assert (bare / "models/core/model.safetensors").read_bytes() == whole
+
+
+REGISTER = """
+from pathlib import Path
+from pipeline import artifacts
+from pipeline.registry.package import Registry
+core = Path("models/core")
+Registry(Path(".")).register("crescendo", core, artifacts.directory_digest(core), {})
+"""
+
+
+def test_a_registered_model_is_pinned_and_grown_and_another_digest_is_refused(bare: Path) -> None:
+    """A core that was registered, in the place of which models/core holds another one."""
+    write_prepared(bare / "data/prepared", resolution=32)
+    write_params(bare)
+    run("python -m stages.pretrain", bare, env=PROCESS)
+    run(f"python -c '{REGISTER}'", bare)
+    registered = json.loads((bare / "models/core/manifest.json").read_text())["digest"]
+    write_params(bare, pretrain={"lr": 0.01})
+    run("python -m stages.pretrain", bare, env=PROCESS)
+    assert "models:/crescendo/1" in run("crescendo pin models:/crescendo/1", bare).stdout
+    text = (bare / "params.yaml").read_text()
+    (bare / "params.yaml").write_text(text.replace(registered, "0" * 64))
+    refused = last_line(run("python -m stages.finetune", bare, status=74, env=PROCESS))
+    assert registered[:12] in refused and "crescendo pin models:/crescendo/1" in refused
+    (bare / "params.yaml").write_text(text)
+    run("python -m stages.finetune", bare, env=PROCESS)
+    lineage = json.loads((bare / "models/finetuned/config.json").read_text())["lineage"]
+    assert (lineage["init_from"], lineage["init_sha256"]) == ("models:/crescendo/1", registered)
+    run("python -m stages.refine && python -m stages.evaluate", bare, env=PROCESS)
+    lineage = json.loads((bare / "models/refined/config.json").read_text())["lineage"]
+    assert (lineage["init_from"], lineage["init_sha256"]) == ("models:/crescendo/1", registered)

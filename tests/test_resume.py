@@ -1,6 +1,5 @@
 """A worker killed under Ray changes nothing: the final checkpoint is byte for byte the unbroken run's."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ import pytest
 from pipeline import artifacts, launch
 from pipeline.config import ComputeProfile
 from pipeline.training import workers
+from tests.conftest import write_prepared
 
 TWO = ComputeProfile(workers=2, max_failures=2)
 WORKERS = {"pretrain": workers.pretrain, "finetune": workers.finetune, "refine": workers.refine}
 
 
 def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path) -> dict[str, Any]:
-    """What a worker gets; 32 images, a checkpoint every 16."""
+    """What a worker gets; 32 images (in finetune of each of two octaves), a checkpoint every 16."""
     params = {**tree, stage: {**tree[stage], "num_images": 32, "sample_images": 32}}
     run_dir.mkdir(parents=True)
     return {
@@ -27,7 +27,8 @@ def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path) -> di
 
 def digests(run_dir: Path) -> dict[str, str]:
     """sha256 of the newest checkpoint's state and of the finished model."""
-    newest = artifacts.latest_valid(run_dir / "checkpoints", "nimg-")
+    last = run_dir / "to-32"  # the second octave of finetune
+    newest = artifacts.latest_valid((last if last.exists() else run_dir) / "checkpoints", "nimg-")
     assert newest is not None
     assert newest.name == f"nimg-{32:012d}"
     artifacts.verify_directory(run_dir / "result")
@@ -39,27 +40,32 @@ def digests(run_dir: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def trained_root(
-    tiny_root: Path, tiny_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """`tiny_root` with models/core and models/finetuned, for refine; in this process."""
+def tree(tiny_tree: dict[str, Any]) -> dict[str, Any]:
+    """Tiny parameters with two octaves."""
+    changes: dict[str, dict[str, Any]] = {"data": {"resolution": 32}, "shell": {"channels": [16, 8]}}
+    return tiny_tree | {name: tiny_tree[name] | changed for name, changed in changes.items()}
+
+
+@pytest.fixture(scope="module")
+def trained_root(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of 32 px with models/core and models/finetuned, for refine; in this process."""
     base = tmp_path_factory.mktemp("trained")
-    shutil.copytree(tiny_root / "data", base / "data")
+    write_prepared(base / "data/prepared", resolution=32)
     for stage, model in (("pretrain", "core"), ("finetune", "finetuned")):
-        WORKERS[stage](config_of(stage, tiny_tree, base, base / stage))
+        WORKERS[stage](config_of(stage, tree, base, base / stage))
         launch.copy_into_place(base / stage / "result/model", base / "models" / model)
     return base
 
 
 @pytest.fixture(scope="module")
 def unbroken(
-    trained_root: Path, tiny_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    trained_root: Path, tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, str]]:
     """Digests of runs that nobody killed."""
     answers = {}
     with launch.ray_session(2, inside_job=False):
-        for stage in ("pretrain", "refine"):
-            config = config_of(stage, tiny_tree, trained_root, tmp_path_factory.mktemp("whole") / stage)
+        for stage in WORKERS:
+            config = config_of(stage, tree, trained_root, tmp_path_factory.mktemp("whole") / stage)
             launch.train_under_ray(stage, WORKERS[stage], config, TWO)
             launch.raise_failure(Path(config["run_dir"]))
             answers[stage] = digests(Path(config["run_dir"]))
@@ -83,6 +89,7 @@ def failpoint(
     [
         ("pretrain", "step:8"),  # before the first checkpoint, which is at 16
         ("pretrain", "step:24"),  # between two
+        ("finetune", "step:56"),  # in the second octave
         ("refine", "step:8"),
         ("refine", "discriminator:24"),  # the discriminator has learned, the generator has not
     ],
@@ -93,10 +100,10 @@ def test_a_killed_run_ends_in_the_same_bytes(
     failpoint: Path,
     unbroken: dict[str, dict[str, str]],
     trained_root: Path,
-    tiny_tree: dict[str, Any],
+    tree: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    config = config_of(stage, tiny_tree, trained_root, tmp_path / "run")
+    config = config_of(stage, tree, trained_root, tmp_path / "run")
     launch.execute(stage, WORKERS[stage], config, TWO)
     assert failpoint.exists()
     assert digests(tmp_path / "run") == unbroken[stage]

@@ -61,7 +61,7 @@ class DetailMaps(DenoisingStep):
         return arrange(sigma, detail(images, sigma.shape[-1]))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class IndependentMaps(DenoisingStep):
     """Maps whose patches have each a level of their own, of the noise law; half of the images have one level."""
 

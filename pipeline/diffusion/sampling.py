@@ -150,7 +150,7 @@ def sample_pyramid(
     num_steps: int,
     guidance: float,
     interval: tuple[float, float],
-    lift_at: float,
+    lift_at: float | Sequence[float],
     sigma_max: float = 80.0,
     sigma_min: float = 0.002,
     sampler: str = "heun",
@@ -160,9 +160,9 @@ def sample_pyramid(
     """Sample coarse to fine with one of SAMPLERS or ADAPTIVE, guided by one of GUIDES (`early`: the early weights).
 
     One grid of `num_steps` levels runs from sigma_max * R / R_core to sigma_min, in units of the top
-    resolution; each level of the pyramid takes over once sigma falls to `lift_at` times the size of its high
-    band. A lift needs one noise level everywhere, so that ADAPTIVE, for models trained with regions, lets levels
-    differ on the finest level of the pyramid only, and its guide is `no_text`.
+    resolution; each shell of the pyramid takes over once sigma falls to `lift_at` (one number, or one a shell)
+    times the size of its high band. A lift needs one noise level everywhere, so that ADAPTIVE, for models trained
+    with regions, lets levels differ on the finest level of the pyramid only, and its guide is `no_text`.
 
     Returns (standardised images [N,3,R,R], denoiser calls an image)."""
     draw = noise_like_seeds(seeds, text.pooled.device)
@@ -170,6 +170,7 @@ def sample_pyramid(
     guides = levels(early) if early else [None] * len(pyramid)
     core = pyramid[0]
     top = denoiser.resolution
+    lifts = [lift_at] if isinstance(lift_at, float | int) else lift_at
     sigmas = karras_sigmas(num_steps, sigma_max * top / core.resolution, sigma_min)
     x = draw("noise", core.resolution) * float(sigmas[0]) * core.resolution / top
     nfe = 0
@@ -180,7 +181,9 @@ def sample_pyramid(
         noise = partial(_step_noise, draw, level.resolution)
         above = pyramid[i + 1] if i + 1 < len(pyramid) else None
         if isinstance(above, ShellDenoiser):
-            start = lift_at * above.sigma_high_band * top / above.resolution  # in units of the top
+            start = (
+                lifts[min(i, len(lifts) - 1)] * above.sigma_high_band * top / above.resolution
+            )  # in units of the top
             n = max(int((sigmas > start).sum()), 1)
             x = integrate(sampler, guided, x, sigmas[: n + 1] * unit, text, noise)
             x = lift(x, float(sigmas[n]) * 2 * unit, draw(f"lift-{above.resolution}", above.resolution))

@@ -26,7 +26,7 @@ from pipeline.evaluation import gate, memorisation, metrics, report, retrieval, 
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv, to_resolution
 from pipeline.evaluation.metrics import Float64, Metric
 from pipeline.evaluation.statistics import Int64
-from pipeline.models.snapshot import Snapshot, load_snapshot
+from pipeline.models.snapshot import Snapshot, at_resolution, load_snapshot
 from pipeline.rng import key
 
 MAX_REFERENCE = 4000  # real training images that sets are compared with; more would only cost memory
@@ -351,7 +351,7 @@ def measure_floors(
 def evaluate(params: Params, root: Path, say: Say = print, device: str = "cpu") -> dict[str, float]:
     """Evaluate the models below `root`; write reports/evaluation/ and reports/verdict.json there.
 
-    Reads data/prepared, models/core, models/finetuned and models/refined. Returns the numbers to track:
+    Reads data/prepared, models/finetuned and models/refined. Returns the numbers to track:
     `passed` (0 or 1) and `SPLIT/MODEL/METRIC` for all of metrics.json that was not refused.
 
     Raises:
@@ -455,11 +455,13 @@ def flatten(tables: dict[str, dict[str, dict[str, Metric]]]) -> dict[str, float]
 
 
 def load_models(folder: Path, params: Params, device: str) -> list[Model]:
-    """Core, fine-tuned, and the refined model once for each number of passes, fewest first."""
-    refined = load_snapshot(folder / "refined", device)
+    """The core inside of the fine-tuned model, that model, and the refined one once for each number of passes,
+    fewest first."""
+    refined, finetuned = (load_snapshot(folder / name, device) for name in ("refined", "finetuned"))
+    core = at_resolution(finetuned, int(finetuned.config["core"]["resolution"]))
     return [
-        Model("core", load_snapshot(folder / "core", device), None, slow=True),
-        Model(BASELINE, load_snapshot(folder / "finetuned", device), None, slow=True),
+        Model("core", core, None, slow=True),
+        Model(BASELINE, finetuned, None, slow=True),
         *(Model(f"refined_{n}", refined, n, slow=False) for n in sorted(params.evaluate.num_passes)),
     ]
 

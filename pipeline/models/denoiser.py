@@ -166,6 +166,7 @@ class ShellDenoiser(nn.Module):
         self.net = net
         self.resolution: int = 2 * below.resolution
         self.high_band_variance = high_band_variance  # v, per kept dimension
+        self.joint = False  # whether the loss of this shell trains the level below as well
         self.logvar = LogVariance()
         self.difficulty = Difficulty(net.feature_channels) if net.regions else None
         self.dtype = torch.float32
@@ -202,8 +203,8 @@ class ShellDenoiser(nn.Module):
         """Squared error of the high band in units of k_out^2, mean over the kept dimensions of an image [B] or
         of each patch [B,1,g,g], as sigma is; and the decoder features.
 
-        The level below is not trained through this loss (its estimate is detached)."""
-        with torch.no_grad():
+        The level below is trained through this loss only if `joint`; else its estimate is detached."""
+        with torch.set_grad_enabled(self.joint and torch.is_grad_enabled()):
             below = self.below.estimate(pool(noisy), sigma / 2, text)
         estimate = self.add_octave(noisy, below, sigma, text)
         residual = high_pass(estimate.denoised - images)

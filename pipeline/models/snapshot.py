@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline import artifacts
-from pipeline.errors import InputMissing, StorageError
+from pipeline.errors import ConfigError, InputMissing, StorageError
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, levels
 
 
@@ -121,6 +121,20 @@ def load_snapshot(path: Path | str, device: str | torch.device = "cpu") -> Snaps
     kept = folder / "early.safetensors"
     early = _load(config, kept, device) if kept.is_file() else None
     return Snapshot(denoiser, config, artifacts.directory_digest(folder), early)
+
+
+def at_resolution(snapshot: Snapshot, resolution: int) -> Snapshot:
+    """The model that makes images of `resolution`: the snapshot itself, or a level inside of it.
+
+    Raises ConfigError where it has no such level."""
+    known = [level.resolution for level in levels(snapshot.denoiser)]
+    if resolution not in known:
+        fix = f"choose one of: {', '.join(map(str, known))}"
+        raise ConfigError("E-CFG-051", "resolution", f"this model makes no {resolution} px", fix)
+    i = known.index(resolution)
+    config = {**snapshot.config, "resolution": resolution, "shells": snapshot.config["shells"][:i]}
+    early = levels(snapshot.early)[i] if snapshot.early is not None else None
+    return Snapshot(levels(snapshot.denoiser)[i], config, snapshot.digest, early)
 
 
 def _load(config: dict[str, Any], path: Path, device: str | torch.device) -> Denoiser:

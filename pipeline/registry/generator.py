@@ -38,10 +38,12 @@ class Generator:
         guidance: float | None = None,
         sampler: str | None = None,
         guide: str | None = None,
+        resolution: int | None = None,
     ) -> Tensor:
         """One picture a prompt and seed, uint8 [N,3,R,R]; each depends on its own prompt and seed alone.
 
-        `num_steps` is the number of passes of a refined model, else of steps of `sampler`; None is the model's own.
+        `num_steps` is the number of passes of a refined model, else of steps of `sampler`; `resolution` is that of
+        any level of the model. None is the model's own.
         Raises ConfigError for values that the model does not have.
         """
         import torch
@@ -50,9 +52,11 @@ class Generator:
         from pipeline.diffusion.guidance import GUIDES
         from pipeline.diffusion.sampling import ADAPTIVE, SAMPLERS, generate
         from pipeline.models.layers import Text
+        from pipeline.models.snapshot import at_resolution
 
         assert len(prompts) == len(seeds) and prompts
-        steps = check_steps(self.snapshot, num_steps)
+        snapshot = self.snapshot if resolution is None else at_resolution(self.snapshot, resolution)
+        steps = check_steps(snapshot, num_steps)
         check_name("sampler", sampler, (*SAMPLERS, ADAPTIVE))
         check_name("guide", guide, GUIDES)
         for seed in seeds:
@@ -62,7 +66,7 @@ class Generator:
         rows = torch.tensor([unique.index(prompt) for prompt in cleaned])
         pooled, tokens, mask = (torch.from_numpy(array) for array in self.encoder.encode(unique))
         text = Text(pooled, tokens, mask).select(rows)
-        made = generate(self.snapshot, text, list(seeds), steps, guidance, sampler=sampler, guide=guide)
+        made = generate(snapshot, text, list(seeds), steps, guidance, sampler=sampler, guide=guide)
         return made.images
 
 

@@ -126,7 +126,7 @@ class Registry:
         match = REGISTRY_URI.fullmatch(uri)
         if match is None or "'" in uri:
             form = "write models:/NAME@champion, models:/NAME/3 or a folder"
-            raise ConfigError("E-CFG-040", "--model", f"{uri!r} is no address of a model", form)
+            raise ConfigError("E-CFG-040", "model", f"{uri!r} is no address of a model", form)
         number = match["version"] or self.aliases(match["name"]).get(match["alias"])
         if number is None:
             raise _no_model(uri)
@@ -231,7 +231,7 @@ def _log_model(snapshot: Path, run: str, tags: Mapping[str, str]) -> tuple[str, 
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "prompt")]),
         outputs=Schema([ColSpec(DataType.binary, "image")]),
-        params=ParamSchema([ParamSpec("seed", DataType.long, 0), ParamSpec("steps", DataType.long, 0)]),
+        params=ParamSchema([ParamSpec(name, DataType.long, 0) for name in ("seed", "steps", "resolution")]),
     )
     with (
         tempfile.TemporaryDirectory(prefix="crescendo-") as folder,

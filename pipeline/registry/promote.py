@@ -143,6 +143,8 @@ def _lineage_tags(root: Path, digest: str, config: Mapping[str, Any], verdict: V
         "crescendo.data_digest": lineage.get("data") or verdict.data_digest,
         "crescendo.validation": lineage.get("validation"),
         "crescendo.parent_digest": lineage.get("parent"),
+        "crescendo.init_from": lineage.get("init_from"),  # the model that was grown
+        "crescendo.init_digest": lineage.get("init_sha256"),
         "crescendo.git_commit": tracking.git_commit(root),
         "crescendo.run_id": tracking.find_run_by_output(MODEL, digest, root),
     }

@@ -2,7 +2,7 @@
 
 No pickle: the weights are the snapshot's safetensors, the modules it needs lie beside it as sources.
 Input: a column `prompt` (string). Output: a column `image` (PNG bytes). Params: `seed`, the first row's; row i
-has seed + i. `steps`, the number of passes; 0 is the model's own choice.
+has seed + i. `steps`, the number of passes, and `resolution`, px of any level of the model; 0 is the model's own.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class TextToImage(PythonModel):  # type: ignore[misc]  # mlflow is not read by t
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """[n] prompts to [n] PNG files; raises ConfigError for a seed or a number of passes it cannot do."""
+        """[n] prompts to [n] PNG files; raises ConfigError for a seed, passes or a resolution it cannot do."""
         assert self._generator is not None, "mlflow calls load_context first"
         given = params or {}
         prompts = [str(prompt) for prompt in model_input["prompt"]]
         if not prompts:
             return pd.DataFrame({"image": pd.Series([], dtype=object)})
-        first, steps = int(given.get("seed", 0)), int(given.get("steps", 0))
+        first, steps, resolution = (int(given.get(name, 0)) for name in ("seed", "steps", "resolution"))
         seeds = range(first, first + len(prompts))
-        images = self._generator.images(prompts, seeds, steps or None)
+        images = self._generator.images(prompts, seeds, steps or None, resolution=resolution or None)
         return pd.DataFrame({"image": [encode_png(image) for image in images]})
 
 

@@ -36,15 +36,19 @@ class Progress:
     """Appends the means of the metrics to progress.jsonl, one JSON line every `interval` images.
 
     The file is also the spool from which the driver shows progress and feeds the tracker, so training never
-    waits for a server. On a resume, lines beyond the checkpoint are dropped."""
+    waits for a server. On a resume, lines beyond the checkpoint are dropped. `start` is added to the clock: what
+    phases before this one have trained."""
 
-    def __init__(self, path: Path, interval: int, batch_size: int, total: int, nimg: int) -> None:
+    def __init__(
+        self, path: Path, interval: int, batch_size: int, total: int, nimg: int, start: int = 0
+    ) -> None:
         self.path, self.interval, self.batch_size, self.total = path, interval, batch_size, total
+        self.start = start
         self.sums: dict[str, float] = {}
         self.count = 0
         if world()[0] == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            truncate(path, nimg)
+            truncate(path, start + nimg)
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Collect, and write when due."""
@@ -62,7 +66,7 @@ class Progress:
         if world()[0]:
             return
         kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        record = {"nimg": nimg, "total": self.total, "time": time.time(), "metrics": kept}
+        record = {"nimg": self.start + nimg, "total": self.total, "time": time.time(), "metrics": kept}
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
 

@@ -5,7 +5,7 @@ nimg, shard), so that the result does not depend on how shards are spread over w
 floating-point sums.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from pipeline.data.dataset import Batches
 from pipeline.diffusion.loss import denoising_loss
-from pipeline.models.denoiser import Denoiser
+from pipeline.models.denoiser import Denoiser, ShellDenoiser, levels
 from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Statistics
 from pipeline.rng import generator_for, key
+from pipeline.training.fit import Step
 from pipeline.training.optim import average_gradient, linear_decay_lr, my_shards, sum_over_workers
 from pipeline.training.state import TrainState
 
@@ -25,7 +26,10 @@ DrawSigma = Callable[[int, torch.Generator], Tensor]
 
 @dataclass
 class DenoisingStep:
-    """Train `denoiser` (a core, or a shell around a frozen one) on the denoising loss."""
+    """Train `denoiser` (a core, or a shell around what is below) on its denoising loss.
+
+    `suffix` tells this level from others that train beside it: in the names of its learner ("net" + suffix), of
+    its metrics, and of its random streams."""
 
     denoiser: Denoiser
     batches: Batches
@@ -38,17 +42,18 @@ class DenoisingStep:
     warmup_images: int
     num_images: int
     text_dropout: float
+    suffix: str = ""
 
     def shard_loss(self, nimg: int, shard: int) -> tuple[Tensor, Tensor]:
         """(mean loss, mean plain error) of one shard."""
         device = next(self.denoiser.parameters()).device
         images, text = self.batches.at(nimg, shard).to(device)
         images = self.standardise(images)
-        generator = generator_for(self.seed, "diffusion", nimg, shard, device)
+        generator = generator_for(self.seed, f"diffusion{self.suffix}", nimg, shard, device)
         sigma = self.levels(images, generator)
         noise = torch.randn(images.shape, generator=generator, device=device)
         dropped = torch.rand(len(images), generator=generator, device=device) < self.text_dropout
-        torch.manual_seed(key(self.seed, "dropout", nimg, shard))
+        torch.manual_seed(key(self.seed, f"dropout{self.suffix}", nimg, shard))
         loss, error = denoising_loss(self.denoiser, images, sigma, noise, text.without(dropped))
         return loss.mean(), error.mean()
 
@@ -65,7 +70,8 @@ class DenoisingStep:
 
     def __call__(self, state: TrainState) -> dict[str, Tensor]:
         """Do one update; returns metrics averaged over the batch."""
-        learner = state.learners["net"]
+        learner = state.learners[f"net{self.suffix}"]
+        set_learning(self.denoiser)
         lr = linear_decay_lr(self.lr, state.nimg, self.num_images, self.warmup_images)
         totals = torch.zeros(2, device=learner.weights.device)
         for shard in my_shards(self.shards):
@@ -75,7 +81,28 @@ class DenoisingStep:
         average_gradient(learner.grad, self.shards, state.nimg)
         learner.update(lr, state.nimg, self.batch_size)
         loss, error = (sum_over_workers(totals) / self.shards).unbind()
-        return {"loss": loss, "error": error}
+        return {f"loss{self.suffix}": loss, f"error{self.suffix}": error}
+
+
+def set_learning(denoiser: Denoiser) -> None:
+    """Training mode for a level, and for those below as far as its loss reaches."""
+    reached = True
+    for level in levels(denoiser)[::-1]:
+        if level.training != reached:
+            level.train(reached)  # and all below, which are looked at next
+        reached = reached and isinstance(level, ShellDenoiser) and level.joint
+
+
+def in_turn(steps: Sequence[Step]) -> Step:
+    """One update by each of `steps`, on the same images; their metrics together.
+
+    Levels that train jointly come finest first: what the loss of a shell adds to the gradients of those below
+    waits there for their own updates."""
+
+    def step(state: TrainState) -> dict[str, Tensor]:
+        return {name: value for one in steps for name, value in one(state).items()}
+
+    return step
 
 
 @torch.no_grad()

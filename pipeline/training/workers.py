@@ -8,7 +8,9 @@ Rank and world size come from torch.distributed where it is initialised.
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline import artifacts
-from pipeline.config import Params, parse_params
+from pipeline.config import CORE_MODEL, Params, parse_params
 from pipeline.data.augment import LABELS, Augment
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.diffusion.ema import halflife_decay, power_decay
 from pipeline.diffusion.noise import lognormal_sigma, region_sigma, truncated_lognormal_sigma
 from pipeline.diffusion.sampling import generate
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.models.denoiser import (
     PATCH,
+    CoreDenoiser,
     Denoiser,
     ShellDenoiser,
     build_core,
@@ -39,20 +42,29 @@ from pipeline.models.denoiser import (
 from pipeline.models.discriminator import CoreFeatures, FrozenFeatures, Heads, Lite0Features
 from pipeline.models.kernels import mean_kernel_px
 from pipeline.models.layers import Text, high_pass, pool
-from pipeline.models.snapshot import Snapshot, Statistics, Weights, describe, load_snapshot, save_snapshot
+from pipeline.models.snapshot import (
+    Snapshot,
+    Statistics,
+    Weights,
+    at_resolution,
+    describe,
+    load_snapshot,
+    save_snapshot,
+)
 from pipeline.rng import generator_for, key
 from pipeline.training import checkpoint
 from pipeline.training.adversarial import AdversarialStep, Guards, guard_state
 from pipeline.training.averages import Averages, moments_of
 from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Every, Progress, due, failpoint, read_records
-from pipeline.training.optim import world
+from pipeline.training.optim import from_first_worker, world
 from pipeline.training.state import Learner, TrainState
-from pipeline.training.steps import DenoisingStep, held_out_error
+from pipeline.training.steps import DenoisingStep, DrawSigma, held_out_error, in_turn
 
 SIGMA_MAX = 80.0  # of the core
 FINISHED = 0.2  # share of patches that a shell sees without noise, in maps of regions
 GRID = 8  # training captions in a sample grid, and as many held-out ones
+BELOW_LR = 0.1  # learning rate of levels that are trained further while shells grow around them
 
 
 class Run:
@@ -92,6 +104,14 @@ class Run:
             "regions": self.params.regions.probability > 0,
         }
 
+    def core_net(self) -> dict[str, Any]:
+        """The keyword values of the core's network."""
+        return self.params.core.model_dump(mode="json", exclude={"resolution"}) | self.told()
+
+    def shell_nets(self) -> list[dict[str, Any]]:
+        """The keyword values of each shell's network, coarse first."""
+        return [net | self.told() for net in self.params.shell.nets()]
+
     def images_and_names(self, rows: Sequence[int]) -> tuple[Tensor, Text, list[str]]:
         """Images uint8, encoded names and names of some rows, on the device."""
         ids = [self.dataset.caption_of(row) for row in rows]
@@ -104,35 +124,34 @@ class Run:
         rows = self.dataset.split(split).tolist()
         return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else rows
 
-    def train(self, state: TrainState, step: Step, hooks: Sequence[Hook], progress: Progress) -> None:
-        """Fit from the state's nimg to the end, with checkpoints and the progress file."""
-        s = self.section
+    def train(
+        self, state: TrainState, step: Step, hooks: Sequence[Hook], phase: "Phase | None" = None
+    ) -> None:
+        """Fit from the state's nimg to the end, with checkpoints; `hooks` begin with the progress file."""
+        s, phase = self.section, phase or Phase(self.folder)
 
         def watched(state: TrainState) -> dict[str, Tensor]:
-            failpoint("step", state.nimg)
+            failpoint("step", phase.start + state.nimg)
             return step(state)
 
-        saver = Checkpoints(self.folder / "checkpoints", s.checkpoint_images, s.batch_size)
-        fit(state, watched, s.batch_size, s.num_images, [progress, *hooks, saver])
-        checkpoint.save(self.folder / "checkpoints", state)
+        saver = Checkpoints(phase.folder / "checkpoints", s.checkpoint_images, s.batch_size)
+        fit(state, watched, s.batch_size, s.num_images, [*hooks, saver])
+        checkpoint.save(phase.folder / "checkpoints", state)
 
-    def progress(self, nimg: int) -> Progress:
+    def progress(self, nimg: int, phase: "Phase | None" = None) -> Progress:
         """The progress file, cut to what has been trained."""
-        s = self.section
-        return Progress(self.folder / "progress.jsonl", s.log_images, s.batch_size, s.num_images, nimg)
+        s, phase = self.section, phase or Phase(self.folder)
+        path, total = self.folder / "progress.jsonl", phase.count * s.num_images
+        return Progress(path, s.log_images, s.batch_size, total, nimg, phase.start)
 
     def snapshot_config(
         self, kind: str, denoiser: Denoiser, statistics: Statistics, parent: Snapshot | None, **more: Any
     ) -> dict[str, Any]:
         """config.json of the finished model."""
         p = self.params
-        told = self.told()
-        core = p.core.model_dump(mode="json", exclude={"resolution"}) | told
-        shells = parent.config["shells"] if parent else []
-        nets = [shell["net"] for shell in shells]
-        if kind == "finetuned":
-            nets = [*nets, p.shell.model_dump(mode="json") | told]
-        core = parent.config["core"]["net"] if parent else core
+        core = parent.config["core"]["net"] if parent else self.core_net()
+        known = [shell["net"] for shell in parent.config["shells"]] if parent else []
+        nets = [*known, *self.shell_nets()[len(known) : len(levels(denoiser)) - 1]]
         return {
             "kind": kind,
             **describe(denoiser, core, nets),
@@ -143,19 +162,30 @@ class Run:
                 "data": artifacts.directory_digest(self.dataset.path),
                 "validation": self.dataset.manifest["meta"]["validation"]["digest"],
                 "parent": parent.digest if parent else None,
+                **self.origin(kind, parent),
             },
             **more,
         }
+
+    def origin(self, kind: str, parent: Snapshot | None) -> dict[str, str]:
+        """Which model was grown: known of a fine-tuned model, and of those made of it."""
+        if kind == "finetuned" and parent is not None:
+            return {"init_from": self.params.finetune.init_from, "init_sha256": parent.digest}
+        lineage = parent.config["lineage"] if parent else {}
+        return {name: lineage[name] for name in ("init_from", "init_sha256") if name in lineage}
 
     def export(
         self,
         denoiser: Denoiser,
         config: dict[str, Any],
-        metrics: dict[str, float],
-        curve: Sequence[str],
+        metrics: Mapping[str, float],
+        curves: Mapping[str, Sequence[str]],
         early: Weights | None = None,
     ) -> None:
-        """Commit run_dir/result: the model, its curves, numbers and sample grid. Only rank 0 writes."""
+        """Commit run_dir/result: the model, its curves, numbers and sample grid. Only rank 0 writes.
+
+        `curves` has the metrics of each file curves{suffix}.csv; a suffix such as "_64" names a level below, which
+        gets a sample grid as well."""
         if world()[0]:
             return
         records = read_records(self.folder / "progress.jsonl")
@@ -164,15 +194,18 @@ class Run:
             save_snapshot(folder / "model", denoiser, config, early)
             reports = folder / "reports"
             reports.mkdir()
-            write_curves(reports / "curves.csv", records, curve)
+            for suffix, names in curves.items():
+                write_curves(reports / f"curves{suffix}.csv", records, names)
             numbers = {**metrics, "parameters": parameters, "num_images": self.section.num_images}
             (reports / "metrics.json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
             snapshot = load_snapshot(folder / "model", self.device)
             for loaded in (snapshot.denoiser, snapshot.early):
                 if loaded is not None:
                     set_dtype(loaded, self.dtype)
-            self.sample_grid(snapshot, reports / "samples.png")
-            self.kernel_picture(snapshot, reports / "kernels.png")
+            for suffix in curves:
+                level = at_resolution(snapshot, int(suffix[1:] or snapshot.resolution))
+                self.sample_grid(level, reports / f"samples{suffix}.png")
+                self.kernel_picture(level, reports / f"kernels{suffix}.png")
 
     def kernel_picture(self, snapshot: Snapshot, path: Path) -> None:
         """Draw the mean effective kernel against ln sigma, on held-out images; nothing where kernels are off."""
@@ -262,91 +295,159 @@ def ema_decays(stds: Sequence[float]) -> dict[str, Callable[[int, int], float]]:
     return {f"{std:g}": partial(power_decay, std) for std in stds}
 
 
-def denoising_stage(
-    run: Run,
-    denoiser: Denoiser,
-    trained: nn.Module,
-    statistics: Statistics,
-    draw_sigma: Callable[[int, torch.Generator], Tensor],
-    sigma_max: float,
-    finish: Callable[[], dict[str, Any]],
-    parent: Snapshot | None = None,
-    make_step: Callable[..., DenoisingStep] = DenoisingStep,
-) -> None:
-    """Train `trained` (all or part of `denoiser`, grown from `parent`) on the denoising loss, choose the weight
-    average with the least held-out error, and export; `finish` gives the snapshot's config.
+@dataclass(frozen=True)
+class Phase:
+    """One of `count` rounds of training: its folder (checkpoints, averages, result), and the stage's clock at its
+    start. A stage that trains in one round has no other folder than its own."""
 
-    Levels come from `draw_sigma`; with regions they are spread over patches, up to `sigma_max`. The held-out
-    error is that of whole images at one level at all times, so that it compares."""
+    folder: Path
+    start: int = 0
+    count: int = 1
+
+    @property
+    def result(self) -> Path:
+        """The finished model and its numbers, for the phases to come."""
+        return self.folder / "result"
+
+    def finished(self) -> bool:
+        """Whether the result is there and verifies; a damaged one is made again."""
+        try:
+            artifacts.verify_directory(self.result)
+        except StorageError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Part:
+    """One level of the pyramid in training, on its own loss, with its own learner.
+
+    draw_sigma: noise levels of whole images; sigma_max: the highest one in maps of regions. suffix: of what has the
+    level's name (see DenoisingStep), "" at the finished resolution. fresh: grown here, and has early weights."""
+
+    level: Denoiser
+    draw_sigma: DrawSigma
+    sigma_max: float
+    lr: float
+    suffix: str = ""
+    fresh: bool = True
+    make_step: Callable[..., DenoisingStep] = DenoisingStep
+
+    def own(self) -> nn.Module:
+        """All of the level but those below."""
+        return nn.ModuleList(m for name, m in self.level.named_children() if name != "below")
+
+
+def train_parts(
+    run: Run,
+    phase: Phase,
+    parts: Sequence[Part],
+    statistics: Statistics,
+    finish: Callable[[], dict[str, Any]],
+    export: Callable[[dict[str, Any], dict[str, float], Weights | None], None],
+    parent: Snapshot | None = None,
+) -> None:
+    """Train some levels of a pyramid, coarse first and with the finest among them, each on its own denoising loss;
+    choose for each the weight average with the least held-out error.
+
+    `finish` gives the snapshot's config; `export` gets it, the numbers and the early weights, while the model has
+    the chosen weights, on the first worker. Levels of noise come from `draw_sigma`; with regions they are spread
+    over patches. The held-out error is that of whole images at one level at all times, so that it compares."""
     s, p = run.section, run.params
+    denoiser = parts[-1].level
     set_dtype(denoiser, run.dtype)
     set_recompute(denoiser, run.recompute)
-    learner = Learner(trained, (0.9, 0.99), ema_decays(s.ema_std))
-    state = TrainState({"net": learner})
-    first = next(iter(learner.emas))
-    if s.early_images:
-        state.extra["early"] = learner.emas[first].clone()
-    checkpoint.resume(run.folder / "checkpoints", state)
-    step = make_step(
-        denoiser=denoiser,
-        batches=run.batches(denoiser.resolution, run.augment),
-        statistics=statistics,
-        draw_sigma=by_region(denoiser, p.regions.probability, draw_sigma, sigma_max),
-        seed=p.seed,
-        batch_size=s.batch_size,
-        shards=s.shards,
-        lr=s.lr,
-        warmup_images=s.warmup_images,
-        num_images=s.num_images,
-        text_dropout=s.text_dropout,
-    )
-    held_out, names, _ = run.images_and_names(run.pick("val", 64))
-    held_out = step.standardise(held_out)
+    owned = [part.own().requires_grad_(True) for part in parts]
+    learners = [Learner(own, (0.9, 0.99), ema_decays(s.ema_std)) for own in owned]
+    state = TrainState({f"net{part.suffix}": learner for part, learner in zip(parts, learners, strict=True)})
+    first = next(iter(learners[0].emas))
+    kept = {
+        f"early{part.suffix}": learner
+        for part, learner in zip(parts, learners, strict=True)
+        if s.early_images and part.fresh
+    }
+    state.extra = {name: learner.emas[first].clone() for name, learner in kept.items()}
+    checkpoint.resume(phase.folder / "checkpoints", state)
+    steps = [
+        part.make_step(
+            denoiser=part.level,
+            batches=run.batches(part.level.resolution, run.augment),
+            statistics=statistics,
+            draw_sigma=by_region(part.level, p.regions.probability, part.draw_sigma, part.sigma_max),
+            seed=p.seed,
+            batch_size=s.batch_size,
+            shards=s.shards,
+            lr=part.lr,
+            warmup_images=s.warmup_images,
+            num_images=s.num_images,
+            text_dropout=s.text_dropout,
+            suffix=part.suffix,
+        )
+        for part in parts
+    ]
+    images, names, _ = run.images_and_names(run.pick("val", 64))
+    held_out = [step.standardise(images) for step in steps]
 
-    def error_of(average: Tensor) -> float:
-        trained.eval()
-        with learner.using(average):
-            error = held_out_error(denoiser, held_out, names, draw_sigma, p.seed)
-        trained.train()
-        return error
+    def error_of(i: int, average: Tensor) -> float:
+        denoiser.eval()
+        with learners[i].using(average):
+            return held_out_error(parts[i].level, held_out[i], names, parts[i].draw_sigma, p.seed)
 
-    progress = run.progress(state.nimg)
+    progress = run.progress(state.nimg, phase)
 
     def keep_early(state: TrainState, _: dict[str, Tensor]) -> None:
         if state.nimg - s.batch_size < s.early_images <= state.nimg:
-            state.extra["early"].copy_(learner.emas[first])
+            for name, learner in kept.items():
+                state.extra[name].copy_(learner.emas[first])
 
     def look(state: TrainState) -> None:
-        if world()[0] == 0:
-            progress.write(state.nimg, {"held_out_error": error_of(learner.emas[first])})
-            with learner.using(learner.emas[first]):
-                trained.eval()
-                snapshot = Snapshot(denoiser, finish(), "")
-                path = run.folder / "samples" / f"nimg-{state.nimg:012d}.png"
-                run.sample_grid(snapshot, path, guide="no_text")  # the others come with the finished model
-                trained.train()
+        if world()[0]:
+            return
+        with ExitStack() as averaged:
+            for learner in learners:
+                averaged.enter_context(learner.using(learner.emas[first]))
+            errors = {
+                f"held_out_error{part.suffix}": error_of(i, learners[i].emas[first])
+                for i, part in enumerate(parts)
+            }
+            progress.write(state.nimg, errors)
+            path = run.folder / "samples" / f"nimg-{phase.start + state.nimg:012d}.png"
+            # Guided without captions; the others come with the finished model.
+            run.sample_grid(Snapshot(denoiser, finish(), ""), path, guide="no_text")
 
     moments = moments_of(s.num_images, s.batch_size, s.ema_moments)
-    averages = Averages(run.folder / "averages", learner, moments)
-    trained.train()
-    run.train(state, step, [averages, keep_early, Every(s.sample_images, s.batch_size, look)], progress)
+    averages = [
+        Averages(phase.folder / f"averages{part.suffix}", learner, moments)
+        for part, learner in zip(parts, learners, strict=True)
+    ]
+    hooks: list[Hook] = [progress, *averages, keep_early, Every(s.sample_images, s.batch_size, look)]
+    run.train(state, in_turn(steps[::-1]), hooks, phase)
     if world()[0]:
         return
-    measured = ((error_of(average), std, average) for std, average in averages.candidates())
-    error, std, best = min(measured, key=lambda candidate: candidate[0])
-    metrics = {"held_out_error": error, "ema_std": std}
-    trained.eval()
-    early = early_weights(denoiser, learner, state.extra["early"], parent) if s.early_images else None
-    with learner.using(best):
-        run.export(denoiser, {**finish(), "ema_std": std}, metrics, ["loss", "error"], early)
+    numbers: dict[str, float] = {}
+    with ExitStack() as chosen:
+        for i, part in enumerate(parts):  # each around the chosen ones below
+            measured = ((error_of(i, average), std, average) for std, average in averages[i].candidates())
+            error, std, best = min(measured, key=lambda candidate: candidate[0])
+            numbers |= {f"held_out_error{part.suffix}": error, f"ema_std{part.suffix}": std}
+            chosen.enter_context(learners[i].using(best))
+        denoiser.eval()
+        early = early_weights(denoiser, kept, state.extra, parent) if s.early_images else None
+        export({**finish(), "ema_std": std}, numbers, early)
 
 
-def early_weights(denoiser: Denoiser, learner: Learner, kept: Tensor, parent: Snapshot | None) -> Weights:
-    """The state of `denoiser` with the early weights of what `learner` trained, and those of its parent below."""
-    with learner.using(kept):
+def early_weights(
+    denoiser: Denoiser, learners: Mapping[str, Learner], kept: Mapping[str, Tensor], parent: Snapshot | None
+) -> Weights:
+    """The state of `denoiser` with the early weights, kept by name, of what `learners` trained, and those of its
+    parent below."""
+    with ExitStack() as early:
+        for name, learner in learners.items():
+            early.enter_context(learner.using(kept[name]))
         weights = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
     if parent is not None and parent.early is not None:
-        weights |= {f"below.{name}": tensor for name, tensor in parent.early.state_dict().items()}
+        below = "below." * (len(levels(denoiser)) - len(levels(parent.early)))
+        weights |= {f"{below}{name}": tensor for name, tensor in parent.early.state_dict().items()}
     return weights
 
 
@@ -376,78 +477,175 @@ def pretrain(config: dict[str, Any]) -> None:
 
 def train_core(run: Run, make_step: Callable[..., DenoisingStep] = DenoisingStep) -> None:
     """`pretrain`, with another update if one is given."""
-    p, s = run.params, run.section
+    p = run.params
     statistics = measure_statistics(run.dataset, p.core.resolution)
-    net = p.core.model_dump(mode="json", exclude={"resolution"}) | run.told()
     text_dim = int(str(run.dataset.text_encoder["dim"]))
-    denoiser = build_core(p.core.resolution, text_dim, net).to(run.device)
-    draw = partial(_lognormal, s.p_mean, s.p_std)
+    denoiser = build_core(p.core.resolution, text_dim, run.core_net()).to(run.device)
 
     def finish() -> dict[str, Any]:
         return run.snapshot_config("core", denoiser, statistics, None)
 
-    denoising_stage(run, denoiser, denoiser, statistics, draw, SIGMA_MAX, finish, make_step=make_step)
+    def export(config: dict[str, Any], numbers: dict[str, float], early: Weights | None) -> None:
+        run.export(denoiser, config, numbers, {"": ["loss", "error"]}, early)
+
+    part = Part(denoiser, *noise_law(p, denoiser), lr=p.pretrain.lr, make_step=make_step)
+    train_parts(run, Phase(run.folder), [part], statistics, finish, export)
+
+
+def noise_law(p: Params, level: Denoiser) -> tuple[DrawSigma, float]:
+    """How the noise levels of one level of the pyramid are drawn, and how high they go."""
+    if isinstance(level, CoreDenoiser):
+        return partial(_lognormal, p.pretrain.p_mean, p.pretrain.p_std), SIGMA_MAX
+    sigma, lifts = level.sigma_high_band, p.sampling.lift
+    top = 2 * lifts[min(len(levels(level)) - 2, len(lifts) - 1)] * sigma
+    return partial(_truncated, math.log(0.9 * sigma), p.finetune.p_std, top), top
 
 
 def _lognormal(p_mean: float, p_std: float, batch: int, generator: torch.Generator) -> Tensor:
     return lognormal_sigma(batch, p_mean, p_std, generator)
 
 
-def high_band_variance(dataset: PreparedDataset, statistics: Statistics) -> float:
-    """4/3 mean(HP x)^2 of the standardised training images: variance per dimension that the high band keeps."""
-    total, count = 0.0, 0
+def high_band_variances(
+    dataset: PreparedDataset, statistics: Statistics, resolutions: Sequence[int]
+) -> dict[int, float]:
+    """4/3 mean(HP x)^2 of the standardised training images at some resolutions: the variance per dimension that the
+    high band keeps."""
+    totals, counts = dict.fromkeys(resolutions, 0.0), dict.fromkeys(resolutions, 0)
     for rows in chunks(dataset.split("train")):
-        high = high_pass(statistics.standardise(dataset.images(rows))).double()
-        total += float(high.square().sum())
-        count += high.numel()
-    return total / count * 4 / 3
+        x = statistics.standardise(dataset.images(rows))
+        while x.shape[-1] >= min(resolutions):
+            if x.shape[-1] in totals:
+                high = high_pass(x).double()
+                totals[x.shape[-1]] += float(high.square().sum())
+                counts[x.shape[-1]] += high.numel()
+            x = pool(x)
+    return {resolution: totals[resolution] / counts[resolution] * 4 / 3 for resolution in resolutions}
 
 
 def finetune(config: dict[str, Any]) -> None:
-    """Grow a shell around a frozen, trained model: one octave more."""
+    """Grow shells around a trained model, from its resolution to data.resolution.
+
+    The model is that in the folder `config["init"]` (what finetune.init_from pins), or models/core."""
     run = Run("finetune", config)
     p, s = run.params, run.params.finetune
-    parent = load_snapshot(run.root / s.init_from, run.device)
-    check_parent(parent, run, p.data.resolution // 2)
-    if p.regions.probability > 0 and levels(parent.denoiser)[0].difficulty is None:
-        problem = "the model to grow was trained without regions (regions.probability 0)"
-        raise ConfigError(
-            "E-CFG-022", "params.yaml: regions", problem, "set it to 0, or train that model anew"
-        )
-    if s.early_images and parent.early is None:
-        problem = "the model to grow has no early weights, which the guide of its core needs"
-        raise ConfigError(
-            "E-CFG-023", "params.yaml: finetune.early_images", problem, "set pretrain.early_images"
-        )
-    variance = high_band_variance(run.dataset, parent.statistics)
+    origin = load_snapshot(config.get("init", run.root / CORE_MODEL), run.device)
+    check_growth(origin, run)
+    num_octaves = (p.data.resolution // origin.resolution).bit_length() - 1
+    octaves = [origin.resolution * 2**i for i in range(1, num_octaves + 1)]
+    rounds = [octaves] if s.order == "together" else [[resolution] for resolution in octaves]
+    variances = high_band_variances(run.dataset, origin.statistics, octaves)
+    numbers: dict[str, float] = {}
+    grown = origin
+    for i, fresh in enumerate(rounds):
+        phase = Phase(run.folder / f"to-{fresh[-1]}", i * s.num_images, len(rounds))
+        last = i + 1 == len(rounds)
+        if last or not phase.finished():
+            denoiser = grow(run, grown.denoiser, fresh, variances, anew=i > 0)
+            grow_phase(run, phase, denoiser, fresh, origin, grown, numbers, last)
+        if not last:
+            from_first_worker(torch.zeros(1, device=run.device))  # it has written the result
+            grown = load_snapshot(phase.result / "model", run.device)
+            numbers |= json.loads((phase.result / "metrics.json").read_text())
+
+
+def grow(
+    run: Run, below: Denoiser, resolutions: Sequence[int], variances: Mapping[int, float], anew: bool
+) -> Denoiser:
+    """New shells around `below`. The first shell of a stage draws its weights from the stage's own stream, the
+    others (`anew`, and all but the first of `resolutions`) each from one of their own."""
     text_dim = int(str(run.dataset.text_encoder["dim"]))
-    net = p.shell.model_dump(mode="json") | run.told()
-    denoiser = build_shell(parent.denoiser, text_dim, variance, net).to(run.device)
-    sigma = denoiser.sigma_high_band
-    top = 2 * p.sampling.lift * sigma
-    draw = partial(_truncated, math.log(0.9 * sigma), s.p_std, top)
+    for i, resolution in enumerate(resolutions):
+        if anew or i:
+            torch.manual_seed(key(run.params.seed, f"{run.stage}-weights", resolution))
+        net = run.shell_nets()[len(levels(below)) - 1]
+        below = build_shell(below, text_dim, variances[resolution], net)
+    return below.to(run.device)
+
+
+def grow_phase(
+    run: Run,
+    phase: Phase,
+    denoiser: Denoiser,
+    fresh: Sequence[int],
+    origin: Snapshot,
+    grown: Snapshot,
+    numbers: Mapping[str, float],
+    last: bool,
+) -> None:
+    """Train the `fresh` levels of `denoiser`, which is `grown` with new shells, and those below as finetune.core
+    says; commit the phase's result or, with the `numbers` of those before, the stage's."""
+    p, s = run.params, run.params.finetune
+    parts = []
+    for level in levels(denoiser):
+        new = level.resolution in fresh
+        if new or s.core != "frozen":
+            suffix = "" if level.resolution == p.data.resolution else f"_{level.resolution}"
+            parts.append(Part(level, *noise_law(p, level), s.lr if new else BELOW_LR * s.lr, suffix, new))
+        if isinstance(level, ShellDenoiser):
+            level.joint = s.core == "joint"
 
     def finish() -> dict[str, Any]:
-        return run.snapshot_config("finetuned", denoiser, parent.statistics, parent)
+        return run.snapshot_config("finetuned", denoiser, origin.statistics, origin)
 
-    # All but the level below, which stays bit for bit.
-    trained = nn.ModuleList(m for name, m in denoiser.named_children() if name != "below")
-    denoising_stage(run, denoiser, trained, parent.statistics, draw, top, finish, parent)
+    def export(config: dict[str, Any], found: dict[str, float], early: Weights | None) -> None:
+        if last:
+            everything = {**numbers, **found}
+            suffixes = [name.removeprefix("ema_std") for name in everything if name.startswith("ema_std")]
+            curves = {suffix: [f"loss{suffix}", f"error{suffix}"] for suffix in suffixes}
+            run.export(denoiser, config, everything, curves, early)
+            return
+        with artifacts.commit_directory(phase.result, {"stage": run.stage}) as folder:
+            save_snapshot(folder / "model", denoiser, config, early)
+            (folder / "metrics.json").write_text(json.dumps(found))
+
+    train_parts(run, phase, parts, origin.statistics, finish, export, grown)
 
 
 def _truncated(p_mean: float, p_std: float, top: float, batch: int, generator: torch.Generator) -> Tensor:
     return truncated_lognormal_sigma(batch, p_mean, p_std, top, generator)
 
 
-def check_parent(parent: Snapshot, run: Run, resolution: int) -> None:
+def check_parent(parent: Snapshot, run: Run) -> None:
+    """Raise ConfigError where a model knows other captions than the data."""
+    known, given = parent.config["text_encoder"], run.dataset.text_encoder
+    if known != given:
+        name = next(name for name in {**given, **known} if known.get(name) != given.get(name))
+        problem = (
+            f"the text encoder's {name} is {known.get(name)} in the model, {given.get(name)} in the data"
+        )
+        fix = "prepare the data with the model's encoder"
+        raise ConfigError("E-CFG-021", f"params.yaml: {run.stage}", problem, fix)
+
+
+def check_growth(origin: Snapshot, run: Run) -> None:
     """Raise ConfigError where the model to grow does not fit the parameters or the data."""
-    where = f"params.yaml: {run.stage}"
-    if parent.resolution != resolution:
-        problem = f"the model to start from makes {parent.resolution} px, {resolution} px are needed"
-        raise ConfigError("E-CFG-020", where, problem, "change data.resolution or start from another model")
-    if parent.config["text_encoder"] != run.dataset.text_encoder:
-        problem = "the model to start from knows another text encoder than the data"
-        raise ConfigError("E-CFG-021", where, problem, "prepare the data with the model's encoder")
+    p, s = run.params, run.params.finetune
+    where, other = f"params.yaml: {run.stage}.init_from", "or start from another model (`crescendo pin`)"
+    if origin.resolution >= p.data.resolution:
+        problem = f"the model to grow makes {origin.resolution} px, data.resolution is {p.data.resolution}"
+        raise ConfigError("E-CFG-020", where, problem, f"raise data.resolution, {other}")
+    check_parent(origin, run)
+    config, shells = origin.config, p.shell.nets()
+    core = p.core.model_dump(mode="json", exclude={"resolution"})
+    pairs = [("core", {"resolution": p.core.resolution, **core}, {**config["core"], **config["core"]["net"]})]
+    pairs += [("shell", net, shell["net"]) for net, shell in zip(shells, config["shells"], strict=False)]
+    for section, wanted, built in pairs:
+        for name in wanted:
+            if wanted[name] != built.get(name, wanted[name]):  # what an older model does not name, it has not
+                problem = (
+                    f"{section}.{name} is {built[name]} in the model to grow, {wanted[name]} in params.yaml"
+                )
+                raise ConfigError("E-CFG-024", where, problem, f"write {built[name]} there, {other}")
+    told = config["core"]["net"]
+    for name, section in (("regions", "regions"), ("augment_labels", "augment")):
+        if run.told()[name] and run.told()[name] != told.get(name):
+            problem = f"the model to grow was trained without {section} ({section}.probability 0)"
+            raise ConfigError("E-CFG-022", where, problem, f"set {section}.probability to 0, {other}")
+    if s.early_images and origin.early is None:
+        problem = "the model to grow has no early weights, which the guide of its core needs"
+        raise ConfigError(
+            "E-CFG-023", "params.yaml: finetune.early_images", problem, "set pretrain.early_images"
+        )
 
 
 def refine(config: dict[str, Any]) -> None:
@@ -455,7 +653,10 @@ def refine(config: dict[str, Any]) -> None:
     run = Run("refine", config)
     p, s = run.params, run.params.refine
     parent = load_snapshot(run.root / "models/finetuned", run.device)
-    check_parent(parent, run, p.data.resolution)
+    if parent.resolution != p.data.resolution:
+        problem = f"models/finetuned makes {parent.resolution} px, data.resolution is {p.data.resolution}"
+        raise ConfigError("E-CFG-020", "params.yaml: refine", problem, "run `dvc repro finetune`")
+    check_parent(parent, run)
     teacher = load_snapshot(run.root / "models/finetuned", run.device)
     text_dim = int(str(run.dataset.text_encoder["dim"]))
     student = parent.denoiser.requires_grad_(True).train()
@@ -515,8 +716,8 @@ def refine(config: dict[str, Any]) -> None:
                 snapshot = Snapshot(student, finish(), "")
                 run.sample_grid(snapshot, run.folder / "samples" / f"nimg-{state.nimg:012d}.png")
 
-    run.train(state, step, [check, Every(s.sample_images, s.batch_size, look)], progress)
+    run.train(state, step, [progress, check, Every(s.sample_images, s.batch_size, look)])
     names = ("lr_scale", "rollbacks", "score", "best_nimg")
     metrics = dict(zip(names, state.extra["guard"][:4].tolist(), strict=True))
     with generator.using(state.extra["best"]):
-        run.export(student, finish(), metrics, ["generator_loss", "discriminator_loss", "anchor"])
+        run.export(student, finish(), metrics, {"": ["generator_loss", "discriminator_loss", "anchor"]})

@@ -2,14 +2,17 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from pipeline.diffusion import sampling
 from pipeline.diffusion.guidance import Guided
 from pipeline.diffusion.noise import karras_sigmas, truncated_lognormal_sigma
-from pipeline.diffusion.sampling import heun, lift, noise_like_seeds, sde_dpmpp_2m
+from pipeline.diffusion.sampling import heun, lift, noise_like_seeds, sample_pyramid, sde_dpmpp_2m
+from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.layers import Text, pool
 
 
@@ -111,3 +114,29 @@ def test_truncated_levels_stay_below_the_bound_and_keep_their_median() -> None:
     assert float(sigma.max()) <= 3.4 * (1 + 1e-5)
     below = 0.5 * (1 + math.erf((math.log(3.4 / 0.2)) / 1.4 / math.sqrt(2)))
     assert float((sigma < 0.2).float().mean()) == pytest.approx(0.5 / below, abs=0.01)
+
+
+def test_each_shell_takes_over_at_its_own_lift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One number serves all shells; of several, each decides on the steps of the level below its shell."""
+    model: Any = build_core(
+        8, 4, {"patch": 2, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": []}
+    )
+    for variance in (0.04, 0.02):
+        model = build_shell(model, 4, variance, {"patch": 2, "channels": 8})
+    steps: list[int] = []
+
+    def counted(sampler: str, denoise: Any, x: Tensor, sigmas: Tensor, text: Text, draw: Any) -> Tensor:
+        steps.append(len(sigmas) - 1)
+        return x
+
+    monkeypatch.setattr(sampling, "integrate", counted)
+
+    def plan(lift_at: float | list[float]) -> list[int]:
+        steps.clear()
+        sample_pyramid(model, no_text(1), [0], 32, 1.0, (0.0, 1.0), lift_at)
+        return list(steps)
+
+    assert plan(8.0) == plan([8.0]) == plan([8.0, 8.0])
+    early, late = plan([8.0, 8.0]), plan([2.0, 1.0])
+    assert sum(early) == sum(late) == 32 and late[0] > early[0] and late[2] < early[2]
+    assert plan([8.0, 1.0])[0] == early[0] and plan([8.0, 1.0])[2] == late[2]

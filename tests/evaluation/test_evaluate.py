@@ -24,7 +24,7 @@ EVIL = '<script>alert("x")</script> {{7*7}}'
 
 
 def write_models(root: Path) -> None:
-    """Untrained models in models/core, models/finetuned and models/refined."""
+    """Untrained models in models/finetuned and models/refined."""
     torch.manual_seed(0)
     core = build_core(8, 384, CORE)
     whole = build_shell(core, 384, 0.01, SHELL)
@@ -34,7 +34,6 @@ def write_models(root: Path) -> None:
         "sampling": {"num_steps": 2, "guidance": 1.0, "guidance_interval": [0.3, 5.0], "lift": 8.0},
         "lineage": {},
     }
-    save_snapshot(root / "models/core", core, common | {"kind": "core"} | describe(core, CORE, []))
     shells = describe(whole, CORE, [SHELL])
     save_snapshot(root / "models/finetuned", whole, common | {"kind": "finetuned"} | shells)
     refined = {"kind": "refined", "passes": [1, 2, 4], "sigma_start": 5.0}

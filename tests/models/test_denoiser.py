@@ -65,11 +65,43 @@ def test_a_trained_shell_never_changes_the_low_band(core: CoreDenoiser, patch: i
     assert not torch.allclose(high_pass(estimate), high_pass(z) * 0, atol=1e-3)
 
 
-def test_shells_nest(core: CoreDenoiser) -> None:
+@pytest.mark.parametrize("octaves", [2, 3])
+def test_new_shells_nest_into_a_working_generator_before_their_first_step(
+    core: CoreDenoiser, octaves: int
+) -> None:
+    """Each is the model below, enlarged, plus the Wiener filter of its own high band."""
     options = {"patch": 2, "channels": 8, "num_blocks": 1}
-    twice = build_shell(build_shell(core, 8, 0.04, options), 8, 0.02, options)
-    assert isinstance(twice, ShellDenoiser) and twice.resolution == 64
-    assert twice(torch.randn(1, 3, 64, 64), torch.ones(1), captions(1)).shape == (1, 3, 64, 64)
+    model: CoreDenoiser | ShellDenoiser = core
+    z, sigma, text = torch.randn(1, 3, 16 * 2**octaves, 16 * 2**octaves), torch.tensor([1.5]), captions(1)
+    noisy = [z]
+    for _ in range(octaves):
+        noisy.insert(0, pool(noisy[0]))
+    expected = core(noisy[0], sigma / 2**octaves, text)
+    for i in range(1, octaves + 1):
+        v, s = 0.04 / i, sigma / 2 ** (octaves - i)
+        model = build_shell(model, 8, v, options)
+        expected = upsample(expected) + high_pass((v / (v + s**2))[:, None, None, None] * noisy[i])
+    assert model.resolution == z.shape[-1]
+    assert torch.equal(model(z, sigma, text), expected)
+
+
+def test_the_loss_of_a_shell_reaches_the_levels_below_only_if_they_train_jointly(core: CoreDenoiser) -> None:
+    options = {"patch": 2, "channels": 8, "num_blocks": 1}
+    middle = build_shell(core, 8, 0.04, options)
+    top = build_shell(middle, 8, 0.02, options)
+    for level in (middle, top):
+        randomised(level.net)
+    x, text = torch.randn(1, 3, 64, 64), captions(1)
+
+    def reached() -> list[bool]:
+        top.zero_grad()
+        top.error(x, x + torch.randn(x.shape), torch.ones(1), text).sum().backward()
+        own = (core.net.conv_out.weight, middle.net.conv_out.weight, top.net.conv_out.weight)
+        return [weight.grad is not None and bool(weight.grad.any()) for weight in own]
+
+    assert reached() == [False, False, True]
+    middle.joint = top.joint = True
+    assert reached() == [True, True, True]
 
 
 def test_gradients_agree_with_finite_differences_in_float64() -> None:

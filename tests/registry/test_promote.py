@@ -33,6 +33,9 @@ def test_a_passing_model_becomes_candidate_and_champion_with_its_lineage(root: P
     assert tags["crescendo.model_digest"] == digest
     assert tags["crescendo.data_digest"] == "d" * 64
     assert tags["crescendo.validation"] == "f" * 64
+    assert tags["crescendo.parent_digest"] == "e" * 64
+    assert tags["crescendo.init_from"] == "models:/crescendo/1"
+    assert tags["crescendo.init_digest"] == "b" * 64
     assert tags["crescendo.git_commit"] == "c0ffee0"
     assert tags["crescendo.run_id"] == run.run_id
     assert tags["crescendo.verdict"] == "passed"
@@ -163,6 +166,8 @@ out = model.predict(pd.DataFrame({"prompt": ["cat", "dog"]}), params={"seed": 3,
 import pipeline
 print(pipeline.__file__)
 open("out.png", "wb").write(out["image"][0])
+low = model.predict(pd.DataFrame({"prompt": ["cat"]}), params={"seed": 3, "steps": 2, "resolution": 16})
+open("low.png", "wb").write(low["image"][0])
 """
 
 
@@ -180,3 +185,6 @@ def test_the_registered_model_works_alone_and_makes_the_pictures_of_generate(roo
     alone = np.asarray(Image.open(io.BytesIO((root / "out.png").read_bytes())))
     grid = np.asarray(Image.open(root / "grid.png"))
     np.testing.assert_array_equal(alone, grid[2:-2, 2:-2])
+    cli.run(["generate", "cat", "--num", "1", "--steps", "2", "--seed", "3", "--resolution", "16"])
+    alone = np.asarray(Image.open(io.BytesIO((root / "low.png").read_bytes())))
+    np.testing.assert_array_equal(alone, np.asarray(Image.open(root / "grid.png"))[2:-2, 2:-2])

@@ -15,7 +15,7 @@ from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.diffusion.sampling import generate
 from pipeline.errors import ConfigError
 from pipeline.models.denoiser import levels
-from pipeline.models.snapshot import load_snapshot
+from pipeline.models.snapshot import load_snapshot, save_snapshot
 from pipeline.training import workers
 from pipeline.training.hooks import read_records
 from pipeline.training.steps import DenoisingStep
@@ -157,7 +157,8 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
     grown = load_snapshot(tmp_path / "runs/finetune/result/model")
     assert grown.early is not None and grown.config["sampling"]["guide"] == "early"
     assert (
-        0 < grown.config["ema_std"] < 0.28 and len(list((tmp_path / "runs/finetune/averages").iterdir())) == 3
+        0 < grown.config["ema_std"] < 0.28
+        and len(list((tmp_path / "runs/finetune/to-16/averages").iterdir())) == 3
     )
     below = levels(grown.early)[0].state_dict()
     assert all(torch.equal(below[name], tensor) for name, tensor in core.early.state_dict().items())
@@ -208,7 +209,7 @@ def test_models_with_kernels_and_regions_train_and_grow_only_on_their_like(
     trained: Path, tiny_tree: dict[str, Any], tmp_path: Path
 ) -> None:
     tree = {**tiny_tree, "regions": {"probability": 0.5}, "shell": {**tiny_tree["shell"], "kernels": "both"}}
-    with pytest.raises(ConfigError, match="was trained without regions"):
+    with pytest.raises(ConfigError, match="was trained without regions .regions.probability 0"):
         workers.finetune(config_of(tree, trained, tmp_path / "refused"))
     shutil.copytree(trained / "data", tmp_path / "data")
     for stage, kind in STAGES.items():
@@ -227,6 +228,28 @@ def test_models_with_kernels_and_regions_train_and_grow_only_on_their_like(
 def test_a_model_of_another_size_is_refused_in_one_line(
     trained: Path, tiny_tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    tree = {**tiny_tree, "finetune": {**tiny_tree["finetune"], "init_from": "models/finetuned"}}
-    with pytest.raises(ConfigError, match="makes 16 px, 8 px are needed"):
-        workers.finetune(config_of(tree, trained, tmp_path / "run"))
+    config = config_of(tiny_tree, trained, tmp_path / "run")
+    with pytest.raises(ConfigError, match="the model to grow makes 16 px, data.resolution is 16"):
+        workers.finetune({**config, "init": str(trained / "models/finetuned")})
+
+
+def test_a_model_of_other_shape_or_captions_is_refused_in_one_line_that_says_what_differs(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    wider = {**tiny_tree, "core": {**tiny_tree["core"], "channels": 24}}
+    with pytest.raises(ConfigError, match=r"core.channels is 16 in the model to grow, 24 in params.yaml"):
+        workers.finetune(config_of(wider, trained, tmp_path / "run"))
+    finer = {**tiny_tree, "core": {**tiny_tree["core"], "resolution": 16}}
+    finer["data"] = {**tiny_tree["data"], "resolution": 32}
+    with pytest.raises(ConfigError, match=r"core.resolution is 8 in the model to grow, 16 in params.yaml"):
+        workers.finetune(config_of(finer, trained, tmp_path / "run"))
+    shutil.copytree(trained / "models/core", tmp_path / "models/core")
+    snapshot = load_snapshot(tmp_path / "models/core")
+    encoder = {**snapshot.config["text_encoder"], "name": "label"}
+    save_snapshot(tmp_path / "models/core", snapshot.denoiser, {**snapshot.config, "text_encoder": encoder})
+    shutil.copytree(trained / "data", tmp_path / "data")
+    with pytest.raises(ConfigError, match="text encoder's name is label in the model, random in the data"):
+        workers.finetune(config_of(tiny_tree, tmp_path, tmp_path / "run"))
+    varied = {**tiny_tree, "augment": {**tiny_tree["augment"], "probability": 0.5}}
+    with pytest.raises(ConfigError, match="was trained without augment .augment.probability 0"):
+        workers.finetune(config_of(varied, trained, tmp_path / "run"))

@@ -1,0 +1,74 @@
+"""Which model the finetune stage grows: an address in params.yaml, and the digest of the snapshot found there.
+
+DVC does not see a registry or a foreign folder change, so the digest is the dependency: `pin` writes it, `fetch`
+refuses any other snapshot.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from pipeline import artifacts, launch
+from pipeline.config import CORE_MODEL, change_params
+from pipeline.errors import InputMissing, StorageError
+from pipeline.registry.package import Registry
+
+
+def pin(root: Path, address: str) -> list[str]:
+    """Write `address` and the digest of its model into params.yaml, comments kept; one line a value that changed.
+
+    An alias becomes the version that it means now. Raises ConfigError, InputMissing or StorageError where there is
+    no such model, or its files are damaged, or params.yaml would not be valid; nothing is written then.
+    """
+    fixed, digest = resolve(root, address)
+    changes = {"finetune": {"init_from": fixed, "init_sha256": digest}}
+    return change_params(root, changes, f"params.yaml with {address} pinned")
+
+
+def resolve(root: Path, address: str) -> tuple[str, str]:
+    """(address without alias, digest of the verified snapshot); models/core, which DVC follows, needs no digest."""
+    if address.startswith("models:"):
+        registry = Registry(root)
+        version = registry.resolve(address)
+        with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
+            digest = _verified(registry.fetch(version, Path(scratch)), address)
+        return f"models:/{version.name}/{version.number}", digest
+    folder, base = (root / address).resolve(), root.resolve()
+    fixed = folder.relative_to(base).as_posix() if folder.is_relative_to(base) else str(folder)
+    return fixed, "" if fixed == CORE_MODEL else _verified(folder, address)
+
+
+def fetch(root: Path, address: str, digest: str, cache: Path) -> Path:
+    """The snapshot with this digest, as a folder of `cache`: from an earlier call, else from `address`.
+
+    Raises StorageError where another snapshot is there now."""
+    target = cache / digest
+    if target.exists() and _verified(target, str(target)) == digest:
+        return target
+    if not address.startswith("models:"):
+        _expect(digest, _verified(root / address, address), address)
+        launch.copy_into_place(root / address, target)
+        return target
+    registry = Registry(root)
+    version = registry.resolve(address)
+    _expect(digest, str(version.digest), address)
+    with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
+        launch.copy_into_place(registry.fetch(version, Path(scratch)), target)
+    return target
+
+
+def _verified(folder: Path, address: str) -> str:
+    """Digest of a snapshot, all of whose files are as they were written."""
+    if not all((folder / name).is_file() for name in (artifacts.MANIFEST, "model.safetensors")):
+        fix = "name a folder that holds one, or models:/NAME/3"
+        raise InputMissing("E-INP-042", address, "no model snapshot here", fix)
+    return str(artifacts.verify_directory(folder)["digest"])
+
+
+def _expect(wanted: str, found: str, address: str) -> None:
+    if wanted != found:
+        problem = f"holds snapshot {found[:12]}, finetune.init_sha256 expects {wanted[:12]}"
+        raise StorageError(
+            "E-IO-043", address, problem, f"run `crescendo pin {address}`, or bring that one back"
+        )

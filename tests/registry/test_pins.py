@@ -1,0 +1,90 @@
+"""The model that finetune grows: pinned by address and digest, fetched once, refused where it is another one."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifacts, cli
+from pipeline.config import load_params
+from pipeline.errors import ConfigError, InputMissing, PipelineError, StorageError
+from pipeline.registry import pins
+from tests.registry.conftest import ROOT, write_model
+
+
+def comments(path: Path) -> list[str]:
+    return re.findall(r"#.*", path.read_text())
+
+
+def pinned(root: Path) -> tuple[str, str]:
+    finetune = load_params(root / "params.yaml").finetune
+    return finetune.init_from, finetune.init_sha256
+
+
+def test_pinning_writes_address_and_digest_and_keeps_the_comments(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = write_model(root / "elsewhere/model", kind="finetuned")
+    assert cli.run(["pin", "elsewhere/model"]) == 0
+    assert pinned(root) == ("elsewhere/model", digest)
+    assert "finetune.init_from: models/core -> elsewhere/model" in capsys.readouterr().out
+    assert comments(root / "params.yaml") == comments(ROOT / "params.yaml")
+    assert cli.run(["pin", "models/core"]) == 0
+    assert (root / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+
+
+def test_an_alias_becomes_the_version_that_it_means_now(root: Path) -> None:
+    digest = artifacts.directory_digest(root / "models/refined")
+    cli.run(["promote"])
+    assert cli.run(["pin", "models:/crescendo@champion"]) == 0
+    assert pinned(root) == ("models:/crescendo/1", digest)
+    cli.run(["pin", "models/core"])
+    cli.run(["pin", "models:/crescendo/1"])
+    assert pinned(root) == ("models:/crescendo/1", digest)
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        ("nowhere", InputMissing),
+        ("reports", InputMissing),
+        ("models:/crescendo/7", InputMissing),
+        ("models:x", ConfigError),
+    ],
+)
+def test_what_is_no_model_is_not_pinned(root: Path, model: str, error: type[PipelineError]) -> None:
+    with pytest.raises(error):
+        cli.run(["pin", model])
+    assert (root / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+
+
+def test_a_damaged_model_is_not_pinned(root: Path) -> None:
+    write_model(root / "other")
+    (root / "other/config.json").write_text("{}")
+    with pytest.raises(StorageError, match="config.json"):
+        cli.run(["pin", "other"])
+    assert pinned(root) == ("models/core", "")
+
+
+def test_a_registered_model_is_fetched_once_and_then_needs_no_registry(root: Path) -> None:
+    digest = artifacts.directory_digest(root / "models/refined")
+    cli.run(["promote"])
+    folder = pins.fetch(root, "models:/crescendo/1", digest, root / "runs/init")
+    assert folder == root / "runs/init" / digest and artifacts.directory_digest(folder) == digest
+    (root / "mlflow.db").unlink()
+    shutil.rmtree(root / "mlartifacts")
+    assert pins.fetch(root, "models:/crescendo/1", digest, root / "runs/init") == folder
+
+
+@pytest.mark.parametrize("address", ["other", "models:/crescendo/1"])
+def test_another_snapshot_than_the_pinned_one_is_refused_with_both_digests(root: Path, address: str) -> None:
+    digest = artifacts.directory_digest(root / "models/refined")
+    cli.run(["promote"])
+    shutil.copytree(root / "models/refined", root / "other")
+    with pytest.raises(StorageError) as error:
+        pins.fetch(root, address, "0" * 64, root / "runs/init")
+    line = str(error.value)
+    assert f"{address}: holds snapshot {digest[:12]}, finetune.init_sha256 expects 000000000000" in line
+    assert line.endswith(f"run `crescendo pin {address}`, or bring that one back")
+    assert not (root / "runs/init").exists()
