@@ -22,8 +22,15 @@ from pipeline import artifacts
 from pipeline.config import Params, parse_params
 from pipeline.data.augment import LABELS, Augment
 from pipeline.data.dataset import Batches, PreparedDataset
+from pipeline.data.degrade import Degrade, degrade
 from pipeline.diffusion.ema import halflife_decay, power_decay
-from pipeline.diffusion.noise import lognormal_sigma, region_sigma, truncated_lognormal_sigma
+from pipeline.diffusion.noise import (
+    LowBand,
+    draw_low_band,
+    lognormal_sigma,
+    region_sigma,
+    truncated_lognormal_sigma,
+)
 from pipeline.diffusion.sampling import generate
 from pipeline.errors import ConfigError
 from pipeline.models.denoiser import (
@@ -48,7 +55,7 @@ from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Every, Progress, due, failpoint, read_records
 from pipeline.training.optim import world
 from pipeline.training.state import Learner, TrainState
-from pipeline.training.steps import DenoisingStep, held_out_error
+from pipeline.training.steps import DenoisingStep, DrawLow, held_out_error
 
 SIGMA_MAX = 80.0  # of the core
 FINISHED = 0.2  # share of patches that a shell sees without noise, in maps of regions
@@ -92,6 +99,11 @@ class Run:
             "regions": self.params.regions.probability > 0,
         }
 
+    def shell_net(self) -> dict[str, Any]:
+        """The keyword values of the shell that the finetune stage grows."""
+        bands = {"bands": self.params.finetune.upscale_probability > 0}
+        return self.params.shell.model_dump(mode="json") | self.told() | bands
+
     def images_and_names(self, rows: Sequence[int]) -> tuple[Tensor, Text, list[str]]:
         """Images uint8, encoded names and names of some rows, on the device."""
         ids = [self.dataset.caption_of(row) for row in rows]
@@ -126,12 +138,11 @@ class Run:
     ) -> dict[str, Any]:
         """config.json of the finished model."""
         p = self.params
-        told = self.told()
-        core = p.core.model_dump(mode="json", exclude={"resolution"}) | told
+        core = p.core.model_dump(mode="json", exclude={"resolution"}) | self.told()
         shells = parent.config["shells"] if parent else []
         nets = [shell["net"] for shell in shells]
         if kind == "finetuned":
-            nets = [*nets, p.shell.model_dump(mode="json") | told]
+            nets = [*nets, self.shell_net()]
         core = parent.config["core"]["net"] if parent else core
         return {
             "kind": kind,
@@ -271,6 +282,7 @@ def denoising_stage(
     sigma_max: float,
     finish: Callable[[], dict[str, Any]],
     parent: Snapshot | None = None,
+    draw_low: DrawLow | None = None,
 ) -> None:
     """Train `trained` (all or part of `denoiser`, grown from `parent`) on the denoising loss, choose the weight
     average with the least held-out error, and export; `finish` gives the snapshot's config.
@@ -298,6 +310,7 @@ def denoising_stage(
         warmup_images=s.warmup_images,
         num_images=s.num_images,
         text_dropout=s.text_dropout,
+        draw_low=draw_low,
     )
     held_out, names, _ = run.images_and_names(run.pick("val", 64))
     held_out = step.standardise(held_out)
@@ -416,8 +429,7 @@ def finetune(config: dict[str, Any]) -> None:
         )
     variance = high_band_variance(run.dataset, parent.statistics)
     text_dim = int(str(run.dataset.text_encoder["dim"]))
-    net = p.shell.model_dump(mode="json") | run.told()
-    denoiser = build_shell(parent.denoiser, text_dim, variance, net).to(run.device)
+    denoiser = build_shell(parent.denoiser, text_dim, variance, run.shell_net()).to(run.device)
     sigma = denoiser.sigma_high_band
     top = 2 * p.sampling.lift * sigma
     draw = partial(_truncated, math.log(0.9 * sigma), s.p_std, top)
@@ -427,7 +439,24 @@ def finetune(config: dict[str, Any]) -> None:
 
     # All but the level below, which stays bit for bit.
     trained = nn.ModuleList(m for name, m in denoiser.named_children() if name != "below")
-    denoising_stage(run, denoiser, trained, parent.statistics, draw, top, finish, parent)
+    low = by_band(parent.statistics, s.upscale_probability, Degrade(s.degrade.jpeg, s.degrade.blur))
+    denoising_stage(run, denoiser, trained, parent.statistics, draw, top, finish, parent, low)
+
+
+def by_band(statistics: Statistics, probability: float, strengths: Degrade) -> DrawLow | None:
+    """How low bands get a clock of their own, in that share of images (0: not at all), and are degraded."""
+    if probability == 0:
+        return None
+
+    def worse(low: Tensor, generator: torch.Generator) -> Tensor:
+        return statistics.standardise(degrade(statistics.to_uint8(low), strengths, generator))
+
+    change = worse if strengths.jpeg or strengths.blur > 0 else None
+
+    def draw(images: Tensor, sigma: Tensor, generator: torch.Generator) -> LowBand:
+        return draw_low_band(images, sigma, probability, generator, change)
+
+    return draw
 
 
 def _truncated(p_mean: float, p_std: float, top: float, batch: int, generator: torch.Generator) -> Tensor:
