@@ -242,6 +242,9 @@ def _upscale(args: argparse.Namespace) -> int:
         problem = f"would have {width}x{height} pixels, the most is {images.MAX_PIXELS}"
         raise BadData("E-IMG-004", str(args.out), problem, "scale the picture down, or choose --factor 2")
     generator = _load(args.model, Path.cwd())
+    if not any(shell["net"].get("bands") for shell in generator.snapshot.config["shells"]):
+        hint = "it is better at it after training with finetune.upscale_probability above 0"
+        print(f"note: this model was not trained to upscale; {hint}", file=sys.stderr)
     made = generator.upscale(
         picture,
         args.prompt,

@@ -194,13 +194,11 @@ def test_transparency_and_orientation_are_kept(taught: Path) -> None:
         (["small.png", "--seed", "-1"], "seed"),
         (["small.png", "--model", "nowhere"], "nowhere"),
         (["small.png", "--model", "models/refined"], "a refined model"),
-        (["small.png", "--model", "untaught"], "finetune.upscale_probability above 0"),
     ],
 )
 def test_what_cannot_be_upscaled_is_refused_and_leaves_nothing(
     taught: Path, more: list[str], message: str
 ) -> None:
-    fixtures.write_model(taught / "untaught", kind="finetuned")
     picture(20, 12).save("small.png")
     Image.new("L", (2400, 2000)).save("wide.png")
     Path("text.png").write_text("no picture")
@@ -209,6 +207,15 @@ def test_what_cannot_be_upscaled_is_refused_and_leaves_nothing(
         cli.run(["upscale", *more])
     assert len(str(caught.value).splitlines()) == 1
     assert sorted(taught.rglob("*")) == before
+
+
+def test_a_model_that_was_not_trained_to_upscale_says_so(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixtures.write_model(root / "models/finetuned", kind="finetuned")
+    picture(20, 12).save("small.png")
+    assert cli.run(["upscale", "small.png", "--steps", "1"]) == 0
+    assert "not trained to upscale" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_leaves_the_old_picture(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:

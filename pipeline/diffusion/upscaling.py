@@ -133,7 +133,7 @@ def shells_for(snapshot: Snapshot, factor: int) -> list[ShellDenoiser]:
     """The shells that make a picture 2 or 4 times as large: the finest ones, coarse to fine; the finest one twice
     where there is one only.
 
-    Raises ConfigError where the model has none, or none that was trained for it."""
+    Raises ConfigError where the model has none, or was refined."""
     assert factor in (2, 4)
     where, fix = "upscale", "take models/finetuned"
     if snapshot.config["kind"] == "refined":
@@ -143,9 +143,6 @@ def shells_for(snapshot: Snapshot, factor: int) -> list[ShellDenoiser]:
     if not shells:
         raise ConfigError("E-CFG-050", where, "a core alone adds no detail", fix)
     chosen = shells[-2:] if factor == 4 else shells[-1:]
-    if not all(shell.net.bands for shell in chosen):
-        problem = "this model has not learned to upscale"
-        raise ConfigError("E-CFG-050", where, problem, "train with finetune.upscale_probability above 0")
     return chosen if len(chosen) == factor // 2 else chosen * 2
 
 

@@ -200,6 +200,14 @@ def test_the_finest_shells_are_taken() -> None:
     assert [shell.resolution for shell in shells_for(model(), 4)] == [32, 32]
 
 
+def test_a_shell_without_a_clock_for_the_low_band_works_untold() -> None:
+    snapshot, picture = model(), photo(16, 16)
+    told = upscale(snapshot, picture, NOTHING, 0)
+    snapshot.denoiser.net.bands = False
+    untold = upscale(snapshot, picture, NOTHING, 0)
+    assert untold.shape == told.shape and (untold != told).any()
+
+
 def test_models_that_cannot_are_refused() -> None:
     for snapshot, problem in (
         (model(kind="refined"), "a refined model"),
@@ -207,7 +215,3 @@ def test_models_that_cannot_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=problem):
             shells_for(snapshot, 2)
-    untaught = model()
-    untaught.denoiser.net.bands = False
-    with pytest.raises(ConfigError, match="finetune.upscale_probability above 0"):
-        upscale(untaught, photo(8, 8), NOTHING, 0)
