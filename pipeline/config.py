@@ -176,6 +176,19 @@ class Pretrain(Training):
     early_images: Annotated[int, Field(ge=0)]
 
 
+class Degrade(Section):
+    """What pictures that are trained to be upscaled went through (see pipeline/data/degrade.py)."""
+
+    jpeg: tuple[Annotated[int, Field(ge=1, le=100)], ...]
+    blur: Annotated[float, Field(ge=0, le=16)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Degrade:
+        good = not self.jpeg or (len(self.jpeg) == 2 and self.jpeg[0] <= self.jpeg[1])
+        _require(good, "jpeg: needs two qualities, the lower one first, or none")
+        return self
+
+
 class Finetune(Training):
     """Shells around a trained model. `num_images` is that of each phase (`order`)."""
 
@@ -184,6 +197,8 @@ class Finetune(Training):
     order: Literal["one_by_one", "together"]
     core: Literal["frozen", "tuned", "joint"]
     text_dropout: Probability
+    upscale_probability: Fraction
+    degrade: Degrade
     p_std: Positive
     ema_std: EmaStds
     ema_moments: Moments
@@ -325,6 +340,9 @@ class Params(Section):
         _require(bool(early), "sampling.guide: 'early' needs pretrain.early_images and finetune.early_images")
         regions = self.sampling.sampler != "adaptive" or self.regions.probability > 0
         _require(regions, "sampling.sampler: 'adaptive' needs regions.probability above 0")
+        degraded = bool(self.finetune.degrade.jpeg) or self.finetune.degrade.blur > 0
+        effective = self.finetune.upscale_probability > 0 or not degraded
+        _require(effective, "finetune.degrade: has no effect without finetune.upscale_probability above 0")
         foreign = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
         _require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")
         return self

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import data, measure, train
+from benchmarks import data, measure, train, upscale
 from pipeline.data import validation
+from pipeline.data.dataset import PreparedDataset
+from pipeline.models.denoiser import build_core, build_shell
+from pipeline.models.snapshot import Snapshot
+from tests.conftest import write_prepared
 
 
 def lines(text: str) -> list[str]:
@@ -79,3 +84,47 @@ def test_update_table_has_every_contender():
     names = [line.split("|")[1].strip() for line in lines(train.update_table(train.TINY, setting))[2:]]
     assert names[0].startswith(train.OURS)
     assert names[1:] == list(train.UPDATES)
+
+
+def test_structural_similarity_is_that_of_the_paper():
+    """By hand: of flat pictures the first factor is left; that of a picture and its negative is negative."""
+    flat = np.full((20, 20, 3), 100, np.uint8)
+    c1 = (0.01 * 255) ** 2
+    expected = (2 * 100 * 120 + c1) / (100**2 + 120**2 + c1)
+    assert upscale.ssim(flat, flat + np.uint8(20)) == pytest.approx(expected)
+    noise = np.random.default_rng(0).integers(64, 192, (40, 40, 1), dtype=np.uint8).repeat(3, 2)
+    assert upscale.ssim(noise, noise) == pytest.approx(1)
+    assert -1 < upscale.ssim(noise, 255 - noise) < -0.9
+    # Two pictures that are flat but for one pixel in the middle of the only window.
+    x, y = (np.full((11, 11, 3), 100, np.uint8) for _ in range(2))
+    x[5, 5], y[5, 5] = 200, 150
+    line = np.exp(-((np.arange(11) - 5.0) ** 2) / 4.5)
+    w = (line[5] / line.sum()) ** 2  # weight of the middle
+    mx, my = 100 + 100 * w, 100 + 50 * w
+    vx, vy, vxy = (d * (w - w**2) for d in (100**2, 50**2, 100 * 50))
+    c2 = (0.03 * 255) ** 2
+    value = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    assert upscale.ssim(x, y) == pytest.approx(value)
+
+
+def test_psnr_is_known_for_one_level():
+    flat = np.full((8, 8, 3), 100, np.uint8)
+    assert upscale.psnr(flat, flat + np.uint8(1)) == pytest.approx(48.1308, abs=1e-4)
+
+
+def test_upscale_table_has_every_method(tmp_path):
+    torch.manual_seed(0)
+    net = {"patch": 2, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}
+    shell = {"patch": 2, "channels": 8, "num_blocks": 1, "bands": True}
+    denoiser = build_shell(build_core(16, 384, net), 384, 0.01, shell)
+    config = {
+        "kind": "finetuned",
+        "statistics": {"mean": [0.0] * 3, "std": [0.5] * 3},
+        "sampling": {"lift": 8.0},
+    }
+    write_prepared(tmp_path / "data", resolution=32, low_resolution=16)
+    snapshot = Snapshot(denoiser.eval(), config, "")
+    text = upscale.quality_table(snapshot, PreparedDataset(tmp_path / "data"), 3, tmp_path / "sheet.png")
+    names = [line.split("|")[1].strip() for line in lines(text)[2:]]
+    assert names == list(upscale.methods(snapshot)) and "3 pictures of 32 px" in text
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")

@@ -1,6 +1,7 @@
 """The command line: which model is taken, what is refused, how quickly help comes."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from PIL import Image
 
 from pipeline import cli
 from pipeline.config import apply_preset, load_params
-from pipeline.errors import BadData, ConfigError, InputMissing, StorageError
+from pipeline.errors import BadData, ConfigError, InputMissing, PipelineError, StorageError
 from tests.conftest import ROOT, write_prepared
 
 _spec = importlib.util.spec_from_file_location(
@@ -145,6 +146,101 @@ def test_help_imports_nothing_heavy() -> None:
     code += "print(sorted({'torch', 'mlflow', 'pydantic', 'numpy', 'ray'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# --- Upscaling.
+
+
+@pytest.fixture
+def taught(root: Path) -> Path:
+    """The folder, with a fine-tuned model that has learned to upscale."""
+    fixtures.write_model(root / "models/finetuned", kind="finetuned", bands=True)
+    return root
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, len(mode)), dtype=np.uint8)
+    return Image.fromarray(noise.squeeze())
+
+
+def test_a_picture_of_any_size_is_enlarged(taught: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    picture(45, 19).save("small.png")
+    assert cli.run(["upscale", "small.png", "--steps", "2", "--out", "sub/big.png"]) == 0
+    out, err = capfd.readouterr()
+    assert "model: models/finetuned" in out and "wrote 90x38 px to sub/big.png" in out and err == ""
+    big = pixels("sub/big.png")
+    assert big.shape == (38, 90, 3)
+    assert np.abs(big.reshape(19, 2, 45, 2, 3).mean((1, 3)) - pixels("small.png")).max() <= 1
+    cli.run(["upscale", "small.png", "--steps", "1", "--factor", "4", "--out", "four.png"])
+    assert pixels("four.png").shape == (76, 180, 3)
+    run = ["upscale", "small.png", "--steps", "2"]
+    for number, more in enumerate(
+        (["--prompt", "a cat"], ["--seed", "1"], ["--strength", "0.4"], ["--no-project"], ["--steps", "3"])
+    ):
+        cli.run([*run, *more, "--out", f"{number}.png"])
+        assert (pixels(f"{number}.png") != big).any(), more
+
+
+def test_transparency_and_orientation_are_kept(taught: Path) -> None:
+    small = picture(20, 12, "RGBA")
+    small.save("small.png")
+    cli.run(["upscale", "small.png", "--steps", "1", "--out", "big.png"])
+    big = pixels("big.png")
+    expected = small.getchannel("A").resize((40, 24), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(big[..., 3], np.asarray(expected))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    picture(20, 12).save("turned.jpg", exif=exif)
+    cli.run(["upscale", "turned.jpg", "--steps", "1", "--out", "big.png"])
+    assert pixels("big.png").shape == (40, 24, 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["small.png", "--out", "big.jpg"], ".png"),
+        (["text.png"], "E-IMG-003 text.png"),
+        (["wide.png", "--factor", "4"], "would have 9600x8000 pixels"),
+        (["small.png", "--strength", "0.6"], "strength: 0.6 is out of range"),
+        (["small.png", "--steps", "0"], "steps"),
+        (["small.png", "--seed", "-1"], "seed"),
+        (["small.png", "--model", "nowhere"], "nowhere"),
+        (["small.png", "--model", "models/refined"], "a refined model"),
+    ],
+)
+def test_what_cannot_be_upscaled_is_refused_and_leaves_nothing(
+    taught: Path, more: list[str], message: str
+) -> None:
+    picture(20, 12).save("small.png")
+    Image.new("L", (2400, 2000)).save("wide.png")
+    Path("text.png").write_text("no picture")
+    before = sorted(taught.rglob("*"))
+    with pytest.raises(PipelineError, match=re.escape(message)) as caught:
+        cli.run(["upscale", *more])
+    assert len(str(caught.value).splitlines()) == 1
+    assert sorted(taught.rglob("*")) == before
+
+
+def test_a_model_that_was_not_trained_to_upscale_says_so(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixtures.write_model(root / "models/finetuned", kind="finetuned")
+    picture(20, 12).save("small.png")
+    assert cli.run(["upscale", "small.png", "--steps", "1"]) == 0
+    assert "not trained to upscale" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_leaves_the_old_picture(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(20, 12).save("small.png")
+    Path("upscaled.png").write_bytes(b"old")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_show_rows", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(["upscale", "small.png", "--steps", "1"])
+    assert Path("upscaled.png").read_bytes() == b"old" and not list(taught.glob("*.tmp-*"))
 
 
 # --- Data and presets.

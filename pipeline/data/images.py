@@ -108,6 +108,45 @@ def frame(content: bytes, where: str, framing: Framing) -> Picture:
             raise _damaged(where, exc) from None
 
 
+def whole(content: bytes, where: str) -> tuple[Pixels, Pixels | None]:
+    """Decode an image file at its own size, upright: (sRGB [H,W,3], alpha [H,W], or None where all is opaque).
+
+    What shines through is composited on white. Raises as `frame` does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = _open(content, where)
+        try:
+            image.load()
+            turn, profile = _UPRIGHT.get(_orientation(image)), image.info.get("icc_profile")
+            image = _continuous(image)
+            if turn is not None:
+                image = image.transpose(turn)
+            if image.mode.startswith(("I", "F")):
+                image = Image.fromarray(scale_to_bytes(np.asarray(image)))
+            alpha = np.array(image.getchannel("A"), np.uint8) if image.mode == "RGBA" else None
+            pixels = np.array(_flat(image, profile, (255, 255, 255)), np.uint8)
+        except MemoryError:
+            raise
+        except Exception as exc:  # As in `frame`.
+            raise _damaged(where, exc) from None
+    return pixels, alpha if alpha is not None and alpha.min() < 255 else None
+
+
+def with_alpha(pixels: Pixels, alpha: Pixels) -> Pixels:
+    """An enlarged picture on white [fH,fW,3] with the transparency [H,W] it once had, enlarged by bicubic
+    interpolation: [fH,fW,4], which on white is `pixels` again where it can be."""
+    height, width, _ = pixels.shape
+    enlarged = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
+    made = np.empty((height, width, 4), np.uint8)
+    made[..., 3] = enlarged
+    for top in range(0, height, 256):  # few rows at a time: floats are large
+        rows = slice(top, top + 256)
+        opacity = np.maximum(enlarged[rows, :, None].astype(np.float32), 1) / 255
+        colours = 255 - (255 - pixels[rows].astype(np.float32)) / opacity
+        made[rows, :, :3] = np.rint(np.clip(colours, 0, 255))
+    return made
+
+
 def check_bytes(content: bytes, where: str) -> None:
     """Raises BadData E-IMG-001 where a file is empty, E-IMG-002 where it has more than MAX_BYTES."""
     if not content:

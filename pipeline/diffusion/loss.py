@@ -6,8 +6,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pipeline.models.denoiser import expand
-from pipeline.models.layers import Text
+from pipeline.diffusion.noise import LowBand
+from pipeline.models.denoiser import ShellDenoiser, expand
+from pipeline.models.layers import Text, high_pass, pool, upsample
 
 DIFFICULTY_WEIGHT = 0.01
 
@@ -27,15 +28,29 @@ class Trainable(Protocol):
 
 
 def denoising_loss(
-    denoiser: Trainable, images: Tensor, sigma: Tensor, noise: Tensor, text: Text
+    denoiser: Trainable,
+    images: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    text: Text,
+    low: LowBand | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss and plain error of each image, or of each patch.
 
     images, noise: float32 [B,3,R,R], the noise standard normal; sigma [B], or [B,1,g,g] by patches. Returns
     (error / exp u + u, error detached), of the shape of sigma. With maps, the head that predicts the
-    difficulty h of patches learns by the same rule from the detached error, at a weight of 0.01."""
-    noisy = images + expand(sigma, images.shape[-1]) * noise
-    error, features = denoiser.assess(images, noisy, sigma, text)
+    difficulty h of patches learns by the same rule from the detached error, at a weight of 0.01. A shell may find
+    `low` in its low band, with noise of its own: z = U(low + sigma_low eps) + HP(x + sigma noise), where
+    eps = 2 P noise is white and independent of HP noise."""
+    size = images.shape[-1]
+    noisy = images + expand(sigma, size) * noise
+    if low is None:
+        error, features = denoiser.assess(images, noisy, sigma, text)
+    else:
+        assert isinstance(denoiser, ShellDenoiser)
+        held = low.images + expand(low.sigma, size // 2) * 2 * pool(noise)
+        noisy = upsample(held) + high_pass(noisy)
+        error, features = denoiser.assess(images, noisy, sigma, text, low.sigma)
     u = denoiser.logvar(sigma)
     loss = error / u.exp() + u
     if denoiser.difficulty is not None and sigma.ndim == 4:

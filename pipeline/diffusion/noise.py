@@ -1,12 +1,17 @@
 """Noise levels: which ones are trained, and which ones a sampler visits (arXiv 2206.00364, 2312.02696)."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.models.layers import pool
+
 MEAN_ABS_NORMAL = 0.8  # mean of |N(0,1)|, rounded
+LOW_SIGMAS = (0.005, 0.5)  # of pictures that are trained to be upscaled
 
 
 def lognormal_sigma(batch: int, p_mean: float, p_std: float, generator: torch.Generator) -> Tensor:
@@ -60,6 +65,35 @@ def region_sigma(
     mixed = (level * (w * (n - MEAN_ABS_NORMAL)).exp()).clamp(sigma_min, sigma_max)
     mixed = torch.where(uniform(*shape) < finished, sigma_min, mixed)
     return torch.where(uniform(len(sigma), 1, 1, 1) < probability, mixed, level)
+
+
+class LowBand(NamedTuple):
+    """What a shell finds in the low band of a batch, where that has a clock of its own."""
+
+    images: Tensor  # [B,3,R/2,R/2], which may be worse than the pooled images
+    sigma: Tensor  # its noise level, of the shape of the high band's
+
+
+def draw_low_band(
+    images: Tensor,
+    sigma: Tensor,
+    probability: float,
+    generator: torch.Generator,
+    degrade: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+) -> LowBand:
+    """Low bands of images [B,3,R,R] at sigma [B] or [B,1,g,g]: pooled, at the level that pooling gives; with
+    `probability` at ln sigma_low ~ U(ln 0.005, ln 0.5) instead, after `degrade` of the pooled ones [n,3,R/2,R/2].
+
+    Noise on what one upscales from: the conditioning augmentation of cascaded diffusion (arXiv 2106.15282)."""
+    chosen, share = torch.rand(2, len(images), generator=generator, device=generator.device)
+    drawn = chosen < probability
+    low, high = (math.log(level) for level in LOW_SIGMAS)
+    level = (low + (high - low) * share).exp()
+    shape = (-1,) + (1,) * (sigma.ndim - 1)
+    small = pool(images)
+    if degrade is not None:
+        small[drawn] = degrade(small[drawn], generator)
+    return LowBand(small, torch.where(drawn.view(shape), level.view(shape), sigma / 2))
 
 
 def karras_sigmas(num_steps: int, sigma_max: float, sigma_min: float, rho: float = 7.0) -> Tensor:

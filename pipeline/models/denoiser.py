@@ -8,6 +8,8 @@ the pooled input exactly as it was trained.
 
 The level may differ by region: sigma is then a grid of square patches [B,1,g,g], the same grid at every level of
 the pyramid, and a map of one level gives the bits of that level as a number [B] (see docs/method.md, "Regions").
+In a shell the low band may have a level of its own, `low_sigma`; sigma / 2, the level that pooling gives, gives the
+bits of a shell that knows of none (docs/method.md, "Upscaling").
 
 Everything here is float32; only the raw networks may run in bfloat16 (`dtype`). Images are standardised per
 channel to mean 0 and standard deviation `SIGMA_DATA`.
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.layers import (
+    BAND_RANGE,
     Block,
     FourierFeatures,
     MPConv,
@@ -90,6 +93,13 @@ def split_level(sigma: Tensor) -> tuple[Tensor, Tensor | None]:
     relative = (sigma / first[:, None, None, None]).log()
     mean = relative.mean(dim=(1, 2, 3))
     return (first.log() + mean) / 4, region_features(relative - mean[:, None, None, None])
+
+
+def band_features(sigma: Tensor, low_sigma: Tensor) -> Tensor:
+    """phi(b), b = ln(2 low_sigma / sigma), of levels both [B] or both [B,1,g,g]: [B,4,1,1] or [B,4,g,g]; zero where
+    the low band has the level that pooling gives."""
+    b = (2 * low_sigma / sigma).log()
+    return region_features(b[:, None, None, None] if b.ndim == 1 else b, BAND_RANGE)
 
 
 def mean_square(x: Tensor, sigma: Tensor) -> Tensor:
@@ -181,32 +191,39 @@ class ShellDenoiser(nn.Module):
         """Root mean square of the high band of real images."""
         return math.sqrt(self.high_band_variance * 3 / 4)
 
-    def add_octave(self, noisy: Tensor, below: Estimate, sigma: Tensor, text: Text) -> Estimate:
-        """Add the high band to the estimate of the level below. `noisy` [B,3,R,R] at sigma."""
+    def add_octave(
+        self, noisy: Tensor, below: Estimate, sigma: Tensor, text: Text, low_sigma: Tensor | None = None
+    ) -> Estimate:
+        """Add the high band to the estimate of the level below. `noisy` [B,3,R,R] has its high band at sigma, its
+        low band at `low_sigma`, of the shape of sigma (None: sigma / 2)."""
         v, s = self.high_band_variance, expand(sigma, self.resolution)
         k_skip, k_out = v / (v + s**2), s * math.sqrt(v) / (s**2 + v).sqrt()
         c_in = 1 / (s**2 + SIGMA_DATA**2).sqrt()
         x, low = (c_in * noisy).to(self.dtype), (below.denoised / SIGMA_DATA).to(self.dtype)
-        out, features = self.net(x, low, below.features.to(self.dtype), *_told(sigma, text))
+        bands = band_features(sigma, low_sigma) if self.net.bands and low_sigma is not None else None
+        out, features = self.net(x, low, below.features.to(self.dtype), *_told(sigma, text), bands)
         denoised = upsample(below.denoised) + high_pass(k_skip * noisy + k_out * out.float())
         return Estimate(denoised, features)
 
-    def estimate(self, noisy: Tensor, sigma: Tensor, text: Text) -> Estimate:
+    def estimate(self, noisy: Tensor, sigma: Tensor, text: Text, low_sigma: Tensor | None = None) -> Estimate:
         """Denoise [B,3,R,R] at sigma [B] or [B,1,g,g]; also return the decoder features."""
-        return self.add_octave(noisy, self.below.estimate(pool(noisy), sigma / 2, text), sigma, text)
+        below = self.below.estimate(pool(noisy), sigma / 2 if low_sigma is None else low_sigma, text)
+        return self.add_octave(noisy, below, sigma, text, low_sigma)
 
     def forward(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
         """Denoise [B,3,R,R] at sigma [B]."""
         return self.estimate(noisy, sigma, text).denoised
 
-    def assess(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+    def assess(
+        self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text, low_sigma: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Squared error of the high band in units of k_out^2, mean over the kept dimensions of an image [B] or
         of each patch [B,1,g,g], as sigma is; and the decoder features.
 
         The level below is trained through this loss only if `joint`; else its estimate is detached."""
         with torch.set_grad_enabled(self.joint and torch.is_grad_enabled()):
-            below = self.below.estimate(pool(noisy), sigma / 2, text)
-        estimate = self.add_octave(noisy, below, sigma, text)
+            below = self.below.estimate(pool(noisy), sigma / 2 if low_sigma is None else low_sigma, text)
+        estimate = self.add_octave(noisy, below, sigma, text, low_sigma)
         residual = high_pass(estimate.denoised - images)
         weight = (sigma**2 + self.high_band_variance) / (sigma**2 * self.high_band_variance)
         return weight * mean_square(residual, sigma) * (4 / 3), estimate.features

@@ -246,16 +246,18 @@ class Level(NamedTuple):
     regions: Tensor | None = (
         None  # float32 [B,4,g,g], how far each patch is above or below it; None: not at all
     )
+    bands: Tensor | None = None  # float32 [B,4,g,g] or [B,4,1,1], how far the low band is; None: not at all
 
 
 REGION_RANGE = 4.0  # of ln S of a patch, above or below the image's level
+BAND_RANGE = 6.0  # of ln 2 S_low / S, the low band's level above or below that of the high band
 REGION_FEATURES = 4
 
 
-def region_features(relative: Tensor) -> Tensor:
-    """phi(r) = sin(2^k pi r / 8), k = 0..3: relative levels [B,1,g,g] to [B,4,g,g]. Zero where r is, so that
-    layers without bias do nothing to an image of one level."""
-    r = relative.float().clamp(-REGION_RANGE, REGION_RANGE) * (math.pi / (2 * REGION_RANGE))
+def region_features(relative: Tensor, reach: float = REGION_RANGE) -> Tensor:
+    """phi(r) = sin(2^k pi r / (2 reach)), k = 0..3: relative levels [B,1,g,g], clipped to +-reach, to [B,4,g,g].
+    Zero where r is, so that layers without bias do nothing to an image of one level."""
+    r = relative.float().clamp(-reach, reach) * (math.pi / (2 * reach))
     return torch.cat([(2**k * r).sin() for k in range(REGION_FEATURES)], dim=1)
 
 
@@ -269,15 +271,16 @@ class RegionConv(nn.Module):
         self.gain = nn.Parameter(torch.zeros([]))
 
     def forward(self, regions: Tensor, size: int) -> Tensor:
-        """Map phi(r) [B,4,g,g] to float32 [B,C,size,size]."""
-        return resize(self.conv(regions) * self.gain, size)
+        """Map phi(r) [B,4,g,g] to float32 [B,C,size,size]; one patch to [B,C,1,1]."""
+        x = self.conv(regions) * self.gain
+        return resize(x, size) if x.shape[-1] > 1 else x
 
 
 class Block(nn.Module):
     """Residual block (2312.02696, figure 21). `flavor` "enc" normalises pixels first, "dec" does not.
 
-    `regions` lets the relative noise level of a patch scale its channels; `mixer` changes what the first
-    convolution reads (pipeline/models/kernels.py)."""
+    `regions` lets the relative noise level of a patch scale its channels, `bands` that of the low band; `mixer`
+    changes what the first convolution reads (pipeline/models/kernels.py)."""
 
     def __init__(
         self,
@@ -290,6 +293,7 @@ class Block(nn.Module):
         balance: float = 0.3,  # share of the residual branch in the sum
         regions: bool = False,
         mixer: nn.Module | None = None,  # maps ([B,C,H,W], Level) to [B,C,H,W]
+        bands: bool = False,
     ) -> None:
         super().__init__()
         self.flavor = flavor
@@ -303,6 +307,7 @@ class Block(nn.Module):
         self.self_attention = SelfAttention(channels_out) if text_dim else None
         self.text_attention = TextAttention(channels_out, text_dim) if text_dim else None
         self.region_scale = RegionConv(channels_out) if regions else None
+        self.band_scale = RegionConv(channels_out) if bands else None
         self.mixer = mixer
         self.recompute = False  # keep only the input for the backward pass (arXiv 1604.06174)
 
@@ -320,6 +325,8 @@ class Block(nn.Module):
         scale = (self.emb_linear(level.emb) * self.emb_gain + 1)[:, :, None, None]
         if self.region_scale is not None and level.regions is not None:
             scale = scale + self.region_scale(level.regions, x.shape[-1])
+        if self.band_scale is not None and level.bands is not None:
+            scale = scale + self.band_scale(level.bands, x.shape[-1])
         y = mp_silu(x)
         if self.mixer is not None:
             y = self.mixer(y, level)

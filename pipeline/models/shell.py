@@ -38,12 +38,14 @@ class ShellNet(nn.Module):
         augment_labels: int = 0,  # numbers that tell how an image was augmented
         kernels: str = "off",  # adaptive kernels (pipeline/models/kernels.py) and what mixes them
         regions: bool = False,  # the noise level may differ by region
+        bands: bool = False,  # the low band may have a noise level of its own
         image_channels: int = 3,
     ) -> None:
         super().__init__()
         assert patch >= 1
         self.patch = patch
         self.regions = regions
+        self.bands = bands
         self.feature_channels = channels
         emb_channels = 4 * channels
         pixels = image_channels * patch**2
@@ -53,11 +55,12 @@ class ShellNet(nn.Module):
         def block(c_in: int, c_out: int, flavor: str, px: int) -> Block:
             adaptive = kernels != "off" and flavor == "enc"
             mixer = KernelMix(c_out, kernels, px, regions) if adaptive else None
-            return Block(c_in, c_out, emb_channels, flavor, regions=regions, mixer=mixer)
+            return Block(c_in, c_out, emb_channels, flavor, regions=regions, mixer=mixer, bands=bands)
 
         self.embedding = Embedding(2 * channels, emb_channels, text_dim, augment_labels)
         self.conv_in = MPConv(pixels + low_pixels + 1, channels, kernel=3)
         self.region_in = RegionConv(channels) if regions else None
+        self.band_in = RegionConv(channels) if bands else None
         self.encoder = nn.ModuleList(block(channels, channels, "enc", patch) for _ in range(num_blocks))
         self.down = block(channels, wide, "enc", 2 * patch)
         self.inject = MPConv(feature_channels, wide, kernel=1)
@@ -77,14 +80,16 @@ class ShellNet(nn.Module):
         c_noise: Tensor,
         text: Text,
         regions: Tensor | None = None,
+        bands: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predict the high band.
 
         x [B,3,R,R] scaled noisy image; low [B,3,R/2,R/2] scaled estimate of the level below; features
         [B,C,h,w] of the level below at any coarser grid; regions [B,4,g,g], how the noise level of patches
-        differs from that of the image. Returns ([B,3,R,R], features [B,C,R/patch,R/patch]).
+        differs from that of the image; bands [B,4,g,g] or [B,4,1,1], how that of the low band differs from that of
+        the high band. Returns ([B,3,R,R], features [B,C,R/patch,R/patch]).
         """
-        noise = Level(self.embedding(c_noise, text), c_noise, regions)
+        noise = Level(self.embedding(c_noise, text), c_noise, regions, bands)
         if self.patch > 1:
             x, low = F.pixel_unshuffle(x, self.patch), F.pixel_unshuffle(low, self.patch // 2)
         else:
@@ -92,6 +97,8 @@ class ShellNet(nn.Module):
         x = self.conv_in(torch.cat([x, low, torch.ones_like(x[:, :1])], dim=1))
         if self.region_in is not None and regions is not None:
             x = x + self.region_in(regions, x.shape[-1]).to(x.dtype)
+        if self.band_in is not None and bands is not None:
+            x = x + self.band_in(bands, x.shape[-1]).to(x.dtype)
         skip = x
         for block in self.encoder:
             x = skip = block(x, noise, text)

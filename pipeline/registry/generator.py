@@ -7,7 +7,7 @@ same picture in both. It travels inside registered models, and therefore needs n
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from pipeline.data.encoders import TextEncoder
+    from pipeline.models.layers import Text
     from pipeline.models.snapshot import Snapshot
 
+MIN_STRENGTH, MAX_STRENGTH = 0.005, 0.5  # noise on a picture to upscale, as trained
 MAX_SEED = 2**63 - 1
 
 
@@ -48,10 +52,8 @@ class Generator:
         """
         import torch
 
-        from pipeline.data.captions import normalise
         from pipeline.diffusion.guidance import GUIDES
         from pipeline.diffusion.sampling import ADAPTIVE, SAMPLERS, generate
-        from pipeline.models.layers import Text
         from pipeline.models.snapshot import at_resolution
 
         assert len(prompts) == len(seeds) and prompts
@@ -61,13 +63,50 @@ class Generator:
         check_name("guide", guide, GUIDES)
         for seed in seeds:
             check_seed(seed)
-        cleaned = [normalise(prompt) for prompt in prompts]
-        unique = list(dict.fromkeys(cleaned))
-        rows = torch.tensor([unique.index(prompt) for prompt in cleaned])
-        pooled, tokens, mask = (torch.from_numpy(array) for array in self.encoder.encode(unique))
-        text = Text(pooled, tokens, mask).select(rows)
+        unique = list(dict.fromkeys(prompts))
+        text = self.text(unique).select(torch.tensor([unique.index(prompt) for prompt in prompts]))
         made = generate(snapshot, text, list(seeds), steps, guidance, sampler=sampler, guide=guide)
         return made.images
+
+    def upscale(
+        self,
+        picture: NDArray[np.uint8],
+        prompt: str = "",
+        seed: int = 0,
+        factor: int = 2,
+        num_steps: int | None = None,
+        sigma_low: float | None = None,
+        project: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.uint8]:
+        """A picture uint8 [H,W,3] of any size, `factor` (2 or 4) times as large (`diffusion.upscaling.upscale`).
+
+        Raises ConfigError for values that are out of range, and for a model that cannot.
+        """
+        from pipeline.diffusion.upscaling import NUM_STEPS, SIGMA_LOW, shells_for, upscale
+
+        shells_for(self.snapshot, factor)
+        check_seed(seed)
+        steps = check_steps(self.snapshot, num_steps) or NUM_STEPS
+        strength = SIGMA_LOW if sigma_low is None else sigma_low
+        low, high = MIN_STRENGTH, MAX_STRENGTH
+        if not low <= strength <= high:
+            problem = f"{strength} is out of range"
+            raise ConfigError("E-CFG-052", "strength", problem, f"choose {low} to {high}")
+        text = self.text([prompt])
+        return upscale(
+            self.snapshot, picture, text, seed, factor, steps, strength, project, progress=progress
+        )
+
+    def text(self, prompts: Sequence[str]) -> Text:
+        """Encoded prompts; an empty one is no caption."""
+        import torch
+
+        from pipeline.data.captions import normalise
+        from pipeline.models.layers import Text
+
+        encoded = self.encoder.encode([normalise(prompt) for prompt in prompts])
+        return Text(*map(torch.from_numpy, encoded))
 
 
 def load_generator(folder: str | Path, device: str = "cpu") -> Generator:
@@ -111,7 +150,7 @@ def check_seed(seed: int) -> None:
 
 
 def encode_png(image: Tensor) -> bytes:
-    """uint8 [3,H,W] as the bytes of a PNG file."""
+    """uint8 [3,H,W], or [4,H,W] with alpha, as the bytes of a PNG file."""
     from PIL import Image
 
     file = io.BytesIO()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.data.dataset import Batches
 from pipeline.diffusion.loss import denoising_loss
+from pipeline.diffusion.noise import LowBand
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, levels
 from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Statistics
@@ -22,6 +23,7 @@ from pipeline.training.optim import average_gradient, linear_decay_lr, my_shards
 from pipeline.training.state import TrainState
 
 DrawSigma = Callable[[int, torch.Generator], Tensor]
+DrawLow = Callable[[Tensor, Tensor, torch.Generator], LowBand]
 
 
 @dataclass
@@ -42,6 +44,7 @@ class DenoisingStep:
     warmup_images: int
     num_images: int
     text_dropout: float
+    draw_low: DrawLow | None = None  # from images and levels, where low bands have a clock of their own
     suffix: str = ""
 
     def shard_loss(self, nimg: int, shard: int) -> tuple[Tensor, Tensor]:
@@ -54,7 +57,12 @@ class DenoisingStep:
         noise = torch.randn(images.shape, generator=generator, device=device)
         dropped = torch.rand(len(images), generator=generator, device=device) < self.text_dropout
         torch.manual_seed(key(self.seed, f"dropout{self.suffix}", nimg, shard))
-        loss, error = denoising_loss(self.denoiser, images, sigma, noise, text.without(dropped))
+        low = None
+        if self.draw_low is not None:
+            low = self.draw_low(
+                images, sigma, generator_for(self.seed, f"upscale{self.suffix}", nimg, shard, device)
+            )
+        loss, error = denoising_loss(self.denoiser, images, sigma, noise, text.without(dropped), low)
         return loss.mean(), error.mean()
 
     def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -24,8 +24,15 @@ from pipeline import artifacts
 from pipeline.config import CORE_MODEL, Params, parse_params
 from pipeline.data.augment import LABELS, Augment
 from pipeline.data.dataset import Batches, PreparedDataset
+from pipeline.data.degrade import Degrade, degrade
 from pipeline.diffusion.ema import halflife_decay, power_decay
-from pipeline.diffusion.noise import lognormal_sigma, region_sigma, truncated_lognormal_sigma
+from pipeline.diffusion.noise import (
+    LowBand,
+    draw_low_band,
+    lognormal_sigma,
+    region_sigma,
+    truncated_lognormal_sigma,
+)
 from pipeline.diffusion.sampling import generate
 from pipeline.errors import ConfigError, StorageError
 from pipeline.models.denoiser import (
@@ -59,7 +66,7 @@ from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Every, Progress, due, failpoint, read_records
 from pipeline.training.optim import from_first_worker, world
 from pipeline.training.state import Learner, TrainState
-from pipeline.training.steps import DenoisingStep, DrawSigma, held_out_error, in_turn
+from pipeline.training.steps import DenoisingStep, DrawLow, DrawSigma, held_out_error, in_turn
 
 SIGMA_MAX = 80.0  # of the core
 FINISHED = 0.2  # share of patches that a shell sees without noise, in maps of regions
@@ -110,7 +117,8 @@ class Run:
 
     def shell_nets(self) -> list[dict[str, Any]]:
         """The keyword values of each shell's network, coarse first."""
-        return [net | self.told() for net in self.params.shell.nets()]
+        more = {**self.told(), "bands": self.params.finetune.upscale_probability > 0}
+        return [net | more for net in self.params.shell.nets()]
 
     def images_and_names(self, rows: Sequence[int]) -> tuple[Tensor, Text, list[str]]:
         """Images uint8, encoded names and names of some rows, on the device."""
@@ -381,6 +389,7 @@ def train_parts(
             warmup_images=s.warmup_images,
             num_images=s.num_images,
             text_dropout=s.text_dropout,
+            draw_low=by_band(run, part.level, statistics),
             suffix=part.suffix,
         )
         for part in parts
@@ -466,6 +475,25 @@ def by_region(
     def draw(batch: int, generator: torch.Generator) -> Tensor:
         sigma = draw_sigma(batch, generator)
         return region_sigma(sigma, grid, probability, generator, sigma_max, finished=finished)
+
+    return draw
+
+
+def by_band(run: Run, level: Denoiser, statistics: Statistics) -> DrawLow | None:
+    """How the low band of a shell that can be told of it gets a clock of its own and is degraded, in a share of
+    the images; None for other levels."""
+    if isinstance(level, CoreDenoiser) or not level.net.bands:
+        return None
+    s = run.params.finetune
+    strengths = Degrade(s.degrade.jpeg, s.degrade.blur)
+
+    def worse(low: Tensor, generator: torch.Generator) -> Tensor:
+        return statistics.standardise(degrade(statistics.to_uint8(low), strengths, generator))
+
+    change = worse if strengths.jpeg or strengths.blur > 0 else None
+
+    def draw(images: Tensor, sigma: Tensor, generator: torch.Generator) -> LowBand:
+        return draw_low_band(images, sigma, s.upscale_probability, generator, change)
 
     return draw
 

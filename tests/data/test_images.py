@@ -388,3 +388,56 @@ def test_tiles_lie_in_rows():
     sheet = tile([np.full((4, 4, 3), value, np.uint8) for value in (1, 2, 3)], columns=2, gap=1)
     assert sheet.shape == (11, 11, 3)
     assert [sheet[2, 2, 0], sheet[2, 7, 0], sheet[7, 2, 0]] == [1, 2, 3]
+
+
+# --- Whole pictures.
+
+
+def whole(image: Image.Image, **options: object) -> tuple[np.ndarray, np.ndarray | None]:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return images.whole(file.getvalue(), "a.png")
+
+
+def test_a_whole_picture_keeps_its_size_and_values() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (13, 29, 3), dtype=np.uint8)
+    pixels, alpha = whole(Image.fromarray(noise))
+    np.testing.assert_array_equal(pixels, noise)
+    assert alpha is None
+    grey, _ = whole(Image.fromarray(noise[..., 0].astype(np.uint16) * 257))
+    np.testing.assert_array_equal(grey, np.repeat(noise[..., :1], 3, axis=2))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    turned, _ = whole(Image.fromarray(noise), exif=exif)
+    np.testing.assert_array_equal(turned, np.rot90(noise))
+
+
+def test_what_shines_through_a_whole_picture_is_white() -> None:
+    shown = np.full((10, 10, 4), 40, np.uint8)
+    shown[:5, :, 3], shown[5:, :, 3] = 255, 0
+    pixels, alpha = whole(Image.fromarray(shown))
+    assert (pixels[:5] == 40).all() and (pixels[5:] == 255).all()
+    assert alpha is not None and (alpha == shown[..., 3]).all()
+    shown[..., 3] = 255
+    assert whole(Image.fromarray(shown))[1] is None
+
+
+def test_a_transparent_picture_on_white_is_what_it_was_made_from() -> None:
+    draw = np.random.default_rng(0)
+    alpha = np.full((600, 4), 255, np.uint8)
+    alpha[:, :2] = 128
+    opacity = np.asarray(Image.fromarray(alpha).resize((8, 1200), Image.Resampling.BICUBIC)) / 255
+    colours = draw.integers(0, 256, (1200, 8, 3))
+    on_white = np.rint(255 - (255 - colours) * opacity[..., None]).astype(np.uint8)
+    made = images.with_alpha(on_white, alpha)
+    assert made.shape == (1200, 8, 4)
+    again = 255 - (255 - made[..., :3].astype(float)) * (made[..., 3:] / 255)
+    assert np.abs(again - on_white).max() <= 1
+    clear = images.with_alpha(np.full((16, 16, 3), 255, np.uint8), np.zeros((8, 8), np.uint8))
+    assert not clear[..., 3].any() and (clear[..., :3] == 255).all()
+
+
+@pytest.mark.parametrize(("content", "code"), [(b"", "E-IMG-001"), (b"words", "E-IMG-003")])
+def test_a_whole_picture_that_is_none_is_refused(content: bytes, code: str) -> None:
+    with pytest.raises(BadData, match=code):
+        images.whole(content, "a.png")

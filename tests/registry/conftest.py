@@ -18,15 +18,18 @@ CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "at
 SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}
 
 
-def write_model(path: Path, kind: str = "refined", encoder: str = MINILM_SHA256, seed: int = 0) -> str:
+def write_model(
+    path: Path, kind: str = "refined", encoder: str = MINILM_SHA256, seed: int = 0, bands: bool = False
+) -> str:
     """Save an untrained 32 px model with random gains; its digest."""
     torch.manual_seed(seed)
-    denoiser = build_shell(build_core(16, 384, CORE), 384, 0.01, SHELL)
+    shell = {**SHELL, "bands": bands}
+    denoiser = build_shell(build_core(16, 384, CORE), 384, 0.01, shell)
     for name, p in denoiser.named_parameters():
         if name.endswith("gain"):
             torch.nn.init.constant_(p, 0.7)
     config = {
-        **describe(denoiser, CORE, [SHELL]),
+        **describe(denoiser, CORE, [shell]),
         "kind": kind,
         "text_encoder": {"name": "minilm", "sha256": encoder, "dim": 384, "max_tokens": 16},
         "statistics": {"mean": [0.0, 0.0, 0.0], "std": [0.5, 0.5, 0.5]},

@@ -178,6 +178,21 @@ def test_a_guide_without_weights_is_refused_in_one_line(
         workers.finetune(config_of(tree, trained, tmp_path / "run"))
 
 
+def test_a_share_of_images_teaches_a_shell_to_upscale(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    more = {"upscale_probability": 0.5, "degrade": {"jpeg": [30, 95], "blur": 1.0}}
+    tree = {**tiny_tree, "finetune": {**tiny_tree["finetune"], **more}}
+    workers.finetune(config_of(tree, trained, tmp_path / "run"))
+    grown = load_snapshot(tmp_path / "run/result/model")
+    assert grown.config["shells"][0]["net"]["bands"] is True
+    gains = [p for name, p in grown.denoiser.net.named_parameters() if "band_" in name and "gain" in name]
+    assert len(gains) == 6 and all(float(gain.abs()) > 0 for gain in gains)
+    plain = load_snapshot(trained / "models/finetuned")
+    assert plain.config["shells"][0]["net"]["bands"] is False
+    assert not any("band_" in name for name in plain.denoiser.state_dict())
+
+
 def test_captions_are_dropped_at_the_given_rate(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = load_snapshot(trained / "models/core")
     seen: list[float] = []
