@@ -138,6 +138,13 @@ def lift(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
     return upsample(low) + high_pass(sigma * noise)
 
 
+def steps_below(above: ShellDenoiser, top: int, sigmas: Tensor, lift_at: float) -> int:
+    """How many steps of the grid `sigmas`, in units of the resolution `top`, come before the lift to `above`: until
+    the noise is `lift_at` times the size of its high band, and at least one."""
+    start = lift_at * above.sigma_high_band * top / above.resolution
+    return max(int((sigmas > start).sum()), 1)
+
+
 def _step_noise(draw: Draw, resolution: int, i: int) -> Tensor:
     return draw(f"step-{resolution}-{i}", resolution)
 
@@ -180,8 +187,7 @@ def sample_pyramid(
         noise = partial(_step_noise, draw, level.resolution)
         above = pyramid[i + 1] if i + 1 < len(pyramid) else None
         if isinstance(above, ShellDenoiser):
-            start = lift_at * above.sigma_high_band * top / above.resolution  # in units of the top
-            n = max(int((sigmas > start).sum()), 1)
+            n = steps_below(above, top, sigmas, lift_at)
             x = integrate(sampler, guided, x, sigmas[: n + 1] * unit, text, noise)
             x = lift(x, float(sigmas[n]) * 2 * unit, draw(f"lift-{above.resolution}", above.resolution))
             sigmas = sigmas[n:]
