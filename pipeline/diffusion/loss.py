@@ -6,8 +6,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pipeline.models.denoiser import expand
+from pipeline.models.denoiser import ShellDenoiser, expand
 from pipeline.models.layers import Text
+from pipeline.models.tiles import Tiles, Tiling, assess_tiles
 
 DIFFICULTY_WEIGHT = 0.01
 
@@ -36,9 +37,34 @@ def denoising_loss(
     difficulty h of patches learns by the same rule from the detached error, at a weight of 0.01."""
     noisy = images + expand(sigma, images.shape[-1]) * noise
     error, features = denoiser.assess(images, noisy, sigma, text)
+    return balanced(denoiser, error, features, sigma), error.detach()
+
+
+def balanced(denoiser: Trainable, error: Tensor, features: Tensor, sigma: Tensor) -> Tensor:
+    """error / exp u + u, and the loss of the head that predicts difficulty; of the shape of sigma."""
     u = denoiser.logvar(sigma)
     loss = error / u.exp() + u
     if denoiser.difficulty is not None and sigma.ndim == 4:
         h = denoiser.difficulty(features, u)
         loss = loss + DIFFICULTY_WEIGHT * (error.detach() / h.exp() + h)
-    return loss, error.detach()
+    return loss
+
+
+def tiled_loss(
+    shell: ShellDenoiser,
+    images: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    text: Text,
+    cut: Tiling,
+    tiles: Tiles,
+    weight: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The loss and error of some tiles (pipeline/models/tiles.py), times their `weight` [T].
+
+    Where weights are 1 / (N p), of N tiles an image drawn with chance p, the means are unbiased estimates of those
+    over whole images."""
+    noisy = images + expand(sigma, images.shape[-1]) * noise
+    error, features, sigma = assess_tiles(shell, images, noisy, sigma, text, cut, tiles)
+    weight = weight.view(-1, *[1] * (error.ndim - 1))
+    return weight * balanced(shell, error, features, sigma), weight * error.detach()

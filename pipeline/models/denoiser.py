@@ -182,11 +182,18 @@ class ShellDenoiser(nn.Module):
 
     def add_octave(self, noisy: Tensor, below: Estimate, sigma: Tensor, text: Text) -> Estimate:
         """Add the high band to the estimate of the level below. `noisy` [B,3,R,R] at sigma."""
-        v, s = self.high_band_variance, expand(sigma, self.resolution)
+        return self.octave(noisy, below, expand(sigma, self.resolution), *_told(sigma, text))
+
+    def octave(
+        self, noisy: Tensor, below: Estimate, s: Tensor, c_noise: Tensor, text: Text, regions: Tensor | None
+    ) -> Estimate:
+        """The same for images, or windows of them: `s` are the levels of their pixels [B,1,H,W], or of a size
+        that broadcasts; the others are what the network is told."""
+        v = self.high_band_variance
         k_skip, k_out = v / (v + s**2), s * math.sqrt(v) / (s**2 + v).sqrt()
         c_in = 1 / (s**2 + SIGMA_DATA**2).sqrt()
         x, low = (c_in * noisy).to(self.dtype), (below.denoised / SIGMA_DATA).to(self.dtype)
-        out, features = self.net(x, low, below.features.to(self.dtype), *_told(sigma, text))
+        out, features = self.net(x, low, below.features.to(self.dtype), c_noise, text, regions)
         denoised = upsample(below.denoised) + high_pass(k_skip * noisy + k_out * out.float())
         return Estimate(denoised, features)
 
@@ -206,9 +213,13 @@ class ShellDenoiser(nn.Module):
         with torch.no_grad():
             below = self.below.estimate(pool(noisy), sigma / 2, text)
         estimate = self.add_octave(noisy, below, sigma, text)
-        residual = high_pass(estimate.denoised - images)
+        return self.high_error(estimate.denoised, images, sigma), estimate.features
+
+    def high_error(self, denoised: Tensor, images: Tensor, sigma: Tensor) -> Tensor:
+        """Squared error of the high band of [B,3,H,W], as in `assess`."""
+        residual = high_pass(denoised - images)
         weight = (sigma**2 + self.high_band_variance) / (sigma**2 * self.high_band_variance)
-        return weight * mean_square(residual, sigma) * (4 / 3), estimate.features
+        return weight * mean_square(residual, sigma) * (4 / 3)
 
     def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
         """The error of `assess`."""

@@ -43,6 +43,7 @@ class ShellNet(nn.Module):
         super().__init__()
         assert patch >= 1
         self.patch = patch
+        self.kernels = kernels
         self.regions = regions
         self.feature_channels = channels
         emb_channels = 4 * channels

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pipeline.data.dataset import Batches
-from pipeline.diffusion.loss import denoising_loss
-from pipeline.models.denoiser import Denoiser
+from pipeline.diffusion.loss import denoising_loss, tiled_loss
+from pipeline.models.denoiser import Denoiser, ShellDenoiser
 from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Statistics
+from pipeline.models.tiles import chances, draw_tiles, trained_tiles
 from pipeline.rng import generator_for, key
 from pipeline.training.optim import average_gradient, linear_decay_lr, my_shards, sum_over_workers
 from pipeline.training.state import TrainState
@@ -49,7 +50,15 @@ class DenoisingStep:
         noise = torch.randn(images.shape, generator=generator, device=device)
         dropped = torch.rand(len(images), generator=generator, device=device) < self.text_dropout
         torch.manual_seed(key(self.seed, "dropout", nimg, shard))
-        loss, error = denoising_loss(self.denoiser, images, sigma, noise, text.without(dropped))
+        given = images, sigma, noise, text.without(dropped)
+        shell = self.denoiser
+        tiled = trained_tiles(shell) if isinstance(shell, ShellDenoiser) else None
+        if tiled and isinstance(shell, ShellDenoiser):
+            cut, count = tiled
+            chance = chances(images, shell.high_band_variance, cut)
+            loss, error = tiled_loss(shell, *given, cut, *draw_tiles(chance, count, cut, generator))
+        else:
+            loss, error = denoising_loss(self.denoiser, *given)
         return loss.mean(), error.mean()
 
     def standardise(self, images: Tensor) -> Tensor:
