@@ -84,7 +84,14 @@ def read_shape(name: str) -> Shape:
     paths = [ROOT / "presets" / f"{file}.yaml" for file in (name, f"{name}-128", f"{name}-256")]
     trees = [yaml.load(path.read_text()) for path in paths if path.is_file()]
     core = {key: value for key, value in trees[0]["core"].items() if key != "resolution"}
-    return Shape(core, tuple(tree["shell"] for tree in trees), trees[0]["core"]["resolution"])
+    shells = [{**tree["shell"], "channels": width} for tree in trees for width in widths(tree["shell"])]
+    return Shape(core, tuple(shells), trees[0]["core"]["resolution"])
+
+
+def widths(shell: dict[str, Any]) -> list[int]:
+    """Channels of a preset's shells, which it gives as one number or as a list."""
+    channels = shell["channels"]
+    return channels if isinstance(channels, list) else [channels]
 
 
 # --- Counting.

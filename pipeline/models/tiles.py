@@ -86,7 +86,8 @@ class Tiling:
     def paste(self, x: Tensor, parts: Tensor, tiles: Tiles) -> Tensor:
         """`x` [B,C,h,h] with the tiles `parts` [T,C,n,n] in their places; a new tensor."""
         n, count = parts.shape[-1], self.side
-        cut = x.unflatten(3, (count, n)).unflatten(2, (count, n)).permute(0, 2, 4, 1, 3, 5).contiguous()
+        cut = x.unflatten(3, (count, n)).unflatten(2, (count, n)).permute(0, 2, 4, 1, 3, 5)
+        cut = cut.clone(memory_format=torch.contiguous_format)
         cut[tiles.rows, tiles.y, tiles.x] = parts
         return cut.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 

@@ -26,11 +26,10 @@ SHAPES = [  # patch of the shell and of the level below, blocks, kernels
     (1, 1, 1, "off"),
     (1, 2, 2, "off"),
     (2, 1, 1, "off"),
-    (2, 2, 2, "off"),
     (4, 1, 1, "off"),
     (1, 4, 1, "off"),
     (1, 1, 1, "both"),
-    (1, 2, 2, "content"),
+    (2, 1, 1, "content"),
 ]
 
 
@@ -79,21 +78,32 @@ def levels_of(sigma: Tensor, grid: int) -> Tensor:
 def test_a_tile_with_its_halo_equals_the_whole_pass(
     patch: int, below: int, blocks: int, kernels: str, regions: bool
 ) -> None:
-    shell = shell_of(patch, below, blocks, kernels, regions, resolution=256 if patch < 4 else 512)
+    shell = shell_of(patch, below, blocks, kernels, regions, resolution=256)
     cut = tiling(shell, 32)
     assert cut.window < cut.resolution
     images, sigma, noise = drawn(shell)
     if regions:
         sigma = levels_of(sigma, shell.below.resolution // 4)
-    tiles = cut.every(2, images.device)
+    tiles = cut.numbered(torch.tensor([0, 36, 63, 64 + 5, 64 + 27]))  # corners, the middle, an edge
     with torch.no_grad():
         low = shell.below.estimate(pool(images + noise), sigma / 2, captions(2))
         whole = shell.add_octave(images + noise, low, sigma, captions(2))
         made = tile_octave(shell, images + noise, low, sigma, captions(2), cut, tiles)
     torch.testing.assert_close(made.denoised, cut.tiles(whole.denoised, tiles), atol=1e-5, rtol=0)
     torch.testing.assert_close(made.features, cut.tiles(whole.features, tiles), atol=3e-5, rtol=1e-5)
-    pasted = cut.paste(torch.zeros_like(images), made.denoised, tiles)
-    torch.testing.assert_close(pasted, whole.denoised, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", [1, 4])
+def test_tiles_go_back_to_their_places(side: int) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    cut = Tiling(64, 64 // side, 0)
+    tiles = cut.every(2, x.device)
+    some = cut.numbered(torch.tensor([0, 2 * side**2 - 1]))
+    assert torch.equal(cut.paste(torch.zeros_like(x), cut.tiles(x, tiles), tiles), x)
+    before = x.clone()
+    pasted = cut.paste(x, cut.tiles(x, some) + 1, some)
+    assert torch.equal(x, before) and int((pasted != x).sum()) == 2 * 3 * (32 // side) ** 2
+    torch.testing.assert_close(cut.tiles(pasted, some), cut.tiles(x, some) + 1)
 
 
 @pytest.mark.parametrize(("patch", "below", "blocks", "kernels"), SHAPES)
