@@ -26,11 +26,13 @@ from torch import Tensor, nn
 from benchmarks.measure import machine, significant, table
 from benchmarks.train import TEXT_DIM, Pictures, count_parameters, flops, say, seconds_of
 from pipeline.diffusion.ema import power_decay
+from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
 from pipeline.diffusion.sampling import sample_pyramid, steps_below
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, levels, set_dtype
 from pipeline.models.layers import Text
 from pipeline.models.snapshot import Statistics
+from pipeline.models.tiles import trained_tiles
 from pipeline.training.state import Learner, TrainState
 from pipeline.training.steps import DenoisingStep
 
@@ -107,6 +109,8 @@ class Plan(NamedTuple):
     steps: list[int]  # of a picture, at each level
     state: int  # bytes of the stage that trains the finest level: weights, gradient, optimizer, averages
     activations: int  # bytes that its update keeps for the backward pass, at batch 1
+    activations_whole: int  # the same without tiles
+    trained: float  # part of an image that an update passes through the finest level: less than 1 with tiles
 
     @property
     def picture(self) -> float:
@@ -159,7 +163,14 @@ def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: t
             noisy = torch.empty(1, 3, level.resolution, level.resolution)
             with torch.no_grad():
                 macs.append(flops(partial(level, noisy, torch.ones(1), text)) / 2)
-        kept = kept_bytes(lambda: denoiser.error(noisy, noisy, torch.ones(1), text), denoiser)
+        given = noisy, torch.ones(1), noisy, text
+        kept = [kept_bytes(lambda: denoising_loss(denoiser, *given), denoiser)]
+        trained_part = 1.0
+        if isinstance(denoiser, ShellDenoiser) and (tiled := trained_tiles(denoiser)):
+            cut, count = tiled
+            tiles, weight = cut.numbered(torch.arange(count)), torch.ones(count)
+            kept.append(kept_bytes(lambda: tiled_loss(denoiser, *given, cut, tiles, weight), denoiser))
+            trained_part = count * (cut.window / resolution) ** 2
     everything, trained = count_parameters(denoiser), count_parameters(denoiser.net)
     return Plan(
         resolution,
@@ -168,7 +179,9 @@ def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: t
         macs,
         steps_at_levels(denoiser, num_steps, lift_at),
         4 * (everything + (3 + len(AVERAGES)) * trained),
-        kept,
+        kept[-1],
+        kept[0],
+        trained_part,
     )
 
 
@@ -236,7 +249,7 @@ def timed(
 ) -> tuple[str, str]:
     """Seconds of a picture and of an update, in words. An update costs three passes of its level, one of others."""
     below = found.macs[-2] if len(found.macs) > 1 else 0.0
-    costs = found.picture, below + 3 * (found.macs[-1] - below)
+    costs = found.picture, below + 3 * (found.macs[-1] - below) * found.trained
     if not any(clock.allows(cost) for clock, cost in zip(clocks, costs, strict=True)):
         return clocks[0].planned(costs[0]), clocks[1].planned(costs[1])
     torch.manual_seed(0)
@@ -264,6 +277,7 @@ HEADERS = (
     "ratio",
     "state, MiB",
     "activations, MiB",
+    "without tiles",
     "s a picture",
     "s an update",
 )
@@ -284,6 +298,7 @@ def row(found: Plan, seconds: Sequence[str]) -> list[str]:
         f"{found.whole / found.picture:.2f}x",
         f"{found.state / 2**20:,.0f}",
         f"{found.activations / 2**20:,.0f}",
+        f"{found.activations_whole / 2**20:,.0f}",
         *seconds,
     ]
 
