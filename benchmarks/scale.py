@@ -166,10 +166,10 @@ def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: t
         given = noisy, torch.ones(1), noisy, text
         kept = [kept_bytes(lambda: denoising_loss(denoiser, *given), denoiser)]
         trained_part = 1.0
-        if isinstance(denoiser, ShellDenoiser) and (tiled := trained_tiles(denoiser)):
-            cut, count = tiled
+        if tiled := trained_tiles(denoiser):
+            shell, cut, count = tiled
             tiles, weight = cut.numbered(torch.arange(count)), torch.ones(count)
-            kept.append(kept_bytes(lambda: tiled_loss(denoiser, *given, cut, tiles, weight), denoiser))
+            kept.append(kept_bytes(lambda: tiled_loss(shell, *given, cut, tiles, weight), denoiser))
             trained_part = count * (cut.window / resolution) ** 2
     everything, trained = count_parameters(denoiser), count_parameters(denoiser.net)
     return Plan(

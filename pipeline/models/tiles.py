@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.models.denoiser import Estimate, ShellDenoiser, expand, split_level
+from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand, split_level
 from pipeline.models.kernels import SCALES
 from pipeline.models.layers import Text, high_pass, pool, resize
 from pipeline.models.shell import ShellNet
@@ -149,14 +149,15 @@ def tile_octave(
 # --- Training.
 
 
-def trained_tiles(shell: ShellDenoiser) -> tuple[Tiling, int] | None:
-    """How a shell is trained on tiles, and how many of each image: as many as make up a quarter of it, halos
-    included. None: on whole images, below TILED_FROM px and where windows would not save half of the work."""
-    cut = tiling(shell)
-    whole, part = cut.resolution**2, cut.window**2
-    if shell.resolution < TILED_FROM or 2 * part > whole:
+def trained_tiles(denoiser: Denoiser) -> tuple[ShellDenoiser, Tiling, int] | None:
+    """The shell, how it is cut, and how many tiles of each image it is trained on: as many as make up a quarter of
+    it, halos included. None where whole images are trained: cores, shells below TILED_FROM px, and where windows
+    would not save half of the work."""
+    if not isinstance(denoiser, ShellDenoiser) or denoiser.resolution < TILED_FROM:
         return None
-    return cut, max(whole // (4 * part), 1)
+    cut = tiling(denoiser)
+    whole, part = cut.resolution**2, cut.window**2
+    return (denoiser, cut, max(whole // (4 * part), 1)) if 2 * part <= whole else None
 
 
 def chances(images: Tensor, variance: float, cut: Tiling) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.data.dataset import Batches
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
-from pipeline.models.denoiser import Denoiser, ShellDenoiser
+from pipeline.models.denoiser import Denoiser
 from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Statistics
 from pipeline.models.tiles import chances, draw_tiles, trained_tiles
@@ -26,7 +26,8 @@ DrawSigma = Callable[[int, torch.Generator], Tensor]
 
 @dataclass
 class DenoisingStep:
-    """Train `denoiser` (a core, or a shell around a frozen one) on the denoising loss."""
+    """Train `denoiser` (a core, or a shell around a frozen one) on the denoising loss; of large images, on some
+    tiles of each (pipeline/models/tiles.py)."""
 
     denoiser: Denoiser
     batches: Batches
@@ -51,14 +52,13 @@ class DenoisingStep:
         dropped = torch.rand(len(images), generator=generator, device=device) < self.text_dropout
         torch.manual_seed(key(self.seed, "dropout", nimg, shard))
         given = images, sigma, noise, text.without(dropped)
-        shell = self.denoiser
-        tiled = trained_tiles(shell) if isinstance(shell, ShellDenoiser) else None
-        if tiled and isinstance(shell, ShellDenoiser):
-            cut, count = tiled
+        tiled = trained_tiles(self.denoiser)
+        if tiled is None:
+            loss, error = denoising_loss(self.denoiser, *given)
+        else:
+            shell, cut, count = tiled
             chance = chances(images, shell.high_band_variance, cut)
             loss, error = tiled_loss(shell, *given, cut, *draw_tiles(chance, count, cut, generator))
-        else:
-            loss, error = denoising_loss(self.denoiser, *given)
         return loss.mean(), error.mean()
 
     def standardise(self, images: Tensor) -> Tensor:

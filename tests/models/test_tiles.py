@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.data.dataset import Batch
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.models.denoiser import ShellDenoiser, build_core, build_shell
 from pipeline.models.layers import Text, pool
+from pipeline.models.snapshot import Statistics
 from pipeline.models.tiles import (
     LEAST_CHANCE,
     Tiling,
@@ -21,6 +23,7 @@ from pipeline.models.tiles import (
     tiling,
     trained_tiles,
 )
+from pipeline.training.steps import DenoisingStep
 
 SHAPES = [  # patch of the shell and of the level below, blocks, kernels
     (1, 1, 1, "off"),
@@ -192,6 +195,38 @@ def test_shells_of_256_px_and_more_are_trained_on_tiles_that_save_half_of_the_wo
     counts = []
     for resolution in (256, 512, 1024):
         found = trained_tiles(shell_of(blocks=3, resolution=resolution))
-        assert found is not None and found[0].window == 64 + 2 * 34
-        counts.append(found[1])
+        assert found is not None and found[1].window == 64 + 2 * 34
+        counts.append(found[2])
     assert counts == [1, 3, 15]
+
+
+class Pictures:
+    """Two random pictures, in the place of a data set."""
+
+    def at(self, nimg: int, shard: int) -> Batch:
+        images = torch.randint(256, (2, 3, 256, 256), generator=torch.Generator().manual_seed(nimg + shard))
+        return Batch(images.to(torch.uint8), 1, captions(2), None)
+
+
+def test_a_training_step_of_a_large_shell_passes_windows_and_is_a_function_of_the_clock() -> None:
+    shell = shell_of(resolution=256)
+    step = DenoisingStep(
+        denoiser=shell,
+        batches=Pictures(),  # type: ignore[arg-type]
+        statistics=Statistics((0.0,) * 3, (0.6,) * 3),
+        draw_sigma=lambda batch, generator: torch.rand(batch, generator=generator) + 0.1,
+        seed=0,
+        batch_size=4,
+        shards=2,
+        lr=0.01,
+        warmup_images=0,
+        num_images=8,
+        text_dropout=0.1,
+    )
+    seen: list[tuple[int, ...]] = []
+    hook = shell.net.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))
+    with torch.no_grad():
+        first, again, other = (step.shard_loss(0, shard) for shard in (0, 0, 1))
+    hook.remove()
+    assert seen == [(2, 3, 100, 100)] * 3  # 64 and halos of 18
+    assert first[0] == again[0] != other[0] and all(torch.isfinite(x) for x in (*first, *other))
