@@ -16,6 +16,7 @@ from pipeline.diffusion.sampling import SAMPLERS, integrate, sample_pyramid
 from pipeline.models import tiles
 from pipeline.models.denoiser import ShellDenoiser, build_core, build_shell
 from pipeline.models.layers import Text, pool
+from pipeline.models.snapshot import Snapshot, Statistics
 from pipeline.models.tiles import tiling
 
 TILE = 16
@@ -178,13 +179,24 @@ def test_the_predicted_error_is_that_of_exact_denoisers(sampler: str) -> None:
 
 def test_a_tile_is_finished_at_half_a_grey_level() -> None:
     """The tolerance of `generate`, in grey levels of the channel that varies most."""
-    from pipeline.models.snapshot import Statistics
-
     statistics = Statistics((0.0, 0.0, 0.0), (0.3, 0.6, 0.5))
     tolerance = sampling.HALF_A_GREY_LEVEL / max(statistics.std)
     grey = torch.full((1, 3, 1, 1), 100.0)
     step = statistics.standardise(grey + 0.5) - statistics.standardise(grey)
     assert float(step.min()) == pytest.approx(tolerance, rel=1e-3)
+
+
+@pytest.mark.parametrize(("finish", "share"), [(None, 1.0), (False, 1.0), (True, 2 / 5)])
+def test_the_snapshot_says_whether_tiles_are_finished(
+    shell: ShellDenoiser, finish: bool | None, share: float
+) -> None:
+    """Of pictures that hardly vary, half a grey level is much: all is finished at the second of five calls."""
+    options = {"num_steps": 6, "guidance": 1.0, "guidance_interval": [0.3, 5.0], "lift": 1000.0}
+    options |= {"sampler": "dpmpp_2m"} | ({} if finish is None else {"finish": finish})
+    statistics = {"mean": [0.0] * 3, "std": [1e-5] * 3}
+    snapshot = Snapshot(shell, {"kind": "finetuned", "sampling": options, "statistics": statistics}, "")
+    made = sampling.generate(snapshot, captions(2), [0, 1])
+    assert made.nfe == 6 and made.share == pytest.approx(share)
 
 
 def test_the_level_below_sees_the_noise_that_it_is_told_of(
