@@ -23,7 +23,9 @@ from pipeline.models.shell import ShellNet
 
 TILE = 64  # px
 TILED_FROM = 256  # px of a shell that is trained on tiles
-LEAST_CHANCE = 0.1  # of a flat tile, beside 1 for one of mean detail
+LEAST_CHANCE = (
+    1.0  # of a flat tile, to which one of mean detail adds 1 (docs/log.md: with 0.1 gradients are noisier)
+)
 
 
 class Tiles(NamedTuple):
@@ -161,8 +163,8 @@ def trained_tiles(denoiser: Denoiser) -> tuple[ShellDenoiser, Tiling, int] | Non
 
 
 def chances(images: Tensor, variance: float, cut: Tiling) -> Tensor:
-    """How likely each tile of clean images [B,3,R,R] is to be drawn: [B,N], in proportion to 0.1 and the energy of
-    its high band, in units of that of real images, `variance`."""
+    """How likely each tile of clean images [B,3,R,R] is to be drawn: [B,N], in proportion to LEAST_CHANCE and the
+    energy of its high band, in units of that of real images, `variance`."""
     energy = F.avg_pool2d(high_pass(images).square().mean(dim=1, keepdim=True), cut.tile).flatten(1)
     chance = LEAST_CHANCE + energy * (4 / 3 / variance)
     return chance / chance.sum(dim=1, keepdim=True)
