@@ -264,9 +264,12 @@ class Sampling(Section):
     guidance: NonNegative
     guidance_interval: tuple[NonNegative, ...]
     lift: Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_as_list)]
+    finish: bool
 
     @model_validator(mode="after")
     def _check(self) -> Sampling:
+        whole = self.sampler != "adaptive" or not self.finish
+        _require(whole, "finish: has no effect on the adaptive sampler. Fix: write false")
         low_high = self.guidance_interval
         plain = self.sampler != "adaptive" or self.guide == "no_text"
         _require(plain, f"guide: {self.guide!r} cannot guide the adaptive sampler. Fix: write no_text")

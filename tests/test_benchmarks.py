@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import data, measure, train, upscale
+from benchmarks import data, measure, scale, train, upscale
 from pipeline.data import validation
 from pipeline.data.dataset import PreparedDataset
-from pipeline.models.denoiser import build_core, build_shell
+from pipeline.diffusion.sampling import sample_pyramid
+from pipeline.models.denoiser import build_core, build_shell, levels
 from pipeline.models.snapshot import Snapshot
 from tests.conftest import write_prepared
 
@@ -128,3 +129,45 @@ def test_upscale_table_has_every_method(tmp_path):
     names = [line.split("|")[1].strip() for line in lines(text)[2:]]
     assert names == list(upscale.methods(snapshot)) and "3 pictures of 32 px" in text
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+TINY = scale.Shape(train.TINY.core, train.TINY.shells, train.TINY.core_resolution)
+
+
+def test_scale_table_has_every_octave_and_plans_what_takes_too_long():
+    rows = [line.split("|")[1:-1] for line in lines(scale.scale_table(TINY, 32, 6, 8.0, 1e-9, repeats=1))[2:]]
+    assert [row[0].strip() for row in rows] == ["8", "16", "32"]
+    assert [row[1].strip() for row in rows] == ["16", "16", "16"]
+    said = [row[-1].strip() for row in rows]
+    assert float(said[0]) >= 0 and all(text.startswith("~") for text in said[1:])
+
+
+def test_scale_counts_the_steps_that_a_picture_takes_at_each_level():
+    denoiser = TINY.build(32)
+    calls = {level.resolution: 0 for level in levels(denoiser)}
+
+    def count(module, *_):
+        calls[module.resolution] += 1
+
+    for level in levels(denoiser):
+        level.register_forward_hook(count)
+    sample_pyramid(denoiser, scale.captions("cpu"), [0], 12, 1.0, (0.3, 5.0), 8.0, sampler="dpmpp_2m")
+    planned = scale.plan(TINY, 32, 12, 8.0, torch.float32)
+    assert planned.steps == list(calls.values()) == scale.steps_at_levels(denoiser, 12, 8.0)
+    assert planned.whole > planned.picture > 12 * planned.macs[0]
+
+
+def test_scale_plans_the_bytes_that_autograd_keeps():
+    layer = torch.nn.Linear(4, 8)
+    x = torch.randn(2, 4, requires_grad=True)
+    assert scale.kept_bytes(lambda: layer(x).exp(), layer) == 4 * (2 * 4 + 2 * 8)
+
+
+@pytest.mark.parametrize("name", scale.PRESETS)
+def test_shells_beyond_a_preset_have_half_the_channels_of_the_one_before(name):
+    shape = scale.read_shape(name)
+    widths = [shape.shell(octave)["channels"] for octave in range(6)]
+    known = len(shape.shells)
+    assert widths[:known] == [shell["channels"] for shell in shape.shells]
+    pairs = zip(widths[known - 1 :], widths[known:], strict=False)
+    assert all(after == max(before // 2, 16) for before, after in pairs)

@@ -163,6 +163,12 @@ def test_the_adaptive_sampler_takes_no_guide_but_captions():
     assert "sampling.guide: 'low' cannot guide the adaptive sampler. Fix: write no_text" in refusal(tree)
 
 
+def test_the_adaptive_sampler_finishes_no_tiles():
+    tree = changed("sampling.sampler", "adaptive")
+    tree["sampling"]["finish"] = True
+    assert "sampling.finish: has no effect on the adaptive sampler. Fix: write false" in refusal(tree)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

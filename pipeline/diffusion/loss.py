@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline.diffusion.noise import LowBand
 from pipeline.models.denoiser import ShellDenoiser, expand
 from pipeline.models.layers import Text, high_pass, pool, upsample
+from pipeline.models.tiles import Tiles, Tiling, assess_tiles
 
 DIFFICULTY_WEIGHT = 0.01
 
@@ -40,20 +41,52 @@ def denoising_loss(
     images, noise: float32 [B,3,R,R], the noise standard normal; sigma [B], or [B,1,g,g] by patches. Returns
     (error / exp u + u, error detached), of the shape of sigma. With maps, the head that predicts the
     difficulty h of patches learns by the same rule from the detached error, at a weight of 0.01. A shell may find
-    `low` in its low band, with noise of its own: z = U(low + sigma_low eps) + HP(x + sigma noise), where
-    eps = 2 P noise is white and independent of HP noise."""
-    size = images.shape[-1]
-    noisy = images + expand(sigma, size) * noise
+    `low` in its low band, with noise of its own."""
+    noisy = noised(images, sigma, noise, low)
     if low is None:
         error, features = denoiser.assess(images, noisy, sigma, text)
     else:
         assert isinstance(denoiser, ShellDenoiser)
-        held = low.images + expand(low.sigma, size // 2) * 2 * pool(noise)
-        noisy = upsample(held) + high_pass(noisy)
         error, features = denoiser.assess(images, noisy, sigma, text, low.sigma)
+    return balanced(denoiser, error, features, sigma), error.detach()
+
+
+def noised(images: Tensor, sigma: Tensor, noise: Tensor, low: LowBand | None = None) -> Tensor:
+    """x + sigma noise, [B,3,R,R]; with `low` U(low + sigma_low eps) + HP(x + sigma noise), where eps = 2 P noise is
+    white and independent of HP noise."""
+    size = images.shape[-1]
+    noisy = images + expand(sigma, size) * noise
+    if low is None:
+        return noisy
+    return upsample(low.images + expand(low.sigma, size // 2) * 2 * pool(noise)) + high_pass(noisy)
+
+
+def balanced(denoiser: Trainable, error: Tensor, features: Tensor, sigma: Tensor) -> Tensor:
+    """error / exp u + u, and the loss of the head that predicts difficulty; of the shape of sigma."""
     u = denoiser.logvar(sigma)
     loss = error / u.exp() + u
     if denoiser.difficulty is not None and sigma.ndim == 4:
         h = denoiser.difficulty(features, u)
         loss = loss + DIFFICULTY_WEIGHT * (error.detach() / h.exp() + h)
-    return loss, error.detach()
+    return loss
+
+
+def tiled_loss(
+    shell: ShellDenoiser,
+    images: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    text: Text,
+    cut: Tiling,
+    tiles: Tiles,
+    weight: Tensor,
+    low: LowBand | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and error of some tiles (pipeline/models/tiles.py), times their `weight` [T].
+
+    Where weights are 1 / (N p), of N tiles an image drawn with chance p, the means are unbiased estimates of those
+    over whole images."""
+    noisy, low_sigma = noised(images, sigma, noise, low), None if low is None else low.sigma
+    error, features, sigma = assess_tiles(shell, images, noisy, sigma, text, cut, tiles, low_sigma)
+    weight = weight.view(-1, *[1] * (error.ndim - 1))
+    return weight * balanced(shell, error, features, sigma), weight * error.detach()

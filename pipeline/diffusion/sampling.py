@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.adaptive import region_estimate, sde_dpmpp_2m_adaptive
+from pipeline.diffusion.finish import Finish, OpenTiles
 from pipeline.diffusion.guidance import Denoise, Guided, guide_of
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.errors import ConfigError
@@ -23,6 +24,8 @@ from pipeline.models.denoiser import PATCH, SIGMA_DATA, CoreDenoiser, Denoiser, 
 from pipeline.models.layers import Text, high_pass, upsample
 from pipeline.models.snapshot import Snapshot
 from pipeline.rng import key
+
+HALF_A_GREY_LEVEL = 0.5 / 127.5 * SIGMA_DATA  # of standardised pixels, times their standard deviation
 
 Draw = Callable[[str, int], Tensor]
 
@@ -32,6 +35,7 @@ class Generated(NamedTuple):
 
     images: Tensor  # uint8 [N,3,R,R] on the CPU
     nfe: int  # denoiser calls for one image
+    share: float = 1.0  # of the work of its finest level that was done; less than 1 where tiles were finished
 
 
 def noise_like_seeds(seeds: Sequence[int], device: str | torch.device = "cpu") -> Draw:
@@ -138,6 +142,13 @@ def lift(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
     return upsample(low) + high_pass(sigma * noise)
 
 
+def steps_below(above: ShellDenoiser, top: int, sigmas: Tensor, lift_at: float) -> int:
+    """How many steps of the grid `sigmas`, in units of the resolution `top`, come before the lift to `above`: until
+    the noise is `lift_at` times the size of its high band, and at least one."""
+    start = lift_at * above.sigma_high_band * top / above.resolution
+    return max(int((sigmas > start).sum()), 1)
+
+
 def _step_noise(draw: Draw, resolution: int, i: int) -> Tensor:
     return draw(f"step-{resolution}-{i}", resolution)
 
@@ -156,13 +167,15 @@ def sample_pyramid(
     sampler: str = "heun",
     guide: str = "no_text",
     early: Denoiser | None = None,
+    finish: Finish | None = None,
 ) -> tuple[Tensor, int]:
     """Sample coarse to fine with one of SAMPLERS or ADAPTIVE, guided by one of GUIDES (`early`: the early weights).
 
     One grid of `num_steps` levels runs from sigma_max * R / R_core to sigma_min, in units of the top
     resolution; each shell of the pyramid takes over once sigma falls to `lift_at` (one number, or one a shell)
     times the size of its high band. A lift needs one noise level everywhere, so that ADAPTIVE, for models trained
-    with regions, lets levels differ on the finest level of the pyramid only, and its guide is `no_text`.
+    with regions, lets levels differ on the finest level of the pyramid only, and its guide is `no_text`. There,
+    too, finished tiles leave the computation (`finish`, which counts what is left; all samplers but ADAPTIVE).
 
     Returns (standardised images [N,3,R,R], denoiser calls an image)."""
     draw = noise_like_seeds(seeds, text.pooled.device)
@@ -181,10 +194,7 @@ def sample_pyramid(
         noise = partial(_step_noise, draw, level.resolution)
         above = pyramid[i + 1] if i + 1 < len(pyramid) else None
         if isinstance(above, ShellDenoiser):
-            start = (
-                lifts[min(i, len(lifts) - 1)] * above.sigma_high_band * top / above.resolution
-            )  # in units of the top
-            n = max(int((sigmas > start).sum()), 1)
+            n = steps_below(above, top, sigmas, lifts[min(i, len(lifts) - 1)])
             x = integrate(sampler, guided, x, sigmas[: n + 1] * unit, text, noise)
             x = lift(x, float(sigmas[n]) * 2 * unit, draw(f"lift-{above.resolution}", above.resolution))
             sigmas = sigmas[n:]
@@ -193,6 +203,9 @@ def sample_pyramid(
             patch = PATCH * level.resolution // core.resolution
             x = sde_dpmpp_2m_adaptive(estimate, x, sigmas * unit, noise, patch)
             nfe += (len(sigmas) - 1) * (1 if guidance == 1 else 2)
+        elif finish is not None and isinstance(level, ShellDenoiser):
+            guided.denoiser = tiles = OpenTiles(level, len(x), finish)
+            x = integrate(sampler, tiles.finishing(guided), x, sigmas * unit, text, noise)
         else:
             x = integrate(sampler, guided, x, sigmas * unit, text, noise)
         nfe += guided.nfe
@@ -250,9 +263,11 @@ def generate(
 
     `num_steps` is the number of passes of a refined model (one of its `passes`), else of steps of `sampler`
     (one of SAMPLERS, or ADAPTIVE), guided by `guide` (one of GUIDES). Raises ConfigError where the snapshot
-    lacks the weights of its guide, or was not trained for its sampler."""
+    lacks the weights of its guide, or was not trained for its sampler. The snapshot says whether tiles are finished
+    early (`finish`), once their predicted error is half a grey level."""
     config = snapshot.config
-    sampling = {"sampler": "heun", "guide": "no_text", **config["sampling"]}  # older snapshots name neither
+    # Older snapshots do not name these.
+    sampling = {"sampler": "heun", "guide": "no_text", "finish": False, **config["sampling"]}
     guide = guide or sampling["guide"]
     if guide == "early" and snapshot.early is None and config["kind"] != "refined":
         fix = "choose another, or train with pretrain.early_images and finetune.early_images"
@@ -267,6 +282,7 @@ def generate(
         problem = f"{guide!r} cannot guide the adaptive sampler"
         raise ConfigError("E-CFG-049", "guide", problem, "choose no_text, or another sampler")
     device = next(snapshot.denoiser.parameters()).device
+    finish = Finish(HALF_A_GREY_LEVEL / max(snapshot.statistics.std)) if sampling["finish"] else None
     images, nfe = [], 0
     for i in range(0, len(seeds), batch_size):
         rows, part = seeds[i : i + batch_size], text.select(slice(i, i + batch_size)).to(device)
@@ -287,6 +303,7 @@ def generate(
                 sampler=sampler,
                 guide=guide,
                 early=snapshot.early,
+                finish=None if sampler == ADAPTIVE else finish,
             )
         images.append(snapshot.statistics.to_uint8(x).cpu())
-    return Generated(torch.cat(images), nfe)
+    return Generated(torch.cat(images), nfe, finish.share if finish else 1.0)

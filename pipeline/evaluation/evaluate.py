@@ -101,6 +101,7 @@ class Samples:
     which: Int64
     draw: Int64
     nfe: int
+    share: float  # of the work of the finest level that was done
     seconds: float
 
 
@@ -121,26 +122,27 @@ def sample(model: Model, condition: Condition, dataset: PreparedDataset, params:
     made = generate(model.snapshot, text, seeds, num_steps=model.num_steps, batch_size=budget.batch_size)
     seconds = time.perf_counter() - start
     images = to_resolution(made.images, dataset.resolution)
-    return Samples(made.images, images, which, draw, made.nfe, seconds)
+    return Samples(made.images, images, which, draw, made.nfe, made.share, seconds)
 
 
 def latency(model: Model, dataset: PreparedDataset, condition: Condition, repeats: int = 5) -> dict[str, Any]:
     """Speed of one image alone, as the median of some."""
     text = dataset.text(condition.caption_ids[:1])
-    taken, nfe = [], 0
+    taken = []
     for i in range(repeats + 1):  # the first one warms up
         start = time.perf_counter()
-        nfe = generate(model.snapshot, text, [i], num_steps=model.num_steps).nfe
+        made = generate(model.snapshot, text, [i], num_steps=model.num_steps)
         taken.append(time.perf_counter() - start)
-    return speed(1, nfe, float(np.median(taken[1:])))
+    return speed(1, made.nfe, made.share, float(np.median(taken[1:])))
 
 
-def speed(images: int, nfe: int, seconds: float) -> dict[str, Any]:
+def speed(images: int, nfe: int, share: float, seconds: float) -> dict[str, Any]:
     """One entry of throughput.json."""
     each = max(seconds, 1e-9) / images
     return {
         "images": images,
         "nfe": nfe,
+        "share": round(share, 3),
         "seconds": round(seconds, 3),
         "seconds_per_image": metrics.rounded(each),
         "images_per_second": round(1 / each, 2),
@@ -371,7 +373,9 @@ def evaluate(params: Params, root: Path, say: Say = print, device: str = "cpu") 
         for model in models:
             made = sample(model, condition, dataset, params)
             samples[condition.split][model.name] = made
-            throughput[f"{condition.split}/{model.name}"] = speed(len(made.images), made.nfe, made.seconds)
+            throughput[f"{condition.split}/{model.name}"] = speed(
+                len(made.images), made.nfe, made.share, made.seconds
+            )
             say(_speed_line(model.name, condition.split, made))
     for model in models:
         if not model.slow:

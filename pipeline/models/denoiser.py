@@ -196,12 +196,30 @@ class ShellDenoiser(nn.Module):
     ) -> Estimate:
         """Add the high band to the estimate of the level below. `noisy` [B,3,R,R] has its high band at sigma, its
         low band at `low_sigma`, of the shape of sigma (None: sigma / 2)."""
-        v, s = self.high_band_variance, expand(sigma, self.resolution)
+        s = expand(sigma, self.resolution)
+        return self.octave(noisy, below, s, *_told(sigma, text), self.told_bands(sigma, low_sigma))
+
+    def told_bands(self, sigma: Tensor, low_sigma: Tensor | None) -> Tensor | None:
+        """What the network is told of a low band at a level of its own, if it can be."""
+        return None if low_sigma is None or not self.net.bands else band_features(sigma, low_sigma)
+
+    def octave(
+        self,
+        noisy: Tensor,
+        below: Estimate,
+        s: Tensor,
+        c_noise: Tensor,
+        text: Text,
+        regions: Tensor | None,
+        bands: Tensor | None,
+    ) -> Estimate:
+        """The same for images, or windows of them: `s` are the levels of their pixels [B,1,H,W], or of a size
+        that broadcasts; the others are what the network is told."""
+        v = self.high_band_variance
         k_skip, k_out = v / (v + s**2), s * math.sqrt(v) / (s**2 + v).sqrt()
         c_in = 1 / (s**2 + SIGMA_DATA**2).sqrt()
         x, low = (c_in * noisy).to(self.dtype), (below.denoised / SIGMA_DATA).to(self.dtype)
-        bands = band_features(sigma, low_sigma) if self.net.bands and low_sigma is not None else None
-        out, features = self.net(x, low, below.features.to(self.dtype), *_told(sigma, text), bands)
+        out, features = self.net(x, low, below.features.to(self.dtype), c_noise, text, regions, bands)
         denoised = upsample(below.denoised) + high_pass(k_skip * noisy + k_out * out.float())
         return Estimate(denoised, features)
 
@@ -221,12 +239,20 @@ class ShellDenoiser(nn.Module):
         of each patch [B,1,g,g], as sigma is; and the decoder features.
 
         The level below is trained through this loss only if `joint`; else its estimate is detached."""
-        with torch.set_grad_enabled(self.joint and torch.is_grad_enabled()):
-            below = self.below.estimate(pool(noisy), sigma / 2 if low_sigma is None else low_sigma, text)
+        below = self.estimate_below(noisy, sigma / 2 if low_sigma is None else low_sigma, text)
         estimate = self.add_octave(noisy, below, sigma, text, low_sigma)
-        residual = high_pass(estimate.denoised - images)
+        return self.high_error(estimate.denoised, images, sigma), estimate.features
+
+    def estimate_below(self, noisy: Tensor, low_sigma: Tensor, text: Text) -> Estimate:
+        """What the loss takes from the level below, for images [B,3,R,R]: detached unless `joint`."""
+        with torch.set_grad_enabled(self.joint and torch.is_grad_enabled()):
+            return self.below.estimate(pool(noisy), low_sigma, text)
+
+    def high_error(self, denoised: Tensor, images: Tensor, sigma: Tensor) -> Tensor:
+        """Squared error of the high band of [B,3,H,W], as in `assess`."""
+        residual = high_pass(denoised - images)
         weight = (sigma**2 + self.high_band_variance) / (sigma**2 * self.high_band_variance)
-        return weight * mean_square(residual, sigma) * (4 / 3), estimate.features
+        return weight * mean_square(residual, sigma) * (4 / 3)
 
     def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
         """The error of `assess`."""

@@ -44,6 +44,7 @@ class ShellNet(nn.Module):
         super().__init__()
         assert patch >= 1
         self.patch = patch
+        self.kernels = kernels
         self.regions = regions
         self.bands = bands
         self.feature_channels = channels

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from pipeline.data.dataset import Batches
-from pipeline.diffusion.loss import denoising_loss
+from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import LowBand
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, levels
 from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Statistics
+from pipeline.models.tiles import chances, draw_tiles, trained_tiles
 from pipeline.rng import generator_for, key
 from pipeline.training.fit import Step
 from pipeline.training.optim import average_gradient, linear_decay_lr, my_shards, sum_over_workers
@@ -28,7 +29,8 @@ DrawLow = Callable[[Tensor, Tensor, torch.Generator], LowBand]
 
 @dataclass
 class DenoisingStep:
-    """Train `denoiser` (a core, or a shell around what is below) on its denoising loss.
+    """Train `denoiser` (a core, or a shell around what is below) on its denoising loss; of large images, on some
+    tiles of each (pipeline/models/tiles.py).
 
     `suffix` tells this level from others that train beside it: in the names of its learner ("net" + suffix), of
     its metrics, and of its random streams."""
@@ -62,7 +64,14 @@ class DenoisingStep:
             low = self.draw_low(
                 images, sigma, generator_for(self.seed, f"upscale{self.suffix}", nimg, shard, device)
             )
-        loss, error = denoising_loss(self.denoiser, images, sigma, noise, text.without(dropped), low)
+        given = images, sigma, noise, text.without(dropped)
+        tiled = trained_tiles(self.denoiser)
+        if tiled is None:
+            loss, error = denoising_loss(self.denoiser, *given, low)
+        else:
+            shell, cut, count = tiled
+            chance = chances(images, shell.high_band_variance, cut)
+            loss, error = tiled_loss(shell, *given, cut, *draw_tiles(chance, count, cut, generator), low)
         return loss.mean(), error.mean()
 
     def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,354 @@
+"""What growth costs: parameters, multiply-adds, memory and time of the presets' pyramids, octave by octave.
+
+    python -m benchmarks.scale [--presets small base] [--top 1024] [--steps 32] [--seconds 20]
+
+Counted without allocating anything (on torch's meta device): parameters; multiply-adds of one call of each
+level and of the whole pyramid, for one image; how many steps of a picture run at each level, and what they
+cost against all of them at full resolution; bytes that the stage which trains a level holds. Measured, at
+batch 1 and as long as one run takes no more than `--seconds`: a picture (DPM++(2M), no guidance) and a
+training update of the finest level. Larger sizes are planned (`~`) from the rate of the last one measured.
+Beyond a preset's last shell each has half the channels of the one before, but at least 16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import machine, significant, table
+from benchmarks.train import TEXT_DIM, Pictures, count_parameters, flops, say, seconds_of
+from pipeline.diffusion.ema import power_decay
+from pipeline.diffusion.loss import denoising_loss, tiled_loss
+from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
+from pipeline.diffusion.sampling import sample_pyramid, steps_below
+from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, levels, set_dtype
+from pipeline.models.layers import Text
+from pipeline.models.snapshot import Statistics
+from pipeline.models.tiles import trained_tiles
+from pipeline.training.state import Learner, TrainState
+from pipeline.training.steps import DenoisingStep
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = ("cpu-demo", "small", "base", "large")
+HIGH_BAND = {64: 0.21, 128: 0.15, 256: 0.115}  # sqrt(v) of the emoji; where it ends, FALL for each octave
+FALL = 0.75
+LEAST_CHANNELS = 16
+SIGMA_MAX, SIGMA_MIN = 80.0, 0.002
+AVERAGES = (0.05, 0.10)
+
+
+# --- Shapes.
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Keyword values of the networks of one pyramid, and the px of its core."""
+
+    core: dict[str, Any]
+    shells: tuple[dict[str, Any], ...]
+    core_resolution: int = 32
+
+    def shell(self, octave: int) -> dict[str, Any]:
+        """Of the shell that doubles the resolution for the `octave`th time, from 0."""
+        known = self.shells[min(octave, len(self.shells) - 1)]
+        beyond = max(octave - len(self.shells) + 1, 0)
+        return {**known, "channels": max(known["channels"] >> beyond, min(known["channels"], LEAST_CHANNELS))}
+
+    def build(self, resolution: int) -> Denoiser:
+        """The core and its shells up to `resolution`."""
+        denoiser: Denoiser = build_core(self.core_resolution, TEXT_DIM, self.core)
+        while denoiser.resolution < resolution:
+            net = self.shell(len(levels(denoiser)) - 1)
+            denoiser = build_shell(denoiser, TEXT_DIM, high_band(2 * denoiser.resolution) ** 2, net)
+        return denoiser
+
+
+def high_band(resolution: int) -> float:
+    """sqrt(v) of a shell: that of the emoji, and beyond them a fall that goes on."""
+    if resolution in HIGH_BAND:
+        return HIGH_BAND[resolution]
+    return HIGH_BAND[64] if resolution < 64 else FALL * high_band(resolution // 2)
+
+
+def read_shape(name: str) -> Shape:
+    """Of a preset: its core, its shell, and those of the presets that add an octave each."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe")
+    paths = [ROOT / "presets" / f"{file}.yaml" for file in (name, f"{name}-128", f"{name}-256")]
+    trees = [yaml.load(path.read_text()) for path in paths if path.is_file()]
+    core = {key: value for key, value in trees[0]["core"].items() if key != "resolution"}
+    shells = [{**tree["shell"], "channels": width} for tree in trees for width in widths(tree["shell"])]
+    return Shape(core, tuple(shells), trees[0]["core"]["resolution"])
+
+
+def widths(shell: dict[str, Any]) -> list[int]:
+    """Channels of a preset's shells, which it gives as one number or as a list."""
+    channels = shell["channels"]
+    return channels if isinstance(channels, list) else [channels]
+
+
+# --- Counting.
+
+
+class Plan(NamedTuple):
+    """What is known of the pyramid up to one resolution without running it."""
+
+    resolution: int
+    channels: int  # of its finest level
+    parameters: int
+    macs: list[float]  # multiply-adds of one call up to each level, core first
+    steps: list[int]  # of a picture, at each level
+    state: int  # bytes of the stage that trains the finest level: weights, gradient, optimizer, averages
+    activations: int  # bytes that its update keeps for the backward pass, at batch 1
+    activations_whole: int  # the same without tiles
+    trained: float  # part of an image that an update passes through the finest level: less than 1 with tiles
+
+    @property
+    def picture(self) -> float:
+        """Multiply-adds of a picture, coarse to fine."""
+        return sum(n * cost for n, cost in zip(self.steps, self.macs, strict=True))
+
+    @property
+    def whole(self) -> float:
+        """Multiply-adds of a picture with all steps at full resolution."""
+        return sum(self.steps) * self.macs[-1]
+
+
+def steps_at_levels(denoiser: Denoiser, num_steps: int, lift_at: float) -> list[int]:
+    """How many steps of `sample_pyramid` run at each level, core first."""
+    pyramid, top = levels(denoiser), denoiser.resolution
+    sigmas = karras_sigmas(num_steps, SIGMA_MAX * top / pyramid[0].resolution, SIGMA_MIN)
+    counts = []
+    for above in pyramid[1:]:
+        assert isinstance(above, ShellDenoiser)
+        counts.append(steps_below(above, top, sigmas, lift_at))
+        sigmas = sigmas[counts[-1] :]
+    return [*counts, len(sigmas) - 1]
+
+
+def kept_bytes(work: Callable[[], object], but: nn.Module) -> int:
+    """Bytes that `work` keeps for its backward pass, each storage once, without the parameters of `but`."""
+    own = {p.untyped_storage()._cdata for p in but.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # holds them, so that none is counted twice or reused
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = work()
+    del result
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: torch.dtype) -> Plan:
+    """Count the pyramid up to `resolution`."""
+    with torch.device("meta"):
+        denoiser = shape.build(resolution)
+        text = captions("meta")
+        set_dtype(denoiser, dtype)
+        macs = []
+        for level in levels(denoiser):
+            noisy = torch.empty(1, 3, level.resolution, level.resolution)
+            with torch.no_grad():
+                macs.append(flops(partial(level, noisy, torch.ones(1), text)) / 2)
+        given = noisy, torch.ones(1), noisy, text
+        kept = [kept_bytes(lambda: denoising_loss(denoiser, *given), denoiser)]
+        trained_part = 1.0
+        if tiled := trained_tiles(denoiser):
+            shell, cut, count = tiled
+            tiles, weight = cut.numbered(torch.arange(count)), torch.ones(count)
+            kept.append(kept_bytes(lambda: tiled_loss(shell, *given, cut, tiles, weight), denoiser))
+            trained_part = count * (cut.window / resolution) ** 2
+    everything, trained = count_parameters(denoiser), count_parameters(denoiser.net)
+    return Plan(
+        resolution,
+        denoiser.net.feature_channels,
+        everything,
+        macs,
+        steps_at_levels(denoiser, num_steps, lift_at),
+        4 * (everything + (3 + len(AVERAGES)) * trained),
+        kept[-1],
+        kept[0],
+        trained_part,
+    )
+
+
+def captions(device: str) -> Text:
+    """One caption."""
+    return Pictures(1, 1).text.to(device)
+
+
+# --- Timing.
+
+
+def update_of(denoiser: Denoiser) -> Callable[[], object]:
+    """An update of the finest level at batch 1, as the stages do it."""
+    trained = nn.ModuleList([denoiser.net, denoiser.logvar])
+    averages = {f"{std:g}": partial(power_decay, std) for std in AVERAGES}
+    state = TrainState({"net": Learner(trained, (0.9, 0.99), averages)})
+    step = DenoisingStep(
+        denoiser=denoiser,
+        batches=Pictures(denoiser.resolution, 1),  # type: ignore[arg-type]
+        statistics=Statistics((0.0,) * 3, (0.6,) * 3),
+        draw_sigma=lambda batch, generator: lognormal_sigma(batch, -0.8, 1.4, generator),
+        seed=0,
+        batch_size=1,
+        shards=1,
+        lr=0.01,
+        warmup_images=0,
+        num_images=10**12,
+        text_dropout=0.1,
+    )
+    return lambda: step(state)
+
+
+def picture_of(denoiser: Denoiser, num_steps: int, lift_at: float) -> Callable[[], object]:
+    """A picture, one call a step."""
+    text = captions("cpu")
+    args = ([0], num_steps, 1.0, (0.3, 5.0), lift_at, SIGMA_MAX, SIGMA_MIN, "dpmpp_2m")
+    return lambda: sample_pyramid(denoiser, text, *args)
+
+
+class Clock:
+    """Seconds of a kind of work as it grows: the median of repeats, planned once a run would take too long."""
+
+    def __init__(self, limit: float, repeats: int) -> None:
+        self.limit, self.repeats = limit, repeats
+        self.pace: float | None = None  # seconds for each unit of cost, at the last size measured
+
+    def allows(self, cost: float) -> bool:
+        """Whether work of this cost is to be measured."""
+        return self.limit > 0 and (self.pace is None or cost * self.pace <= self.limit)
+
+    def measure(self, work: Callable[[], object], cost: float) -> str:
+        """Seconds in words."""
+        work()
+        seconds = statistics.median(seconds_of(work, torch.device("cpu"), 1) for _ in range(self.repeats))
+        self.pace = seconds / cost
+        return significant(seconds)
+
+    def planned(self, cost: float) -> str:
+        """Seconds in words, from the last pace."""
+        return "" if self.pace is None else f"~{significant(cost * self.pace)}"
+
+
+def timed(
+    shape: Shape, found: Plan, clocks: tuple[Clock, Clock], lift_at: float, dtype: torch.dtype
+) -> tuple[str, str]:
+    """Seconds of a picture and of an update, in words. An update costs three passes of its level, one of others."""
+    below = found.macs[-2] if len(found.macs) > 1 else 0.0
+    costs = found.picture, below + 3 * (found.macs[-1] - below) * found.trained
+    if not any(clock.allows(cost) for clock, cost in zip(clocks, costs, strict=True)):
+        return clocks[0].planned(costs[0]), clocks[1].planned(costs[1])
+    torch.manual_seed(0)
+    denoiser = shape.build(found.resolution)
+    set_dtype(denoiser, dtype)
+    works = (lambda: picture_of(denoiser, sum(found.steps), lift_at), lambda: update_of(denoiser))
+    said = [
+        clock.measure(make(), cost) if clock.allows(cost) else clock.planned(cost)
+        for make, clock, cost in zip(works, clocks, costs, strict=True)
+    ]
+    return said[0], said[1]
+
+
+# --- Tables.
+
+HEADERS = (
+    "px",
+    "channels",
+    "parameters",
+    "GMAC, level",
+    "GMAC, pyramid",
+    "steps by level",
+    "TMAC a picture",
+    "all at full size",
+    "ratio",
+    "state, MiB",
+    "activations, MiB",
+    "without tiles",
+    "s a picture",
+    "s an update",
+)
+
+
+def row(found: Plan, seconds: Sequence[str]) -> list[str]:
+    """One line of the table."""
+    below = found.macs[-2] if len(found.macs) > 1 else 0.0
+    return [
+        str(found.resolution),
+        str(found.channels),
+        f"{found.parameters / 1e6:.2f}M",
+        significant((found.macs[-1] - below) / 1e9),
+        significant(found.macs[-1] / 1e9),
+        " + ".join(map(str, found.steps)),
+        significant(found.picture / 1e12),
+        significant(found.whole / 1e12),
+        f"{found.whole / found.picture:.2f}x",
+        f"{found.state / 2**20:,.0f}",
+        f"{found.activations / 2**20:,.0f}",
+        f"{found.activations_whole / 2**20:,.0f}",
+        *seconds,
+    ]
+
+
+def scale_table(
+    shape: Shape,
+    top: int,
+    num_steps: int,
+    lift_at: float,
+    limit: float,
+    repeats: int = 3,
+    dtype: torch.dtype = torch.bfloat16,
+) -> str:
+    """A line for the core and for each shell up to `top` px."""
+    clocks = Clock(limit, repeats), Clock(limit, repeats)
+    lines, resolution = [], shape.core_resolution
+    while resolution <= top:
+        found = plan(shape, resolution, num_steps, lift_at, dtype)
+        lines.append(row(found, timed(shape, found, clocks, lift_at, dtype)))
+        say(" | ".join(lines[-1]))
+        resolution *= 2
+    return table(HEADERS, lines)
+
+
+def tables(args: argparse.Namespace) -> Iterator[str]:
+    """One for each preset."""
+    dtype = getattr(torch, args.dtype)
+    for name in args.presets:
+        shape = read_shape(name)
+        text = scale_table(shape, args.top, args.steps, args.lift, args.seconds, args.repeats, dtype)
+        yield f"{name}, {args.steps} steps, {args.dtype}\n\n{text}"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--presets", choices=PRESETS, nargs="*", default=PRESETS)
+    parser.add_argument("--top", type=int, default=1024, help="px")
+    parser.add_argument("--steps", type=int, default=32, help="of a picture")
+    parser.add_argument("--lift", type=float, default=8.0, help="sampling.lift")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of one run that is measured; 0 = none")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"{machine(['torch'])}\n")
+    for text in tables(args):
+        print(f"{text}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Shells on tiles: parts of large images, exactly as in a pass over the whole.
+
+A shell is convolutional, so that what it makes of a tile depends on a window around it: the tile and a halo of
+the network's receptive radius. Windows stay inside of the image, where padding is what it is in the whole pass, and
+begin on positions of the coarsest grid, where pooling is. The level below sees the whole image; windows of its
+estimate and features go with those of the noisy image.
+
+Shapes: B images of R px, N tiles an image, T tiles picked, of `tile` px, in windows of w px.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand, split_level
+from pipeline.models.kernels import SCALES
+from pipeline.models.layers import Text, high_pass, resize
+from pipeline.models.shell import ShellNet
+
+TILE = 64  # px
+TILED_FROM = 256  # px of a shell that is trained on tiles
+LEAST_CHANCE = (
+    1.0  # of a flat tile, to which one of mean detail adds 1 (docs/log.md: with 0.1 gradients are noisier)
+)
+
+
+class Tiles(NamedTuple):
+    """Some tiles of a batch, int64 [T] each: image, and place among its tiles from above and from the left."""
+
+    rows: Tensor
+    y: Tensor
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the images of one shell are cut; all in px. `tile`, `halo` and `resolution` are multiples of the px of
+    one position of every map that is cut."""
+
+    resolution: int
+    tile: int
+    halo: int
+
+    @property
+    def side(self) -> int:
+        """Tiles in a row of an image."""
+        return self.resolution // self.tile
+
+    @property
+    def window(self) -> int:
+        """A tile with its halo."""
+        return self.tile + 2 * self.halo
+
+    def every(self, images: int, device: torch.device) -> Tiles:
+        """All tiles of so many images."""
+        return self.numbered(torch.arange(images * self.side**2, device=device))
+
+    def numbered(self, numbers: Tensor) -> Tiles:
+        """Tiles by their numbers [T] in a batch: images, then rows, then columns."""
+        inside = numbers % self.side**2
+        return Tiles(numbers // self.side**2, inside // self.side, inside % self.side)
+
+    def _start(self, place: Tensor) -> Tensor:
+        return (place * self.tile - self.halo).clamp(0, self.resolution - self.window)
+
+    def windows(self, x: Tensor, tiles: Tiles) -> Tensor:
+        """Windows of a map of any size: [B,C,h,h] to [T,C,w h/R,w h/R]."""
+        px = self.resolution // x.shape[-1]
+        return _gather(
+            x, tiles.rows, self._start(tiles.y) // px, self._start(tiles.x) // px, self.window // px
+        )
+
+    def tiles(self, x: Tensor, tiles: Tiles) -> Tensor:
+        """Tiles without halo of a map of any size: [B,C,h,h] to [T,C,tile h/R,tile h/R]."""
+        size = self.tile * x.shape[-1] // self.resolution
+        return _gather(x, tiles.rows, tiles.y * size, tiles.x * size, size)
+
+    def inner(self, x: Tensor, tiles: Tiles) -> Tensor:
+        """The tiles in their windows: [T,C,n,n] to [T,C,tile n/w,tile n/w]."""
+        px = self.window // x.shape[-1]
+        y, left = ((at * self.tile - self._start(at)) // px for at in (tiles.y, tiles.x))
+        return _gather(x, torch.arange(len(x), device=x.device), y, left, self.tile // px)
+
+    def paste(self, x: Tensor, parts: Tensor, tiles: Tiles) -> Tensor:
+        """`x` [B,C,h,h] with the tiles `parts` [T,C,n,n] in their places; a new tensor."""
+        n, count = parts.shape[-1], self.side
+        cut = x.unflatten(3, (count, n)).unflatten(2, (count, n)).permute(0, 2, 4, 1, 3, 5)
+        cut = cut.clone(memory_format=torch.contiguous_format)
+        cut[tiles.rows, tiles.y, tiles.x] = parts
+        return cut.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def _gather(x: Tensor, rows: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
+    """Squares of [B,C,h,h]: [T,C,size,size]."""
+    steps = torch.arange(size, device=x.device)
+    y, across = top[:, None] + steps, left[:, None] + steps
+    found = x.permute(0, 2, 3, 1)[rows[:, None, None], y[:, :, None], across[:, None, :]]
+    return found.permute(0, 3, 1, 2)
+
+
+def receptive_radius(net: ShellNet) -> int:
+    """How many px beyond the edge of a tile, on a position of the coarsest grid, the net looks."""
+    blocks = len(net.encoder)
+    margin = 1 + 2 * blocks + 2  # conv_out, the decoder, `up`: in fine positions
+    margin = math.ceil(margin / 2) + 2 * blocks  # the middle: in coarse positions
+    margin = 2 * _before(margin + 2, net)  # `down`
+    for _ in range(blocks):
+        margin = _before(margin + 2, net)
+    return net.patch * (margin + 1)  # conv_in
+
+
+def _before(margin: int, net: ShellNet) -> int:
+    """What the convolutions of an encoder block see, of what its kernels mix: one cell of the coarsest more."""
+    if net.kernels == "off":
+        return margin
+    cell = 2 ** (SCALES - 1)
+    return cell * (math.ceil(margin / cell) + 1)
+
+
+def coarsest_px(shell: ShellDenoiser) -> int:
+    """px of one position of the coarsest grid that the shell computes on, or that it gets from the level below."""
+    own = 2 * shell.net.patch * (1 if shell.net.kernels == "off" else 2 ** (SCALES - 1))
+    return max(own, 2 * shell.below.net.patch)
+
+
+def tiling(shell: ShellDenoiser, tile: int = TILE) -> Tiling:
+    """Tiles of at least `tile` px for a shell; their windows may be larger than its images."""
+    px = coarsest_px(shell)
+    return Tiling(shell.resolution, max(tile, px), math.ceil(receptive_radius(shell.net) / px) * px)
+
+
+def tile_octave(
+    shell: ShellDenoiser,
+    noisy: Tensor,
+    below: Estimate,
+    sigma: Tensor,
+    text: Text,
+    cut: Tiling,
+    tiles: Tiles,
+    low_sigma: Tensor | None = None,
+) -> Estimate:
+    """`shell.add_octave` for some tiles of the batch: [B,3,R,R] to an estimate of [T,3,tile,tile]."""
+    c_noise, regions = split_level(sigma)
+    bands = shell.told_bands(sigma, low_sigma)
+
+    def part_of(told: Tensor | None) -> Tensor | None:
+        if told is None or told.shape[-1] == 1:
+            return None if told is None else told[tiles.rows]
+        grid = max(told.shape[-1], cut.resolution // coarsest_px(shell))
+        return cut.windows(resize(told, grid), tiles)
+
+    s = expand(sigma[tiles.rows], 1) if sigma.ndim == 1 else cut.windows(expand(sigma, cut.resolution), tiles)
+    part = Estimate(cut.windows(below.denoised, tiles), cut.windows(below.features, tiles))
+    told = c_noise[tiles.rows], text.select(tiles.rows), part_of(regions), part_of(bands)
+    made = shell.octave(cut.windows(noisy, tiles), part, s, *told)
+    return Estimate(cut.inner(made.denoised, tiles), cut.inner(made.features, tiles))
+
+
+# --- Training.
+
+
+def trained_tiles(denoiser: Denoiser) -> tuple[ShellDenoiser, Tiling, int] | None:
+    """The shell, how it is cut, and how many tiles of each image it is trained on: as many as make up a quarter of
+    it, halos included. None where whole images are trained: cores, shells below TILED_FROM px, and where windows
+    would not save half of the work."""
+    if not isinstance(denoiser, ShellDenoiser) or denoiser.resolution < TILED_FROM:
+        return None
+    cut = tiling(denoiser)
+    whole, part = cut.resolution**2, cut.window**2
+    return (denoiser, cut, max(whole // (4 * part), 1)) if 2 * part <= whole else None
+
+
+def chances(images: Tensor, variance: float, cut: Tiling) -> Tensor:
+    """How likely each tile of clean images [B,3,R,R] is to be drawn: [B,N], in proportion to LEAST_CHANCE and the
+    energy of its high band, in units of that of real images, `variance`."""
+    energy = F.avg_pool2d(high_pass(images).square().mean(dim=1, keepdim=True), cut.tile).flatten(1)
+    chance = LEAST_CHANCE + energy * (4 / 3 / variance)
+    return chance / chance.sum(dim=1, keepdim=True)
+
+
+def draw_tiles(chance: Tensor, count: int, cut: Tiling, generator: torch.Generator) -> tuple[Tiles, Tensor]:
+    """Draw `count` tiles an image, with replacement; and 1 / (N p) of each [T], which makes a mean over them an
+    unbiased estimate of the mean over all."""
+    picked = torch.multinomial(chance, count, replacement=True, generator=generator)
+    first = torch.arange(len(chance), device=chance.device)[:, None] * chance.shape[1]
+    weight = 1 / (chance.shape[1] * chance.gather(1, picked))
+    return cut.numbered((first + picked).flatten()), weight.flatten()
+
+
+def assess_tiles(
+    shell: ShellDenoiser,
+    images: Tensor,
+    noisy: Tensor,
+    sigma: Tensor,
+    text: Text,
+    cut: Tiling,
+    tiles: Tiles,
+    low_sigma: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`shell.assess` for some tiles: (error, features, sigma of the tiles).
+
+    sigma [B] gives an error for each tile [T]; a map [B,1,g,g] one for each of its patches in the tile, or for the
+    tile, whichever is smaller [T,1,n,n]."""
+    below = shell.estimate_below(noisy, sigma / 2 if low_sigma is None else low_sigma, text)
+    made = tile_octave(shell, noisy, below, sigma, text, cut, tiles, low_sigma)
+    if sigma.ndim == 1:
+        levels = sigma[tiles.rows]
+    else:
+        levels = cut.tiles(resize(sigma, max(sigma.shape[-1], cut.side)), tiles)
+    return shell.high_error(made.denoised, cut.tiles(images, tiles), levels), made.features, levels

@@ -1,0 +1,221 @@
+"""Tiles that are finished: when, that they stay, and that the others are computed as if nothing had left."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.diffusion import sampling
+from pipeline.diffusion.finish import Finish, OpenTiles, predicted_error
+from pipeline.diffusion.guidance import Denoise
+from pipeline.diffusion.noise import karras_sigmas
+from pipeline.diffusion.sampling import SAMPLERS, integrate, sample_pyramid
+from pipeline.models import tiles
+from pipeline.models.denoiser import ShellDenoiser, build_core, build_shell
+from pipeline.models.layers import Text, pool
+from pipeline.models.snapshot import Snapshot, Statistics
+from pipeline.models.tiles import tiling
+
+TILE = 16
+
+
+def captions(n: int) -> Text:
+    g = torch.Generator().manual_seed(7)
+    mask = torch.ones(n, 3, dtype=torch.bool)
+    return Text(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+
+
+@pytest.fixture(scope="module")
+def shell() -> ShellDenoiser:
+    """128 px, with windows of 56; random weights, and estimates that settle at different times."""
+    torch.manual_seed(0)
+    core = build_core(64, 8, {"patch": 2, "channels": 8, "channel_mult": [1], "attention": []})
+    made = build_shell(core, 8, 0.04, {"patch": 1, "channels": 8, "num_blocks": 1})
+    with torch.no_grad():
+        for name, p in made.named_parameters():
+            p += 0.3 * torch.randn(p.shape)
+            if name.endswith("out_gain"):
+                p.fill_(0.2)
+    assert tiling(made, TILE).window == 56
+    return made.requires_grad_(False)
+
+
+class Reference:
+    """Whole images at every call; what is finished is masked. Written from the rule, without tiles."""
+
+    def __init__(self, shell: ShellDenoiser, pictures: int, finish: Finish) -> None:
+        self.shell, self.finish = shell, finish
+        self.open = torch.ones(
+            pictures, 1, shell.resolution // TILE, shell.resolution // TILE, dtype=torch.bool
+        )
+
+    def __call__(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        return self.shell(noisy, sigma, text)
+
+    def finishing(self, guided: Denoise) -> Denoise:
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def rms(x: Tensor) -> Tensor:
+            return F.avg_pool2d(x.square().mean(dim=1, keepdim=True), TILE).sqrt()
+
+        def denoise(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+            denoised = guided(noisy, sigma, text)
+            if seen:
+                z, kept = seen[-1]
+                pixels = self.open.repeat_interleave(TILE, 2).repeat_interleave(TILE, 3)
+                denoised = torch.where(pixels, denoised, kept)
+                slope = rms(denoised - kept) / rms(noisy - z)
+                self.open = self.open & (sigma[:, None, None, None] * slope.sqrt() >= self.finish.tolerance)
+            seen.append((noisy, denoised))
+            return denoised
+
+        return denoise
+
+
+def made_by(shell: ShellDenoiser, finish: Finish | None, n: int = 2, **options: object) -> tuple[Tensor, int]:
+    settings = {"num_steps": 12, "guidance": 1.5, "interval": (0.3, 5.0), "lift_at": 30.0, "finish": finish}
+    text = captions(2).select(slice(n))
+    return sample_pyramid(shell, text, list(range(n)), **{**settings, **options})  # type: ignore[arg-type]
+
+
+def tolerance_for(shell: ShellDenoiser, monkeypatch: pytest.MonkeyPatch, **options: object) -> float:
+    """What a few tiles miss at first."""
+    errors: list[Tensor] = []
+
+    def watch(*args: object) -> Tensor:
+        errors.append(predicted_error(*args))  # type: ignore[arg-type]
+        return errors[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.diffusion.finish.predicted_error", watch)
+        made_by(shell, Finish(0.0, TILE), **options)
+    return float(errors[0].quantile(0.97))
+
+
+@pytest.mark.parametrize("guide", ["no_text", "low"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_picture_equals_that_of_whole_images_with_a_mask(
+    shell: ShellDenoiser, sampler: str, guide: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"sampler": sampler, "guide": guide}
+    tolerance, ran = tolerance_for(shell, monkeypatch, **options), 0
+
+    def counted(*args: object) -> object:
+        nonlocal ran
+        ran += len(args[-1].rows)  # type: ignore[attr-defined]
+        return tiles.tile_octave(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pipeline.diffusion.finish.tile_octave", counted)
+    finish = Finish(tolerance, TILE)
+    picture, nfe = made_by(shell, finish, **options)
+    monkeypatch.setattr(sampling, "OpenTiles", Reference)
+    reference, same = made_by(shell, Finish(tolerance, TILE), **options)
+    torch.testing.assert_close(picture, reference, atol=1e-5, rtol=1e-5)
+    assert nfe == same and 0 < finish.share < 1 and ran > 0  # by tiles at times, and whole at others
+    plain, _ = made_by(shell, None, **options)
+    assert not torch.allclose(picture, plain, atol=1e-4)
+
+
+def test_nothing_finished_gives_the_bits_of_the_plain_sampler(shell: ShellDenoiser) -> None:
+    finish = Finish(0.0, TILE)
+    picture, nfe = made_by(shell, finish)
+    plain, calls = made_by(shell, None)
+    assert torch.equal(picture, plain) and nfe == calls and finish.share == 1
+
+
+def test_a_picture_does_not_depend_on_what_is_finished_beside_it(
+    shell: ShellDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tolerance = tolerance_for(shell, monkeypatch, sampler="dpmpp_2m")
+    together, _ = made_by(shell, Finish(tolerance, TILE), n=2, sampler="dpmpp_2m")
+    alone, _ = made_by(shell, Finish(tolerance, TILE), n=1, sampler="dpmpp_2m")
+    torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_finished_tile_keeps_its_estimate_and_costs_nothing(shell: ShellDenoiser) -> None:
+    finish = Finish(math.inf, TILE)  # after the second call everything is
+    opened = OpenTiles(shell, 1, finish)
+    denoise = opened.finishing(opened)
+    g = torch.Generator().manual_seed(0)
+    z = [torch.randn(1, 3, 128, 128, generator=g) for _ in range(4)]
+    calls: list[int] = []
+    hook = shell.net.register_forward_hook(lambda *_: calls.append(1))
+    found = [
+        denoise(x, torch.full((1,), s), captions(1)) for x, s in zip(z, (0.5, 0.4, 0.3, 0.2), strict=True)
+    ]
+    hook.remove()
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[1], found[2]) and torch.equal(found[2], found[3])
+    assert len(calls) == 2 and finish.share == 0.5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_predicted_error_is_that_of_exact_denoisers(sampler: str) -> None:
+    """Gaussian data, of another standard deviation in each tile: the error of the best estimate is known."""
+    std = torch.tensor([0.5, 0.1, 0.02, 0.004])
+    field = std.view(1, 1, 2, 2).repeat_interleave(TILE, 2).repeat_interleave(TILE, 3)
+    g = torch.Generator().manual_seed(1)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def exact(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        denoised = noisy * (field**2 / (field**2 + sigma[:, None, None, None] ** 2))
+        seen.append((noisy, denoised, sigma))
+        return denoised
+
+    sigmas = karras_sigmas(32, 1.0, 0.002)
+    start = field * torch.randn(1, 3, 32, 32, generator=g) + torch.randn(1, 3, 32, 32, generator=g)
+    draw = lambda _: torch.randn(1, 3, 32, 32, generator=g)  # noqa: E731
+    integrate(sampler, exact, start, sigmas, captions(1), draw)
+    for (z0, d0, s0), (z1, d1, s1) in pairwise(seen):
+        if s0 == s1:  # Heun's second estimate at a level, from which it hardly moves
+            continue
+        error = predicted_error(z1 - z0, d1 - d0, s1, TILE)[0]
+        true = std * s1 / (std**2 + s1**2).sqrt()
+        assert (error > 0.8 * true).all() and (error < 2.5 * true).all()
+
+
+def test_a_tile_is_finished_at_half_a_grey_level() -> None:
+    """The tolerance of `generate`, in grey levels of the channel that varies most."""
+    statistics = Statistics((0.0, 0.0, 0.0), (0.3, 0.6, 0.5))
+    tolerance = sampling.HALF_A_GREY_LEVEL / max(statistics.std)
+    grey = torch.full((1, 3, 1, 1), 100.0)
+    step = statistics.standardise(grey + 0.5) - statistics.standardise(grey)
+    assert float(step.min()) == pytest.approx(tolerance, rel=1e-3)
+
+
+@pytest.mark.parametrize(("finish", "share"), [(None, 1.0), (False, 1.0), (True, 2 / 5)])
+def test_the_snapshot_says_whether_tiles_are_finished(
+    shell: ShellDenoiser, finish: bool | None, share: float
+) -> None:
+    """Of pictures that hardly vary, half a grey level is much: all is finished at the second of five calls."""
+    options = {"num_steps": 6, "guidance": 1.0, "guidance_interval": [0.3, 5.0], "lift": 1000.0}
+    options |= {"sampler": "dpmpp_2m"} | ({} if finish is None else {"finish": finish})
+    statistics = {"mean": [0.0] * 3, "std": [1e-5] * 3}
+    snapshot = Snapshot(shell, {"kind": "finetuned", "sampling": options, "statistics": statistics}, "")
+    made = sampling.generate(snapshot, captions(2), [0, 1])
+    assert made.nfe == 6 and made.share == pytest.approx(share)
+
+
+def test_the_level_below_sees_the_noise_that_it_is_told_of(
+    shell: ShellDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where tiles are finished, too: their state goes on towards their estimate, with noise."""
+    pooled: list[tuple[Tensor, Tensor]] = []
+    estimate = shell.below.estimate
+
+    def watch(noisy: Tensor, sigma: Tensor, text: Text) -> object:
+        pooled.append((noisy, sigma))
+        return estimate(noisy, sigma, text)
+
+    monkeypatch.setattr(shell.below, "estimate", watch)
+    opened = OpenTiles(shell, 1, Finish(math.inf, TILE))
+    g = torch.Generator().manual_seed(2)
+    draw = lambda _: torch.randn(1, 3, 128, 128, generator=g)  # noqa: E731
+    sigmas = torch.cat([torch.logspace(-0.3, -1.7, 12, dtype=torch.float64), torch.zeros(1).double()])
+    end = integrate("sde_dpmpp_2m", opened.finishing(opened), 0.5 * draw(0), sigmas, captions(1), draw)
+    assert len(pooled) == 12
+    for noisy, sigma in pooled[9:]:  # all of it finished at the second call, and what was before has faded
+        assert float((noisy - pool(end)).std()) == pytest.approx(float(sigma), rel=0.05)
