@@ -255,7 +255,7 @@ def test_a_registered_model_is_pinned_and_grown_and_another_digest_is_refused(ba
     run("python -m stages.pretrain", bare, env=PROCESS)
     assert "models:/crescendo/1" in run("crescendo pin models:/crescendo/1", bare).stdout
     text = (bare / "params.yaml").read_text()
-    (bare / "params.yaml").write_text(text.replace(registered, "0" * 64))
+    (bare / "params.yaml").write_text(text.replace(registered, "f" * 64))
     refused = last_line(run("python -m stages.finetune", bare, status=74, env=PROCESS))
     assert registered[:12] in refused and "crescendo pin models:/crescendo/1" in refused
     (bare / "params.yaml").write_text(text)
