@@ -239,15 +239,23 @@ Registry(Path(".")).register("crescendo", core, artifacts.directory_digest(core)
 def test_a_registered_model_is_pinned_and_grown_and_another_digest_is_refused(bare: Path) -> None:
     """A core that was registered, in the place of which models/core holds another one."""
     write_prepared(bare / "data/prepared", resolution=32)
-    write_params(bare)
+    few = {"num_images": 16, "sample_images": 16}
+    asked = {
+        "heldout_captions": 4,
+        "samples_per_caption": 1,
+        "train_captions": 8,
+        "teacher_train_captions": 4,
+    }
+    sections = {"pretrain": few, "finetune": few, "refine": few, "evaluate": asked}
+    write_params(bare, **sections)
     run("python -m stages.pretrain", bare, env=PROCESS)
     run(f"python -c '{REGISTER}'", bare)
     registered = json.loads((bare / "models/core/manifest.json").read_text())["digest"]
-    write_params(bare, pretrain={"lr": 0.01})
+    write_params(bare, **{**sections, "pretrain": {**few, "lr": 0.01}})
     run("python -m stages.pretrain", bare, env=PROCESS)
     assert "models:/crescendo/1" in run("crescendo pin models:/crescendo/1", bare).stdout
     text = (bare / "params.yaml").read_text()
-    (bare / "params.yaml").write_text(text.replace(registered, "0" * 64))
+    (bare / "params.yaml").write_text(text.replace(registered, "f" * 64))
     refused = last_line(run("python -m stages.finetune", bare, status=74, env=PROCESS))
     assert registered[:12] in refused and "crescendo pin models:/crescendo/1" in refused
     (bare / "params.yaml").write_text(text)
