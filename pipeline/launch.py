@@ -46,7 +46,7 @@ from pipeline.errors import (
 
 Worker = Callable[[dict[str, Any]], None]
 
-CHECKPOINT_FORMAT = 1  # Another one starts other runs instead of failing to load.
+CHECKPOINT_FORMAT = 2  # Another one starts other runs instead of failing to load.
 RUNS_VARIABLE = "CRESCENDO_RUNS"
 POLL_SECONDS = 1.0
 LINE_SECONDS = 15.0  # between progress lines where there is no terminal
