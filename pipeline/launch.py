@@ -46,7 +46,7 @@ from pipeline.errors import (
 
 Worker = Callable[[dict[str, Any]], None]
 
-CHECKPOINT_FORMAT = 1  # Another one starts other runs instead of failing to load.
+CHECKPOINT_FORMAT = 2  # Another one starts other runs instead of failing to load.
 RUNS_VARIABLE = "CRESCENDO_RUNS"
 STATES = ("result", "checkpoints", "*/checkpoints")  # what a run that began has left in its folder
 POLL_SECONDS = 1.0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.layers import REGION_FEATURES, Level, MPConv, Text, pool, resize
+from pipeline.models.layers import REGION_FEATURES, SILU_GAIN, Level, MPConv, Text, pool, resize
 
 SCALES = 3  # branch k looks at 3 * 2^k positions each way
 HIDDEN = 8
@@ -34,7 +34,7 @@ class KernelMix(nn.Module):
         features = 2 + (REGION_FEATURES if regions else 0)
         by_noise, by_content = mode in ("noise", "both"), mode in ("content", "both")
         self.by_level = nn.Parameter(torch.zeros(SCALES, features)) if by_noise else None
-        self.squeeze = MPConv(channels, HIDDEN, kernel=1) if by_content else None
+        self.squeeze = MPConv(channels, HIDDEN, kernel=1, gain=SILU_GAIN) if by_content else None
         self.by_content = nn.Parameter(torch.zeros(SCALES, HIDDEN)) if by_content else None
 
     def shares(self, x: Tensor, level: Level) -> Tensor:
@@ -58,7 +58,7 @@ class KernelMix(nn.Module):
         return F.interpolate(shares, size=(size, size), mode="bilinear", align_corners=False)
 
     def forward(self, x: Tensor, level: Level) -> Tensor:
-        """Mix [B,C,H,W]; H and W are multiples of 4."""
+        """Mix [B,C,H,W], a SiLU; H and W are multiples of 4."""
         shares = self.shares(x, level)
         g, coarse, out = self.gain, x, x
         for k, branch in enumerate(self.branches):

@@ -4,7 +4,8 @@ normalisation statistics and the learning rate alone decides how fast weights tu
 Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696,
 sections 2.2-2.4 and appendix B (equation numbers below are theirs). Written from the equations.
 
-Shapes: B images, C channels, H and W pixels of the feature map, T text tokens, D text width.
+Shapes: B images, C channels, H and W pixels of the feature map, T text tokens, D text width. Feature maps are
+channels_last in memory, which convolutions and attention read without a copy, on a CPU as on a GPU.
 """
 
 import math
@@ -55,18 +56,30 @@ class Text(NamedTuple):
 def unit_rms(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-8) -> Tensor:
     """Scale `x` to unit root mean square along `dim` (eq. 30, pixel normalisation); a zero stays zero, with a
     finite gradient."""
-    mean_square = x.float().square().mean(dim=dim, keepdim=True)
-    return x * (mean_square + eps).rsqrt().to(x.dtype)
+    norm = torch.linalg.vector_norm(
+        x, dim=dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
+    )
+    return x * (math.sqrt(x.numel() // norm.numel()) / (norm + eps)).to(x.dtype)
+
+
+SILU_GAIN = 1 / 0.596
 
 
 def mp_silu(x: Tensor) -> Tensor:
     """SiLU scaled so that unit Gaussian input gives unit second moment (eq. 81)."""
-    return F.silu(x) * (1 / 0.596)
+    return F.silu(x) * SILU_GAIN
+
+
+def sum_weights(t: float) -> tuple[float, float]:
+    """The factors of a and b in `mp_sum`."""
+    norm = math.sqrt((1 - t) ** 2 + t**2)
+    return (1 - t) / norm, t / norm
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     """Weighted sum that keeps the variance of uncorrelated unit-variance inputs (eq. 88)."""
-    return torch.lerp(a, b, t) * (1 / math.sqrt((1 - t) ** 2 + t**2))
+    of_a, of_b = sum_weights(t)
+    return torch.add(a * of_a, b, alpha=of_b)
 
 
 def mp_cat(a: Tensor, b: Tensor) -> Tensor:
@@ -78,7 +91,7 @@ def mp_cat(a: Tensor, b: Tensor) -> Tensor:
 
 def upsample(x: Tensor) -> Tensor:
     """Nearest-neighbour doubling `U`, the right inverse of `pool`: [B,C,H,W] -> [B,C,2H,2W]."""
-    return x.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def pool(x: Tensor) -> Tensor:
@@ -118,53 +131,54 @@ class FourierFeatures(nn.Module):
 
 
 class MPConv(nn.Module):
-    """Convolution (or linear layer, `kernel` = 0) whose filters always have unit norm (eq. 47, 66).
+    """Convolution (or linear layer, `kernel` = 0) whose filters always have unit norm (eq. 47, 66), times `gain`.
 
     The stored filters have unit root mean square: `renormalize_` projects them back after every optimizer step,
     and `tangent_gradient_` removes the radial part of the gradient before it (what differentiating the division
     by the norm would do). So `forward` only scales by a constant, and a step touches the weights once.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, groups: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, groups: int = 1, gain: float = 1.0
+    ) -> None:
         super().__init__()
         self.groups = groups
         shape = (channels_out, channels_in // groups) + ((kernel, kernel) if kernel else ())
         self.weight = nn.Parameter(torch.randn(shape))
         self.fan_in = self.weight[0].numel()
-        self.renormalize_()
+        self.scale = gain / math.sqrt(self.fan_in)
+        self.kept: tuple[object, Tensor] | None = None  # filters to use, where frozen; not part of the state
+        renormalize_(self.weight.data)
+
+    def filters(self, dtype: torch.dtype) -> Tensor:
+        """The filters to use. Frozen ones are scaled and cast once, and again only where they were loaded or moved;
+        compiled graphs do without, since they fuse it."""
+        if self.weight.requires_grad or torch.compiler.is_compiling():
+            return self.weight.to(dtype) * self.scale
+        version = (self.weight._version, self.weight.device, self.weight.dtype, dtype)
+        if self.kept is None or self.kept[0] != version:
+            self.kept = version, self.weight.detach().to(dtype) * self.scale
+        return self.kept[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to [B, C_in, ...]."""
-        weight = self.weight.to(x.dtype) * (1 / math.sqrt(self.fan_in))
+        weight = self.filters(x.dtype)
         if weight.ndim == 2:
             return x @ weight.t()
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=self.groups)
 
-    @torch.no_grad()
-    def renormalize_(self) -> None:
-        """Project the stored filters back to unit root mean square (forced weight normalisation, eq. 66)."""
-        self.weight.copy_(unit_rms(self.weight, tuple(range(1, self.weight.ndim))))
 
-    @torch.no_grad()
-    def tangent_gradient_(self) -> None:
-        """Project the gradient of each filter onto the sphere's tangent: g - w (w.g) / (w.w)."""
-        if self.weight.grad is not None:
-            w, g = self.weight.flatten(1), self.weight.grad.flatten(1)
-            g.addcmul_(w, (w * g).sum(dim=1, keepdim=True), value=-1 / self.fan_in)
+def renormalize_(filters: Tensor) -> None:
+    """Project filters [N, ...] back to unit root mean square (forced weight normalisation, eq. 66)."""
+    norm = torch.linalg.vector_norm(filters, dim=tuple(range(1, filters.ndim)), keepdim=True)
+    filters.mul_(math.sqrt(filters[0].numel()) / norm.clamp_min(1e-8))
 
 
-def renormalize_(module: nn.Module) -> None:
-    """Project the weights of every `MPConv` below `module`; to be called whenever they were changed."""
-    for layer in module.modules():
-        if isinstance(layer, MPConv):
-            layer.renormalize_()
-
-
-def tangent_gradient_(module: nn.Module) -> None:
-    """Project the gradients of every `MPConv` below `module`; to be called before each optimizer step."""
-    for layer in module.modules():
-        if isinstance(layer, MPConv):
-            layer.tangent_gradient_()
+def tangent_gradient_(gradient: Tensor, filters: Tensor) -> None:
+    """Project the gradient of filters [N, F] of unit root mean square onto the sphere's tangent:
+    g - w (w.g) / (w.w)."""
+    along = (filters * gradient).sum(dim=1, keepdim=True)
+    gradient.addcmul_(filters, along, value=-1 / filters.shape[1])
 
 
 def heads(channels: int, channels_per_head: int) -> int:
@@ -172,47 +186,55 @@ def heads(channels: int, channels_per_head: int) -> int:
     return next(n for n in range(max(1, channels // channels_per_head), 0, -1) if channels % n == 0)
 
 
-class SelfAttention(nn.Module):
-    """Cosine self-attention over the pixels of a small feature map (2312.02696, section 2.2)."""
+def pixels(x: Tensor) -> Tensor:
+    """[B,C,H,W] to [B,HW,C]; a view where channels lie last in memory."""
+    return x.flatten(2).transpose(1, 2)
 
-    def __init__(self, channels: int, channels_per_head: int = 64) -> None:
+
+def unpixels(x: Tensor, like: Tensor) -> Tensor:
+    """[B,HW,C] to [B,C,H,W], with the H and W of `like`."""
+    return x.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+class SelfAttention(nn.Module):
+    """Cosine self-attention over the pixels of a small feature map (2312.02696, section 2.2), times `gain`."""
+
+    def __init__(self, channels: int, channels_per_head: int = 64, gain: float = 1.0) -> None:
         super().__init__()
         self.num_heads = heads(channels, channels_per_head)
         self.qkv = MPConv(channels, channels * 3, kernel=1)
-        self.proj = MPConv(channels, channels, kernel=1)
+        self.proj = MPConv(channels, channels, kernel=1, gain=gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B,C,H,W] to the attention branch of the same shape."""
-        B, C, H, W = x.shape
-        q, k, v = self.qkv(x).reshape(B, 3, self.num_heads, C // self.num_heads, H * W).unbind(1)
-        q, k, v = (unit_rms(t, dim=2).transpose(2, 3) for t in (q, k, v))  # [B, heads, HW, C/heads]
+        qkv = pixels(self.qkv(x)).unflatten(2, (3, self.num_heads, -1))  # [B, HW, 3, heads, C/heads]
+        q, k, v = unit_rms(qkv, dim=-1).transpose(1, 3).unbind(2)  # [B, heads, HW, C/heads]
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(2, 3).reshape(B, C, H, W))
+        return self.proj(unpixels(y.transpose(1, 2).flatten(2), x))
 
 
 class TextAttention(nn.Module):
-    """Cross-attention from pixels to caption tokens. A learned null token is always visible, so that an
-    empty caption is well defined and a pixel may look away from the text."""
+    """Cross-attention from pixels to caption tokens, times `gain`. A learned null token is always visible, so that
+    an empty caption is well defined and a pixel may look away from the text."""
 
-    def __init__(self, channels: int, text_dim: int, channels_per_head: int = 64) -> None:
+    def __init__(self, channels: int, text_dim: int, channels_per_head: int = 64, gain: float = 1.0) -> None:
         super().__init__()
         self.num_heads = heads(channels, channels_per_head)
         self.q = MPConv(channels, channels, kernel=1)
         self.kv = MPConv(text_dim, channels * 2, kernel=0)
         self.null = nn.Parameter(torch.randn(1, 1, text_dim))
-        self.proj = MPConv(channels, channels, kernel=1)
+        self.proj = MPConv(channels, channels, kernel=1, gain=gain)
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
         """Map pixels [B,C,H,W] and text to the attention branch [B,C,H,W]."""
-        B, C, H, W = x.shape
-        shape = (self.num_heads, C // self.num_heads)
-        tokens = torch.cat([self.null.expand(B, -1, -1), text.tokens], dim=1).to(x.dtype)  # [B, 1+T, D]
+        tokens = torch.cat([self.null.expand(len(x), -1, -1), text.tokens], dim=1).to(x.dtype)  # [B, 1+T, D]
         visible = F.pad(text.mask, (1, 0), value=True)[:, None, None]  # [B, 1, 1, 1+T]
-        q = unit_rms(self.q(x).reshape(B, *shape, H * W), dim=2).transpose(2, 3)
-        kv = self.kv(unit_rms(tokens, dim=-1)).reshape(B, tokens.shape[1], 2, *shape)
-        k, v = (unit_rms(t, dim=-1).transpose(1, 2) for t in kv.unbind(2))  # [B, heads, 1+T, C/heads]
+        q = pixels(self.q(x)).unflatten(2, (self.num_heads, -1))  # [B, HW, heads, C/heads]
+        kv = self.kv(unit_rms(tokens, dim=-1)).unflatten(2, (2, self.num_heads, -1))
+        q = unit_rms(q, dim=-1).transpose(1, 2)  # [B, heads, HW, C/heads]
+        k, v = unit_rms(kv, dim=-1).transpose(1, 3).unbind(2)  # [B, heads, 1+T, C/heads]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        return self.proj(y.transpose(2, 3).reshape(B, C, H, W))
+        return self.proj(unpixels(y.transpose(1, 2).flatten(2), x))
 
 
 class Embedding(nn.Module):
@@ -298,14 +320,17 @@ class Block(nn.Module):
         super().__init__()
         self.flavor = flavor
         self.dropout = dropout
-        self.balance = balance
+        self.keep, add = sum_weights(
+            balance
+        )  # residual sums are mp_sum, the factor of the branch in its layers
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.emb_linear = MPConv(emb_channels, channels_out, kernel=0)
         self.conv_skip = MPConv(channels_in, channels_out, kernel=1) if channels_in != channels_out else None
-        self.conv_res0 = MPConv(channels_out if flavor == "enc" else channels_in, channels_out, kernel=3)
-        self.conv_res1 = MPConv(channels_out, channels_out, kernel=3)
-        self.self_attention = SelfAttention(channels_out) if text_dim else None
-        self.text_attention = TextAttention(channels_out, text_dim) if text_dim else None
+        width = channels_out if flavor == "enc" else channels_in
+        self.conv_res0 = MPConv(width, channels_out, kernel=3, gain=SILU_GAIN)
+        self.conv_res1 = MPConv(channels_out, channels_out, kernel=3, gain=SILU_GAIN * add)
+        self.self_attention = SelfAttention(channels_out, gain=add) if text_dim else None
+        self.text_attention = TextAttention(channels_out, text_dim, gain=add) if text_dim else None
         self.region_scale = RegionConv(channels_out) if regions else None
         self.band_scale = RegionConv(channels_out) if bands else None
         self.mixer = mixer
@@ -327,19 +352,19 @@ class Block(nn.Module):
             scale = scale + self.region_scale(level.regions, x.shape[-1])
         if self.band_scale is not None and level.bands is not None:
             scale = scale + self.band_scale(level.bands, x.shape[-1])
-        y = mp_silu(x)
+        y = F.silu(x)
         if self.mixer is not None:
             y = self.mixer(y, level)
         y = self.conv_res0(y)
-        y = mp_silu(y * scale.to(y.dtype))
+        y = F.silu(y * scale.to(y.dtype))
         if self.dropout:
             y = F.dropout(y, self.dropout, self.training)
         y = self.conv_res1(y)
         if self.flavor == "dec" and self.conv_skip is not None:
             x = self.conv_skip(x)
-        x = mp_sum(x, y, self.balance)
+        x = torch.add(y, x, alpha=self.keep)
         # Attention.
         if self.self_attention is not None and self.text_attention is not None:
-            x = mp_sum(x, self.self_attention(x), self.balance)
-            x = mp_sum(x, self.text_attention(x, text), self.balance)
+            x = torch.add(self.self_attention(x), x, alpha=self.keep)
+            x = torch.add(self.text_attention(x, text), x, alpha=self.keep)
         return x

@@ -95,7 +95,8 @@ class ShellNet(nn.Module):
             x, low = F.pixel_unshuffle(x, self.patch), F.pixel_unshuffle(low, self.patch // 2)
         else:
             low = upsample(low)
-        x = self.conv_in(torch.cat([x, low, torch.ones_like(x[:, :1])], dim=1))
+        x = torch.cat([x, low, torch.ones_like(x[:, :1])], dim=1)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         if self.region_in is not None and regions is not None:
             x = x + self.region_in(regions, x.shape[-1]).to(x.dtype)
         if self.band_in is not None and bands is not None:

@@ -89,7 +89,8 @@ class UNet(nn.Module):
         noise = Level(self.embedding(c_noise, text), c_noise, regions)
         if self.patch > 1:
             x = F.pixel_unshuffle(x, self.patch)
-        x = self.conv_in(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         if self.region_in is not None and regions is not None:
             x = x + self.region_in(regions, x.shape[-1]).to(x.dtype)
         skips, levels = [x], []

@@ -8,16 +8,29 @@ random streams and learning rates are functions of `nimg`, so they are not part 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import StorageError
-from pipeline.models.layers import renormalize_, tangent_gradient_
+from pipeline.models.layers import MPConv, renormalize_, tangent_gradient_
+
+
+def by_memory(p: Tensor) -> Tensor:
+    """Kernels [O,I,k,k] as [O,k,k,I], as they lie in the flat vector (channels_last); others as they are."""
+    return p.permute(0, 2, 3, 1) if p.ndim == 4 else p
+
+
+def as_memory(part: Tensor, p: Tensor) -> Tensor:
+    """A part of the flat vector in the shape of p."""
+    return part.view(by_memory(p).shape).permute(0, 3, 1, 2) if p.ndim == 4 else part.view_as(p)
 
 
 class Learner:
-    """A module whose trainable parameters are views into one flat vector, with Adam and weight averages."""
+    """A module whose trainable parameters are views into one flat vector, with Adam and weight averages.
+
+    Filters of one size lie together, as one matrix, so that few operations project them all."""
 
     def __init__(
         self,
@@ -26,17 +39,24 @@ class Learner:
         emas: Mapping[str, Callable[[int, int], float]] = {},  # name -> decay(nimg, batch_size)
     ) -> None:
         self.module = module
-        renormalize_(module)
+        fan_in = {layer.weight: layer.fan_in for layer in module.modules() if isinstance(layer, MPConv)}
         parameters = [p for p in module.parameters() if p.requires_grad]
-        flat = torch.cat([p.detach().reshape(-1) for p in parameters])
+        parameters.sort(key=lambda p: -fan_in.get(p, 0))
+        flat = torch.cat([by_memory(p.detach()).reshape(-1) for p in parameters])
         self.weights = nn.Parameter(flat)
         self.weights.grad = torch.zeros_like(flat)
         start = 0
         for p in parameters:
-            stop = start + p.numel()
-            p.data = self.weights.data[start:stop].view_as(p)
-            p.grad = self.weights.grad[start:stop].view_as(p)
-            start = stop
+            place = slice(start, start + p.numel())
+            p.data = as_memory(self.weights.data[place], p)
+            p.grad = as_memory(self.weights.grad[place], p)
+            start = place.stop
+        self.filters, start = [], 0  # (weights, gradient), views [N, fan_in] of all filters of one size
+        for size, alike in groupby(parameters, key=lambda p: fan_in.get(p, 0)):
+            place = slice(start, start + sum(p.numel() for p in alike))
+            if size:
+                self.filters.append((flat[place].view(-1, size), self.grad[place].view(-1, size)))
+            start = place.stop
         self.adam = torch.optim.Adam([self.weights], lr=0.0, betas=betas, eps=1e-8, fused=True)
         self.adam.state[self.weights] = {
             "step": torch.zeros((), device=flat.device),
@@ -52,14 +72,24 @@ class Learner:
         assert self.weights.grad is not None
         return self.weights.grad
 
+    def renormalize_(self) -> None:
+        """Project the filters of all `MPConv`; to be called whenever the weights were changed."""
+        for weights, _ in self.filters:
+            renormalize_(weights)
+
+    def project_(self) -> None:
+        """Take the radial part out of the gradient of the filters of all `MPConv`."""
+        for weights, gradient in self.filters:
+            tangent_gradient_(gradient, weights)
+
     def update(self, lr: float, nimg: int, batch_size: int) -> None:
         """One Adam step from the accumulated gradient (projected), then the projection of the weights and the
         averages; clears the gradient."""
-        tangent_gradient_(self.module)
+        self.project_()
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
         self.grad.zero_()
-        renormalize_(self.module)
+        self.renormalize_()
         for name, decay in self.decays.items():
             self.emas[name].lerp_(self.weights.detach(), 1 - decay(nimg, batch_size))
 
@@ -68,7 +98,7 @@ class Learner:
         """Lend the module other weights (an average, which is projected) for a while."""
         kept = self.weights.detach().clone()
         self.weights.data.copy_(weights)
-        renormalize_(self.module)
+        self.renormalize_()
         try:
             yield
         finally:

@@ -4,9 +4,25 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, ShellDenoiser, build_core, build_shell
-from pipeline.models.layers import MPConv, Text, high_pass, mp_cat, mp_silu, mp_sum, pool, unit_rms, upsample
+from pipeline.models.layers import (
+    Block,
+    Level,
+    MPConv,
+    Text,
+    high_pass,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    pool,
+    renormalize_,
+    tangent_gradient_,
+    unit_rms,
+    upsample,
+)
 
 NET = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
 
@@ -171,15 +187,69 @@ def test_a_step_is_that_of_a_layer_which_divides_by_its_norm() -> None:
     torch.testing.assert_close(layer(x), expected)
     expected.square().sum().backward()
     layer(x).square().sum().backward()
-    layer.tangent_gradient_()
+    assert layer.weight.grad is not None
+    tangent_gradient_(layer.weight.grad.flatten(1), layer.weight.detach().flatten(1))
     torch.testing.assert_close(layer.weight.grad, weight.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("flavor", ["enc", "dec"])
+def test_a_block_is_what_the_paper_draws(flavor: str) -> None:
+    """Factors that layers and sums have taken in: the same as one operation after the other."""
+    torch.manual_seed(0)
+    block = Block(6, 8, 5, flavor, text_dim=8)
+    nn.init.constant_(block.emb_gain, 0.7)
+    x, emb, text = torch.randn(3, 6, 4, 4), torch.randn(3, 5), captions(3)
+    text = text._replace(mask=torch.tensor([[True, True, False], [False] * 3, [True] * 3]))
+
+    def conv(layer: MPConv | None, x: torch.Tensor) -> torch.Tensor:
+        assert layer is not None
+        w = layer.weight / torch.linalg.vector_norm(layer.weight.flatten(1), dim=1)[:, None, None, None]
+        return F.conv2d(x, w, padding=w.shape[-1] // 2)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        q, k, v = (unit_rms(t, dim=1) for t in (q, k, v))  # [B,C,positions], one head
+        logits = torch.einsum("bcq,bck->bqk", q, k) / math.sqrt(q.shape[1])
+        shares = logits.masked_fill(~mask[:, None], -math.inf).softmax(dim=-1)
+        return torch.einsum("bqk,bck->bcq", shares, v).view(3, 8, 4, 4)
+
+    own, other = block.self_attention, block.text_attention
+    assert own is not None and other is not None
+    y = unit_rms(conv(block.conv_skip, x), 1) if flavor == "enc" else x
+    expected = y if flavor == "enc" else conv(block.conv_skip, x)
+    scale = emb @ (block.emb_linear.weight / math.sqrt(5)).t() * 0.7 + 1
+    y = mp_silu(conv(block.conv_res0, mp_silu(y)) * scale[:, :, None, None])
+    expected = mp_sum(expected, conv(block.conv_res1, y), 0.3)
+    q, k, v = conv(own.qkv, expected).flatten(2).chunk(3, dim=1)
+    y = attend(q, k, v, torch.ones(3, 16, dtype=torch.bool))
+    expected = mp_sum(expected, conv(own.proj, y), 0.3)
+    tokens = unit_rms(torch.cat([other.null.expand(3, -1, -1), text.tokens], dim=1), dim=-1)
+    k, v = (tokens @ (other.kv.weight / math.sqrt(8)).t()).transpose(1, 2).chunk(2, dim=1)
+    mask = F.pad(text.mask, (1, 0), value=True)
+    y = attend(conv(other.q, expected).flatten(2), k, v, mask)
+    expected = mp_sum(expected, conv(other.proj, y), 0.3)
+    torch.testing.assert_close(block(x, Level(emb, torch.zeros(3)), text), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_frozen_filters_are_made_ready_once_and_follow_what_is_loaded() -> None:
+    layer, other, x = MPConv(8, 4, 3), MPConv(8, 4, 3), torch.randn(2, 8, 5, 5, requires_grad=True)
+    expected, of_other = layer(x), other(x)
+    layer.requires_grad_(False)
+    ready = layer.filters(torch.float32)
+    assert layer.filters(torch.float32) is ready
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (layer(x), expected)))
+    assert layer(x.bfloat16()).dtype is torch.bfloat16
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), of_other)
+    layer.double()
+    assert layer(x.double()).dtype is torch.float64
 
 
 def test_renormalised_filters_have_unit_root_mean_square() -> None:
     layer = MPConv(8, 4, 3)
     with torch.no_grad():
         layer.weight *= 3
-    layer.renormalize_()
+    renormalize_(layer.weight.data)
     assert layer.weight.square().mean(dim=(1, 2, 3)).tolist() == pytest.approx([1] * 4, abs=1e-5)
 
 

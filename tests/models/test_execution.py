@@ -1,14 +1,15 @@
-"""How networks run: activations computed again in the backward pass, and compiled as one graph."""
+"""How networks run: activations computed again in the backward pass, one layout, fused attention, one graph."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.diffusion.loss import denoising_loss
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, set_recompute
-from pipeline.models.layers import Text
+from pipeline.models.layers import MPConv, Text
 
 NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.2}
 SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
@@ -56,6 +57,32 @@ def test_recomputed_activations_give_the_bits_of_kept_ones_dropout_included(shel
     assert saved[1] < 0.5 * saved[0]
 
 
+@pytest.mark.parametrize("new", [False, True])
+def test_feature_maps_are_channels_last_and_attention_is_fused_forth_and_back(new: bool) -> None:
+    denoiser, seen = model(shell=True, new=new), []
+
+    def look(layer: MPConv, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        x = inputs[0]
+        if x.ndim == 4 and layer.fan_in > 4:  # not those that read regions
+            maps = [x, output]
+            output.register_hook(maps.append)
+            seen.append(maps)
+
+    for layer in denoiser.modules():
+        if isinstance(layer, MPConv):
+            layer.register_forward_hook(look)
+    x = torch.randn(2, 3, denoiser.resolution, denoiser.resolution)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # refuses what it cannot do
+        denoiser(x, torch.tensor([0.3, 2.0]), no_text(2)).square().mean().backward()
+    assert len(seen) > 20
+    for maps in seen:
+        assert len(maps) == 3
+        for t in maps:
+            known = t.is_contiguous(memory_format=torch.channels_last)
+            assert known or t.shape[1] in (3, 12), t.shape  # of images
+    assert any(maps[1].shape[1] == 96 for maps in seen)  # queries, keys and values
+
+
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("shell", [False, True])
 def test_a_denoiser_compiles_to_one_graph_that_serves_all_levels(shell: bool, regions: bool) -> None:
@@ -66,7 +93,7 @@ def test_a_denoiser_compiles_to_one_graph_that_serves_all_levels(shell: bool, re
         return graph.forward
 
     torch._dynamo.reset()
-    denoiser = model(shell, new=regions).eval()
+    denoiser = model(shell, new=regions).eval().requires_grad_(shell)  # frozen ones, too
     compiled = torch.compile(denoiser, fullgraph=True, backend=count)
     x, text = torch.randn(2, 3, denoiser.resolution, denoiser.resolution), no_text(2)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from pipeline.diffusion.loss import denoising_loss
 from pipeline.diffusion.noise import karras_sigmas, region_sigma
 from pipeline.diffusion.sampling import ADAPTIVE, sample_pyramid, sde_dpmpp_2m
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, split_level
-from pipeline.models.layers import Text, pool, region_features
+from pipeline.models.layers import Text, pool, region_features, renormalize_
 
 NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.0}
 SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
@@ -131,7 +131,7 @@ def test_the_difficulty_head_learns_the_log_of_the_error() -> None:
         optimizer.zero_grad()
         (error / h.exp() + h).mean().backward()
         optimizer.step()
-        head.conv.renormalize_()
+        renormalize_(head.conv.weight.data)
     torch.testing.assert_close(h.exp(), error, rtol=0.1, atol=0)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.diffusion.adversarial import difference_penalty, kernel_distance, spread
 from pipeline.diffusion.ema import gamma_of_std, halflife_decay, power_decay
 from pipeline.errors import BadData, StorageError
-from pipeline.models.layers import pool
+from pipeline.models.layers import MPConv, pool
 from pipeline.rng import generator_for
 from pipeline.training import checkpoint
 from pipeline.training.adversarial import phase_error
@@ -44,6 +44,39 @@ def test_a_learner_does_what_adam_does() -> None:
         adam.step()
     for ours, theirs in zip(own.module.parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_filters_turn_as_if_each_layer_divided_by_its_norm() -> None:
+    """The projection of all layers at once, against differentiating w / ||w|| in every layer."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        *(MPConv(4, 6, 3), MPConv(6, 6, 1), nn.Conv2d(6, 4, 1), MPConv(4, 4, 3, groups=4), MPConv(4, 2, 3))
+    )
+    kept = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
+    own = Learner(module, (0.9, 0.99))
+    assert [(w.shape, g.shape) for w, g in own.filters] == [((8, 36),) * 2, ((4, 9),) * 2, ((6, 6),) * 2]
+    x = torch.randn(2, 4, 5, 5)
+    expected = x
+    for name, layer in module.named_children():
+        w, bias = kept[f"{name}.weight"], kept.get(f"{name}.bias")
+        if isinstance(layer, MPConv):
+            w = w / torch.linalg.vector_norm(w, dim=(1, 2, 3), keepdim=True)
+        groups = getattr(layer, "groups", 1)
+        expected = nn.functional.conv2d(expected, w, bias, padding=w.shape[-1] // 2, groups=groups)
+    torch.testing.assert_close(module(x), expected)
+    expected.square().sum().backward()
+    module(x).square().sum().backward()
+    own.project_()
+    for name, p in module.named_parameters():
+        assert p.grad is not None
+        torch.testing.assert_close(p.grad, kept[name].grad, atol=1e-4, rtol=1e-4)
+    own.update(0.1, 0, 2)
+    assert not own.grad.any()
+    for name, p in module.named_parameters():
+        assert not torch.equal(p, kept[name])
+        if isinstance(module[int(name[0])], MPConv):
+            rms = p.square().flatten(1).mean(dim=1)
+            torch.testing.assert_close(rms, torch.ones_like(rms))
 
 
 def test_a_saved_and_loaded_state_goes_on_with_the_same_bits(tmp_path: Path) -> None:
