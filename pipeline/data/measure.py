@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.data.images import Picture
 
-HASHED = 64  # px a side, about, of which the perceptual hash is made
+HASHED, LOW = 32, 8  # px a side of which the perceptual hash is made, and its frequencies a side
+# Of the discrete cosine transform (type II): the lowest frequencies, a row each.
+COSINES = np.cos(np.pi / HASHED * np.outer(np.arange(LOW), np.arange(HASHED) + 0.5))
 
 
 class Measured(NamedTuple):
@@ -29,40 +31,66 @@ class Measured(NamedTuple):
 
 
 def measure(picture: Picture) -> Measured:
-    """Measure the framed pixels, uint8 [R, R, 3]."""
-    import imagehash
+    """Measure the framed pixels, uint8 [R, R, 3].
+
+    All is exact in integers but the entropy, so that any machine finds the same.
+    """
     from PIL import Image
 
-    pixels = np.ascontiguousarray(picture.pixels)
-    image = Image.fromarray(pixels)
-    grey = image.convert("L")
-    mean, std = _moments(np.array(image.histogram()).reshape(3, 256).sum(0))
-    share = np.array(grey.histogram()) / (grey.width * grey.height)
-    share = share[share > 0]
+    planes = np.ascontiguousarray(picture.pixels.transpose(2, 0, 1))
+    grey = _grey(planes)
+    image = Image.fromarray(grey)
+    mean, variance = _moments(planes)
     return Measured(
-        pixels=hashlib.sha256(pixels.data).hexdigest(),
+        pixels=hashlib.sha256(planes.data).hexdigest(),
         width=picture.width,
         height=picture.height,
         mode=picture.mode,
         mean=round(mean, 4),
-        std=round(std, 4),
-        entropy=round(max(float(-(share * np.log2(share)).sum()), 0.0), 4),
-        sharpness=round(_laplacian_variance(np.asarray(grey)), 4),
-        phash=str(imagehash.phash(grey.reduce(max(grey.width // HASHED, 1)))),
+        std=round(math.sqrt(variance), 4),
+        entropy=round(_entropy(np.array(image.histogram())), 4),
+        sharpness=round(_moments(_laplacian(grey))[1], 4),
+        phash=_phash(np.asarray(image.resize((HASHED, HASHED), Image.Resampling.BOX, reducing_gap=1.0))),
     )
 
 
-def _moments(histogram: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean and standard deviation of the values 0-255, of which there are histogram[i] each."""
-    values, count = np.arange(256), int(histogram.sum())
-    total, squares = int(histogram @ values), int(histogram @ values**2)
-    return total / count, math.sqrt(max(squares * count - total**2, 0)) / count
+def _grey(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Luma of ITU-R BT.601: uint8 [3, H, W] to uint8 [H, W]."""
+    red, green, blue = planes.astype(np.uint16) * np.array([77, 150, 29], np.uint16)[:, None, None]
+    grey: NDArray[np.uint8] = ((red + green + blue + 128) >> 8).astype(np.uint8)
+    return grey
 
 
-def _laplacian_variance(grey: NDArray[np.uint8]) -> float:
+def _moments(values: NDArray[np.integer]) -> tuple[float, float]:
+    """Mean and variance of all values, from sums that are exact."""
+    exact = values.ravel().astype(np.float64)
+    total, squares, count = int(exact.sum()), int(exact @ exact), exact.size
+    return total / count, (squares * count - total**2) / count**2
+
+
+def _entropy(histogram: NDArray[np.int64]) -> float:
+    """Bits, of values of which there are histogram[i] each."""
+    share = histogram[histogram > 0] / histogram.sum()
+    return max(float(-(share * np.log2(share)).sum()), 0.0)
+
+
+def _laplacian(grey: NDArray[np.uint8]) -> NDArray[np.int16]:
+    """Sum of the four neighbours less four times the pixel, uint8 [H, W] to int16 [H-2, W-2]."""
     g = grey.astype(np.int16)
-    laplacian = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1]
-    return float(laplacian.astype(np.float32).var())
+    laplacian = g[:-2, 1:-1] + g[2:, 1:-1]
+    laplacian += g[1:-1, :-2]
+    laplacian += g[1:-1, 2:]
+    laplacian -= 4 * g[1:-1, 1:-1]
+    return laplacian
+
+
+def _phash(small: NDArray[np.uint8]) -> str:
+    """The perceptual hash of pHash: which of the lowest 8 x 8 frequencies of a grey picture, uint8 [32, 32], lie above
+    their median; 16 hexadecimal digits. Frequencies are rounded, so that a blank picture has one hash."""
+    low = np.rint(COSINES @ small @ COSINES.T).ravel()
+    ordered = np.sort(low)
+    median = (ordered[len(low) // 2 - 1] + ordered[len(low) // 2]) / 2
+    return np.packbits(low > median).tobytes().hex()
 
 
 def near_duplicates(hashes: list[str], most: int = 3) -> list[tuple[int, int]]:
