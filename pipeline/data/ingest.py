@@ -24,7 +24,7 @@ from pipeline import artifacts
 from pipeline.config import Data
 from pipeline.data import store
 from pipeline.data.decoder import Decoder, Task
-from pipeline.data.images import Pixels
+from pipeline.data.images import Picture, Pixels
 from pipeline.data.measure import Measured, measure
 from pipeline.data.shards import box_sums
 from pipeline.data.sources import Item, Source
@@ -117,7 +117,7 @@ def _key(item: Item) -> tuple[str, str]:
 @contextmanager
 def block_maker(source: Source, layout: Layout, cache: Path, processes: int) -> Iterator[Work]:
     """`make_block` with decoding processes of its own."""
-    with Decoder(partial(take_in, source, layout), processes) as decoder:
+    with Decoder(source.decode, processes, finish=partial(take_in, layout)) as decoder:
         yield partial(make_block, source, layout, cache, decoder)
 
 
@@ -129,12 +129,14 @@ class TakenIn(NamedTuple):
     measured: Measured
 
 
-def take_in(source: Source, layout: Layout, content: bytes, where: str) -> TakenIn:
-    """Decode and measure a file, and bring it into the form that is stored. Raises BadData."""
-    picture = source.decode(content, where)
-    pixels = np.ascontiguousarray(picture.pixels.transpose(2, 0, 1))
-    sums = box_sums(pixels, layout.low_resolution)
-    return TakenIn(store.encode(pixels, layout.encoding), sums, measure(picture))
+def take_in(layout: Layout, pictures: list[Picture]) -> list[TakenIn]:
+    """Measure decoded pictures, and bring them into the form that is stored."""
+    measured = measure(pictures)
+    planes = [np.ascontiguousarray(picture.pixels.transpose(2, 0, 1)) for picture in pictures]
+    return [
+        TakenIn(store.encode(pixels, layout.encoding), box_sums(pixels, layout.low_resolution), numbers)
+        for pixels, numbers in zip(planes, measured, strict=True)
+    ]
 
 
 def make_block(

@@ -402,7 +402,7 @@ def _write_reports(root: Path, data: Data, metrics: dict[str, Any], found: Exami
     reports.mkdir(parents=True, exist_ok=True)
     sheet = contact_sheet(found)
     if sheet is not None:
-        Image.fromarray(sheet).save(reports / "contact.png")
+        Image.fromarray(sheet).save(reports / "contact.png", compress_level=1)
     artifacts.write_atomic(reports / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
     page = "../prepare/contact.png" if sheet is not None else None
     validation.write_index_page(

@@ -47,7 +47,9 @@ def box_sums(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint16]:
     factor = min(side // resolution, MAX_FACTOR)
     lines = pixels.reshape(3, side // factor, factor, side)
     rows = lines[:, :, 0].astype(np.uint16)
-    for i in range(1, factor):  # whole lines, then every factor-th column: far faster than sums along short axes
+    for i in range(
+        1, factor
+    ):  # whole lines, then every factor-th column: far faster than sums along short axes
         rows += lines[:, :, i]
     sums: NDArray[np.uint16] = rows[:, :, ::factor].copy()
     for i in range(1, factor):

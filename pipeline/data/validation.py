@@ -184,7 +184,7 @@ def validate(records: Sequence[Record], resolution: int, max_tokens: int, docs: 
 def _frame(records: Sequence[Record]) -> Any:
     import pandas as pd
 
-    frame = pd.DataFrame([asdict(record) for record in records], columns=list(Record.__dataclass_fields__))
+    frame = pd.DataFrame([vars(record) for record in records], columns=list(Record.__dataclass_fields__))
     splits: dict[str, set[str]] = defaultdict(set)
     for record in records:
         splits[record.base].add(record.split)

@@ -9,7 +9,8 @@ from pipeline.data.measure import measure, near_duplicates
 
 
 def measured(pixels: np.ndarray):
-    return measure(Picture(pixels.astype(np.uint8), 100, 50, "RGB"))
+    (found,) = measure([Picture(pixels.astype(np.uint8), 100, 50, "RGB")])
+    return found
 
 
 def test_a_blank_picture_has_no_entropy_and_no_edges() -> None:
