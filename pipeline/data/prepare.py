@@ -290,6 +290,8 @@ def make_records(
     """The table that is validated, one record an image."""
     names = [taken.item.captions[0] if taken.item.captions else None for taken in images]
     tokens = encoder.count_tokens([name or "" for name in names])
+    texts = {text for taken in images for text in taken.item.captions}
+    flaws = {text: text_flaws(text) for text in texts}
     twins: dict[int, set[str]] = defaultdict(set)  # splits of each picture's near duplicates
     for a, b in near_duplicates([_measured(taken).phash for taken in images]):
         if bases[a] != bases[b]:
@@ -304,9 +306,7 @@ def make_records(
             subgroup=taken.item.subgroup,
             caption=name,
             num_captions=len(taken.item.captions),
-            caption_flaws=", ".join(
-                sorted({flaw for text in taken.item.captions for flaw in text_flaws(text)})
-            ),
+            caption_flaws=", ".join(sorted({flaw for text in taken.item.captions for flaw in flaws[text]})),
             tokens=count,
             near_elsewhere=len(twins[number] - {splits[base]}),
             aspect=round(max(_measured(taken)[1:3]) / min(_measured(taken)[1:3]), 4),
