@@ -42,7 +42,7 @@ PRELOAD = [
     "kornia_rs",
     "torch",
     "torchvision.io",
-    "torchvision.transforms.v2.functional",
+    "pipeline.data.ingest",
 ]
 
 
