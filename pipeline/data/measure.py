@@ -109,8 +109,8 @@ def _sharpness(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
 def _hashes(small: NDArray[np.uint8]) -> list[str]:
     """The perceptual hash of pHash: which of the lowest 8 x 8 frequencies lie above their median.
 
-    Grey pictures, uint8 [n, 32, 32], to 16 hexadecimal digits each. Frequencies are rounded, so that all blank
-    pictures have one hash.
+    Grey pictures, uint8 [n, 32, 32], to 16 hexadecimal digits each. Frequencies are rounded, so that those of blank
+    pictures are 0, and no noise.
     """
     low = np.rint(COSINES @ small @ COSINES.T).reshape(len(small), -1)
     ordered = np.sort(low, axis=1)
