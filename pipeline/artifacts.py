@@ -76,13 +76,16 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def commit_directory(path: str | os.PathLike[str], meta: dict[str, Any] | None = None) -> Iterator[Path]:
+def commit_directory(
+    path: str | os.PathLike[str], meta: dict[str, Any] | None = None, forced: bool = True
+) -> Iterator[Path]:
     """Yield a temporary directory that becomes `path`, with a manifest, when the block ends well.
 
     `meta` (JSON values) is read at the end of the block, so that it may be filled inside. Whatever
     was at `path` is replaced as a whole. If the block raises, nothing changes; what the system refused to a
     safetensors writer is raised as the OSError it was. One writer at a time: hold a `lease` where
-    there may be more.
+    there may be more. `forced`: to the disk. Without, a machine that fails may leave a directory that does not
+    verify, which will do for a cache.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +95,7 @@ def commit_directory(path: str | os.PathLike[str], meta: dict[str, Any] | None =
     temporary.mkdir()
     try:
         yield temporary
-        _seal(temporary, meta or {})
+        _seal(temporary, meta or {}, forced)
         _swap(temporary, target, aside=target.with_name(f"{target.name}.old-{token}"))
     except BaseException as exc:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -106,17 +109,17 @@ def _token() -> str:
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _seal(directory: Path, meta: dict[str, Any]) -> None:
+def _seal(directory: Path, meta: dict[str, Any], forced: bool) -> None:
     assert not (directory / MANIFEST).exists(), "the manifest is written here, last"
     files = {name: _describe(directory / name) for name in _files_below(directory)}
-    for name in files:
-        fsync_path(directory / name)
     body = {"schema": SCHEMA, "meta": meta, "files": files}
     text = json.dumps({**body, "digest": digest(body)}, sort_keys=True, indent=1, allow_nan=False)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    fsync_path(directory / MANIFEST)
-    for folder, _, _ in os.walk(directory):
-        fsync_path(folder)
+    if forced:
+        for name in (*files, MANIFEST):
+            fsync_path(directory / name)
+        for folder, _, _ in os.walk(directory):
+            fsync_path(folder)
 
 
 def _swap(temporary: Path, target: Path, aside: Path) -> None:

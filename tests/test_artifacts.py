@@ -48,6 +48,17 @@ def test_a_failed_block_changes_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.parametrize("forced", [True, False])
+def test_only_what_is_forced_waits_for_the_disk(tmp_path, monkeypatch, forced):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    with artifacts.commit_directory(tmp_path / "x", forced=forced) as folder:
+        (folder / "a").write_text("a")
+    names = {os.path.basename(path) for path in synced}
+    assert ({"a", "manifest.json"} <= names) == forced
+    artifacts.verify_directory(tmp_path / "x")
+
+
 def test_a_second_commit_replaces_the_first_whole(tmp_path):
     make(tmp_path / "x", b"old")
     with artifacts.commit_directory(tmp_path / "x") as folder:

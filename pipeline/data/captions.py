@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 MAX_CAPTION = 1000  # Characters; longer texts are refused where captions are read.
 MAX_MARKS = 8  # Combining marks in a row. Real writing needs fewer; heaps of them are for show.
@@ -41,6 +42,7 @@ def _limit_marks(text: str) -> str:
     return "".join(kept)
 
 
+@lru_cache(maxsize=1024)  # Names of folders and classes come again and again.
 def normalise(text: str) -> str:
     """`text` as one clean line: NFC, plain quotes, single spaces, no control or invisible characters.
 

@@ -17,7 +17,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
@@ -27,7 +27,8 @@ from pipeline.errors import BadData
 T = TypeVar("T")
 Task = tuple[bytes, str]  # the bytes of a file, and its name for messages
 Chunk = list[Task | BadData]
-Work = Callable[[bytes, str], T]
+Work = Callable[[bytes, str], Any]
+Finish = Callable[[list[Any]], list[T]]
 
 CHUNK = 16  # items sent together
 CHUNK_BYTES = 8 * 2**20  # and their most bytes, unless one alone has more
@@ -41,7 +42,7 @@ PRELOAD = [
     "kornia_rs",
     "torch",
     "torchvision.io",
-    "torchvision.transforms.v2.functional",
+    "pipeline.data.ingest",
 ]
 
 
@@ -49,14 +50,25 @@ class Decoder(Generic[T]):
     """Runs `work` on untrusted bytes in processes that may die. A context manager; leaving it ends them.
 
     Args:
-        work: what to do with (bytes, name); must pickle, and may raise BadData.
+        work: what to do with (bytes, name); may raise BadData.
         processes: how many decode at once.
         seconds: processor time an item may take.
         megabytes: memory an item may take, beyond that of a fresh process.
+        finish: what to do, there, with the results of items that were sent together, so that it costs less each.
+
+    `work` and `finish` must pickle.
     """
 
-    def __init__(self, work: Work[T], processes: int, seconds: float = 2.0, megabytes: int = 512) -> None:
+    def __init__(
+        self,
+        work: Work,
+        processes: int,
+        seconds: float = 2.0,
+        megabytes: int = 512,
+        finish: Finish[T] = list,
+    ) -> None:
         self._work = work
+        self._finish = finish
         self._processes = processes
         self._seconds = seconds
         self._megabytes = megabytes
@@ -97,7 +109,7 @@ class Decoder(Generic[T]):
     def _new_pool(self) -> ProcessPool:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
-        start = (self._work, self._megabytes)
+        start = ((self._work, self._finish), self._megabytes)
         return ProcessPool(self._processes, initializer=_confine, initargs=start, context=context)
 
     def _send(self, chunk: Sequence[Task]) -> ProcessFuture[list[T | BadData]]:
@@ -105,7 +117,8 @@ class Decoder(Generic[T]):
             self.__exit__()
             self._pool = self._new_pool()
         timeout = self._seconds * (len(chunk) + PATIENCE)
-        return self._pool.schedule(_run, (self._work, chunk, self._seconds, self._megabytes), timeout=timeout)
+        task = (self._work, self._finish, chunk, self._seconds, self._megabytes)
+        return self._pool.schedule(_run, task, timeout=timeout)
 
     def _receive(self, chunk: Sequence[Task], future: ProcessFuture[list[T | BadData]]) -> list[T | BadData]:
         try:
@@ -195,11 +208,15 @@ def _address_space() -> int:
         return int(pages.read().split()[0]) * resource.getpagesize()
 
 
-def _run(work: Work[T], chunk: Sequence[Task], seconds: float, megabytes: int) -> list[T | BadData]:
-    return [_attempt(work, content, where, seconds, megabytes) for content, where in chunk]
+def _run(
+    work: Work, finish: Finish[T], chunk: Sequence[Task], seconds: float, megabytes: int
+) -> list[T | BadData]:
+    attempts = [_attempt(work, content, where, seconds, megabytes) for content, where in chunk]
+    finished = iter(finish([each for each in attempts if not isinstance(each, BadData)]))
+    return [each if isinstance(each, BadData) else next(finished) for each in attempts]
 
 
-def _attempt(work: Work[T], content: bytes, where: str, seconds: float, megabytes: int) -> T | BadData:
+def _attempt(work: Work, content: bytes, where: str, seconds: float, megabytes: int) -> Any:
     signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process, even within C code.
     try:
         return work(content, where)

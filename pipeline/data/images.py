@@ -262,8 +262,8 @@ def _padded(pixels: Pixels, framing: Framing) -> Pixels:
 def _quick(content: bytes, image: Image.Image, framing: Framing) -> Pixels | None:
     """A plain file by torch's kernels: uint8 [H, W, 3], not yet padded. None where they cannot, or differ."""
     import torch
+    from torch.nn.functional import interpolate
     from torchvision.io import decode_image
-    from torchvision.transforms.v2 import functional as F
 
     if image.format == "PNG":  # torchvision 0.29 ends its process on nearly every damaged one.
         found = _plain_png(content, image)
@@ -280,9 +280,9 @@ def _quick(content: bytes, image: Image.Image, framing: Framing) -> Pixels | Non
     if whole.dtype != torch.uint8 or whole.shape != (len(image.getbands()), image.height, image.width):
         return None
     left, top, right, bottom, (width, height) = _cut(image.size, framing)
-    part = whole[:, top:bottom, left:right]
-    small = F.resize(part, [height, width], F.InterpolationMode.BICUBIC, antialias=True)
-    pixels: Pixels = small.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    part = whole[None, :, top:bottom, left:right]
+    (small,) = interpolate(part, (height, width), mode="bicubic", antialias=True)
+    pixels: Pixels = small.expand(3, -1, -1).permute(1, 2, 0).numpy()
     return pixels
 
 

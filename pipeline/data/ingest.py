@@ -24,7 +24,7 @@ from pipeline import artifacts
 from pipeline.config import Data
 from pipeline.data import store
 from pipeline.data.decoder import Decoder, Task
-from pipeline.data.images import Pixels
+from pipeline.data.images import Picture, Pixels
 from pipeline.data.measure import Measured, measure
 from pipeline.data.shards import box_sums
 from pipeline.data.sources import Item, Source
@@ -33,7 +33,7 @@ from pipeline.errors import BadData, PipelineError
 BLOCK_ITEMS = 256
 CODE = Path(__file__).parent
 DECODING = ("images.py", "measure.py", "decoder.py", "sources")  # what a decoded picture depends on
-LIBRARIES = ("numpy", "pillow", "torchvision", "kornia-rs", "resvg-py", "imagehash")
+LIBRARIES = ("numpy", "pillow", "torchvision", "kornia-rs", "resvg-py")
 
 Work = Callable[[list[Item]], int]
 Spread = Callable[[Callable[[], AbstractContextManager[Work]], Sequence[list[Item]]], Iterable[int]]
@@ -94,7 +94,7 @@ def ingest(
     processes: decoding processes beside each worker that `spread` makes. heard: is told of progress.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    known = _known(cache)
+    known = _known(cache, artifacts.verify_directory)
     missing = [item for item in items if _key(item) not in known]
     blocks = [missing[i : i + BLOCK_ITEMS] for i in range(0, len(missing), BLOCK_ITEMS)]
     done = len(items) - len(missing)
@@ -103,7 +103,8 @@ def ingest(
         for count in spread(partial(block_maker, source, layout, cache, processes), blocks):
             done += count
             heard(done, len(items))
-        known |= _known(cache, {block for block, _ in known.values()})
+        # These were hashed a moment ago.
+        known |= _known(cache, artifacts.read_manifest, {block for block, _ in known.values()})
     taken = [_taken(item, *known[_key(item)]) for item in items]
     _forget(cache, {each.block for each in taken})
     return taken
@@ -116,7 +117,7 @@ def _key(item: Item) -> tuple[str, str]:
 @contextmanager
 def block_maker(source: Source, layout: Layout, cache: Path, processes: int) -> Iterator[Work]:
     """`make_block` with decoding processes of its own."""
-    with Decoder(partial(take_in, source, layout), processes) as decoder:
+    with Decoder(source.decode, processes, finish=partial(take_in, layout)) as decoder:
         yield partial(make_block, source, layout, cache, decoder)
 
 
@@ -128,12 +129,14 @@ class TakenIn(NamedTuple):
     measured: Measured
 
 
-def take_in(source: Source, layout: Layout, content: bytes, where: str) -> TakenIn:
-    """Decode and measure a file, and bring it into the form that is stored. Raises BadData."""
-    picture = source.decode(content, where)
-    pixels = np.ascontiguousarray(picture.pixels.transpose(2, 0, 1))
-    sums = box_sums(pixels, layout.low_resolution)
-    return TakenIn(store.encode(pixels, layout.encoding), sums, measure(picture))
+def take_in(layout: Layout, pictures: list[Picture]) -> list[TakenIn]:
+    """Measure decoded pictures, and bring them into the form that is stored."""
+    measured = measure(pictures)
+    planes = [np.ascontiguousarray(picture.pixels.transpose(2, 0, 1)) for picture in pictures]
+    return [
+        TakenIn(store.encode(pixels, layout.encoding), box_sums(pixels, layout.low_resolution), numbers)
+        for pixels, numbers in zip(planes, measured, strict=True)
+    ]
 
 
 def make_block(
@@ -154,7 +157,7 @@ def make_block(
             sums.append(answer.sums)
         rows.append(row)
     name = artifacts.digest([_key(item) for item in items])[:32]
-    with artifacts.commit_directory(cache / f"block-{name}", {"items": len(items)}) as folder:
+    with artifacts.commit_directory(cache / f"block-{name}", {"items": len(items)}, forced=False) as folder:
         store.write(folder, "images", stored, len(stored), layout.encoding)
         store.write_array(folder / "low.npy", sums, len(sums))
         (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "ascii")
@@ -170,12 +173,15 @@ def _read(source: Source, item: Item) -> Task | BadData:
         return problem
 
 
-def _known(cache: Path, read: Set[Path] = frozenset()) -> dict[tuple[str, str], tuple[Path, dict[str, Any]]]:
-    """All items in the cache but those of the blocks `read`, by id and version; damaged blocks are removed."""
+def _known(
+    cache: Path, check: Callable[[Path], object], read: Set[Path] = frozenset()
+) -> dict[tuple[str, str], tuple[Path, dict[str, Any]]]:
+    """All items in the cache but those of the blocks `read`, by id and version; blocks that `check` finds damaged
+    are removed."""
     found = {}
     for block in sorted(set(cache.glob("block-*")) - read):
         try:
-            artifacts.verify_directory(block)
+            check(block)
         except PipelineError:  # half-written by a killed run, or damaged since: it is made again
             artifacts.remove(block)
             continue

@@ -290,6 +290,8 @@ def make_records(
     """The table that is validated, one record an image."""
     names = [taken.item.captions[0] if taken.item.captions else None for taken in images]
     tokens = encoder.count_tokens([name or "" for name in names])
+    texts = {text for taken in images for text in taken.item.captions}
+    flaws = {text: text_flaws(text) for text in texts}
     twins: dict[int, set[str]] = defaultdict(set)  # splits of each picture's near duplicates
     for a, b in near_duplicates([_measured(taken).phash for taken in images]):
         if bases[a] != bases[b]:
@@ -304,9 +306,7 @@ def make_records(
             subgroup=taken.item.subgroup,
             caption=name,
             num_captions=len(taken.item.captions),
-            caption_flaws=", ".join(
-                sorted({flaw for text in taken.item.captions for flaw in text_flaws(text)})
-            ),
+            caption_flaws=", ".join(sorted({flaw for text in taken.item.captions for flaw in flaws[text]})),
             tokens=count,
             near_elsewhere=len(twins[number] - {splits[base]}),
             aspect=round(max(_measured(taken)[1:3]) / min(_measured(taken)[1:3]), 4),
@@ -402,7 +402,7 @@ def _write_reports(root: Path, data: Data, metrics: dict[str, Any], found: Exami
     reports.mkdir(parents=True, exist_ok=True)
     sheet = contact_sheet(found)
     if sheet is not None:
-        Image.fromarray(sheet).save(reports / "contact.png")
+        Image.fromarray(sheet).save(reports / "contact.png", compress_level=1)
     artifacts.write_atomic(reports / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
     page = "../prepare/contact.png" if sheet is not None else None
     validation.write_index_page(

@@ -45,9 +45,15 @@ def box_sums(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint16]:
     """Sums over boxes: uint8 [3, R, R] to uint16 [3, r, r], r = max(`resolution`, R / 16)."""
     side = pixels.shape[-1]
     factor = min(side // resolution, MAX_FACTOR)
-    small = side // factor
-    rows = pixels.reshape(3, small, factor, side).sum(2, dtype=np.uint16)  # whole rows first, which is fast
-    sums: NDArray[np.uint16] = rows.reshape(3, small, small, factor).sum(3, dtype=np.uint16)
+    lines = pixels.reshape(3, side // factor, factor, side)
+    rows = lines[:, :, 0].astype(np.uint16)
+    for i in range(
+        1, factor
+    ):  # whole lines, then every factor-th column: far faster than sums along short axes
+        rows += lines[:, :, i]
+    sums: NDArray[np.uint16] = rows[:, :, ::factor].copy()
+    for i in range(1, factor):
+        sums += rows[:, :, i::factor]
     return sums
 
 

@@ -184,7 +184,7 @@ def validate(records: Sequence[Record], resolution: int, max_tokens: int, docs: 
 def _frame(records: Sequence[Record]) -> Any:
     import pandas as pd
 
-    frame = pd.DataFrame([asdict(record) for record in records], columns=list(Record.__dataclass_fields__))
+    frame = pd.DataFrame([vars(record) for record in records], columns=list(Record.__dataclass_fields__))
     splits: dict[str, set[str]] = defaultdict(set)
     for record in records:
         splits[record.base].add(record.split)
@@ -208,6 +208,10 @@ def _run(records: Sequence[Record], expectations: list[Any], site: Path) -> list
         "show_how_to_buttons": False,
         "store_backend": backend,
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "site_section_builders": {
+            "expectations": "none",
+            "profiling": "none",
+        },  # The results' page says it all.
     }
     context.add_data_docs_site(site_name="data_docs", site_config=builder)
     asset = context.data_sources.add_or_update_pandas("prepared").add_dataframe_asset(name="images")

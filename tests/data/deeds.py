@@ -36,6 +36,13 @@ def act(content, where):
     return content.decode().upper()
 
 
+def count_together(words):
+    """Each word, and how many were sent with it; dies of the word FATAL."""
+    if "FATAL" in words:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return [(word, len(words)) for word in words]
+
+
 def limits():
     """Core size, open files, whether Ctrl-C is ignored, threads of torch."""
     import torch

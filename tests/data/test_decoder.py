@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from deeds import act
+from deeds import act, count_together
 
 from pipeline.data import decoder, images
 from pipeline.data.decoder import Decoder
@@ -77,6 +77,15 @@ def test_several_deaths_cost_no_more_than_their_items(acting):
     assert [result.code if isinstance(result, BadData) else result for result in results] == [
         "A", "E-IMG-008", "B", "C",
     ] * 4  # fmt: skip
+
+
+def test_what_was_sent_together_is_finished_together_but_for_what_was_refused(monkeypatch):
+    monkeypatch.setattr(decoder, "CHUNK", 3)
+    with Decoder(act, processes=1, finish=count_together) as opened:
+        results = list(opened.map(tasks("a", "refuse", "b", "c", "fatal", "d")))
+    assert [result.code if isinstance(result, BadData) else result for result in results] == [
+        ("A", 2), "E-IMG-005", ("B", 2), ("C", 1), "E-IMG-008", ("D", 1),
+    ]  # fmt: skip
 
 
 def test_a_bug_in_the_work_comes_through_and_leaves_the_decoder_usable(acting):

@@ -9,13 +9,32 @@ from pipeline.data.measure import measure, near_duplicates
 
 
 def measured(pixels: np.ndarray):
-    return measure(Picture(pixels.astype(np.uint8), 100, 50, "RGB"))
+    (found,) = measure([Picture(pixels.astype(np.uint8), 100, 50, "RGB")])
+    return found
 
 
 def test_a_blank_picture_has_no_entropy_and_no_edges() -> None:
     found = measured(np.full((32, 32, 3), 200))
     assert (found.mean, found.std, found.entropy, found.sharpness) == (200.0, 0.0, 0.0, 0.0)
     assert (found.width, found.height, found.mode) == (100, 50, "RGB")
+
+
+def test_blank_pictures_hash_to_their_mean_alone() -> None:
+    assert {measured(np.full((48, 48, 3), level)).phash for level in range(1, 256)} == {"8000000000000000"}
+    assert measured(np.zeros((48, 48, 3))).phash == "0" * 16
+
+
+@pytest.mark.parametrize("side", [24, 64, 300])
+def test_numbers_do_not_depend_on_company_nor_on_how_the_pixels_lie(side: int) -> None:
+    draw = np.random.default_rng(side)
+    planes = draw.integers(0, 256, (13, 3, side, side), dtype=np.uint8)
+    pictures = [Picture(own.transpose(1, 2, 0), side, side, "RGB") for own in planes]
+    together = measure(pictures)
+    assert together == [measure([picture._replace(pixels=picture.pixels.copy())])[0] for picture in pictures]
+    assert [(one.mean, one.std) for one in together] == [
+        (round(float(own.mean()), 4), round(float(own.std()), 4)) for own in planes.astype(np.float64)
+    ]
+    assert measure([]) == []
 
 
 def test_entropy_counts_grey_levels_in_bits() -> None:

@@ -202,9 +202,10 @@ class LocalTree:
         for place, subfolders, names in os.walk(self._folder, onerror=_raise):
             links = [name for name in subfolders if os.path.islink(os.path.join(place, name))]
             subfolders[:] = [name for name in subfolders if name not in links and not _passed_over(name)]
+            below = os.path.relpath(place, self._folder)
             for name in names + links:
                 if not _passed_over(name):
-                    yield os.path.relpath(os.path.join(place, name), self._folder)
+                    yield name if below == os.curdir else os.path.join(below, name)
 
     def _file(self, name: str) -> File:
         status = os.lstat(self._folder / name)
