@@ -218,6 +218,7 @@ def draw(
     left.axvline(0, color="grey", linewidth=0.8)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
+    left.locator_params(axis="x", nbins=5)
     left.set(xlabel="held-out error less the plain network's, by seed", title="Training, at equal cost")
     for row in rows:
         if row["name"].startswith("R") and row["name"] in results:
@@ -229,24 +230,25 @@ def draw(
                 marker=".",
                 label=row["name"],
             )
-    right.set(
-        xlabel="calls of the network", ylabel="KID (lite2)", xscale="log", yscale="log", title="Sampling"
-    )
-    right.legend(fontsize=8)
+    right.set(xlabel="calls of the network", ylabel="KID (lite2)", yscale="log", title="Sampling")
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path)
 
 
 def draw_pictures(path: Path, folder: Path, names: Sequence[str]) -> None:
-    """The first pictures of each row, one row a line, of the first seed."""
+    """Some pictures of each row, of the first seed, twice as large; in two columns."""
     from PIL import Image, ImageDraw
 
     grids = {name: Image.open(file) for name in names if (file := folder / f"{name}-0.png").is_file()}
     width, height = next(iter(grids.values())).size
-    sheet = Image.new("RGB", (width + 70, height * len(grids)), "white")
+    line, label, half = height // 2 + 1, 80, -(-len(grids) // 2)  # the upper line of each grid
+    sheet = Image.new("RGB", (2 * (2 * width + label), half * 2 * line), "white")
     pen = ImageDraw.Draw(sheet)
     for i, (name, grid) in enumerate(grids.items()):
-        pen.text((4, i * height + height // 2 - 6), name, fill="black")
-        sheet.paste(grid, (70, i * height))
+        left, top = i // half * (2 * width + label), i % half * 2 * line
+        pen.text((left + 4, top + line - 6), name, fill="black")
+        upper = grid.crop((0, 0, width, line)).resize((2 * width, 2 * line), Image.Resampling.NEAREST)
+        sheet.paste(upper, (left + label, top))
     sheet.save(path)
 
 
