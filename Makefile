@@ -36,7 +36,8 @@ nightly: .venv/.stamp
 
 # What each part of the core is worth, into docs/ablations.md; some hours. Stages that are done stay done.
 ablate: .venv/.stamp
-	dvc repro benchmarks/ablations/dvc.yaml
+	dvc repro prepare
+	cd benchmarks/ablations && dvc repro
 	python -m benchmarks.ablations.table
 
 # Two steps: pip cannot check hashes of an editable install.

@@ -13,20 +13,33 @@ from scipy import stats
 
 from benchmarks.ablations import run, table
 from pipeline.diffusion.noise import region_sigma
+from tests.test_imports import closure
 
 ROOT = Path(__file__).parents[1]
 PLAN = run.yaml_of(ROOT / run.FOLDER / "params.yaml")
 
 
 def test_every_network_and_row_is_a_stage_and_has_a_description():
-    with Repo(str(ROOT)) as repo:
-        stages = [s for s in repo.index.stages if "ablations" in s.addressing]
+    with Repo(str(ROOT / run.FOLDER)) as repo:
+        stages = repo.index.stages
     seeds = len(PLAN["seeds"])
     assert len(stages) == seeds * (2 * len(PLAN["networks"]) + len(PLAN["rows"]))
     names = [each["name"] for each in (*PLAN["networks"], *PLAN["rows"])]
     assert set(names) == set(table.WHAT) and len(set(names)) == len(names)
     assert set(table.AGAINST) | set(table.AGAINST.values()) == {row["name"] for row in PLAN["rows"]}
     assert {row["network"] for row in PLAN["rows"]} == {network["name"] for network in PLAN["networks"]}
+
+
+def test_stages_depend_on_the_code_that_they_run():
+    code = {f"../../{path}" for path in closure(ROOT / run.FOLDER / "run.py")} - {
+        f"../../{run.FOLDER}/run.py"
+    }
+    judging = {path for path in code if "/evaluation/" in path}
+    stages = run.yaml_of(ROOT / run.FOLDER / "dvc.yaml")["stages"]
+    named = {
+        name: {dep for dep in s["deps"] if "/" in dep and dep.endswith(".py")} for name, s in stages.items()
+    }
+    assert named == {"train": code - judging, "sample": code, "inspect": code}
 
 
 def test_rows_that_are_compared_have_equal_numbers_of_steps():

@@ -112,7 +112,7 @@ def train(name: str, seed: int, images: int, changes: Sequence[str], maps: str |
     tree["pretrain"] |= {"num_images": images, "sample_images": images, "log_images": 320}
     params = parse_params(tree)
     stage = yaml_of(FOLDER / "dvc.yaml")["stages"]["train"]
-    compared = {path: launch.digest_path(root / path) for path in stage["deps"]}
+    compared = {path: launch.digest_path(root / FOLDER / path) for path in stage["deps"]}
     digest = artifacts.digest({"deps": compared, "params": params.model_dump(mode="json"), "maps": maps})
     folder = root / "runs" / "ablate" / f"{name}-{seed}" / digest[:16]
     folder.mkdir(parents=True, exist_ok=True)
