@@ -121,7 +121,7 @@ def test_upscale_table_has_every_method(tmp_path):
     config = {
         "kind": "finetuned",
         "statistics": {"mean": [0.0] * 3, "std": [0.5] * 3},
-        "sampling": {"lift": 8.0},
+        "sampling": {"lift": [8.0]},
     }
     write_prepared(tmp_path / "data", resolution=32, low_resolution=16)
     snapshot = Snapshot(denoiser.eval(), config, "")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT, merge_tiny, write_prepared
@@ -124,6 +125,9 @@ def test_the_model_is_registered_and_makes_pictures(checkout: Path) -> None:
     for size in (8, 16, 32):
         made = run(f"crescendo generate 'red heart' --num 1 --resolution {size} --out f.png", checkout).stdout
         assert f"wrote 1 pictures of {size}x{size} px" in made
+    larger = run("crescendo upscale g.png --steps 1 --out f.png", checkout).stdout
+    with Image.open(checkout / "g.png") as small, Image.open(checkout / "f.png") as large:
+        assert large.size == (2 * small.width, 2 * small.height), larger
     (checkout / "g.png").unlink()
     (checkout / "f.png").unlink()
 

@@ -142,6 +142,12 @@ def lift(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
     return upsample(low) + high_pass(sigma * noise)
 
 
+def lift_of(lift_at: float | Sequence[float], octave: int) -> float:
+    """The lift to shell number `octave`, 0 the coarsest: of one number for all, or one a shell."""
+    lifts = [lift_at] if isinstance(lift_at, float | int) else lift_at
+    return lifts[min(octave, len(lifts) - 1)]
+
+
 def steps_below(above: ShellDenoiser, top: int, sigmas: Tensor, lift_at: float) -> int:
     """How many steps of the grid `sigmas`, in units of the resolution `top`, come before the lift to `above`: until
     the noise is `lift_at` times the size of its high band, and at least one."""
@@ -183,7 +189,6 @@ def sample_pyramid(
     guides = levels(early) if early else [None] * len(pyramid)
     core = pyramid[0]
     top = denoiser.resolution
-    lifts = [lift_at] if isinstance(lift_at, float | int) else lift_at
     sigmas = karras_sigmas(num_steps, sigma_max * top / core.resolution, sigma_min)
     x = draw("noise", core.resolution) * float(sigmas[0]) * core.resolution / top
     nfe = 0
@@ -194,7 +199,7 @@ def sample_pyramid(
         noise = partial(_step_noise, draw, level.resolution)
         above = pyramid[i + 1] if i + 1 < len(pyramid) else None
         if isinstance(above, ShellDenoiser):
-            n = steps_below(above, top, sigmas, lifts[min(i, len(lifts) - 1)])
+            n = steps_below(above, top, sigmas, lift_of(lift_at, i))
             x = integrate(sampler, guided, x, sigmas[: n + 1] * unit, text, noise)
             x = lift(x, float(sigmas[n]) * 2 * unit, draw(f"lift-{above.resolution}", above.resolution))
             sigmas = sigmas[n:]

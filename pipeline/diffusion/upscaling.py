@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.diffusion.noise import karras_sigmas
-from pipeline.diffusion.sampling import integrate
+from pipeline.diffusion.sampling import integrate, lift_of
 from pipeline.errors import ConfigError
 from pipeline.models.denoiser import ShellDenoiser, levels
 from pipeline.models.layers import Text, high_pass, upsample
@@ -195,7 +195,8 @@ def _double(
 ) -> Double:
     """`add_high_band` between grey levels, with one caption for all."""
     device = next(shell.parameters()).device
-    sigmas = karras_sigmas(num_steps, snapshot.config["sampling"]["lift"] * shell.sigma_high_band, SIGMA_MIN)
+    top = lift_of(snapshot.config["sampling"]["lift"], len(levels(shell)) - 2) * shell.sigma_high_band
+    sigmas = karras_sigmas(num_steps, top, SIGMA_MIN)
 
     def double(images: Tensor, draw: Draw) -> Tensor:
         low = snapshot.statistics.standardise(images.to(device))

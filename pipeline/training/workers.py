@@ -33,7 +33,7 @@ from pipeline.diffusion.noise import (
     region_sigma,
     truncated_lognormal_sigma,
 )
-from pipeline.diffusion.sampling import generate
+from pipeline.diffusion.sampling import generate, lift_of
 from pipeline.errors import ConfigError, StorageError
 from pipeline.models.denoiser import (
     PATCH,
@@ -524,8 +524,8 @@ def noise_law(p: Params, level: Denoiser) -> tuple[DrawSigma, float]:
     """How the noise levels of one level of the pyramid are drawn, and how high they go."""
     if isinstance(level, CoreDenoiser):
         return partial(_lognormal, p.pretrain.p_mean, p.pretrain.p_std), SIGMA_MAX
-    sigma, lifts = level.sigma_high_band, p.sampling.lift
-    top = 2 * lifts[min(len(levels(level)) - 2, len(lifts) - 1)] * sigma
+    sigma = level.sigma_high_band
+    top = 2 * lift_of(p.sampling.lift, len(levels(level)) - 2) * sigma
     return partial(_truncated, math.log(0.9 * sigma), p.finetune.p_std, top), top
 
 

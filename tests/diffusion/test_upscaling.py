@@ -39,7 +39,7 @@ def model(size: int = 16, shells: int = 1, kind: str = "finetuned", **net: objec
     config = {
         "kind": kind,
         "statistics": {"mean": [0.2, 0.0, -0.2], "std": [0.6, 0.5, 0.4]},
-        "sampling": {"lift": 8.0},
+        "sampling": {"lift": [8.0]},
     }
     return Snapshot(denoiser.eval().requires_grad_(False), config, "")
 

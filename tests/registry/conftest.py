@@ -33,7 +33,7 @@ def write_model(
         "kind": kind,
         "text_encoder": {"name": "minilm", "sha256": encoder, "dim": 384, "max_tokens": 16},
         "statistics": {"mean": [0.0, 0.0, 0.0], "std": [0.5, 0.5, 0.5]},
-        "sampling": {"num_steps": 4, "guidance": 1.5, "guidance_interval": [0.3, 5.0], "lift": 8.0},
+        "sampling": {"num_steps": 4, "guidance": 1.5, "guidance_interval": [0.3, 5.0], "lift": [8.0]},
         "lineage": {
             "data": "d" * 64,
             "validation": "f" * 64,
