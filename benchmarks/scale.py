@@ -200,7 +200,7 @@ def update_of(denoiser: Denoiser) -> Callable[[], object]:
     state = TrainState({"net": Learner(trained, (0.9, 0.99), averages)})
     step = DenoisingStep(
         denoiser=denoiser,
-        batches=Pictures(denoiser.resolution, 1),  # type: ignore[arg-type]
+        batches=Pictures(denoiser.resolution, 1),
         statistics=Statistics((0.0,) * 3, (0.6,) * 3),
         draw_sigma=lambda batch, generator: lognormal_sigma(batch, -0.8, 1.4, generator),
         seed=0,

@@ -78,7 +78,7 @@ class Reference:
 def made_by(shell: ShellDenoiser, finish: Finish | None, n: int = 2, **options: object) -> tuple[Tensor, int]:
     settings = {"num_steps": 12, "guidance": 1.5, "interval": (0.3, 5.0), "lift_at": 30.0, "finish": finish}
     text = captions(2).select(slice(n))
-    return sample_pyramid(shell, text, list(range(n)), **{**settings, **options})  # type: ignore[arg-type]
+    return sample_pyramid(shell, text, list(range(n)), **{**settings, **options})
 
 
 def tolerance_for(shell: ShellDenoiser, monkeypatch: pytest.MonkeyPatch, **options: object) -> float:
@@ -86,7 +86,7 @@ def tolerance_for(shell: ShellDenoiser, monkeypatch: pytest.MonkeyPatch, **optio
     errors: list[Tensor] = []
 
     def watch(*args: object) -> Tensor:
-        errors.append(predicted_error(*args))  # type: ignore[arg-type]
+        errors.append(predicted_error(*args))
         return errors[-1]
 
     with monkeypatch.context() as patched:
@@ -105,8 +105,8 @@ def test_a_picture_equals_that_of_whole_images_with_a_mask(
 
     def counted(*args: object) -> object:
         nonlocal ran
-        ran += len(args[-1].rows)  # type: ignore[attr-defined]
-        return tiles.tile_octave(*args)  # type: ignore[arg-type]
+        ran += len(args[-1].rows)
+        return tiles.tile_octave(*args)
 
     monkeypatch.setattr("pipeline.diffusion.finish.tile_octave", counted)
     finish = Finish(tolerance, TILE)
@@ -167,7 +167,10 @@ def test_the_predicted_error_is_that_of_exact_denoisers(sampler: str) -> None:
 
     sigmas = karras_sigmas(32, 1.0, 0.002)
     start = field * torch.randn(1, 3, 32, 32, generator=g) + torch.randn(1, 3, 32, 32, generator=g)
-    draw = lambda _: torch.randn(1, 3, 32, 32, generator=g)  # noqa: E731
+
+    def draw(_):
+        return torch.randn(1, 3, 32, 32, generator=g)
+
     integrate(sampler, exact, start, sigmas, captions(1), draw)
     for (z0, d0, s0), (z1, d1, s1) in pairwise(seen):
         if s0 == s1:  # Heun's second estimate at a level, from which it hardly moves
@@ -213,7 +216,10 @@ def test_the_level_below_sees_the_noise_that_it_is_told_of(
     monkeypatch.setattr(shell.below, "estimate", watch)
     opened = OpenTiles(shell, 1, Finish(math.inf, TILE))
     g = torch.Generator().manual_seed(2)
-    draw = lambda _: torch.randn(1, 3, 128, 128, generator=g)  # noqa: E731
+
+    def draw(_):
+        return torch.randn(1, 3, 128, 128, generator=g)
+
     sigmas = torch.cat([torch.logspace(-0.3, -1.7, 12, dtype=torch.float64), torch.zeros(1).double()])
     end = integrate("sde_dpmpp_2m", opened.finishing(opened), 0.5 * draw(0), sigmas, captions(1), draw)
     assert len(pooled) == 12

@@ -235,7 +235,7 @@ def test_a_training_step_of_a_large_shell_passes_windows_and_is_a_function_of_th
     shell = shell_of(resolution=256)
     step = DenoisingStep(
         denoiser=shell,
-        batches=Pictures(),  # type: ignore[arg-type]
+        batches=Pictures(),
         statistics=Statistics((0.0,) * 3, (0.6,) * 3),
         draw_sigma=lambda batch, generator: torch.rand(batch, generator=generator) + 0.1,
         seed=0,

@@ -124,7 +124,7 @@ def test_lent_weights_are_given_back() -> None:
     own = learner()
     before = own.weights.detach().clone()
     with own.using(torch.zeros_like(before)):
-        assert float(own.module.weight.detach().abs().sum()) == 0  # type: ignore[union-attr,operator]
+        assert float(own.module.weight.detach().abs().sum()) == 0
     assert torch.equal(own.weights, before)
 
 
