@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -169,5 +170,4 @@ def test_shells_beyond_a_preset_have_half_the_channels_of_the_one_before(name):
     widths = [shape.shell(octave)["channels"] for octave in range(6)]
     known = len(shape.shells)
     assert widths[:known] == [shell["channels"] for shell in shape.shells]
-    pairs = zip(widths[known - 1 :], widths[known:], strict=False)
-    assert all(after == max(before // 2, 16) for before, after in pairs)
+    assert all(after == max(before // 2, 16) for before, after in pairwise(widths[known - 1 :]))

@@ -656,6 +656,7 @@ def check_growth(origin: Snapshot, run: Run) -> None:
     config, shells = origin.config, p.shell.nets()
     core = p.core.model_dump(mode="json", exclude={"resolution"})
     pairs = [("core", {"resolution": p.core.resolution, **core}, {**config["core"], **config["core"]["net"]})]
+    # Only the shells that the model to grow has: the others are new.
     pairs += [("shell", net, shell["net"]) for net, shell in zip(shells, config["shells"], strict=False)]
     for section, wanted, built in pairs:
         for name in wanted:
