@@ -164,19 +164,21 @@ def small(dataset: PreparedDataset, rows: np.ndarray) -> Tensor:
 def inspect(name: str, seed: int) -> None:
     """Write held-out errors, of all images and by thirds of their detail, and how well patches are ranked."""
     dataset, snapshot, core = load(name, seed)
-    x, text, _ = held_out(dataset, snapshot)
+    device = next(core.parameters()).device
+    images, text, _ = held_out(dataset, snapshot)
     law = parse_params(yaml_of(Path("params.yaml"))).pretrain
     if name == "no_text":
-        text = text.without(torch.ones(len(x), dtype=torch.bool))
+        text = text.without(torch.ones(len(images), dtype=torch.bool))
+    x, text = images.to(device), text.to(device)
     errors = torch.zeros(len(x), dtype=torch.float64)
     ranked: list[float] = []
     for repeat in range(REPEATS):
         generator = generator_for(0, "ablate-errors", repeat)
-        sigma = lognormal_sigma(len(x), law.p_mean, law.p_std, generator)
-        noise = torch.randn(x.shape, generator=generator)
-        errors += core.error(x, x + sigma[:, None, None, None] * noise, sigma, text).double() / REPEATS
+        sigma = lognormal_sigma(len(x), law.p_mean, law.p_std, generator).to(device)
+        noise = torch.randn(x.shape, generator=generator).to(device)
+        errors += core.error(x, x + sigma[:, None, None, None] * noise, sigma, text).double().cpu() / REPEATS
         ranked += agreement(core, x, noise, text, (0.2, 0.5, 1.0)[repeat % 3])
-    thirds = detail(x, 8).mean(dim=(1, 2, 3)).argsort().tensor_split(3)
+    thirds = detail(images, 8).mean(dim=(1, 2, 3)).argsort().tensor_split(3)
     numbers = {"error": float(errors.mean())}
     numbers |= {
         part: float(errors[i].mean()) for part, i in zip(("plain", "medium", "fine"), thirds, strict=True)
@@ -191,21 +193,22 @@ def agreement(core: CoreDenoiser, x: Tensor, noise: Tensor, text: Text, sigma: f
     if core.difficulty is None:
         return []
     grid = core.resolution // PATCH
-    level = torch.full((len(x), 1, grid, grid), sigma)
+    level = torch.full((len(x), 1, grid, grid), sigma, device=x.device)
     estimate = core.estimate(x + sigma * noise, level, text)
     predicted = core.difficulty(estimate.features, core.logvar(level)).flatten(1)
     true = mean_square(estimate.denoised - x, level).flatten(1)
-    pairs = zip(predicted.numpy(), true.numpy(), strict=True)
+    pairs = zip(predicted.cpu().numpy(), true.cpu().numpy(), strict=True)
     return [float(stats.spearmanr(a, b).statistic) for a, b in pairs if a.std() > 0 and b.std() > 0]
 
 
 def load(name: str, seed: int) -> tuple[PreparedDataset, Snapshot, CoreDenoiser]:
-    """The data, a trained network, and its denoiser."""
+    """The data, a trained network on this machine's device, and its denoiser."""
     torch.set_num_threads(1)
-    snapshot = load_snapshot(FOLDER / "models" / f"{name}-{seed}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    snapshot = load_snapshot(FOLDER / "models" / f"{name}-{seed}", device)
     core = snapshot.denoiser
     assert isinstance(core, CoreDenoiser)
-    set_dtype(core, precision("auto", torch.device("cpu")))
+    set_dtype(core, precision("auto", device))
     if snapshot.early is not None:
         set_dtype(snapshot.early, core.dtype)
     return PreparedDataset(Path("data/prepared")), snapshot, core
@@ -249,9 +252,10 @@ def make(snapshot: Snapshot, text: Text, seeds: Sequence[int], steps: int, way: 
         return made.images, made.nfe
     assert way.sampler == ADAPTIVE and way.guidance == 1
     core, parts = snapshot.denoiser, []
+    device = next(core.parameters()).device
     for i in range(0, len(seeds), 64):
-        part = text.select(slice(i, i + 64))
-        draw = noise_like_seeds(seeds[i : i + 64])
+        part = text.select(slice(i, i + 64)).to(device)
+        draw = noise_like_seeds(seeds[i : i + 64], device)
         estimate, lead = region_estimate(core, part), easy_first
         if way.order == "random":
             shuffled = draw("order", core.resolution // PATCH)[:, :1]
@@ -261,9 +265,8 @@ def make(snapshot: Snapshot, text: Text, seeds: Sequence[int], steps: int, way: 
         sigmas = karras_sigmas(steps, SIGMA_MAX, 0.002)
         x = draw("noise", core.resolution) * SIGMA_MAX
         noise = partial(step_noise, draw, core.resolution)
-        parts.append(
-            snapshot.statistics.to_uint8(sde_dpmpp_2m_adaptive(estimate, x, sigmas, noise, PATCH, lead=lead))
-        )
+        x = sde_dpmpp_2m_adaptive(estimate, x, sigmas, noise, PATCH, lead=lead)
+        parts.append(snapshot.statistics.to_uint8(x).cpu())
     return torch.cat(parts), steps
 
 
@@ -328,32 +331,54 @@ def measure(
     return found | {"retrieval": hits.value}
 
 
-def sample(name: str, network: str, seed: int, steps: Sequence[int], way: Way) -> None:
-    """Write numbers of the pictures that one network makes of held-out captions, and a grid of some."""
-    dataset, snapshot, core = load(network, seed)
+class Wanted(NamedTuple):
+    """Pictures to make: DRAWS of each held-out caption."""
+
+    condition: Condition
+    which: np.ndarray  # caption of each picture
+    seeds: list[int]
+    text: Text
+
+
+def wanted(dataset: PreparedDataset, network: str) -> Wanted:
+    """The same for all rows, but that the network without captions is told none."""
     condition = build_condition(dataset, "heldout", "test", CAPTIONS, CAPTIONS, 0)
-    real = small(dataset, condition.rows)
-    by = judges(dataset, core.resolution)
     draw, which = (grid.ravel() for grid in np.mgrid[:DRAWS, : len(condition.rows)])
     seeds = [key(0, f"ablate/{condition.captions[i]}", int(j)) for i, j in zip(which, draw, strict=True)]
     text = dataset.text([condition.caption_ids[i] for i in which])
     if network == "no_text":
         text = text.without(torch.ones(len(seeds), dtype=torch.bool))
+    return Wanted(condition, which, seeds, text)
+
+
+def judge(
+    name: str, seed: int, dataset: PreparedDataset, by: Judges, made: Mapping[int, tuple[Tensor, int]]
+) -> None:
+    """Write numbers of the pictures of one row, {steps: (pictures, calls)}, and a grid of some."""
+    condition, which, _, _ = wanted(dataset, "")
+    real = small(dataset, condition.rows)
 
     def vectors(ids: Sequence[int]) -> np.ndarray:
         return dataset.text(ids).pooled.double().numpy()
 
     found = []
-    for count in steps:
-        made, nfe = make(snapshot, text, seeds, count, way)
-        found.append({"steps": count, "nfe": nfe, **measure(made, which, condition, real, by, vectors)})
+    for count, (pictures, nfe) in made.items():
+        found.append({"steps": count, "nfe": nfe, **measure(pictures, which, condition, real, by, vectors)})
         print(name, seed, found[-1], flush=True)
     write(
         f"{name}-{seed}.json",
-        {"pictures": len(seeds), "captions": len(condition.rows), "runs": rounded_all(found)},
+        {"pictures": len(which), "captions": len(condition.rows), "runs": rounded_all(found)},
     )
     shown = torch.linspace(0, len(condition.rows) - 1, SHOWN).long()
-    save_grid(FOLDER / "results" / f"{name}-{seed}.png", made[shown], columns=SHOWN // 2)
+    save_grid(FOLDER / "results" / f"{name}-{seed}.png", pictures[shown], columns=SHOWN // 2)
+
+
+def sample(name: str, network: str, seed: int, steps: Sequence[int], way: Way) -> None:
+    """Make pictures of held-out captions with one network, and judge them."""
+    dataset, snapshot, core = load(network, seed)
+    by, plan = judges(dataset, core.resolution), wanted(dataset, network)
+    made = {count: make(snapshot, plan.text, plan.seeds, count, way) for count in steps}
+    judge(name, seed, dataset, by, made)
 
 
 def rounded_all(found: Sequence[Mapping[str, Any]]) -> list[Any]:

@@ -1,0 +1,108 @@
+"""Noise by region and kernels at the size `small`, on a GPU that several trainings share.
+
+    python -m benchmarks.ablations.gpu train [--seeds 0 1] [--images 98304]   # needs no package but the core's
+    python -m benchmarks.ablations.gpu judge                                   # then anywhere
+
+Every network is trained with every seed, each in a process of its own, inspected and sampled there; pictures wait in
+benchmarks/ablations/pictures for `judge`, which needs the extractors. The same images for all networks, so that those
+whose update costs more have the advantage. The data are those in data/prepared, their resolution is not used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.ablations import run
+from pipeline.data.dataset import PreparedDataset
+
+SIZE = ("core.patch=1", "core.channels=96", "core.num_blocks=3", "core.attention=[16, 8]")
+BATCH = 64
+RECIPE = (f"pretrain.batch_size={BATCH}", "pretrain.shards=1", "pretrain.checkpoint_images=10000000")
+NETWORKS = {
+    "small-plain": (),
+    "small-regions": ("regions.probability=0.5",),
+    "small-kernels": ("core.kernels=noise",),
+}
+ROWS: dict[str, tuple[str, str, tuple[int, ...]]] = {  # network, sampler, steps
+    "small-R0": ("small-plain", "sde_dpmpp_2m", (8, 16, 32)),
+    "small-R1": ("small-regions", "sde_dpmpp_2m", (8, 16, 32)),
+    "small-R2": ("small-regions", "adaptive", (8, 16, 32)),
+    "small-K0": ("small-plain", "heun", (16,)),
+    "small-K2": ("small-kernels", "heun", (16,)),
+}
+PICTURES = run.FOLDER / "pictures"
+
+
+def train(network: str, seed: int, images: int, changes: list[str]) -> None:
+    """Train one network, inspect it, and make the pictures of its rows."""
+    start = time.perf_counter()
+    run.train(network, seed, images, [*SIZE, *RECIPE, *NETWORKS[network], *changes], None)
+    print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
+    run.inspect(network, seed)
+    dataset, snapshot, _ = run.load(network, seed)
+    plan = run.wanted(dataset, network)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for row, (of, sampler, steps) in ROWS.items():
+        if of == network:
+            made = {n: run.make(snapshot, plan.text, plan.seeds, n, run.Way(sampler)) for n in steps}
+            arrays = {f"{n} {nfe}": pictures.numpy() for n, (pictures, nfe) in made.items()}
+            np.savez_compressed(PICTURES / f"{row}-{seed}.npz", **arrays)
+            print(f"{row} made after {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def train_all(seeds: list[int], images: int, changes: list[str]) -> int:
+    """All networks with all seeds, side by side; how many failed."""
+    running = []
+    logs = Path("runs/ablate")
+    logs.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for network in NETWORKS:
+            command = [sys.executable, "-m", "benchmarks.ablations.gpu", "one", network]
+            command += ["--seeds", str(seed), "--images", str(images)]
+            command += [f"--set={change}" for change in changes]
+            with open(logs / f"{network}-{seed}.log", "w") as log:
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                running.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+    return sum(process.wait() != 0 for process in running)
+
+
+def judge() -> None:
+    """Numbers of all pictures that are there."""
+    dataset = PreparedDataset(Path("data/prepared"))
+    by = run.judges(dataset, 32)
+    for path in sorted(PICTURES.glob("*.npz")):
+        row, _, seed = path.stem.rpartition("-")
+        with np.load(path) as arrays:
+            made = {int(k.split()[0]): (torch.from_numpy(arrays[k]), int(k.split()[1])) for k in arrays}
+        run.judge(row, int(seed), dataset, by, made)
+
+
+def main() -> None:
+    """Train, or judge."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("train", "one", "judge"))
+    parser.add_argument("network", nargs="?", choices=tuple(NETWORKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--images", type=int, default=98304)
+    parser.add_argument("--set", action="append", default=[], dest="changes")
+    args = parser.parse_args()
+    if args.command == "judge":
+        judge()
+    elif args.command == "one":
+        train(args.network, args.seeds[0], args.images, args.changes)
+    else:
+        sys.exit(train_all(args.seeds, args.images, args.changes))
+
+
+if __name__ == "__main__":
+    main()
