@@ -75,9 +75,8 @@ def detail(images: Tensor, grid: int) -> Tensor:
 
 def arrange(sigma: Tensor, energy: Tensor) -> Tensor:
     """The levels of each map [B,1,g,g] in the order of `energy`: the largest where it is largest."""
-    places = energy.flatten(1).argsort(dim=1, stable=True)
-    out = torch.empty_like(sigma.flatten(1)).scatter_(1, places, sigma.flatten(1).sort(dim=1).values)
-    return out.view(sigma.shape)
+    place = energy.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
+    return sigma.flatten(1).sort(dim=1).values.gather(1, place).view(sigma.shape)
 
 
 def bridge_noise(sigma: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
