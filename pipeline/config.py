@@ -126,6 +126,13 @@ class Regions(Section):
     """Noise levels that differ by region, in the training of core and shell."""
 
     probability: Fraction
+    maps: Literal["random", "bridge"]
+
+    @model_validator(mode="after")
+    def _check(self) -> Regions:
+        effective = self.maps == "random" or self.probability > 0
+        _require(effective, "maps: 'bridge' has no effect without probability above 0. Fix: write random")
+        return self
 
 
 class Training(Section):
@@ -331,6 +338,9 @@ class Params(Section):
         _require(
             not small, f"regions.probability: a core of {low} px has too few patches of 4 px; it needs 8 px"
         )
+        fits = self.regions.maps == "random" or self.finetune.upscale_probability == 0
+        cure = "write random, or finetune.upscale_probability: 0.0"
+        _require(fits, f"regions.maps: 'bridge' needs low bands without a clock of their own. Fix: {cure}")
         coarse = low // self.shell.patch  # positions of the first shell's coarse feature map
         fits = self.shell.kernels == "off" or coarse >= 4
         _require(

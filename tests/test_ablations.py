@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from dvc.repo import Repo
 from scipy import stats
 
 from benchmarks.ablations import run, table
-from pipeline.diffusion.noise import region_sigma
 from tests.test_imports import closure
 
 ROOT = Path(__file__).parents[1]
@@ -45,26 +43,6 @@ def test_stages_depend_on_the_code_that_they_run():
 def test_rows_that_are_compared_have_equal_numbers_of_steps():
     steps = {row["name"]: len(row["steps"]) for row in PLAN["rows"]}
     assert all(steps[ours] == steps[base] for ours, base in table.AGAINST.items())
-
-
-def test_arranged_maps_keep_their_levels_and_follow_the_energy():
-    generator = torch.Generator().manual_seed(0)
-    sigma = region_sigma(torch.tensor([0.5, 2.0]), 4, 1.0, generator, 80.0)
-    energy = torch.rand(2, 1, 4, 4, generator=generator)
-    arranged = run.arrange(sigma, energy)
-    assert torch.equal(arranged.flatten(1).sort().values, sigma.flatten(1).sort().values)
-    assert all(
-        stats.spearmanr(a.numpy(), b.numpy()).statistic == pytest.approx(1)
-        for a, b in zip(arranged.flatten(1), energy.flatten(1), strict=True)
-    )
-
-
-def test_detail_is_that_of_each_patch():
-    images = torch.zeros(1, 3, 16, 16)
-    images[:, :, :4, 4:8] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2)
-    expected = torch.zeros(1, 1, 4, 4)
-    expected[0, 0, 0, 1] = 1.0
-    assert torch.equal(run.detail(images, 4), expected)
 
 
 def test_overrides_are_yaml_and_only_of_known_keys():

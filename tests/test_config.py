@@ -98,6 +98,8 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         ("core.kernels", "all", "core.kernels: 'all' is not valid"),
         ("core.kernels", True, "core.kernels: True is not valid"),
         ("regions.probability", 1.5, "regions.probability: 1.5 is not valid"),
+        ("regions.maps", "oracle", "regions.maps: 'oracle' is not valid"),
+        ("regions.maps", "bridge", "regions.maps: 'bridge' has no effect without probability above 0"),
         ("data.background", [255, 255], "data.background: needs 3 numbers"),
         ("data.background", [255, 255, 256], "data.background[2]"),
         (
@@ -155,6 +157,13 @@ def test_a_lift_is_one_number_or_one_an_octave():
     for lift, kept in ((8, (8,)), ([8.0], (8.0,)), ([8.0, 4.0], (8.0, 4.0))):
         tree["sampling"]["lift"] = lift
         assert parse_params(tree).sampling.lift == kept
+
+
+def test_bridges_and_low_bands_with_a_clock_of_their_own_exclude_each_other():
+    tree = changed("regions", {"probability": 0.5, "maps": "bridge"})
+    assert parse_params(tree).regions.maps == "bridge"
+    tree["finetune"]["upscale_probability"] = 0.2
+    assert "regions.maps: 'bridge' needs low bands without a clock of their own" in refusal(tree)
 
 
 def test_the_adaptive_sampler_takes_no_guide_but_captions():

@@ -28,7 +28,7 @@ from pipeline import artifacts, launch
 from pipeline.config import parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.adaptive import easy_first, region_estimate, sde_dpmpp_2m_adaptive
-from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
+from pipeline.diffusion.noise import arrange, detail, karras_sigmas, lognormal_sigma
 from pipeline.diffusion.sampling import ADAPTIVE, generate, noise_like_seeds
 from pipeline.evaluation.evaluate import Condition, build_condition
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
@@ -36,7 +36,7 @@ from pipeline.evaluation.metrics import prdc
 from pipeline.evaluation.retrieval import Judge, top_k
 from pipeline.evaluation.statistics import kid_by_unit, number_units
 from pipeline.models.denoiser import PATCH, CoreDenoiser, mean_square, set_dtype
-from pipeline.models.layers import Text, high_pass
+from pipeline.models.layers import Text
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.rng import generator_for, key
 from pipeline.training.steps import DenoisingStep
@@ -74,18 +74,6 @@ class IndependentMaps(DenoisingStep):
         one = lognormal_sigma(len(sigma), *self.law, generator)[:, None, None, None].expand(sigma.shape)
         several = torch.rand((len(sigma), 1, 1, 1), generator=generator, device=generator.device) < 0.5
         return torch.where(several, own, one).clamp(0.002, SIGMA_MAX)
-
-
-def detail(images: Tensor, grid: int) -> Tensor:
-    """Mean square of the high band over each patch of images [B,3,R,R]: [B,1,g,g]."""
-    return mean_square(high_pass(images), images.new_ones(len(images), 1, grid, grid))
-
-
-def arrange(sigma: Tensor, energy: Tensor) -> Tensor:
-    """The levels of each map [B,1,g,g] in the order of `energy`: the largest where it is largest."""
-    places = energy.flatten(1).argsort(dim=1, stable=True)
-    out = torch.empty_like(sigma.flatten(1)).scatter_(1, places, sigma.flatten(1).sort(dim=1).values)
-    return out.view(sigma.shape)
 
 
 def overridden(tree: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -397,7 +385,7 @@ def main() -> None:
     one = commands.add_parser("train")
     one.add_argument("--name", required=True)
     one.add_argument("--images", type=int, required=True)
-    one.add_argument("--set", action="append", default=[], dest="changes")
+    one.add_argument("--set", nargs="+", default=[], dest="changes")
     one.add_argument("--maps", choices=["detail", "independent"])
     one.set_defaults(run=lambda a: train(a.name, a.seed, a.images, a.changes, a.maps))
 

@@ -24,7 +24,7 @@ Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # {name: {seed: numbers
 
 BASELINE = "plain"
 AGAINST = {
-    "R0-heun": "R0", "R0-dpmpp": "R0", "R1": "R0", "R2": "R0", "R3": "R2", "R4": "R0", "R5": "R0",
+    "R0-heun": "R0", "R0-dpmpp": "R0", "R1": "R0", "R2": "R0", "R3": "R2", "R4": "R0", "R5": "R0", "R7": "R2",
     "K1": "K0", "K2": "K0", "K3": "K0", "K4": "K0",
     "T0": "T4", "T1": "T4", "T2": "T0", "T3": "T0", "T5": "T0", "T6": "T0", "T7": "T5",
 }  # fmt: skip
@@ -33,6 +33,7 @@ WHAT = {
     "regions": "maps of levels, half of the images",
     "detail_maps": "maps that follow the clean image's detail",
     "independent_maps": "maps of independent levels",
+    "bridge_maps": "maps of the network's own estimate, by a bridge",
     "kernels_fixed": "kernels, a third each",
     "kernels_noise": "kernels mixed by noise",
     "kernels_content": "kernels mixed by content",
@@ -46,6 +47,7 @@ WHAT = {
     "R3": "trained with maps, patches in random order",
     "R4": "maps of the clean image's detail, sampled by the estimate's",
     "R5": "independent maps, easy patches first",
+    "R7": "maps by a bridge, easy patches first",
     "K0": "no kernels",
     "K1": "a third each",
     "K2": "mixed by noise",

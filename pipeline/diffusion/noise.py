@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.models.layers import pool
+from pipeline.models.denoiser import expand, mean_square
+from pipeline.models.layers import high_pass, pool
 
 MEAN_ABS_NORMAL = 0.8  # mean of |N(0,1)|, rounded
 LOW_SIGMAS = (0.005, 0.5)  # of pictures that are trained to be upscaled
@@ -65,6 +66,48 @@ def region_sigma(
     mixed = (level * (w * (n - MEAN_ABS_NORMAL)).exp()).clamp(sigma_min, sigma_max)
     mixed = torch.where(uniform(*shape) < finished, sigma_min, mixed)
     return torch.where(uniform(len(sigma), 1, 1, 1) < probability, mixed, level)
+
+
+def detail(images: Tensor, grid: int) -> Tensor:
+    """Mean square of the high band over each of grid x grid patches of images [B,C,R,R]: [B,1,g,g]."""
+    return mean_square(high_pass(images), images.new_ones(len(images), 1, grid, grid))
+
+
+def arrange(sigma: Tensor, energy: Tensor) -> Tensor:
+    """The levels of each map [B,1,g,g] in the order of `energy`: the largest where it is largest."""
+    place = energy.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
+    return sigma.flatten(1).sort(dim=1).values.gather(1, place).view(sigma.shape)
+
+
+def bridge_noise(sigma: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise for maps `sigma` [B,1,g,g] that goes on from x + top noise, `top` being the highest level of each map:
+    r noise + sqrt(1 - r^2) fresh, r = sigma / top; [B,C,R,R].
+
+    x + sigma times it is the Brownian bridge from x + top noise down to x: standard normal for a map that does not
+    know `noise`, and x + top noise is the result with more noise, independent of both."""
+    ratio = sigma / sigma.amax(dim=(1, 2, 3), keepdim=True)
+    fresh = torch.randn(noise.shape, generator=generator, device=noise.device)
+    rest = (-torch.expm1(2 * ratio.log())).sqrt()  # 0 at the highest level
+    return expand(ratio, noise.shape[-1]) * noise + expand(rest, noise.shape[-1]) * fresh
+
+
+def bridge_maps(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Arrange the levels of maps `sigma` [B,1,g,g] by what the images [B,C,R,R] show at the highest of them: the
+    plainer the estimate `denoise(x + top noise, top)` [B,C,R,R] of a patch, the lower its level. Returns the maps,
+    and noise that leads there by a Brownian bridge.
+
+    They do not leak the images: what the map knows of x is in x + top noise, which is z = x + sigma noise with more
+    noise, so that z tells all of it, and E[x | z, sigma] is that of maps drawn without a look."""
+    top = sigma.amax(dim=(1, 2, 3))
+    seen = denoise(images + expand(top, images.shape[-1]) * noise, top)
+    sigma = arrange(sigma, detail(seen, sigma.shape[-1]))
+    return sigma, bridge_noise(sigma, noise, generator)
 
 
 class LowBand(NamedTuple):

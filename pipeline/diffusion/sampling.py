@@ -268,8 +268,8 @@ def generate(
 
     `num_steps` is the number of passes of a refined model (one of its `passes`), else of steps of `sampler`
     (one of SAMPLERS, or ADAPTIVE), guided by `guide` (one of GUIDES). Raises ConfigError where the snapshot
-    lacks the weights of its guide, or was not trained for its sampler. The snapshot says whether tiles are finished
-    early (`finish`), once their predicted error is half a grey level."""
+    lacks the weights of its guide, or was not trained or set for its sampler. The snapshot says whether tiles are
+    finished early (`finish`), once their predicted error is half a grey level."""
     config = snapshot.config
     # Older snapshots do not name these.
     sampling = {"sampler": "heun", "guide": "no_text", "finish": False, **config["sampling"]}
@@ -286,6 +286,9 @@ def generate(
     if sampler == ADAPTIVE and guide != "no_text" and config["kind"] != "refined":
         problem = f"{guide!r} cannot guide the adaptive sampler"
         raise ConfigError("E-CFG-049", "guide", problem, "choose no_text, or another sampler")
+    if sampler == ADAPTIVE and sampling["finish"] and config["kind"] != "refined":
+        problem = "'adaptive' cannot finish tiles early, as this model's sampling.finish asks"
+        raise ConfigError("E-CFG-053", "sampler", problem, "choose another sampler")
     device = next(snapshot.denoiser.parameters()).device
     finish = Finish(HALF_A_GREY_LEVEL / max(snapshot.statistics.std)) if sampling["finish"] else None
     images, nfe = [], 0
@@ -308,7 +311,7 @@ def generate(
                 sampler=sampler,
                 guide=guide,
                 early=snapshot.early,
-                finish=None if sampler == ADAPTIVE else finish,
+                finish=finish,
             )
         images.append(snapshot.statistics.to_uint8(x).cpu())
     return Generated(torch.cat(images), nfe, finish.share if finish else 1.0)

@@ -68,6 +68,15 @@ class KernelMix(nn.Module):
         return out * (1 + g.square()).rsqrt().to(x.dtype)
 
 
+def mixes(denoiser: nn.Module) -> dict[str, KernelMix]:
+    """The mixes of a network by the names of their blocks, without those of the level below."""
+    return {
+        name.removeprefix("net.").removesuffix(".mixer"): module
+        for name, module in denoiser.named_modules()
+        if isinstance(module, KernelMix) and not name.startswith("below")
+    }
+
+
 @torch.no_grad()
 def mean_kernel_px(
     denoiser: nn.Module, images: Tensor, text: Text, sigmas: Sequence[float], generator: torch.Generator
@@ -83,11 +92,7 @@ def mean_kernel_px(
         sizes = 3 * mix.px * 2 ** torch.arange(SCALES, device=images.device)
         found.setdefault(name, []).append(float((mix.shares(*inputs).mean(dim=(0, 2, 3)) * sizes).sum()))
 
-    hooks = [
-        module.register_forward_hook(partial(look, name.removeprefix("net.").removesuffix(".mixer")))
-        for name, module in denoiser.named_modules()
-        if isinstance(module, KernelMix) and not name.startswith("below")
-    ]
+    hooks = [mix.register_forward_hook(partial(look, block)) for block, mix in mixes(denoiser).items()]
     noise = torch.randn(images.shape, generator=generator, device=images.device)
     for sigma in sigmas if hooks else ():
         denoiser(images + sigma * noise, torch.full((len(images),), sigma, device=images.device), text)

@@ -7,13 +7,14 @@ floating-point sums.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pipeline.data.dataset import Batches
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
-from pipeline.diffusion.noise import LowBand
+from pipeline.diffusion.noise import LowBand, bridge_maps
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, levels
 from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Statistics
@@ -47,6 +48,7 @@ class DenoisingStep:
     num_images: int
     text_dropout: float
     draw_low: DrawLow | None = None  # from images and levels, where low bands have a clock of their own
+    bridge: bool = False  # whether maps of levels are arranged by the denoiser's own estimate
     suffix: str = ""
 
     def shard_loss(self, nimg: int, shard: int) -> tuple[Tensor, Tensor]:
@@ -58,13 +60,17 @@ class DenoisingStep:
         sigma = self.levels(images, generator)
         noise = torch.randn(images.shape, generator=generator, device=device)
         dropped = torch.rand(len(images), generator=generator, device=device) < self.text_dropout
+        text = text.without(dropped)
+        if self.bridge:
+            own = generator_for(self.seed, f"bridge{self.suffix}", nimg, shard, device)
+            sigma, noise = self.bridged(images, sigma, noise, text, own)
         torch.manual_seed(key(self.seed, f"dropout{self.suffix}", nimg, shard))
         low = None
         if self.draw_low is not None:
             low = self.draw_low(
                 images, sigma, generator_for(self.seed, f"upscale{self.suffix}", nimg, shard, device)
             )
-        given = images, sigma, noise, text.without(dropped)
+        given = images, sigma, noise, text
         tiled = trained_tiles(self.denoiser)
         if tiled is None:
             loss, error = denoising_loss(self.denoiser, *given, low)
@@ -77,6 +83,22 @@ class DenoisingStep:
     def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Noise levels of a shard, without a look at its images [B,3,R,R]: see docs/method.md, "Regions"."""
         return self.draw_sigma(len(images), generator)
+
+    @torch.no_grad()
+    def bridged(
+        self, images: Tensor, sigma: Tensor, noise: Tensor, text: Text, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """`bridge_maps` by the denoiser as it is now, of those images whose levels differ; the others keep theirs,
+        and their noise."""
+        assert self.draw_low is None, "bridges do not know the low band's own clock"
+        rows = (sigma != sigma[:, :, :1, :1]).flatten(1).any(dim=1).nonzero()[:, 0]
+        if len(rows) == 0:
+            return sigma, noise
+        self.denoiser.eval()  # no dropout
+        estimate = partial(self.denoiser, text=text.select(rows))
+        maps, led = bridge_maps(estimate, images[rows], sigma[rows], noise[rows], generator)
+        set_learning(self.denoiser)
+        return sigma.index_copy(0, rows, maps), noise.index_copy(0, rows, led)
 
     def standardise(self, images: Tensor) -> Tensor:
         """Grey levels at the data's resolution to standardised pixels at the denoiser's, by exact 2x2 means."""

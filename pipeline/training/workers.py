@@ -47,7 +47,7 @@ from pipeline.models.denoiser import (
     set_recompute,
 )
 from pipeline.models.discriminator import CoreFeatures, FrozenFeatures, Heads, Lite0Features
-from pipeline.models.kernels import mean_kernel_px
+from pipeline.models.kernels import mean_kernel_px, mixes
 from pipeline.models.layers import Text, high_pass, pool
 from pipeline.models.snapshot import (
     Snapshot,
@@ -217,6 +217,8 @@ class Run:
 
     def kernel_picture(self, snapshot: Snapshot, path: Path) -> None:
         """Draw the mean effective kernel against ln sigma, on held-out images; nothing where kernels are off."""
+        if not mixes(snapshot.denoiser):
+            return
         images, text, _ = self.images_and_names(self.pick("val", GRID))
         images = snapshot.statistics.standardise(images)
         while images.shape[-1] > snapshot.resolution:
@@ -224,8 +226,7 @@ class Run:
         sigmas = torch.logspace(-2, 1, 13).tolist()
         noise = generator_for(self.params.seed, "kernels", device=self.device)
         curves = mean_kernel_px(snapshot.denoiser, images, text, sigmas, noise)
-        if curves:
-            save_kernels(path, sigmas, curves)
+        save_kernels(path, sigmas, curves)
 
     def sample_grid(self, snapshot: Snapshot, path: Path, guide: str | None = None) -> None:
         """Draw samples of 8 training captions (above) and 8 held-out ones (below), fixed seeds."""
@@ -390,6 +391,7 @@ def train_parts(
             num_images=s.num_images,
             text_dropout=s.text_dropout,
             draw_low=by_band(run, part.level, statistics),
+            bridge=p.regions.maps == "bridge",
             suffix=part.suffix,
         )
         for part in parts

@@ -12,7 +12,8 @@ from pipeline.diffusion import sampling
 from pipeline.diffusion.finish import Finish, OpenTiles, predicted_error
 from pipeline.diffusion.guidance import Denoise
 from pipeline.diffusion.noise import karras_sigmas
-from pipeline.diffusion.sampling import SAMPLERS, integrate, sample_pyramid
+from pipeline.diffusion.sampling import ADAPTIVE, SAMPLERS, integrate, sample_pyramid
+from pipeline.errors import ConfigError
 from pipeline.models import tiles
 from pipeline.models.denoiser import ShellDenoiser, build_core, build_shell
 from pipeline.models.layers import Text, pool
@@ -200,6 +201,21 @@ def test_the_snapshot_says_whether_tiles_are_finished(
     snapshot = Snapshot(shell, {"kind": "finetuned", "sampling": options, "statistics": statistics}, "")
     made = sampling.generate(snapshot, captions(2), [0, 1])
     assert made.nfe == 6 and made.share == pytest.approx(share)
+
+
+def test_the_adaptive_sampler_is_refused_where_tiles_are_to_be_finished() -> None:
+    net = {"patch": 2, "channels": 8, "channel_mult": [1], "attention": [], "regions": True}
+    shell = build_shell(build_core(16, 8, net), 8, 0.04, {"patch": 2, "channels": 8, "regions": True})
+    options = {"num_steps": 4, "guidance": 1.0, "guidance_interval": [0.3, 5.0], "lift": 8.0}
+    statistics = {"mean": [0.0] * 3, "std": [0.5] * 3}
+
+    def made(finish: bool) -> sampling.Generated:
+        config = {"kind": "finetuned", "sampling": {**options, "finish": finish}, "statistics": statistics}
+        return sampling.generate(Snapshot(shell.eval(), config, ""), captions(1), [0], sampler=ADAPTIVE)
+
+    assert made(finish=False).nfe == 4
+    with pytest.raises(ConfigError, match="sampler: 'adaptive' cannot finish tiles early"):
+        made(finish=True)
 
 
 def test_the_level_below_sees_the_noise_that_it_is_told_of(

@@ -226,7 +226,8 @@ def test_captions_are_dropped_at_the_given_rate(trained: Path, monkeypatch: pyte
 def test_models_with_kernels_and_regions_train_and_grow_only_on_their_like(
     trained: Path, tiny_tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    tree = {**tiny_tree, "regions": {"probability": 0.5}, "shell": {**tiny_tree["shell"], "kernels": "both"}}
+    regions = {"probability": 0.5, "maps": "random"}
+    tree = {**tiny_tree, "regions": regions, "shell": {**tiny_tree["shell"], "kernels": "both"}}
     with pytest.raises(ConfigError, match="was trained without regions .regions.probability 0"):
         workers.finetune(config_of(tree, trained, tmp_path / "refused"))
     shutil.copytree(trained / "data", tmp_path / "data")
@@ -241,6 +242,41 @@ def test_models_with_kernels_and_regions_train_and_grow_only_on_their_like(
     assert not (tmp_path / "runs/pretrain/result/reports/kernels.png").exists()  # its maps are too small
     picture = tmp_path / "runs/finetune/result/reports/kernels.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_kernels_no_image_is_looked_at_for_their_picture(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = workers.Run("pretrain", config_of(tiny_tree, trained, tmp_path / "run"))
+    monkeypatch.setattr(run, "images_and_names", None)
+    run.kernel_picture(load_snapshot(trained / "models/core"), tmp_path / "kernels.png")
+    assert not (tmp_path / "kernels.png").exists()
+
+
+def test_bridges_resume_with_the_bits_of_an_unbroken_run_at_every_level(
+    tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regions = {"probability": 0.5, "maps": "bridge"}
+    tree = {**tiny_tree, "regions": regions, "core": {**tiny_tree["core"], "dropout": 0.2}}
+    tree["finetune"] = {**tiny_tree["finetune"], "core": "joint"}
+    shutil.copytree(tiny_root / "data", tmp_path / "data")
+
+    def stop(name: str, nimg: int) -> None:
+        if name == "step" and nimg == 24:  # after a checkpoint at 16
+            raise KeyboardInterrupt
+
+    for stage, kind in (("pretrain", "core"), ("finetune", "finetuned")):
+        whole, broken = (config_of(tree, tmp_path, tmp_path / f"runs/{stage}{i}") for i in (0, 1))
+        getattr(workers, stage)(whole)
+        with monkeypatch.context() as patch:
+            patch.setattr(workers, "failpoint", stop)
+            with pytest.raises(KeyboardInterrupt):
+                getattr(workers, stage)(broken)
+        getattr(workers, stage)(broken)
+        models = [Path(config["run_dir"]) / "result/model" for config in (whole, broken)]
+        first, second = (model / "model.safetensors" for model in models)
+        assert first.read_bytes() == second.read_bytes()
+        shutil.copytree(models[0], tmp_path / "models" / kind)
 
 
 def test_a_model_of_another_size_is_refused_in_one_line(
