@@ -1,12 +1,13 @@
-"""Ways to sample one trained pyramid: coarse to fine at several lifts, all steps at full resolution, tiles finished.
+"""Ways to sample one trained pyramid: coarse to fine at several lifts, whole at every step, tiles finished.
 
     python -m benchmarks.coarse [--model models/finetuned] [--captions 128] [--out FOLDER]
 
 Pictures of held-out captions, the same seeds for all ways, guidance as the model has it. Multiply-adds are counted
-while the pictures are made, guidance and halos of tiles included. KID is against the test split, on features whitened
-by the training split (`lite2` where its package is installed); "moved" is how far finished tiles
-move pictures from those without, in grey levels: the mean, and the share of values that are off by more than one. At full resolution every step
-runs the whole pyramid; where the noise is above what a shell was trained for, the high band is its Wiener filter.
+while pictures are made, guidance and halos of tiles included. KID is against the test split, on features whitened
+by the training split (`lite2` where its package is installed). "moved" is how far finished tiles move pictures from
+those without, in grey levels: the mean, and the share of values that are off by more than one. At full resolution
+every step runs the whole pyramid; where the noise is above what a shell was trained for, the high band is its
+Wiener filter.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Noise by region and kernels at the size `small`, on a GPU that several trainings share.
 
-    python -m benchmarks.ablations.gpu train [--seeds 0 1] [--images 98304]   # needs no package but the core's
+    python -m benchmarks.ablations.gpu train [--seeds 0 1] [--images 65536]   # needs no package but the core's
     python -m benchmarks.ablations.gpu judge                                   # then anywhere
 
-Every network is trained with every seed, each in a process of its own, inspected and sampled there; pictures wait in
-benchmarks/ablations/pictures for `judge`, which needs the extractors. The same images for all networks, so that those
-whose update costs more have the advantage. The data are those in data/prepared, their resolution is not used.
+Every network is trained with every seed, each in a process of its own, inspected and sampled there; pictures wait
+in benchmarks/ablations/pictures for `judge`, which needs the extractors. The same images for all networks, so that
+those whose update costs more have the advantage. The data are those in data/prepared, of any resolution.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from benchmarks.ablations import run
 from pipeline.data.dataset import PreparedDataset
 
 SIZE = ("core.patch=1", "core.channels=96", "core.num_blocks=3", "core.attention=[16, 8]")
-BATCH = 64
+BATCH = 32
+DRAWS = 2  # pictures a caption
 RECIPE = (f"pretrain.batch_size={BATCH}", "pretrain.shards=1", "pretrain.checkpoint_images=10000000")
 NETWORKS = {
     "small-plain": (),
@@ -48,7 +49,7 @@ def train(network: str, seed: int, images: int, changes: list[str]) -> None:
     print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
     run.inspect(network, seed)
     dataset, snapshot, _ = run.load(network, seed)
-    plan = run.wanted(dataset, network)
+    plan = run.wanted(dataset, network, DRAWS)
     PICTURES.mkdir(parents=True, exist_ok=True)
     for row, (of, sampler, steps) in ROWS.items():
         if of == network:
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("command", choices=("train", "one", "judge"))
     parser.add_argument("network", nargs="?", choices=tuple(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--images", type=int, default=98304)
+    parser.add_argument("--images", type=int, default=65536)
     parser.add_argument("--set", action="append", default=[], dest="changes")
     args = parser.parse_args()
     if args.command == "judge":

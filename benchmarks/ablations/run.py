@@ -320,7 +320,7 @@ def measure(
 
 
 class Wanted(NamedTuple):
-    """Pictures to make: DRAWS of each held-out caption."""
+    """Pictures to make: some of each held-out caption."""
 
     condition: Condition
     which: np.ndarray  # caption of each picture
@@ -328,10 +328,10 @@ class Wanted(NamedTuple):
     text: Text
 
 
-def wanted(dataset: PreparedDataset, network: str) -> Wanted:
+def wanted(dataset: PreparedDataset, network: str, draws: int = DRAWS) -> Wanted:
     """The same for all rows, but that the network without captions is told none."""
     condition = build_condition(dataset, "heldout", "test", CAPTIONS, CAPTIONS, 0)
-    draw, which = (grid.ravel() for grid in np.mgrid[:DRAWS, : len(condition.rows)])
+    draw, which = (grid.ravel() for grid in np.mgrid[:draws, : len(condition.rows)])
     seeds = [key(0, f"ablate/{condition.captions[i]}", int(j)) for i, j in zip(which, draw, strict=True)]
     text = dataset.text([condition.caption_ids[i] for i in which])
     if network == "no_text":
@@ -343,7 +343,8 @@ def judge(
     name: str, seed: int, dataset: PreparedDataset, by: Judges, made: Mapping[int, tuple[Tensor, int]]
 ) -> None:
     """Write numbers of the pictures of one row, {steps: (pictures, calls)}, and a grid of some."""
-    condition, which, _, _ = wanted(dataset, "")
+    draws = len(next(iter(made.values()))[0]) // len(wanted(dataset, "", 1).which)
+    condition, which, _, _ = wanted(dataset, "", draws)
     real = small(dataset, condition.rows)
 
     def vectors(ids: Sequence[int]) -> np.ndarray:
