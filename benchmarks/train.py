@@ -183,6 +183,7 @@ class Crescendo:
             warmup_images=0,
             num_images=10**12,
             text_dropout=0.1,
+            recorded=setting.device.type == "cuda",
         )
 
     def step(self) -> None:

@@ -370,6 +370,7 @@ class ComputeProfile(Section):
     address: dashboard URL of a Ray cluster (jobs API); null runs here.
     storage: absolute folder that all nodes share; null is the working tree.
     recompute: compute activations again in the backward pass, for less memory; about a third more time.
+    cuda_graphs: on a GPU, record the passes of a training step once and replay them; not with recompute.
     """
 
     workers: Annotated[int, Field(ge=0, le=4096)] = 0
@@ -380,6 +381,7 @@ class ComputeProfile(Section):
     storage: str | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: bool = False
+    cuda_graphs: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> ComputeProfile:

@@ -699,6 +699,7 @@ class Stage:
             "inputs": self.inputs,
             "precision": self.profile.precision,
             "recompute": self.profile.recompute,
+            "cuda_graphs": self.profile.cuda_graphs,
             "threads": threads,
         }
 

@@ -1,6 +1,6 @@
 """Noise by region and kernels at the size `small`, on a GPU that several trainings share.
 
-    python -m benchmarks.ablations.gpu train [--seeds 0 1] [--images 65536]   # needs no package but the core's
+    python -m benchmarks.ablations.gpu train [--seeds 0 1] [--images 32768]   # needs no package but the core's
     python -m benchmarks.ablations.gpu judge                                   # then anywhere
 
 Every network is trained with every seed, each in a process of its own, inspected and sampled there; pictures wait
@@ -25,7 +25,7 @@ from pipeline.data.dataset import PreparedDataset
 
 SIZE = ("core.patch=1", "core.channels=96", "core.num_blocks=3", "core.attention=[16, 8]")
 BATCH = 32
-DRAWS = 2  # pictures a caption
+DRAWS = 1  # pictures a caption
 RECIPE = (f"pretrain.batch_size={BATCH}", "pretrain.shards=1", "pretrain.checkpoint_images=10000000")
 NETWORKS = {
     "small-plain": (),
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("command", choices=("train", "one", "judge"))
     parser.add_argument("network", nargs="?", choices=tuple(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--images", type=int, default=65536)
+    parser.add_argument("--images", type=int, default=32768)
     parser.add_argument("--set", action="append", default=[], dest="changes")
     args = parser.parse_args()
     if args.command == "judge":

@@ -236,7 +236,8 @@ def make(snapshot: Snapshot, text: Text, seeds: Sequence[int], steps: int, way: 
         sampling = snapshot.config["sampling"] | {"guidance_interval": [0.0, math.inf]}
         snapshot = snapshot._replace(config=snapshot.config | {"sampling": sampling})
     if way.order is None:
-        made = generate(snapshot, text, seeds, steps, way.guidance, sampler=way.sampler, guide=way.guide)
+        many = 64 if next(snapshot.denoiser.parameters()).device.type == "cpu" else 512
+        made = generate(snapshot, text, seeds, steps, way.guidance, many, way.sampler, way.guide)
         return made.images, made.nfe
     assert way.sampler == ADAPTIVE and way.guidance == 1
     core, parts = snapshot.denoiser, []

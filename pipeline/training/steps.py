@@ -6,8 +6,9 @@ floating-point sums.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +19,26 @@ from pipeline.diffusion.noise import LowBand, bridge_maps
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, levels
 from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Statistics
-from pipeline.models.tiles import chances, draw_tiles, trained_tiles
+from pipeline.models.tiles import Tiles, chances, draw_tiles, trained_tiles
 from pipeline.rng import generator_for, key
 from pipeline.training.fit import Step
+from pipeline.training.graphs import Recorded
 from pipeline.training.optim import average_gradient, linear_decay_lr, my_shards, sum_over_workers
 from pipeline.training.state import TrainState
 
 DrawSigma = Callable[[int, torch.Generator], Tensor]
 DrawLow = Callable[[Tensor, Tensor, torch.Generator], LowBand]
+
+
+class Drawn(NamedTuple):
+    """All that chance has to say of one shard's update."""
+
+    images: Tensor  # standardised, float32 [B,3,R,R]
+    sigma: Tensor  # [B] or [B,1,g,g]
+    noise: Tensor  # [B,3,R,R]
+    text: Text
+    low: LowBand | None = None
+    tiles: tuple[Tiles, Tensor] | None = None  # and their weights, where not whole images are trained
 
 
 @dataclass
@@ -50,9 +63,18 @@ class DenoisingStep:
     draw_low: DrawLow | None = None  # from images and levels, where low bands have a clock of their own
     bridge: bool = False  # whether maps of levels are arranged by the denoiser's own estimate
     suffix: str = ""
+    recorded: bool = False  # forth and back as a CUDA graph, with the same bits
+    accumulate: Callable[[Drawn], Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.accumulate = Recorded(self.add_gradient) if self.recorded else self.add_gradient
 
     def shard_loss(self, nimg: int, shard: int) -> tuple[Tensor, Tensor]:
         """(mean loss, mean plain error) of one shard."""
+        return self.loss_of(self.draw(nimg, shard))
+
+    def draw(self, nimg: int, shard: int) -> Drawn:
+        """One shard; seeds dropout as well."""
         device = next(self.denoiser.parameters()).device
         images, text = self.batches.at(nimg, shard).to(device)
         images = self.standardise(images)
@@ -70,15 +92,28 @@ class DenoisingStep:
             low = self.draw_low(
                 images, sigma, generator_for(self.seed, f"upscale{self.suffix}", nimg, shard, device)
             )
-        given = images, sigma, noise, text
-        tiled = trained_tiles(self.denoiser)
-        if tiled is None:
-            loss, error = denoising_loss(self.denoiser, *given, low)
-        else:
+        tiles, tiled = None, trained_tiles(self.denoiser)
+        if tiled is not None:
             shell, cut, count = tiled
-            chance = chances(images, shell.high_band_variance, cut)
-            loss, error = tiled_loss(shell, *given, cut, *draw_tiles(chance, count, cut, generator), low)
+            tiles = draw_tiles(chances(images, shell.high_band_variance, cut), count, cut, generator)
+        return Drawn(images, sigma, noise, text, low, tiles)
+
+    def loss_of(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """(mean loss, mean plain error) of one shard."""
+        images, sigma, noise, text, low, tiles = drawn
+        tiled = trained_tiles(self.denoiser)
+        if tiled is None or tiles is None:
+            loss, error = denoising_loss(self.denoiser, images, sigma, noise, text, low)
+        else:
+            shell, cut, _ = tiled
+            loss, error = tiled_loss(shell, images, sigma, noise, text, cut, *tiles, low)
         return loss.mean(), error.mean()
+
+    def add_gradient(self, drawn: Drawn) -> Tensor:
+        """Add the gradient of one shard to what is there; (mean loss, mean plain error) [2]."""
+        loss, error = self.loss_of(drawn)
+        loss.backward()
+        return torch.stack([loss.detach(), error])
 
     def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Noise levels of a shard, without a look at its images [B,3,R,R]: see docs/method.md, "Regions"."""
@@ -114,9 +149,7 @@ class DenoisingStep:
         lr = linear_decay_lr(self.lr, state.nimg, self.num_images, self.warmup_images)
         totals = torch.zeros(2, device=learner.weights.device)
         for shard in my_shards(self.shards):
-            loss, error = self.shard_loss(state.nimg, shard)
-            loss.backward()
-            totals += torch.stack([loss.detach(), error])
+            totals += self.accumulate(self.draw(state.nimg, shard))
         average_gradient(learner.grad, self.shards, state.nimg)
         learner.update(lr, state.nimg, self.batch_size)
         loss, error = (sum_over_workers(totals) / self.shards).unbind()

@@ -1,0 +1,118 @@
+"""CUDA graphs: a recorded training step is the step itself, to the bit."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.dataset import Batch
+from pipeline.diffusion.noise import lognormal_sigma, region_sigma
+from pipeline.models.denoiser import Denoiser, build_core, build_shell, levels, set_dtype
+from pipeline.models.layers import Text
+from pipeline.models.snapshot import Statistics
+from pipeline.rng import generator_for
+from pipeline.training.graphs import WARM_UP, cloned, leaves
+from pipeline.training.state import Learner, TrainState
+from pipeline.training.steps import DenoisingStep
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: Tensor | None = None
+
+
+def test_leaves_and_copies_keep_the_order_and_the_kinds() -> None:
+    x, y = torch.zeros(2), torch.ones(3)
+    tree = (Pair(x), (y, None))
+    assert [id(t) for t in leaves(tree)] == [id(x), id(y)]
+    copy = cloned(tree)
+    assert isinstance(copy[0], Pair) and copy[0].b is None and copy[1][1] is None
+    copy[0].a.add_(1)
+    assert torch.equal(x, torch.zeros(2)) and torch.equal(copy[1][0], y)
+
+
+class Noise:
+    """Batches of noise, another one for every place."""
+
+    def __init__(self, resolution: int) -> None:
+        self.resolution = resolution
+
+    def at(self, nimg: int, shard: int) -> Batch:
+        generator = generator_for(0, "pictures", nimg, shard)
+        shape = (4, 3, self.resolution, self.resolution)
+        tokens = torch.randn(4, 3, 8, generator=generator)
+        mask = torch.rand(4, 3, generator=generator) < 0.7
+        images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        return Batch(images, 1, Text(tokens.mean(1), tokens, mask), None)
+
+
+def trained(kind: str, recorded: bool) -> tuple[Tensor, list[Tensor]]:
+    """Weights and losses after some updates, in bfloat16 with dropout."""
+    torch.manual_seed(0)
+    core, size = {"patch": 2, "channels": 32, "channel_mult": [1, 2], "attention": [8], "dropout": 0.1}, 32
+    more = {"regions": True, "kernels": "both"} if kind == "regions" else {}
+    net: Denoiser = build_core(size, 8, core | more)
+    if kind in ("shell", "joint", "tiles"):
+        net = build_shell(net, 8, 0.04, {"patch": 2, "channels": 16})
+    if kind == "tiles":
+        for width in (16, 8):
+            net = build_shell(net, 8, 0.02, {"patch": 2, "channels": width})
+    net = net.cuda()
+    set_dtype(net, torch.bfloat16)
+    if kind == "joint":
+        net.joint = True
+        own: nn.Module = net
+    else:
+        for level in levels(net)[:-1]:
+            level.requires_grad_(False)
+        own = nn.ModuleList(m for name, m in net.named_children() if name != "below")
+    learner = Learner(own, (0.9, 0.99), {"a": lambda nimg, batch: 0.9})
+    state = TrainState({"net": learner})
+
+    def sigma(n: int, generator: torch.Generator) -> Tensor:
+        drawn = lognormal_sigma(n, -0.6, 1.6, generator)
+        return region_sigma(drawn, 8, 0.5, generator, 80.0) if kind == "regions" else drawn
+
+    step = DenoisingStep(
+        denoiser=net,
+        batches=Noise(net.resolution),
+        statistics=Statistics((0.0,) * 3, (0.6,) * 3),
+        draw_sigma=sigma,
+        seed=0,
+        batch_size=8,
+        shards=2,
+        lr=0.02,
+        warmup_images=0,
+        num_images=10**6,
+        text_dropout=0.2,
+        recorded=recorded,
+    )
+    losses = []
+    for _ in range(WARM_UP + 3):
+        losses.append(step(state)["loss"].clone())
+        state.nimg += 8
+        if state.nimg == 24:
+            net.eval()  # as a look at held-out images does
+            with learner.using(learner.emas["a"]), torch.no_grad():
+                net(torch.zeros(1, 3, net.resolution, net.resolution).cuda(), torch.ones(1).cuda(), no_text())
+    return learner.weights.detach().clone(), losses
+
+
+def no_text() -> Text:
+    mask = torch.zeros(1, 3, dtype=torch.bool)
+    return Text(torch.zeros(1, 8), torch.zeros(1, 3, 8), mask).to("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("kind", ["core", "regions", "shell", "joint", "tiles"])
+def test_a_recorded_step_gives_the_bits_of_the_step(kind: str) -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        weights, losses = trained(kind, recorded=False)
+        same, again = trained(kind, recorded=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len({float(loss) for loss in losses}) == len(losses)  # other pictures every time
+    assert [float(loss) for loss in again] == [float(loss) for loss in losses]
+    assert torch.equal(same, weights)
