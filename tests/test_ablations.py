@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dvc.repo import Repo
+from ruamel.yaml import YAML
 from scipy import stats
 
-from benchmarks.ablations import run, table
+from benchmarks.ablations import gpu, run, table
+from tests.conftest import write_prepared
 from tests.test_imports import closure
 
 ROOT = Path(__file__).parents[1]
@@ -93,3 +96,29 @@ def test_the_page_tells_what_was_found(tmp_path, monkeypatch):
     assert page.startswith("before\n") and page.endswith("after\n") and "stale words" not in page
     assert "**+1 ±" in page  # the second network is worse by one, in every seed
     assert (tmp_path / "docs/ablations.png").is_file() and (tmp_path / "docs/ablations-samples.png").is_file()
+
+
+def test_the_rows_of_a_gpu_are_trained_and_then_judged(tiny_tree, tmp_path, monkeypatch):
+    write_prepared(tmp_path / "data/prepared", count=192)
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline")
+    folder = tmp_path / run.FOLDER
+    folder.mkdir(parents=True)
+    for name in ("run.py", "dvc.yaml"):
+        shutil.copy(ROOT / run.FOLDER / name, folder)
+    with open(tmp_path / "params.yaml", "w") as file:
+        YAML().dump(tiny_tree, file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpu, "SIZE", ())
+    monkeypatch.setitem(gpu.NETWORKS, "small-kernels", ())  # a core of 8 px has none
+    monkeypatch.setattr(gpu, "RECIPE", ("pretrain.batch_size=4", "pretrain.shards=1"))
+    monkeypatch.setattr(gpu, "ROWS", {row: (of, sampler, (2,)) for row, (of, sampler, _) in gpu.ROWS.items()})
+    monkeypatch.setattr(run, "REPEATS", 3)
+    monkeypatch.setattr(run, "SHOWN", 2)
+    for network in gpu.NETWORKS:
+        gpu.train(network, 0, 8, [])
+    gpu.judge()
+    for row in gpu.ROWS:
+        found = json.loads((folder / "results" / f"{row}-0.json").read_text())
+        assert [r["steps"] for r in found["runs"]] == [2] and np.isfinite(found["runs"][0]["kid_lite2"])
+    errors = [json.loads((folder / "results" / f"{n}-0.json").read_text())["error"] for n in gpu.NETWORKS]
+    assert all(np.isfinite(errors)) and {of for of, _, _ in gpu.ROWS.values()} == set(gpu.NETWORKS)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import data, measure, scale, train, upscale
+from benchmarks import coarse, data, measure, scale, train, upscale
 from pipeline.data import validation
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.sampling import sample_pyramid
 from pipeline.models.denoiser import build_core, build_shell, levels
+from pipeline.models.layers import high_pass, pool, upsample
 from pipeline.models.snapshot import Snapshot
 from tests.conftest import write_prepared
 
@@ -130,6 +131,47 @@ def test_upscale_table_has_every_method(tmp_path):
     names = [line.split("|")[1].strip() for line in lines(text)[2:]]
     assert names == list(upscale.methods(snapshot)) and "3 pictures of 32 px" in text
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def tiny_pyramid() -> Snapshot:
+    """A model of 32 px around a core of 16 px."""
+    torch.manual_seed(0)
+    net = {"patch": 2, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}
+    denoiser = build_shell(build_core(16, 384, net), 384, 0.01, {"patch": 2, "channels": 8, "num_blocks": 1})
+    for name, p in denoiser.named_parameters():
+        if name.endswith("gain"):
+            torch.nn.init.constant_(p, 0.5)
+    sampling = {"sampler": "sde_dpmpp_2m", "num_steps": 6, "guidance": 1.5, "guidance_interval": [0.3, 5.0]}
+    config = {
+        "kind": "finetuned",
+        "statistics": {"mean": [0.0] * 3, "std": [0.5] * 3},
+        "sampling": sampling | {"lift": [8.0], "finish": False},
+    }
+    return Snapshot(denoiser.eval().requires_grad_(False), config, "")
+
+
+def test_the_whole_pyramid_is_the_model_where_it_was_trained_and_a_wiener_filter_above():
+    shell = tiny_pyramid().denoiser
+    whole = coarse.WholePyramid(shell, 8.0)
+    x, text = torch.randn(2, 3, 32, 32), scale.captions("cpu")
+    text = text.select(torch.zeros(2, dtype=torch.long))
+    sigma = torch.tensor([1.0, 2.0]) * 16 * shell.sigma_high_band
+    made, expected = whole(x, sigma, text), shell(x, sigma, text)
+    assert torch.equal(made[0], expected[0]) and not torch.equal(made[1], expected[1])
+    v = shell.high_band_variance
+    low = upsample(shell.below(pool(x), sigma / 2, text))
+    torch.testing.assert_close(made[1], (low + v / (v + sigma[1] ** 2) * high_pass(x))[1])
+
+
+def test_ways_to_sample_differ_in_cost_as_their_steps_do(tmp_path):
+    write_prepared(tmp_path / "data", resolution=32, low_resolution=16)
+    text = coarse.compare(tiny_pyramid(), PreparedDataset(tmp_path / "data"), 3, tmp_path / "out")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(text)[2:]]
+    assert [row[0] for row in rows] == list(coarse.ways(tiny_pyramid()))
+    macs = [float(row[2]) for row in rows]
+    assert macs[0] > macs[3] >= macs[2] >= macs[1] and rows[0][3] == "1.00x"  # lifts 4, 8, 16
+    assert rows[4][6] and not rows[0][6]  # how far finished tiles move pictures
+    assert (tmp_path / "out/ways.png").read_bytes().startswith(b"\x89PNG")
 
 
 TINY = scale.Shape(train.TINY.core, train.TINY.shells, train.TINY.core_resolution)
