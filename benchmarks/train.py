@@ -349,11 +349,11 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def own_cost(size: Size) -> Cost:
-    """Of all levels, in one pass."""
-    top = build_levels(size)[-1]
-    images = torch.zeros(1, 3, top.resolution, top.resolution)
-    text = Pictures(1, 1).text
-    with torch.no_grad():
+    """Of all levels, in one pass, without allocating them."""
+    text = Pictures(1, 1).text.to("meta")
+    with torch.device("meta"), torch.no_grad():
+        top = build_levels(size)[-1]
+        images = torch.zeros(1, 3, top.resolution, top.resolution)
         return Cost(count_parameters(top), flops(lambda: top(images, torch.ones(1), text)) / 2)
 
 
@@ -387,8 +387,12 @@ def choose(name: str, resolution: int, target: Cost, equal: str) -> Plan:
     def distance(plan: Plan) -> float:
         return abs(getattr(peer_cost(name, plan, resolution), field_) / goal - 1)
 
-    found = list(plans_near(name, resolution, goal, lambda cost: getattr(cost, field_)))
-    return next((plan for plan in found if distance(plan) <= TOLERANCE), min(found, key=distance))
+    found = []
+    for plan in plans_near(name, resolution, goal, lambda cost: getattr(cost, field_)):
+        if distance(plan) <= TOLERANCE:
+            return plan
+        found.append(plan)
+    return min(found, key=distance)
 
 
 # --- Contenders.
