@@ -1,11 +1,11 @@
-"""Held-out pictures made twice as large: this model, bicubic and Lanczos interpolation.
+"""Held-out pictures made two or four times as large: this model, bicubic and Lanczos interpolation.
 
-    python -m benchmarks.upscale [--model models/finetuned] [--data data/prepared] [--limit 256] [--sheet FILE]
+    python -m benchmarks.upscale [--factor 2|4] [--model models/finetuned] [--data data/prepared] [--limit 256]
 
-The small pictures are 2x2 means of the test split, rounded to bytes. PSNR and SSIM (Wang et al. 2004) are means
-over pictures, against the originals; KID is on whitened features as in the evaluation (`randconv`, `lite2`),
+The small pictures are means of 2x2 or 4x4 px of the test split, rounded to bytes. PSNR and SSIM (Wang et al. 2004)
+are means over pictures, against the originals; KID is on whitened features as in the evaluation (`randconv`, `lite2`),
 between the test split and what was made of it (the same pictures, so that no floor applies). Sharpness is the log
-ratio of power in the top octave, 0 being that of the originals; "off" is how far a 2x2 mean is from the pixel it
+ratio of power in the top octave, 0 being that of the originals; "off" is how far such a mean is from the pixel it
 came from, at most. Interpolation is Pillow's; "projected" gives it that mean, as ours has it.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measure import machine, table
@@ -28,15 +29,15 @@ from pipeline.data.images import box_mean
 from pipeline.diffusion.upscaling import SIGMA_LOW, fit, upscale
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import kid, log_power_gap, sharpness
-from pipeline.models.layers import Text
+from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Snapshot, load_snapshot
 
 Pixels = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
-Method = Callable[[Pixels, Text], Pixels]  # (small [H,W,3], caption) to [2H,2W,3]
+Method = Callable[[Pixels, Text], Pixels]  # (small [H,W,3], caption) to [fH,fW,3]
 
 STEPS = (1, 2, 8, 16)
-HEADERS = ["2x", "PSNR", "SSIM", "KID randconv", "KID lite2", "sharpness", "off", "pictures/s"]
+HEADERS = ["PSNR", "SSIM", "KID randconv", "KID lite2", "sharpness", "off", "pictures/s"]
 
 
 def psnr(x: Pixels, y: Pixels) -> float:
@@ -69,62 +70,68 @@ def luma(picture: Pixels) -> Float64:
     return grey
 
 
-def resampled(filter: Image.Resampling) -> Method:
+def resampled(filter: Image.Resampling, factor: int = 2) -> Method:
     """Interpolation by Pillow."""
 
     def enlarge(small: Pixels, _: Text) -> Pixels:
-        size = (2 * small.shape[1], 2 * small.shape[0])
+        size = (factor * small.shape[1], factor * small.shape[0])
         return np.array(Image.fromarray(small).resize(size, filter))
 
     return enlarge
 
 
 def projected(method: Method) -> Method:
-    """What `method` makes, with the small picture as its 2x2 means."""
+    """What `method` makes, with the small picture as its means."""
+
+    def fitted(high: Tensor, low: Tensor) -> Tensor:
+        twice = high.shape[-1] == 2 * low.shape[-1]
+        return fit(high, low if twice else fitted(pool(high), low))
 
     def enlarge(small: Pixels, text: Text) -> Pixels:
         high, low = (torch.from_numpy(p).permute(2, 0, 1).float() for p in (method(small, text), small))
-        made: Pixels = fit(high, low).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        made: Pixels = fitted(high, low).round().to(torch.uint8).permute(1, 2, 0).numpy()
         return made
 
     return enlarge
 
 
-def ours(snapshot: Snapshot, steps: int, caption: bool = True, project: bool = True) -> Method:
+def ours(
+    snapshot: Snapshot, steps: int, caption: bool = True, project: bool = True, factor: int = 2
+) -> Method:
     """The model, with the caption or without."""
 
     def enlarge(small: Pixels, text: Text) -> Pixels:
         text = text if caption else text.without(torch.ones(1, dtype=torch.bool))
-        return upscale(snapshot, small, text, 0, 2, steps, SIGMA_LOW, project)
+        return upscale(snapshot, small, text, 0, factor, steps, SIGMA_LOW, project)
 
     return enlarge
 
 
-def methods(snapshot: Snapshot) -> dict[str, Method]:
+def methods(snapshot: Snapshot, factor: int = 2) -> dict[str, Method]:
     """What is compared, by name."""
     filters = {"nearest": Image.Resampling.NEAREST, "bicubic": Image.Resampling.BICUBIC}
     filters["lanczos"] = Image.Resampling.LANCZOS
-    found = {name: resampled(filter) for name, filter in filters.items()}
+    found = {name: resampled(filter, factor) for name, filter in filters.items()}
     found["lanczos, projected"] = projected(found["lanczos"])
-    found |= {f"crescendo, {steps} steps": ours(snapshot, steps) for steps in STEPS}
-    found["8 steps, no caption"] = ours(snapshot, 8, caption=False)
-    found["8 steps, not projected"] = ours(snapshot, 8, project=False)
+    found |= {f"crescendo, {steps} steps": ours(snapshot, steps, factor=factor) for steps in STEPS}
+    found["8 steps, no caption"] = ours(snapshot, 8, caption=False, factor=factor)
+    found["8 steps, not projected"] = ours(snapshot, 8, project=False, factor=factor)
     return found
 
 
 def quality_table(
-    snapshot: Snapshot, data: PreparedDataset, limit: int = 256, sheet: Path | None = None
+    snapshot: Snapshot, data: PreparedDataset, limit: int = 256, sheet: Path | None = None, factor: int = 2
 ) -> str:
     """The table, over at most `limit` test pictures; `sheet` shows some of them."""
     size = snapshot.resolution
     rows = data.split("test")[:limit]
     real = _at(data.images(rows), size)
-    small = [box_mean(picture, 2) for picture in real]
+    small = [box_mean(picture, factor) for picture in real]
     texts = [data.text([data.caption_of(int(row))]) for row in rows]
     extractors = [randconv(size), lite2()]
     fitted = [Whitening.fit(e(_batch(_at(data.images(data.split("train")), size)))) for e in extractors]
     shown, lines = [], []
-    for name, method in methods(snapshot).items():
+    for name, method in methods(snapshot, factor).items():
         start = time.perf_counter()
         made = [method(picture, text) for picture, text in zip(small, texts, strict=True)]
         seconds = time.perf_counter() - start
@@ -132,16 +139,16 @@ def quality_table(
         cells = [f"{np.mean(list(map(psnr, made, real))):.2f}", f"{np.mean(list(map(ssim, made, real))):.4f}"]
         cells += [f"{_kid(*pair, real, made):.3f}" for pair in zip(extractors, fitted, strict=True)]
         gap = log_power_gap(sharpness(_batch(real)).top_octave, sharpness(_batch(made)).top_octave)
-        off = max(np.abs(_means(m) - s).max() for m, s in zip(made, small, strict=True))
+        off = max(np.abs(_means(m, factor) - s).max() for m, s in zip(made, small, strict=True))
         lines.append([name, *cells, f"{gap:+.2f}", f"{off:.2f}", f"{len(made) / seconds:.3g}"])
     if sheet is not None:
         _write_sheet(sheet, [*shown, real])
-    return f"{len(real)} pictures of {size} px.\n\n" + table(HEADERS, lines)
+    return f"{len(real)} pictures of {size} px.\n\n" + table([f"{factor}x", *HEADERS], lines)
 
 
-def _means(picture: Pixels) -> Float64:
+def _means(picture: Pixels, factor: int) -> Float64:
     height, width, _ = picture.shape
-    means: Float64 = picture.reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3))
+    means: Float64 = picture.reshape(height // factor, factor, width // factor, factor, 3).mean((1, 3))
     return means
 
 
@@ -173,11 +180,13 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=Path("models/finetuned"))
     parser.add_argument("--data", type=Path, default=Path("data/prepared"))
+    parser.add_argument("--factor", type=int, choices=(2, 4), default=2, help="(2)")
     parser.add_argument("--limit", type=int, default=256, help="pictures, at most (256)")
     parser.add_argument("--sheet", type=Path, help="PNG file: every method in turn, then the original")
     args = parser.parse_args()
     print(machine(["torch", "pillow"]) + "\n")
-    print(quality_table(load_snapshot(args.model), PreparedDataset(args.data), args.limit, args.sheet))
+    data = PreparedDataset(args.data)
+    print(quality_table(load_snapshot(args.model), data, args.limit, args.sheet, args.factor))
 
 
 if __name__ == "__main__":

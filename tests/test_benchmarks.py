@@ -115,7 +115,8 @@ def test_psnr_is_known_for_one_level():
     assert upscale.psnr(flat, flat + np.uint8(1)) == pytest.approx(48.1308, abs=1e-4)
 
 
-def test_upscale_table_has_every_method(tmp_path):
+@pytest.mark.parametrize("factor", [2, 4])
+def test_upscale_table_has_every_method(factor, tmp_path):
     torch.manual_seed(0)
     net = {"patch": 2, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}
     shell = {"patch": 2, "channels": 8, "num_blocks": 1, "bands": True}
@@ -127,8 +128,11 @@ def test_upscale_table_has_every_method(tmp_path):
     }
     write_prepared(tmp_path / "data", resolution=32, low_resolution=16)
     snapshot = Snapshot(denoiser.eval(), config, "")
-    text = upscale.quality_table(snapshot, PreparedDataset(tmp_path / "data"), 3, tmp_path / "sheet.png")
+    data = PreparedDataset(tmp_path / "data")
+    text = upscale.quality_table(snapshot, data, 3, tmp_path / "sheet.png", factor)
     names = [line.split("|")[1].strip() for line in lines(text)[2:]]
+    off = {row.split("|")[1].strip(): float(row.split("|")[7]) for row in lines(text)[2:]}
+    assert off["lanczos, projected"] <= 0.5 * factor and off["crescendo, 8 steps"] <= 0.5 * factor
     assert names == list(upscale.methods(snapshot)) and "3 pictures of 32 px" in text
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
 
