@@ -3,10 +3,10 @@
     python -m benchmarks.upscale [--factor 2|4] [--model models/finetuned] [--data data/prepared] [--limit 256]
 
 The small pictures are means of 2x2 or 4x4 px of the test split, rounded to bytes. PSNR and SSIM (Wang et al. 2004)
-are means over pictures, against the originals; KID is on whitened features as in the evaluation (`randconv`, `lite2`),
-between the test split and what was made of it (the same pictures, so that no floor applies). Sharpness is the log
-ratio of power in the top octave, 0 being that of the originals; "off" is how far such a mean is from the pixel it
-came from, at most. Interpolation is Pillow's; "projected" gives it that mean, as ours has it.
+are means over pictures, against the originals; KID is on whitened features as in the evaluation (`randconv` and
+`lite2`), between the test split and what was made of it (the same pictures, so that no floor applies). Sharpness is
+the log ratio of power in the top octave, 0 being that of the originals; "off" is how far such a mean is from the
+pixel it came from, at most. Interpolation is Pillow's; "projected" gives it that mean, as ours has it.
 """
 
 from __future__ import annotations
