@@ -1,15 +1,17 @@
-"""`python -m stages.pretrain`: the low-resolution core, from data/prepared to models/core."""
+"""`python -m stages.pretrain`: the low-resolution core, trained or out of a pinned model, to models/core."""
 
 from pipeline import launch
 from pipeline.config import load_params
 from pipeline.errors import run_main
+from pipeline.registry import pins
 from pipeline.training import workers
 
 
 def main() -> None:
     """Train, or continue, or only export a finished run."""
-    with launch.stage("pretrain", load_params()) as stage:
-        stage.run(workers.pretrain)
+    params = load_params()
+    with launch.stage("pretrain", params) as stage:
+        stage.run(workers.pretrain, **pins.pinned(stage, params.finetune))
         stage.export({"result/model": "models/core", "result/reports": "reports/pretrain"})
 
 

@@ -255,6 +255,7 @@ def test_a_registered_model_is_pinned_and_grown_and_another_digest_is_refused(ba
     run("python -m stages.pretrain", bare, env=PROCESS)
     run(f"python -c '{REGISTER}'", bare)
     registered = json.loads((bare / "models/core/manifest.json").read_text())["digest"]
+    weights = (bare / "models/core/model.safetensors").read_bytes()
     write_params(bare, **{**sections, "pretrain": {**few, "lr": 0.01}})
     run("python -m stages.pretrain", bare, env=PROCESS)
     assert "models:/crescendo/1" in run("crescendo pin models:/crescendo/1", bare).stdout
@@ -263,6 +264,11 @@ def test_a_registered_model_is_pinned_and_grown_and_another_digest_is_refused(ba
     refused = last_line(run("python -m stages.finetune", bare, status=74, env=PROCESS))
     assert registered[:12] in refused and "crescendo pin models:/crescendo/1" in refused
     (bare / "params.yaml").write_text(text)
+    assert (bare / "models/core/model.safetensors").read_bytes() != weights
+    run("python -m stages.pretrain", bare, env=PROCESS)
+    assert (bare / "models/core/model.safetensors").read_bytes() == weights
+    numbers = json.loads((bare / "reports/pretrain/metrics.json").read_text())
+    assert numbers["num_images"] == 0 and (bare / "reports/pretrain/samples.png").is_file()
     run("python -m stages.finetune", bare, env=PROCESS)
     lineage = json.loads((bare / "models/finetuned/config.json").read_text())["lineage"]
     assert (lineage["init_from"], lineage["init_sha256"]) == ("models:/crescendo/1", registered)

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline import artifacts, launch
-from pipeline.config import CORE_MODEL, change_params
+from pipeline.config import CORE_MODEL, Finetune, change_params
 from pipeline.errors import InputMissing, StorageError
 from pipeline.registry.package import Registry
 
@@ -56,6 +56,15 @@ def fetch(root: Path, address: str, digest: str, cache: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
         launch.copy_into_place(registry.fetch(version, Path(scratch)), target)
     return target
+
+
+def pinned(stage: launch.Stage, section: Finetune) -> dict[str, str]:
+    """{"init": folder of the pinned model}, for the workers of a stage; empty where models/core is grown, or the
+    stage has finished before. Raises as `fetch` does."""
+    if section.init_from == CORE_MODEL or stage.finished():
+        return {}
+    cache = stage.run_dir.parents[1] / "init"
+    return {"init": str(fetch(stage.root, section.init_from, section.init_sha256, cache))}
 
 
 def _verified(folder: Path, address: str) -> str:

@@ -206,7 +206,7 @@ class Run:
             reports.mkdir()
             for suffix, names in curves.items():
                 write_curves(reports / f"curves{suffix}.csv", records, names)
-            numbers = {**metrics, "parameters": parameters, "num_images": self.section.num_images}
+            numbers = {"parameters": parameters, "num_images": self.section.num_images, **metrics}
             (reports / "metrics.json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
             snapshot = load_snapshot(folder / "model", self.device)
             for loaded in (snapshot.denoiser, snapshot.early):
@@ -504,8 +504,22 @@ def by_band(run: Run, level: Denoiser, statistics: Statistics) -> DrawLow | None
 
 
 def pretrain(config: dict[str, Any]) -> None:
-    """Train the low-resolution core from scratch."""
-    train_core(Run("pretrain", config))
+    """Train the low-resolution core from scratch; or take it out of the model in the folder `config["init"]`, which
+    `finetune` is going to grow (what finetune.init_from pins)."""
+    run = Run("pretrain", config)
+    if "init" in config:
+        take_core(run, load_snapshot(config["init"], run.device))
+    else:
+        train_core(run)
+
+
+def take_core(run: Run, origin: Snapshot) -> None:
+    """Export the core inside of a model."""
+    check_parent(origin, run)
+    core = at_resolution(origin, levels(origin.denoiser)[0].resolution)
+    config = run.snapshot_config("core", core.denoiser, origin.statistics, core)
+    early = None if core.early is None else core.early.state_dict()
+    run.export(core.denoiser, config, {"num_images": 0}, {"": ["loss", "error"]}, early)
 
 
 def train_core(run: Run, make_step: Callable[..., DenoisingStep] = DenoisingStep) -> None:
