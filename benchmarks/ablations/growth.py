@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.ablations.run import FOLDER, SHOWN, overridden, wanted, write, yaml_of
+from benchmarks.ablations.run import FOLDER, SHOWN, overridden, rounded, wanted, write, yaml_of
 from benchmarks.coarse import WholePyramid, at_full_resolution
 from benchmarks.scale import steps_at_levels
 from benchmarks.train import Pictures, flops
@@ -72,7 +72,7 @@ CORE_RESOLUTION, RESOLUTION = 32, 64  # px of params.yaml; octaves are one
 DRAWS = 2  # pictures a caption
 STEPS = 32  # of the sampler, one call each
 REPEATS = 16  # noises an image, of held-out errors
-LIFTS = (4.0, 8.0, 16.0)
+LIFT = 8.0
 UPSCALE_STEPS = 8
 OCTAVE = math.log(2)  # of ln sigma: white noise of a picture is half as much in its 2x2 means
 # Of the plain network: as many multiply-adds as the whole pyramid, attention at the level that the core has it.
@@ -378,7 +378,7 @@ def picture_macs(denoiser: Denoiser, lift: float | None) -> float:
 
 def judged(name: str, seed: int, snapshot: Snapshot) -> dict[str, float]:
     """Both kinds of quality."""
-    found = pictures(name, seed, snapshot, partial(coarse_to_fine, lift=LIFTS[1]))
+    found = pictures(name, seed, snapshot, partial(coarse_to_fine, lift=LIFT))
     return held_out(snapshot) | found
 
 
@@ -411,26 +411,31 @@ def curve(row: str, seed: int) -> list[dict[str, float]]:
 # --- Rows.
 
 
+def trained(names: Sequence[str], seed: int, scale: float) -> Snapshot:
+    """The last of some trainings, each of which may need those before."""
+    for name in names:
+        train(name, seed, scale)
+    return load(names[-1], seed)
+
+
 def row_of(row: str, seed: int, scale: float) -> dict[str, Any]:
     """Train and judge one of ROWS."""
-    for name in ROWS[row]:
-        train(name, seed, scale)
+    snapshot = trained(ROWS[row], seed, scale)
     costs = [load(name, seed).config["cost"] for name in ROWS[row]]
-    snapshot = load(ROWS[row][-1], seed)
     found: dict[str, Any] = {
         "images": [cost["images"] for cost in costs],
         "seconds": sum(cost["seconds"] for cost in costs),
-        "macs": picture_macs(snapshot.denoiser, LIFTS[1]),
+        "macs": picture_macs(snapshot.denoiser, LIFT),
         **judged(row, seed, snapshot),
     }
     if row in ("A0", "A1-long"):
-        found["curve"] = curve(row, seed)
+        found["curve"] = [rounded(point) for point in curve(row, seed)]
     return found
 
 
-def ways_of(way: str, seed: int) -> dict[str, Any]:
+def ways_of(way: str, seed: int, scale: float) -> dict[str, Any]:
     """A0's model sampled in another way: `M1-full`, or `M1-` and the lift."""
-    snapshot = load("shell", seed)
+    snapshot = trained(ROWS["A0"], seed, scale)
     if way == "M1-full":
         found = pictures(way, seed, snapshot, lambda *given: at_full_resolution(*given)[0])
         return {"macs": picture_macs(snapshot.denoiser, None), **found}
@@ -439,7 +444,7 @@ def ways_of(way: str, seed: int) -> dict[str, Any]:
     return {"macs": picture_macs(snapshot.denoiser, lift), **found}
 
 
-def upscaled(name: str, seed: int) -> dict[str, float]:
+def upscaled(name: str, seed: int, scale: float) -> dict[str, float]:
     """Test pictures made twice as large by a filter of Pillow's, or a model."""
     from PIL import Image
 
@@ -450,7 +455,7 @@ def upscaled(name: str, seed: int) -> dict[str, float]:
     if name in ("bicubic", "lanczos"):
         method = resampled(Image.Resampling[name.upper()])
     else:
-        method = ours(load(name, seed), UPSCALE_STEPS)
+        method = ours(trained(("core", name), seed, scale), UPSCALE_STEPS)
     made = np.stack([method(box_mean(x, 2), text) for x, text in zip(real, texts, strict=True)])
     found = {"psnr": float(np.mean(list(map(psnr, made, real))))}
     found["ssim"] = float(np.mean(list(map(ssim, made, real))))
@@ -460,13 +465,9 @@ def upscaled(name: str, seed: int) -> dict[str, float]:
     return found
 
 
-Make = Callable[[int, float], Mapping[str, Any]]
-MAKE: dict[str, Make] = {row: partial(row_of, row) for row in ROWS}
-MAKE |= {f"M1-{way}": lambda seed, _, way=way: ways_of(f"M1-{way}", seed) for way in ("full", "4", "16")}
-MAKE |= {
-    f"M2-{name}": lambda seed, _, name=name: upscaled(name, seed)
-    for name in ("bicubic", "lanczos", "shell", "bands")
-}
+MAKE: dict[str, Callable[[int, float], Mapping[str, Any]]] = {row: partial(row_of, row) for row in ROWS}
+MAKE |= {way: partial(ways_of, way) for way in ("M1-full", "M1-4", "M1-16")}
+MAKE |= {f"M2-{name}": partial(upscaled, name) for name in ("bicubic", "lanczos", "shell", "bands")}
 
 
 def main() -> None:
