@@ -1,11 +1,14 @@
 """Time to quality: a pyramid that is grown, beside the same one and plain networks of its cost trained otherwise.
 
     python -m benchmarks.ablations.growth [--seeds 0 1 2] [--rows A0 A1 ...] [--scale 1.0]
+    python -m benchmarks.ablations.growth --paces       # CPU ms an image of all trainings, in turn
 
-Cost is CPU time of updates on one thread, stage 1 included. Quality is judged at the finished resolution: the
-weighted error of held-out images under one law of noise for all rows, and KID of pictures of held-out captions.
-What is done is not done again (remove benchmarks/ablations/models and results to start anew); a killed training
-starts anew. Each process takes one thread: give another its own `--seeds`, or rows that share no training.
+Cost is CPU time of updates on one thread, stage 1 included: images times the paces below, which were measured on
+a quiet machine, since neighbours make the same work cost more; what each training took is kept beside it. Quality
+is judged at the finished resolution: the weighted error of held-out images under one law of noise for all rows,
+and KID of pictures of held-out captions. What is done is not done again (remove benchmarks/ablations/models and
+results to start anew); a killed training starts anew. Each process takes one thread: give another its own
+`--seeds`, or rows that share no training.
 """
 
 from __future__ import annotations
@@ -91,6 +94,7 @@ class Grown(NamedTuple):
 
 
 Build = Callable[[Run], list[Grown]]
+Save = Callable[[Run, Denoiser, int, float], None]  # a model after so many images and CPU seconds
 
 
 class Training(NamedTuple):
@@ -98,6 +102,7 @@ class Training(NamedTuple):
 
     stage: str
     images: int
+    pace: float  # CPU ms an image
     build: Build
     changes: tuple[str, ...] = ()
     moments: tuple[float, ...] = ()  # shares of the images after which the averaged weights are kept
@@ -157,22 +162,24 @@ def text_dim(run: Run) -> int:
 
 
 QUARTERS = (0.25, 0.5, 0.75)
-TRAININGS = {  # as many images as cost what A0's do, 16 at once on one thread; long: 2.5 times as much
-    "core": Training("pretrain", 12800, core, moments=QUARTERS),
-    "shell": Training("finetune", 3200, shell, moments=QUARTERS),
-    "plain": Training("pretrain", 9584, plain, PLAIN),
-    "plain-long": Training("pretrain", 23968, plain, PLAIN, (0.2, *QUARTERS)),
-    "pyramid": Training("pretrain", 8160, pyramid),
-    "small": Training("pretrain", 16768, partial(plain, resolution=CORE_RESOLUTION), PLAIN),
-    "stretched": Training("finetune", 1600, stretched, PLAIN),
-    "stretched-low": Training("finetune", 1600, partial(stretched, share=BELOW_LR), PLAIN),
-    "tuned": Training("finetune", 1392, shell, ("finetune.core=tuned",)),
-    "joint": Training("finetune", 1024, shell, ("finetune.core=joint",)),
-    "bands": Training("finetune", 3200, shell, ("finetune.upscale_probability=0.2",)),
+TRAININGS = {  # as many images as cost what A0's do; half and long: half as much, and 2.5 times
+    "core": Training("pretrain", 12800, 6.85, core, moments=QUARTERS),
+    "shell": Training("finetune", 3200, 5.62, shell, moments=QUARTERS),
+    "plain": Training("pretrain", 9584, 11.03, plain, PLAIN),
+    "plain-half": Training("pretrain", 4784, 11.03, plain, PLAIN),
+    "plain-long": Training("pretrain", 23968, 11.03, plain, PLAIN, (0.2, *QUARTERS)),
+    "pyramid": Training("pretrain", 8160, 12.95, pyramid),
+    "small": Training("pretrain", 16768, 5.24, partial(plain, resolution=CORE_RESOLUTION), PLAIN),
+    "stretched": Training("finetune", 1600, 11.25, stretched, PLAIN),
+    "stretched-low": Training("finetune", 1600, 11.25, partial(stretched, share=BELOW_LR), PLAIN),
+    "tuned": Training("finetune", 1392, 12.96, shell, ("finetune.core=tuned",)),
+    "joint": Training("finetune", 1024, 17.65, shell, ("finetune.core=joint",)),
+    "bands": Training("finetune", 3200, 5.84, shell, ("finetune.upscale_probability=0.2",)),
 }
 ROWS = {  # row: the trainings that it pays for, the last of which is judged
     "A0": ("core", "shell"),
     "A1": ("plain",),
+    "A1-half": ("plain-half",),
     "A1-long": ("plain-long",),
     "A1b": ("pyramid",),
     "A2": ("small", "stretched"),
@@ -237,21 +244,18 @@ def prepared(name: str, seed: int, images: int) -> Run:
     return run
 
 
-def train(name: str, seed: int, scale: float) -> None:
-    """Train one network, unless it is there."""
-    if (folder_of(name, seed) / "manifest.json").is_file():
-        return
-    training = TRAININGS[name]
-    images = round(scale * training.images / 16) * 16
+def fitted(name: str, seed: int, images: int, save: Save) -> float:
+    """Train one network; `save` gets what is to be kept of it. Returns CPU seconds of its updates."""
+    training, clock = TRAININGS[name], [0.0]
     run = prepared(name, seed, images)
     grown = training.build(run)
-    denoiser, clock = grown[-1].level, [0.0]
+    denoiser = grown[-1].level
 
     def keep(nimg: int) -> None:
-        save(folder_of(name, seed, nimg), run, denoiser, nimg, clock[0])
+        save(run, denoiser, nimg, clock[0])
 
     def export(config: dict[str, Any], numbers: dict[str, float], early: Weights | None) -> None:
-        save(folder_of(name, seed), run, denoiser, images, clock[0])
+        save(run, denoiser, images, clock[0])
 
     timed = partial(TimedStep, clock=clock, moments=moments_of(training, images), keep=keep)
     parts = []
@@ -262,25 +266,46 @@ def train(name: str, seed: int, scale: float) -> None:
     statistics = measure_statistics(run.dataset, CORE_RESOLUTION)
     train_parts(run, Phase(run.folder), parts, statistics, dict, export)
     shutil.rmtree(run.folder)
-    print(f"{name}-{seed}: {images} images in {clock[0]:.1f} s", flush=True)
+    return clock[0]
 
 
-def save(folder: Path, run: Run, denoiser: Denoiser, nimg: int, seconds: float) -> None:
-    """Commit a model with what it has cost; it is sampled without guidance."""
+def train(name: str, seed: int, scale: float) -> None:
+    """Train one network, unless it is there."""
+    if (folder_of(name, seed) / "manifest.json").is_file():
+        return
+    images = round(scale * TRAININGS[name].images / 16) * 16
+
+    def save(run: Run, denoiser: Denoiser, nimg: int, seconds: float) -> None:
+        folder = folder_of(name, seed, None if nimg == images else nimg)
+        cost = {"images": nimg, "seconds": nimg * TRAININGS[name].pace / 1000, "took": seconds}
+        save_snapshot(folder, denoiser, config_of(run, denoiser) | {"cost": cost})
+
+    seconds = fitted(name, seed, images, save)
+    print(f"{name}-{seed}: {images} images in {seconds:.1f} s", flush=True)
+
+
+def paces(images: int = 640) -> None:
+    """Print CPU ms an image of all trainings, measured in turn; a first round goes before."""
+    for counted in (False, True):
+        for name in TRAININGS:
+            seconds = fitted(name, 0, images, lambda *kept: None)
+            if counted:
+                print(f"{name}: {1000 * seconds / images:.2f} ms", flush=True)
+
+
+def config_of(run: Run, denoiser: Denoiser) -> dict[str, Any]:
+    """config.json of a model, which is sampled without guidance."""
     below = levels(denoiser)[0]
     net = run.core_net()
     if below.resolution == RESOLUTION:
         net |= {"attention": PLAIN_ATTENTION[RESOLUTION]}
-    statistics = measure_statistics(run.dataset, CORE_RESOLUTION)
-    config = {
+    return {
         "kind": "core" if denoiser is below else "finetuned",
         **describe(denoiser, net, run.shell_nets()[: len(levels(denoiser)) - 1]),
         "text_encoder": run.dataset.text_encoder,
-        "statistics": statistics._asdict(),
+        "statistics": measure_statistics(run.dataset, CORE_RESOLUTION)._asdict(),
         "sampling": run.params.sampling.model_dump(mode="json") | {"guidance": 1.0, "num_steps": STEPS},
-        "cost": {"images": nimg, "seconds": seconds},
     }
-    save_snapshot(folder, denoiser, config)
 
 
 # --- Judging.
@@ -425,6 +450,7 @@ def row_of(row: str, seed: int, scale: float) -> dict[str, Any]:
     found: dict[str, Any] = {
         "images": [cost["images"] for cost in costs],
         "seconds": sum(cost["seconds"] for cost in costs),
+        "took": sum(cost["took"] for cost in costs),
         "macs": picture_macs(snapshot.denoiser, LIFT),
         **judged(row, seed, snapshot),
     }
@@ -478,8 +504,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=tuple(MAKE), default=tuple(MAKE))
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of images, to try it out")
+    parser.add_argument("--paces", action="store_true", help="measure those of all trainings instead")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.paces:
+        paces()
+        return
     for seed in args.seeds:
         for row in args.rows:
             if not (FOLDER / "results" / f"{row}-{seed}.json").is_file():
