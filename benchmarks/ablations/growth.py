@@ -415,24 +415,6 @@ def with_shell(snapshot: Snapshot, grown: Snapshot) -> Snapshot:
     return Snapshot(built.eval(), grown.config, "")
 
 
-def curve(row: str, seed: int) -> list[dict[str, float]]:
-    """Quality by CPU time, from the weights kept during training; the end of training is not among them."""
-    points, spent = [], 0.0
-    for name in ROWS[row]:
-        end = load(name, seed)
-        stops = moments_of(TRAININGS[name], end.config["cost"]["images"])
-        whole = [load(name, seed, nimg) for nimg in stops]
-        if name != ROWS[row][-1]:
-            whole.append(end)
-        for each in whole:
-            seconds = spent + each.config["cost"]["seconds"]
-            if each.resolution < RESOLUTION:
-                each = with_shell(each, load(ROWS[row][-1], seed))
-            points.append({"seconds": seconds, **judged(f"{row}-part", seed, each)})
-        spent += end.config["cost"]["seconds"]
-    return points
-
-
 # --- Rows.
 
 
@@ -447,16 +429,32 @@ def row_of(row: str, seed: int, scale: float) -> dict[str, Any]:
     """Train and judge one of ROWS."""
     snapshot = trained(ROWS[row], seed, scale)
     costs = [load(name, seed).config["cost"] for name in ROWS[row]]
-    found: dict[str, Any] = {
+    return {
         "images": [cost["images"] for cost in costs],
         "seconds": sum(cost["seconds"] for cost in costs),
         "took": sum(cost["took"] for cost in costs),
         "macs": picture_macs(snapshot.denoiser, LIFT),
         **judged(row, seed, snapshot),
     }
-    if row in ("A0", "A1-long"):
-        found["curve"] = [rounded(point) for point in curve(row, seed)]
-    return found
+
+
+def curve_of(row: str, seed: int, scale: float) -> dict[str, Any]:
+    """Quality by CPU time, from the weights kept during training; the end of training is not among them."""
+    trained(ROWS[row], seed, scale)
+    points, spent = [], 0.0
+    for name in ROWS[row]:
+        end = load(name, seed)
+        stops = moments_of(TRAININGS[name], end.config["cost"]["images"])
+        whole = [load(name, seed, nimg) for nimg in stops]
+        if name != ROWS[row][-1]:
+            whole.append(end)
+        for each in whole:
+            seconds = spent + each.config["cost"]["seconds"]
+            if each.resolution < RESOLUTION:
+                each = with_shell(each, load(ROWS[row][-1], seed))
+            points.append({"seconds": seconds, **judged(f"{row}-part", seed, each)})
+        spent += end.config["cost"]["seconds"]
+    return {"curve": [rounded(point) for point in points]}
 
 
 def ways_of(way: str, seed: int, scale: float) -> dict[str, Any]:
@@ -492,6 +490,7 @@ def upscaled(name: str, seed: int, scale: float) -> dict[str, float]:
 
 
 MAKE: dict[str, Callable[[int, float], Mapping[str, Any]]] = {row: partial(row_of, row) for row in ROWS}
+MAKE |= {f"{row}-curve": partial(curve_of, row) for row in ("A0", "A1-long")}
 MAKE |= {way: partial(ways_of, way) for way in ("M1-full", "M1-4", "M1-16")}
 MAKE |= {f"M2-{name}": partial(upscaled, name) for name in ("bicubic", "lanczos", "shell", "bands")}
 

@@ -327,9 +327,10 @@ def growth_table(results: Results) -> str:
     return table(head, body)
 
 
-def points(result: Mapping[str, Any], metric: str) -> list[tuple[float, float]]:
-    """(CPU seconds, quality) during and after one training, if it has a curve; else after it."""
-    return [(p["seconds"], p[metric]) for p in (*result.get("curve", ()), result)]
+def points(results: Results, row: str, seed: int, metric: str) -> list[tuple[float, float]]:
+    """(CPU seconds, quality) during one training, if its curve is there, and after it."""
+    during = results.get(f"{row}-curve", {}).get(seed, {}).get("curve", ())
+    return [(p["seconds"], p[metric]) for p in (*during, results[row][seed])]
 
 
 def reached(curve: Sequence[tuple[float, float]], target: float) -> float | None:
@@ -349,17 +350,18 @@ def gate_table(results: Results) -> str:
     """By seed: when a plain network from scratch is as good as A0, and A0's share of that time."""
     body, plain = [], [row for row in ("A1-half", "A1", "A1-long") if row in results]
     for metric, name in QUALITY.items():
-        for seed in sorted(set(results["A0"]).intersection(*(results[row] for row in plain))):
-            grown, scratch = results["A0"][seed], [results[row][seed] for row in plain]
-            when = reached([p for each in scratch for p in points(each, metric)], grown[metric])
-            last = max(each["seconds"] for each in scratch)
+        for seed, grown in results["A0"].items():
+            scratch = {row: results[row][seed] for row in plain if seed in results[row]}
+            when = reached([p for row in scratch for p in points(results, row, seed, metric)], grown[metric])
+            last = max(each["seconds"] for each in scratch.values())
             share = grown["seconds"] / (when or last)
             said = (
                 [f"{when:.0f} s", f"{share:.0%}"] if when else [f"not in {last:.0f} s", f"below {share:.0%}"]
             )
             met = "yes" if share <= TARGET else "no" if when else "open"
-            numbers = [f"{each[metric]:.4g}" for each in (grown, *scratch)]
-            body.append([name, str(seed), *numbers, f"{grown['seconds']:.0f} s", *said, met])
+            numbers = [f"{scratch[row][metric]:.4g}" if row in scratch else "" for row in plain]
+            first = [name, str(seed), f"{grown[metric]:.4g}", *numbers]
+            body.append([*first, f"{grown['seconds']:.0f} s", *said, met])
     head = [
         "quality",
         "seed",
@@ -412,12 +414,12 @@ def draw_growth(path: Path, results: Results) -> None:
     FigureCanvasAgg(figure)
     for axes, metric in zip(figure.subplots(1, 2), ("error", "kid_lite2"), strict=True):
         for i, row in enumerate(row for row in GROWN if row in results):
-            for j, result in enumerate(results[row].values()):
-                line = points(result, metric)
+            for j, seed in enumerate(results[row]):
+                line = points(results, row, seed, metric)
                 label = row if j == 0 else None
                 style = "-" if len(line) > 1 else ""
                 axes.plot(*zip(*line, strict=True), style, color=f"C{i}", lw=0.9, marker=".", ms=4, alpha=0.7)
-                axes.plot(*line[-1], marker="os^Dv<>PX"[i], ls="", ms=6, color=f"C{i}", label=label)
+                axes.plot(*line[-1], marker="os^Dv<>PXh"[i], ls="", ms=6, color=f"C{i}", label=label)
         axes.set(xlabel="CPU s of training, one thread", ylabel=QUALITY[metric], yscale="log", xscale="log")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path)
