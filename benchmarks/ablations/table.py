@@ -275,7 +275,7 @@ def draw_pictures(path: Path, folder: Path, names: Sequence[str], scale: int) ->
         upper = grid.crop((0, 0, width, line))
         upper = upper.resize((scale * width, scale * line), Image.Resampling.NEAREST)
         sheet.paste(upper, (left + label, top))
-    sheet.save(path)
+    sheet.save(path, optimize=True)
 
 
 # --- Growth.
@@ -420,7 +420,9 @@ def draw_growth(path: Path, results: Results) -> None:
                 style = "-" if len(line) > 1 else ""
                 axes.plot(*zip(*line, strict=True), style, color=f"C{i}", lw=0.9, marker=".", ms=4, alpha=0.7)
                 axes.plot(*line[-1], marker="os^Dv<>PXh"[i], ls="", ms=6, color=f"C{i}", label=label)
-        axes.set(xlabel="CPU s of training, one thread", ylabel=QUALITY[metric], yscale="log", xscale="log")
+        axes.set(xlabel="CPU s of training, one thread", ylabel=QUALITY[metric], xlim=(0, None))
+        if metric.startswith("kid"):
+            axes.set(yscale="log")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path)
 
