@@ -352,16 +352,19 @@ def gate_table(results: Results) -> str:
     for metric, name in QUALITY.items():
         for seed, grown in results["A0"].items():
             scratch = {row: results[row][seed] for row in plain if seed in results[row]}
-            when = reached([p for row in scratch for p in points(results, row, seed, metric)], grown[metric])
-            last = max(each["seconds"] for each in scratch.values())
+            curve = [p for row in scratch for p in points(results, row, seed, metric)]
+            when, first, last = reached(curve, grown[metric]), min(curve)[0], max(curve)[0]
             share = grown["seconds"] / (when or last)
-            said = (
-                [f"{when:.0f} s", f"{share:.0%}"] if when else [f"not in {last:.0f} s", f"below {share:.0%}"]
-            )
+            if when is None:
+                said = [f"not in {last:.0f} s", f"below {share:.0%}"]
+            elif when == first:
+                said = [f"less than {when:.0f} s", f"above {share:.0%}"]
+            else:
+                said = [f"{when:.0f} s", f"{share:.0%}"]
             met = "yes" if share <= TARGET else "no" if when else "open"
             numbers = [f"{scratch[row][metric]:.4g}" if row in scratch else "" for row in plain]
-            first = [name, str(seed), f"{grown[metric]:.4g}", *numbers]
-            body.append([*first, f"{grown['seconds']:.0f} s", *said, met])
+            told = [name, str(seed), f"{grown[metric]:.4g}", *numbers]
+            body.append([*told, f"{grown['seconds']:.0f} s", *said, met])
     head = [
         "quality",
         "seed",
