@@ -117,7 +117,7 @@ def demo_root(tmp_path_factory):
 def bare_run(root, changes=()):
     """What recipes build networks from."""
     made = Run.__new__(Run)
-    made.params = parse_params(run.overridden(run.yaml_of(ROOT / "params.yaml"), changes))
+    made.params = parse_params(run.overridden(run.yaml_of(ROOT / "params.yaml"), (*growth.PYRAMID, *changes)))
     made.dataset = PreparedDataset(root / "data/prepared")
     return made
 

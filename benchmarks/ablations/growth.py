@@ -78,6 +78,8 @@ REPEATS = 16  # noises an image, of held-out errors
 LIFT = 8.0
 UPSCALE_STEPS = 8
 OCTAVE = math.log(2)  # of ln sigma: white noise of a picture is half as much in its 2x2 means
+# What was measured, whatever params.yaml has become.
+PYRAMID = ("core.patch=2", "core.channels=48", "shell.patch=2", "shell.channels=[32]")
 # Of the plain network: as many multiply-adds as the whole pyramid, attention at the level that the core has it.
 PLAIN = ("core.channels=34",)
 PLAIN_ATTENTION = {CORE_RESOLUTION: (8,), RESOLUTION: (16,)}
@@ -232,7 +234,7 @@ def moments_of(training: Training, images: int) -> list[int]:
 def prepared(name: str, seed: int, images: int) -> Run:
     """A stage's run with the parameters of one training."""
     training = TRAININGS[name]
-    tree = overridden(yaml_of(Path("params.yaml")), training.changes)
+    tree = overridden(yaml_of(Path("params.yaml")), (*PYRAMID, *training.changes))
     tree["seed"] = seed
     tree[training.stage] |= {"num_images": images, "early_images": 0, "ema_moments": 0}
     folder = Path("runs/ablate") / folder_of(name, seed).name
