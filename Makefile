@@ -34,10 +34,11 @@ check: .venv/.stamp
 nightly: .venv/.stamp
 	CRESCENDO_MUTANTS=10000 python -m pytest tests/data/test_hostile_images.py
 
-# What each part of the core is worth, into docs/ablations.md; some hours. Stages that are done stay done.
+# What each part of the core is worth, and growing it, into docs/ablations.md; some hours. What is done stays done.
 ablate: .venv/.stamp
 	dvc repro prepare
 	cd benchmarks/ablations && dvc repro
+	python -m benchmarks.ablations.growth
 	python -m benchmarks.ablations.table
 
 # Two steps: pip cannot check hashes of an editable install.

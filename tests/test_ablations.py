@@ -8,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 from scipy import stats
 
-from benchmarks.ablations import gpu, run, table
+from benchmarks.ablations import gpu, growth, run, table
+from benchmarks.ablations.growth import CORE_RESOLUTION, RESOLUTION
+from pipeline.config import parse_params
+from pipeline.data.dataset import PreparedDataset
+from pipeline.models.denoiser import levels
+from pipeline.training.workers import Run
 from tests.conftest import write_prepared
 from tests.test_imports import closure
 
@@ -122,3 +128,112 @@ def test_the_rows_of_a_gpu_are_trained_and_then_judged(tiny_tree, tmp_path, monk
         assert [r["steps"] for r in found["runs"]] == [2] and np.isfinite(found["runs"][0]["kid_lite2"])
     errors = [json.loads((folder / "results" / f"{n}-0.json").read_text())["error"] for n in gpu.NETWORKS]
     assert all(np.isfinite(errors)) and {of for of, _, _ in gpu.ROWS.values()} == set(gpu.NETWORKS)
+
+
+# --- Growth.
+
+
+@pytest.fixture(scope="module")
+def demo_root(tmp_path_factory):
+    """A folder with params.yaml and a few pictures of its resolution."""
+    root = tmp_path_factory.mktemp("growth")
+    write_prepared(root / "data/prepared", RESOLUTION, low_resolution=CORE_RESOLUTION)
+    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    return root
+
+
+def bare_run(root, changes=()):
+    """What recipes build networks from."""
+    made = Run.__new__(Run)
+    made.params = parse_params(run.overridden(run.yaml_of(ROOT / "params.yaml"), (*growth.PYRAMID, *changes)))
+    made.dataset = PreparedDataset(root / "data/prepared")
+    return made
+
+
+def test_the_plain_network_costs_what_the_pyramid_does(demo_root):
+    ours = growth.macs(growth.pyramid(bare_run(demo_root))[-1].level)
+    ((plain, _),) = growth.plain(bare_run(demo_root, growth.PLAIN))
+    assert plain.resolution == RESOLUTION and growth.macs(plain) == pytest.approx(ours, rel=0.05)
+    assert growth.picture_macs(plain, 8.0) == growth.STEPS * growth.macs(plain)
+
+
+def test_a_plain_network_goes_on_at_twice_the_size(demo_root):
+    made = bare_run(demo_root, growth.PLAIN)
+    ((small, _),), ((large, _),) = growth.plain(made, CORE_RESOLUTION), growth.plain(made)
+    before, after = small.state_dict(), large.state_dict()
+    assert {name: t.shape for name, t in before.items()} == {name: t.shape for name, t in after.items()}
+    (below, _), (above, highest) = (growth.law(made, core) for core in (small, large))
+    drawn = [law(8, torch.Generator().manual_seed(0)) for law in (below, above)]
+    assert torch.equal(2 * drawn[0], drawn[1]) and highest == 160
+
+
+def few_images(monkeypatch, root):
+    """Every training in a few updates, in a folder of its own."""
+    monkeypatch.chdir(root)
+    short = {name: training._replace(images=64) for name, training in growth.TRAININGS.items()}
+    monkeypatch.setattr(growth, "TRAININGS", short)
+
+
+def test_both_levels_of_the_pyramid_are_trained_at_once(demo_root, monkeypatch):
+    few_images(monkeypatch, demo_root)
+    trained = growth.trained(growth.ROWS["A1b"], 0, 1.0)
+    assert all(level.net.out_gain != 0 for level in levels(trained.denoiser))
+    fresh = growth.pyramid(growth.prepared("pyramid", 0, 64))
+    for (level, share), after in zip(fresh, levels(trained.denoiser), strict=True):
+        assert share == 1 and not torch.equal(level.net.conv_in.weight, after.net.conv_in.weight)
+
+
+def test_a_shell_grows_around_the_core_that_was_trained_and_costs_are_kept(demo_root, monkeypatch):
+    few_images(monkeypatch, demo_root)
+    grown = growth.trained(growth.ROWS["A0"], 0, 1.0)
+    core, quarter = growth.load("core", 0), growth.load("core", 0, 16)
+    below = levels(grown.denoiser)[0].state_dict()
+    assert all(torch.equal(tensor, below[name]) for name, tensor in core.denoiser.state_dict().items())
+    assert 0 < quarter.config["cost"]["took"] < core.config["cost"]["took"]
+    folder = growth.folder_of("core", 0)
+    made = folder.stat().st_mtime_ns
+    growth.trained(growth.ROWS["A3-tuned"], 0, 1.0)
+    assert folder.stat().st_mtime_ns == made  # what is there is not made again
+    tuned = levels(growth.load("tuned", 0).denoiser)[0].state_dict()
+    assert any(not torch.equal(tensor, below[name]) for name, tensor in tuned.items())
+
+
+def test_a_level_of_quality_is_reached_between_points():
+    curve = [(100.0, 4.0), (200.0, 2.0), (300.0, 3.0), (400.0, 1.0)]
+    assert table.reached(curve, 3.0) == 150 and table.reached(curve, 1.5) == 350
+    assert table.reached(curve, 5.0) == 100 and table.reached(curve, 0.5) is None
+
+
+def test_the_page_tells_of_growth_what_results_hold(tmp_path, monkeypatch):
+    from PIL import Image
+
+    results = tmp_path / run.FOLDER / "results"
+    results.mkdir(parents=True)
+    for seed in (0, 1):
+        for i, row in enumerate(("A0", "A1", "A1-long", "A3-joint", "M1-full")):
+            numbers = {"images": [96, 32], "seconds": 100.0, "macs": 1e9 * (1 + i)}
+            numbers |= dict.fromkeys((*table.QUALITY, "error_high"), 1 + i * (1 + 0.02 * seed))
+            if row == "A1-long":
+                curve = {"curve": [dict(numbers, seconds=150.0)]}
+                (results / f"{row}-curve-{seed}.json").write_text(json.dumps(curve))
+                numbers |= {"seconds": 280.0, "error": 0.5}
+            (results / f"{row}-{seed}.json").write_text(json.dumps(numbers))
+            Image.new("RGB", (80, 20)).save(results / f"{row}-{seed}.png")
+        for row in ("M2-shell", "M2-bands", "M2-bicubic"):
+            numbers = dict.fromkeys(("psnr", "ssim", "kid_lite2", "kid_randconv"), 7.0)
+            (results / f"{row}-{seed}.json").write_text(json.dumps(numbers))
+    (tmp_path / run.FOLDER / "params.yaml").write_text((ROOT / run.FOLDER / "params.yaml").read_text())
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs/ablations.md"
+    page.write_text("kept\n<!-- growth -->\nstale\n<!-- end of growth -->\nafter\n")
+    monkeypatch.chdir(tmp_path)
+    table.main()
+    text = page.read_text()
+    assert text.startswith("kept\n") and text.endswith("after\n") and "stale" not in text
+    assert "| A3-joint: " in text and "| A2: " not in text and "96 + 32" in text
+    assert "2.01 (+1.01 ±0.13 *)" in text
+    # A1's error is 2 after 100 s, no better after 150, and 0.5 after 280 s: 1 after 237 s. Its KID stays.
+    cells = " ".join(text.split())
+    assert "| 237 s | 42% | no |" in cells and "| not in 280 s | below 36% | yes |" in cells
+    assert (tmp_path / "docs/ablations-growth.png").is_file()
+    assert (tmp_path / "docs/ablations-growth-samples.png").is_file()

@@ -2,8 +2,9 @@
 
     python -m benchmarks.ablations.table
 
-Every difference is paired: the same training seed (data order, first weights, noise), the same seeds of pictures.
-Its interval is Student's over training seeds, and Holm's correction runs over all differences of one table.
+Parts of the page that have no results here stay as they are. Every difference is paired: the same training seed
+(data order, first weights, noise), the same seeds of pictures. Its interval is Student's over training seeds, and
+Holm's correction runs over all differences of one table.
 """
 
 from __future__ import annotations
@@ -70,6 +71,28 @@ METRICS = {
     "coverage": "coverage",
     "retrieval": "top-1",
 }
+
+GROWN = {
+    "A0": "grown: core, then a shell around it, frozen",
+    "A1": "a plain network from scratch",
+    "A1-half": "the same, half as long",
+    "A1-long": "the same, 2.5 times as long",
+    "A1b": "core and shell at once, from random weights",
+    "A2": "a plain network, first at 32 px, then at 64",
+    "A2-low": "the same, the second time at lr / 10",
+    "A3-tuned": "as A0, fewer images, core tuned beside the shell",
+    "A3-joint": "as A0, fewer images, the shell's loss trains the core as well",
+    "M2": "as A0, the shell's low band with a clock of its own (`upscale_probability` 0.2)",
+}
+WAYS = {"M1-full": "all steps at 64 px", "M1-4": "lift 4", "A0": "lift 8", "M1-16": "lift 16"}
+UPSCALED = {
+    "M2-bicubic": "bicubic",
+    "M2-lanczos": "Lanczos",
+    "M2-shell": "A0, 8 steps",
+    "M2-bands": "M2, 8 steps",
+}
+QUALITY = {"error": "held-out error", "kid_lite2": "KID lite2", "kid_randconv": "KID randconv"}
+TARGET = 0.4  # the most of from-scratch's time that growing is to take
 
 
 class Difference(NamedTuple):
@@ -237,21 +260,185 @@ def draw(
     figure.savefig(path)
 
 
-def draw_pictures(path: Path, folder: Path, names: Sequence[str]) -> None:
-    """Some pictures of each row, of the first seed, twice as large; in two columns."""
+def draw_pictures(path: Path, folder: Path, names: Sequence[str], scale: int) -> None:
+    """Some pictures of each row, of the first seed, `scale` times as large; in two columns."""
     from PIL import Image, ImageDraw
 
     grids = {name: Image.open(file) for name in names if (file := folder / f"{name}-0.png").is_file()}
     width, height = next(iter(grids.values())).size
     line, label, half = height // 2 + 1, 80, -(-len(grids) // 2)  # the upper line of each grid
-    sheet = Image.new("RGB", (2 * (2 * width + label), half * 2 * line), "white")
+    sheet = Image.new("RGB", (2 * (scale * width + label), half * scale * line), "white")
     pen = ImageDraw.Draw(sheet)
     for i, (name, grid) in enumerate(grids.items()):
-        left, top = i // half * (2 * width + label), i % half * 2 * line
-        pen.text((left + 4, top + line - 6), name, fill="black")
-        upper = grid.crop((0, 0, width, line)).resize((2 * width, 2 * line), Image.Resampling.NEAREST)
+        left, top = i // half * (scale * width + label), i % half * scale * line
+        pen.text((left + 4, top + scale * line // 2 - 6), name, fill="black")
+        upper = grid.crop((0, 0, width, line))
+        upper = upper.resize((scale * width, scale * line), Image.Resampling.NEAREST)
         sheet.paste(upper, (left + label, top))
-    sheet.save(path)
+    sheet.save(path, optimize=True)
+
+
+# --- Growth.
+
+
+def compared(
+    results: Results, rows: Sequence[str], base: str, metrics: Sequence[str]
+) -> dict[tuple[str, str], str]:
+    """Each row's means, and in brackets its differences to `base`, by (row, metric)."""
+    values = {
+        (row, metric): {seed: float(r[metric]) for seed, r in results[row].items()}
+        for row in rows
+        for metric in metrics
+        if all(metric in r for r in results[row].values())
+    }
+    found = {
+        (row, metric): paired(own, values[base, metric])
+        for (row, metric), own in values.items()
+        if row != base
+    }
+    real = dict(zip(found, holm([1.0 if d is None else d.p for d in found.values()]), strict=True))
+    return {
+        cell: f"{mean(own):.4g}" + (f" ({show(found[cell], real[cell])})" if cell in found else "")
+        for cell, own in values.items()
+    }
+
+
+def growth_table(results: Results) -> str:
+    """What each way of training has cost, and what it is worth."""
+    rows = [row for row in GROWN if row in results]
+    cells = compared(results, rows, "A0", (*QUALITY, "error_high"))
+    body = []
+    for row in rows:
+        own = results[row]
+        images = " + ".join(f"{n:,}" for n in next(iter(own.values()))["images"])
+        seconds = f"{mean({s: r['seconds'] for s, r in own.items()}):.0f}"
+        qualities = [cells[row, metric] for metric in ("error", "error_high", "kid_lite2", "kid_randconv")]
+        body.append([f"{row}: {GROWN[row]}", images, str(len(own)), seconds, *qualities])
+    head = [
+        "row",
+        "images",
+        "seeds",
+        "CPU s",
+        "held-out error",
+        "of it, high band",
+        "KID lite2",
+        "KID randconv",
+    ]
+    return table(head, body)
+
+
+def points(results: Results, row: str, seed: int, metric: str) -> list[tuple[float, float]]:
+    """(CPU seconds, quality) during one training, if its curve is there, and after it."""
+    during = results.get(f"{row}-curve", {}).get(seed, {}).get("curve", ())
+    return [(p["seconds"], p[metric]) for p in (*during, results[row][seed])]
+
+
+def reached(curve: Sequence[tuple[float, float]], target: float) -> float | None:
+    """When the best so far first is at most `target`, linear between points; None: never."""
+    before: tuple[float, float] | None = None
+    for seconds, value in sorted(curve):
+        if value <= target:
+            if before is None:
+                return seconds
+            return before[0] + (seconds - before[0]) * (before[1] - target) / (before[1] - value)
+        best = value if before is None else min(value, before[1])
+        before = seconds, best
+    return None
+
+
+def gate_table(results: Results) -> str:
+    """By seed: when a plain network from scratch is as good as A0, and A0's share of that time."""
+    body, plain = [], [row for row in ("A1-half", "A1", "A1-long") if row in results]
+    for metric, name in QUALITY.items():
+        for seed, grown in results["A0"].items():
+            scratch = {row: results[row][seed] for row in plain if seed in results[row]}
+            curve = [p for row in scratch for p in points(results, row, seed, metric)]
+            when, first, last = reached(curve, grown[metric]), min(curve)[0], max(curve)[0]
+            share = grown["seconds"] / (when or last)
+            if when is None:
+                said = [f"not in {last:.0f} s", f"below {share:.0%}"]
+            elif when == first:
+                said = [f"less than {when:.0f} s", f"above {share:.0%}"]
+            else:
+                said = [f"{when:.0f} s", f"{share:.0%}"]
+            met = "yes" if share <= TARGET else "no" if when else "open"
+            numbers = [f"{scratch[row][metric]:.4g}" if row in scratch else "" for row in plain]
+            told = [name, str(seed), f"{grown[metric]:.4g}", *numbers]
+            body.append([*told, f"{grown['seconds']:.0f} s", *said, met])
+    head = [
+        "quality",
+        "seed",
+        "A0",
+        *plain,
+        "A0 takes",
+        "A1 is as good after",
+        "A0's share",
+        f"at most {TARGET:.0%}",
+    ]
+    return table(head, body)
+
+
+def ways_table(results: Results) -> str:
+    """A0's models sampled in several ways."""
+    rows = [row for row in WAYS if row in results]
+    cells = compared(results, rows, "A0", ("kid_lite2", "kid_randconv"))
+    macs = {row: mean({s: r["macs"] for s, r in results[row].items()}) for row in rows}
+    most = max(macs.values())
+    body = [
+        [
+            f"{row}: {WAYS[row]}",
+            str(len(results[row])),
+            f"{macs[row] / 1e9:.3g}",
+            f"{most / macs[row]:.2f}x",
+            cells[row, "kid_lite2"],
+            cells[row, "kid_randconv"],
+        ]
+        for row in rows
+    ]
+    return table(["way", "seeds", "GMAC a picture", "ratio", "KID lite2", "KID randconv"], body)
+
+
+def upscaled_table(results: Results) -> str:
+    """Held-out pictures made twice as large; differences to A0's shell."""
+    rows, metrics = [row for row in UPSCALED if row in results], ("psnr", "ssim", "kid_lite2", "kid_randconv")
+    cells = compared(results, rows, "M2-shell", metrics)
+    body = [
+        [f"{row}: {UPSCALED[row]}", str(len(results[row])), *(cells[row, m] for m in metrics)] for row in rows
+    ]
+    return table(["2x", "seeds", "PSNR", "SSIM", "KID lite2", "KID randconv"], body)
+
+
+def draw_growth(path: Path, results: Results) -> None:
+    """Held-out error and KID against CPU seconds: curves of A0 and A1 by seed, the ends of the other rows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, metric in zip(figure.subplots(1, 2), ("error", "kid_lite2"), strict=True):
+        for i, row in enumerate(row for row in GROWN if row in results):
+            for j, seed in enumerate(results[row]):
+                line = points(results, row, seed, metric)
+                label = row if j == 0 else None
+                style = "-" if len(line) > 1 else ""
+                axes.plot(*zip(*line, strict=True), style, color=f"C{i}", lw=0.9, marker=".", ms=4, alpha=0.7)
+                axes.plot(*line[-1], marker="os^Dv<>PXh"[i], ls="", ms=6, color=f"C{i}", label=label)
+        axes.set(xlabel="CPU s of training, one thread", ylabel=QUALITY[metric], xlim=(0, None))
+        if metric.startswith("kid"):
+            axes.set(yscale="log")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path)
+
+
+# --- The page.
+
+
+def put(page: Path, mark: str, end: str, text: str) -> None:
+    """Replace what lies between two lines of a page."""
+    before, found, rest = page.read_text(encoding="utf-8").partition(f"{mark}\n")
+    _, closed, after = rest.partition(f"{end}\n")
+    assert found and closed, f"{page} has no {mark}"
+    page.write_text(f"{before}{mark}\n{text}{end}\n{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -259,16 +446,19 @@ def main() -> None:
     plan = yaml_of(FOLDER / "params.yaml")
     results = load_results(FOLDER / "results")
     networks, rows = plan["networks"], plan["rows"]
-    parts = [networks_table(results, networks)]
-    parts += [rows_table(results, [r for r in rows if r["name"].startswith(group)]) for group in "RKT"]
     page = DOCS / "ablations.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- tables -->\n")
-    _, _, after = rest.partition("<!-- end -->\n")
-    page.write_text(
-        f"{before}<!-- tables -->\n" + "\n".join(parts) + f"<!-- end -->\n{after}", encoding="utf-8"
-    )
-    draw(DOCS / "ablations.png", results, networks, rows)
-    draw_pictures(DOCS / "ablations-samples.png", FOLDER / "results", [r["name"] for r in rows])
+    if BASELINE in results:
+        parts = [networks_table(results, networks)]
+        parts += [rows_table(results, [r for r in rows if r["name"].startswith(group)]) for group in "RKT"]
+        put(page, "<!-- tables -->", "<!-- end -->", "\n".join(parts))
+        draw(DOCS / "ablations.png", results, networks, rows)
+        draw_pictures(DOCS / "ablations-samples.png", FOLDER / "results", [r["name"] for r in rows], 2)
+    if "A0" in results:
+        parts = [growth_table(results), gate_table(results), ways_table(results), upscaled_table(results)]
+        put(page, "<!-- growth -->", "<!-- end of growth -->", "\n".join(parts))
+        draw_growth(DOCS / "ablations-growth.png", results)
+        shown = [*GROWN, *(way for way in WAYS if way not in GROWN)]
+        draw_pictures(DOCS / "ablations-growth-samples.png", FOLDER / "results", shown, 1)
 
 
 if __name__ == "__main__":

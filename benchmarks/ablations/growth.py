@@ -1,0 +1,526 @@
+"""Time to quality: a pyramid that is grown, beside the same one and plain networks of its cost trained otherwise.
+
+    python -m benchmarks.ablations.growth [--seeds 0 1 2] [--rows A0 A1 ...] [--scale 1.0]
+    python -m benchmarks.ablations.growth --paces       # CPU ms an image of all trainings, in turn
+
+Cost is CPU time of updates on one thread, stage 1 included: images times the paces below, which were measured on
+a quiet machine, since neighbours make the same work cost more; what each training took is kept beside it. Quality
+is judged at the finished resolution: the weighted error of held-out images under one law of noise for all rows,
+and KID of pictures of held-out captions. What is done is not done again (remove benchmarks/ablations/models and
+results to start anew); a killed training starts anew. Each process takes one thread: give another its own
+`--seeds`, or rows that share no training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.ablations.run import FOLDER, SHOWN, overridden, rounded, wanted, write, yaml_of
+from benchmarks.coarse import WholePyramid, at_full_resolution
+from benchmarks.scale import steps_at_levels
+from benchmarks.train import Pictures, flops
+from benchmarks.upscale import ours, psnr, resampled, ssim
+from pipeline.config import Params, parse_params
+from pipeline.data.dataset import PreparedDataset
+from pipeline.data.images import box_mean
+from pipeline.diffusion.noise import lognormal_sigma
+from pipeline.diffusion.sampling import sample_pyramid
+from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
+from pipeline.evaluation.metrics import kid
+from pipeline.evaluation.statistics import kid_by_unit, number_units
+from pipeline.models.denoiser import (
+    CoreDenoiser,
+    Denoiser,
+    ShellDenoiser,
+    build_core,
+    build_shell,
+    levels,
+    mean_square,
+    set_dtype,
+)
+from pipeline.models.layers import high_pass
+from pipeline.models.snapshot import Snapshot, Weights, describe, load_snapshot, save_snapshot
+from pipeline.rng import generator_for
+from pipeline.training.state import TrainState
+from pipeline.training.steps import DenoisingStep, DrawSigma
+from pipeline.training.workers import (
+    BELOW_LR,
+    SIGMA_MAX,
+    Part,
+    Phase,
+    Run,
+    high_band_variances,
+    measure_statistics,
+    noise_law,
+    precision,
+    save_grid,
+    train_parts,
+)
+
+DATA = Path("data/prepared")
+CORE_RESOLUTION, RESOLUTION = 32, 64  # px of params.yaml; octaves are one
+DRAWS = 2  # pictures a caption
+STEPS = 32  # of the sampler, one call each
+REPEATS = 16  # noises an image, of held-out errors
+LIFT = 8.0
+UPSCALE_STEPS = 8
+OCTAVE = math.log(2)  # of ln sigma: white noise of a picture is half as much in its 2x2 means
+# What was measured, whatever params.yaml has become.
+PYRAMID = ("core.patch=1", "core.channels=24", "shell.patch=1", "shell.channels=[16]")
+# Of the plain network: as many multiply-adds as the whole pyramid, attention at the level that the core has it.
+PLAIN = ("core.patch=2", "core.channels=34")
+PLAIN_ATTENTION = {CORE_RESOLUTION: (8,), RESOLUTION: (16,)}
+
+
+# --- Trainings.
+
+
+class Grown(NamedTuple):
+    """A level to train, and the share of the learning rate that it has."""
+
+    level: Denoiser
+    share: float = 1.0
+
+
+Build = Callable[[Run], list[Grown]]
+Save = Callable[[Run, Denoiser, int, float], None]  # a model after so many images and CPU seconds
+
+
+class Training(NamedTuple):
+    """A recipe: the section of params.yaml and what differs from it, images, what is built, and when it is kept."""
+
+    stage: str
+    images: int
+    pace: float  # CPU ms an image
+    build: Build
+    changes: tuple[str, ...] = ()
+    moments: tuple[float, ...] = ()  # shares of the images after which the averaged weights are kept
+
+
+def core(run: Run) -> list[Grown]:
+    """Of the pyramid."""
+    return [Grown(build_core(CORE_RESOLUTION, text_dim(run), run.core_net()))]
+
+
+def shell(run: Run) -> list[Grown]:
+    """A shell around the trained core, which is frozen, tuned or joint as `finetune.core` says."""
+    trained = load("core", run.params.seed).denoiser
+    grown = around(run, trained)
+    if run.params.finetune.core == "frozen":
+        return [Grown(grown)]
+    grown.joint = run.params.finetune.core == "joint"
+    return [Grown(trained, BELOW_LR), Grown(grown)]
+
+
+def pyramid(run: Run) -> list[Grown]:
+    """Core and shell, both anew."""
+    (below,) = core(run)
+    return [below, Grown(around(run, below.level))]
+
+
+def around(run: Run, below: Denoiser) -> ShellDenoiser:
+    """A fresh shell."""
+    statistics = measure_statistics(run.dataset, CORE_RESOLUTION)
+    variance = high_band_variances(run.dataset, statistics, [RESOLUTION])[RESOLUTION]
+    return build_shell(below, text_dim(run), variance, run.shell_nets()[0])
+
+
+def plain(run: Run, resolution: int = RESOLUTION) -> list[Grown]:
+    """A network without shells, of the pyramid's cost at its finished resolution."""
+    net = run.core_net() | {"attention": PLAIN_ATTENTION[resolution]}
+    return [Grown(build_core(resolution, text_dim(run), net))]
+
+
+def stretched(run: Run, share: float = 1.0) -> list[Grown]:
+    """The plain network, as it was trained on small images."""
+    ((made, _),) = plain(run)
+    made.load_state_dict(load("small", run.params.seed).denoiser.state_dict())
+    return [Grown(made, share)]
+
+
+def law(run: Run, level: Denoiser) -> tuple[DrawSigma, float]:
+    """`noise_law`; a core at the finished resolution has that of the pyramid's, in units of its own pixels."""
+    draw, highest = noise_law(run.params, level)
+    scale = level.resolution / CORE_RESOLUTION if isinstance(level, CoreDenoiser) else 1.0
+    return lambda batch, generator: scale * draw(batch, generator), scale * highest
+
+
+def text_dim(run: Run) -> int:
+    """Width of the caption embedding."""
+    return int(str(run.dataset.text_encoder["dim"]))
+
+
+QUARTERS = (0.25, 0.5, 0.75)
+TRAININGS = {  # as many images as cost what A0's do; half and long: half as much, and 2.5 times
+    "core": Training("pretrain", 12160, 7.21, core, moments=QUARTERS),
+    "shell": Training("finetune", 2240, 8.00, shell, moments=QUARTERS),
+    "plain": Training("pretrain", 9584, 11.03, plain, PLAIN),
+    "plain-half": Training("pretrain", 4784, 11.03, plain, PLAIN),
+    "plain-long": Training("pretrain", 23968, 11.03, plain, PLAIN, (0.2, *QUARTERS)),
+    "pyramid": Training("pretrain", 6816, 15.53, pyramid),
+    "small": Training("pretrain", 16768, 5.24, partial(plain, resolution=CORE_RESOLUTION), PLAIN),
+    "stretched": Training("finetune", 1600, 11.25, stretched, PLAIN),
+    "stretched-low": Training("finetune", 1600, 11.25, partial(stretched, share=BELOW_LR), PLAIN),
+    "tuned": Training("finetune", 1184, 15.21, shell, ("finetune.core=tuned",)),
+    "joint": Training("finetune", 880, 20.50, shell, ("finetune.core=joint",)),
+    "bands": Training("finetune", 2240, 8.31, shell, ("finetune.upscale_probability=0.2",)),
+}
+ROWS = {  # row: the trainings that it pays for, the last of which is judged
+    "A0": ("core", "shell"),
+    "A1": ("plain",),
+    "A1-half": ("plain-half",),
+    "A1-long": ("plain-long",),
+    "A1b": ("pyramid",),
+    "A2": ("small", "stretched"),
+    "A2-low": ("small", "stretched-low"),
+    "A3-tuned": ("core", "tuned"),
+    "A3-joint": ("core", "joint"),
+    "M2": ("core", "bands"),
+}
+
+
+@dataclass(kw_only=True)
+class TimedStep(DenoisingStep):
+    """Adds the CPU time of its updates to `clock`; at some `moments` lets `keep` look at the averaged weights."""
+
+    clock: list[float]
+    moments: Sequence[int]
+    keep: Callable[[int], None]
+
+    def __call__(self, state: TrainState) -> dict[str, Tensor]:
+        """Do one update."""
+        start = time.process_time()
+        metrics = super().__call__(state)
+        self.clock[0] += time.process_time() - start
+        nimg = state.nimg + self.batch_size
+        if nimg in self.moments:
+            learner = state.learners[f"net{self.suffix}"]
+            with learner.using(next(iter(learner.emas.values()))):
+                self.keep(nimg)
+        return metrics
+
+
+def folder_of(name: str, seed: int, nimg: int | None = None) -> Path:
+    """Of a trained model, or of what it was after `nimg` images."""
+    return FOLDER / "models" / "-".join(["growth", name, str(seed), *([] if nimg is None else [str(nimg)])])
+
+
+def load(name: str, seed: int, nimg: int | None = None) -> Snapshot:
+    """A trained model, in the precision of training."""
+    snapshot = load_snapshot(folder_of(name, seed, nimg))
+    set_dtype(snapshot.denoiser, precision("auto", torch.device("cpu")))
+    return snapshot
+
+
+def moments_of(training: Training, images: int) -> list[int]:
+    """Images after which weights are kept."""
+    batch = yaml_of(Path("params.yaml"))[training.stage]["batch_size"]
+    return [round(share * images / batch) * batch for share in training.moments]
+
+
+def prepared(name: str, seed: int, images: int) -> Run:
+    """A stage's run with the parameters of one training."""
+    training = TRAININGS[name]
+    tree = overridden(yaml_of(Path("params.yaml")), (*PYRAMID, *training.changes))
+    tree["seed"] = seed
+    tree[training.stage] |= {"num_images": images, "early_images": 0, "ema_moments": 0}
+    folder = Path("runs/ablate") / folder_of(name, seed).name
+    shutil.rmtree(folder, ignore_errors=True)
+    config = {"params": tree, "root": str(Path.cwd()), "run_dir": str(folder)}
+    run = Run(training.stage, config | {"precision": "auto", "threads": 1})
+    never = 1000 * images
+    run.section = run.section.model_copy(update={"sample_images": never, "checkpoint_images": never})
+    return run
+
+
+def fitted(name: str, seed: int, images: int, save: Save) -> float:
+    """Train one network; `save` gets what is to be kept of it. Returns CPU seconds of its updates."""
+    training, clock = TRAININGS[name], [0.0]
+    run = prepared(name, seed, images)
+    grown = training.build(run)
+    denoiser = grown[-1].level
+
+    def keep(nimg: int) -> None:
+        save(run, denoiser, nimg, clock[0])
+
+    def export(config: dict[str, Any], numbers: dict[str, float], early: Weights | None) -> None:
+        save(run, denoiser, images, clock[0])
+
+    timed = partial(TimedStep, clock=clock, moments=moments_of(training, images), keep=keep)
+    parts = []
+    for level, share in grown:
+        suffix = "" if level is denoiser else f"_{level.resolution}"
+        lr = share * run.section.lr
+        parts.append(Part(level, *law(run, level), lr, suffix, make_step=timed))
+    statistics = measure_statistics(run.dataset, CORE_RESOLUTION)
+    train_parts(run, Phase(run.folder), parts, statistics, dict, export)
+    shutil.rmtree(run.folder)
+    return clock[0]
+
+
+def train(name: str, seed: int, scale: float) -> None:
+    """Train one network, unless it is there."""
+    if (folder_of(name, seed) / "manifest.json").is_file():
+        return
+    images = round(scale * TRAININGS[name].images / 16) * 16
+
+    def save(run: Run, denoiser: Denoiser, nimg: int, seconds: float) -> None:
+        folder = folder_of(name, seed, None if nimg == images else nimg)
+        cost = {"images": nimg, "seconds": nimg * TRAININGS[name].pace / 1000, "took": seconds}
+        save_snapshot(folder, denoiser, config_of(run, denoiser) | {"cost": cost})
+
+    seconds = fitted(name, seed, images, save)
+    print(f"{name}-{seed}: {images} images in {seconds:.1f} s", flush=True)
+
+
+def paces(images: int = 640) -> None:
+    """Print CPU ms an image of all trainings, measured in turn; a first round goes before."""
+    for counted in (False, True):
+        for name in TRAININGS:
+            seconds = fitted(name, 0, images, lambda *kept: None)
+            if counted:
+                print(f"{name}: {1000 * seconds / images:.2f} ms", flush=True)
+
+
+def config_of(run: Run, denoiser: Denoiser) -> dict[str, Any]:
+    """config.json of a model, which is sampled without guidance."""
+    below = levels(denoiser)[0]
+    net = run.core_net()
+    if below.resolution == RESOLUTION:
+        net |= {"attention": PLAIN_ATTENTION[RESOLUTION]}
+    return {
+        "kind": "core" if denoiser is below else "finetuned",
+        **describe(denoiser, net, run.shell_nets()[: len(levels(denoiser)) - 1]),
+        "text_encoder": run.dataset.text_encoder,
+        "statistics": measure_statistics(run.dataset, CORE_RESOLUTION)._asdict(),
+        "sampling": run.params.sampling.model_dump(mode="json") | {"guidance": 1.0, "num_steps": STEPS},
+    }
+
+
+# --- Judging.
+
+
+class Judges(NamedTuple):
+    """Data, and what features of pictures are compared by."""
+
+    dataset: PreparedDataset
+    params: Params
+    fitted: list[tuple[Extractor, Whitening]]
+
+    def kid_of(self, made: Tensor, which: np.ndarray, bases: Sequence[str], real: Tensor) -> dict[str, float]:
+        """KID of pictures uint8 [N,3,R,R] of captions number `which` [N], against real ones of all captions."""
+        (unit_real, unit_made), units = number_units(bases, [bases[i] for i in which])
+        every = np.ones((1, units))
+        return {
+            f"kid_{e.name}": float(kid_by_unit(w(e(real)), unit_real, w(e(made)), unit_made, every)[0])
+            for e, w in self.fitted
+        }
+
+
+@cache
+def judges() -> Judges:
+    """Fitted on the training split, at the finished resolution."""
+    dataset = PreparedDataset(DATA)
+    real = dataset.images(dataset.split("train"))
+    found = [(extract, Whitening.fit(extract(real))) for extract in (randconv(RESOLUTION), lite2())]
+    return Judges(dataset, parse_params(yaml_of(Path("params.yaml"))), found)
+
+
+@torch.no_grad()
+def held_out(snapshot: Snapshot) -> dict[str, float]:
+    """Mean of (sigma^2 + 0.25) / (sigma 0.5)^2 |D - x|^2 over the test split, and the part of its high band."""
+    dataset, law = judges().dataset, judges().params.pretrain
+    rows = dataset.split("test")
+    x = snapshot.statistics.standardise(dataset.images(rows))
+    text = dataset.text([dataset.caption_of(int(row)) for row in rows])
+    denoise = WholePyramid(snapshot.denoiser, snapshot.config["sampling"]["lift"])
+    totals = torch.zeros(2, dtype=torch.float64)
+    for repeat in range(REPEATS):
+        generator = generator_for(0, "growth-errors", repeat)
+        sigma = lognormal_sigma(len(x), law.p_mean + OCTAVE, law.p_std, generator)
+        noisy = x + sigma[:, None, None, None] * torch.randn(x.shape, generator=generator)
+        off = denoise(noisy, sigma, text) - x
+        weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
+        for i, part in enumerate((off, high_pass(off))):
+            totals[i] += (weight * mean_square(part, sigma)).double().mean() / REPEATS
+    return {"error": float(totals[0]), "error_high": float(totals[1])}
+
+
+Sample = Callable[[Snapshot, Any, Sequence[int]], Tensor]
+
+
+def coarse_to_fine(snapshot: Snapshot, text: Any, seeds: Sequence[int], lift: float) -> Tensor:
+    """Pictures uint8 [N,3,R,R] without guidance; a network without shells is sampled at full resolution."""
+    highest = SIGMA_MAX * levels(snapshot.denoiser)[0].resolution / CORE_RESOLUTION
+    x, _ = sample_pyramid(
+        snapshot.denoiser, text, seeds, STEPS, 1.0, (0.0, 0.0), lift, highest, sampler="sde_dpmpp_2m"
+    )
+    return snapshot.statistics.to_uint8(x)
+
+
+def pictures(name: str, seed: int, snapshot: Snapshot, sample: Sample) -> dict[str, float]:
+    """KID of pictures of held-out captions; a few are kept."""
+    by = judges()
+    condition, which, seeds, text = wanted(by.dataset, name, DRAWS)
+    made = torch.cat([sample(snapshot, text.select(i), seeds[i]) for i in batches(len(seeds))])
+    shown = torch.linspace(0, len(condition.rows) - 1, SHOWN).long()
+    path = FOLDER / "results" / f"{name}-{seed}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_grid(path, made[shown], columns=SHOWN // 2)
+    return by.kid_of(made, which, condition.bases, by.dataset.images(condition.rows))
+
+
+def batches(count: int, size: int = 62) -> Iterator[slice]:
+    """Slices of at most `size`."""
+    return (slice(i, i + size) for i in range(0, count, size))
+
+
+def macs(denoiser: Denoiser) -> float:
+    """Multiply-adds of a call for one image."""
+    noisy = torch.zeros(1, 3, denoiser.resolution, denoiser.resolution)
+    with torch.no_grad():
+        return flops(lambda: denoiser(noisy, torch.ones(1), Pictures(1, 1).text)) / 2
+
+
+def picture_macs(denoiser: Denoiser, lift: float | None) -> float:
+    """Multiply-adds of a picture, coarse to fine; lift None: all steps at full resolution."""
+    costs = [macs(level) for level in levels(denoiser)]
+    if lift is None or len(costs) == 1:
+        return STEPS * costs[-1]
+    return sum(n * cost for n, cost in zip(steps_at_levels(denoiser, STEPS, lift), costs, strict=True))
+
+
+def judged(name: str, seed: int, snapshot: Snapshot) -> dict[str, float]:
+    """Both kinds of quality."""
+    found = pictures(name, seed, snapshot, partial(coarse_to_fine, lift=LIFT))
+    return held_out(snapshot) | found
+
+
+def with_shell(snapshot: Snapshot, grown: Snapshot) -> Snapshot:
+    """A core below an untrained shell like that of `grown`: its high band is a Wiener filter."""
+    (known,) = grown.config["shells"]
+    width = int(grown.config["text_encoder"]["dim"])
+    built = build_shell(snapshot.denoiser, width, known["high_band_variance"], known["net"])
+    return Snapshot(built.eval(), grown.config, "")
+
+
+# --- Rows.
+
+
+def trained(names: Sequence[str], seed: int, scale: float) -> Snapshot:
+    """The last of some trainings, each of which may need those before."""
+    for name in names:
+        train(name, seed, scale)
+    return load(names[-1], seed)
+
+
+def row_of(row: str, seed: int, scale: float) -> dict[str, Any]:
+    """Train and judge one of ROWS."""
+    snapshot = trained(ROWS[row], seed, scale)
+    costs = [load(name, seed).config["cost"] for name in ROWS[row]]
+    return {
+        "images": [cost["images"] for cost in costs],
+        "seconds": sum(cost["seconds"] for cost in costs),
+        "took": sum(cost["took"] for cost in costs),
+        "macs": picture_macs(snapshot.denoiser, LIFT),
+        **judged(row, seed, snapshot),
+    }
+
+
+def curve_of(row: str, seed: int, scale: float) -> dict[str, Any]:
+    """Quality by CPU time, from the weights kept during training; the end of training is not among them."""
+    trained(ROWS[row], seed, scale)
+    points, spent = [], 0.0
+    for name in ROWS[row]:
+        end = load(name, seed)
+        stops = moments_of(TRAININGS[name], end.config["cost"]["images"])
+        whole = [load(name, seed, nimg) for nimg in stops]
+        if name != ROWS[row][-1]:
+            whole.append(end)
+        for each in whole:
+            seconds = spent + each.config["cost"]["seconds"]
+            if each.resolution < RESOLUTION:
+                each = with_shell(each, load(ROWS[row][-1], seed))
+            points.append({"seconds": seconds, **judged(f"{row}-part", seed, each)})
+        spent += end.config["cost"]["seconds"]
+    return {"curve": [rounded(point) for point in points]}
+
+
+def ways_of(way: str, seed: int, scale: float) -> dict[str, Any]:
+    """A0's model sampled in another way: `M1-full`, or `M1-` and the lift."""
+    snapshot = trained(ROWS["A0"], seed, scale)
+    if way == "M1-full":
+        found = pictures(way, seed, snapshot, lambda *given: at_full_resolution(*given)[0])
+        return {"macs": picture_macs(snapshot.denoiser, None), **found}
+    lift = float(way.removeprefix("M1-"))
+    found = pictures(way, seed, snapshot, partial(coarse_to_fine, lift=lift))
+    return {"macs": picture_macs(snapshot.denoiser, lift), **found}
+
+
+def upscaled(name: str, seed: int, scale: float) -> dict[str, float]:
+    """Test pictures made twice as large by a filter of Pillow's, or a model."""
+    from PIL import Image
+
+    by = judges()
+    rows = by.dataset.split("test")
+    real = by.dataset.images(rows).permute(0, 2, 3, 1).numpy()
+    texts = [by.dataset.text([by.dataset.caption_of(int(row))]) for row in rows]
+    if name in ("bicubic", "lanczos"):
+        method = resampled(Image.Resampling[name.upper()])
+    else:
+        method = ours(trained(("core", name), seed, scale), UPSCALE_STEPS)
+    made = np.stack([method(box_mean(x, 2), text) for x, text in zip(real, texts, strict=True)])
+    found = {"psnr": float(np.mean(list(map(psnr, made, real))))}
+    found["ssim"] = float(np.mean(list(map(ssim, made, real))))
+    for extract, whiten in by.fitted:
+        a, b = (whiten(extract(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous())) for x in (real, made))
+        found[f"kid_{extract.name}"] = kid(a, b)
+    return found
+
+
+MAKE: dict[str, Callable[[int, float], Mapping[str, Any]]] = {row: partial(row_of, row) for row in ROWS}
+MAKE |= {f"{row}-curve": partial(curve_of, row) for row in ("A0", "A1-long")}
+MAKE |= {way: partial(ways_of, way) for way in ("M1-full", "M1-4", "M1-16")}
+MAKE |= {f"M2-{name}": partial(upscaled, name) for name in ("bicubic", "lanczos", "shell", "bands")}
+
+
+def main() -> None:
+    """Make what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=tuple(MAKE), default=tuple(MAKE))
+    parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of images, to try it out")
+    parser.add_argument("--paces", action="store_true", help="measure those of all trainings instead")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.paces:
+        paces()
+        return
+    for seed in args.seeds:
+        for row in args.rows:
+            if not (FOLDER / "results" / f"{row}-{seed}.json").is_file():
+                start = time.process_time()
+                found = MAKE[row](seed, args.scale)
+                write(f"{row}-{seed}.json", found)
+                print(
+                    f"{row}-{seed} after {time.process_time() - start:.0f} s: {json.dumps(found)}", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()
