@@ -1,6 +1,6 @@
 """Noise by region and kernels at the size `small`, on a GPU that several trainings share.
 
-    python -m benchmarks.ablations.gpu train [--seeds 0 1] [--images 32768]   # needs no package but the core's
+    python -m benchmarks.ablations.gpu train [--seeds 0 1] [--images 32768]   # needs neither Ray nor the extractors
     python -m benchmarks.ablations.gpu judge                                   # then anywhere
 
 Every network is trained with every seed, each in a process of its own, inspected and sampled there; pictures wait
