@@ -85,7 +85,7 @@ def projected(method: Method) -> Method:
 
     def fitted(high: Tensor, low: Tensor) -> Tensor:
         twice = high.shape[-1] == 2 * low.shape[-1]
-        return fit(high, low if twice else fitted(pool(high), low))
+        return fit(high, low if twice else fitted(pool(high), low).clamp(0, 255))
 
     def enlarge(small: Pixels, text: Text) -> Pixels:
         high, low = (torch.from_numpy(p).permute(2, 0, 1).float() for p in (method(small, text), small))
