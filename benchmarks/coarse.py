@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.ablations.run import step_noise
 from benchmarks.measure import machine, significant, table
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.guidance import Guided
@@ -100,11 +101,6 @@ def at_full_resolution(snapshot: Snapshot, text: Text, seeds: Sequence[int]) -> 
         parts.append(snapshot.statistics.to_uint8(x).cpu())
         nfe = guided.nfe
     return torch.cat(parts), nfe
-
-
-def step_noise(draw: Callable[[str, int], Tensor], resolution: int, i: int) -> Tensor:
-    """Noise of step i."""
-    return draw(f"step-{resolution}-{i}", resolution)
 
 
 def coarse_to_fine(

@@ -101,10 +101,11 @@ class DenoisingStep:
     def loss_of(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """(mean loss, mean plain error) of one shard."""
         images, sigma, noise, text, low, tiles = drawn
-        tiled = trained_tiles(self.denoiser)
-        if tiled is None or tiles is None:
+        if tiles is None:
             loss, error = denoising_loss(self.denoiser, images, sigma, noise, text, low)
         else:
+            tiled = trained_tiles(self.denoiser)
+            assert tiled is not None
             shell, cut, _ = tiled
             loss, error = tiled_loss(shell, images, sigma, noise, text, cut, *tiles, low)
         return loss.mean(), error.mean()

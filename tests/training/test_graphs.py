@@ -1,5 +1,7 @@
 """CUDA graphs: a recorded training step is the step itself, to the bit."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +14,7 @@ from pipeline.models.denoiser import Denoiser, build_core, build_shell, levels, 
 from pipeline.models.layers import Text
 from pipeline.models.snapshot import Statistics
 from pipeline.rng import generator_for
-from pipeline.training.graphs import WARM_UP, cloned, leaves
+from pipeline.training.graphs import WARM_UP, Recorded, cloned, leaves
 from pipeline.training.state import Learner, TrainState
 from pipeline.training.steps import DenoisingStep
 
@@ -30,6 +32,35 @@ def test_leaves_and_copies_keep_the_order_and_the_kinds() -> None:
     assert isinstance(copy[0], Pair) and copy[0].b is None and copy[1][1] is None
     copy[0].a.add_(1)
     assert torch.equal(x, torch.zeros(2)) and torch.equal(copy[1][0], y)
+
+
+def test_a_recording_is_replayed_on_new_values_in_its_own_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the device: what is recorded is done again, on the tensors that it was recorded with."""
+    done: list[int] = []
+
+    def work(pair: Pair, factor: Tensor) -> Tensor:
+        done.append(id(pair.a))
+        return pair.a * factor
+
+    class Graph:
+        def replay(self) -> None:
+            assert recorded.made is not None
+            recorded.made.copy_(work(*recorded.given))
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, fake in {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "CUDAGraph": Graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, nullcontext)
+    recorded = Recorded(work)
+    made = [recorded(Pair(torch.tensor([float(i)])), torch.tensor(2.0)).clone() for i in range(WARM_UP + 3)]
+    assert [float(x) for x in made] == [2.0 * i for i in range(WARM_UP + 3)]
+    places = done[WARM_UP:]  # the recording, and three replays
+    assert len(places) == 4 and set(places) == {id(recorded.given[0].a)}
 
 
 class Noise:
