@@ -41,6 +41,7 @@ from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, levels, set_dtype
 from pipeline.models.layers import Text
 from pipeline.models.snapshot import Statistics
+from pipeline.training.graphs import WARM_UP
 from pipeline.training.optim import average_gradient
 from pipeline.training.state import Learner, TrainState
 from pipeline.training.steps import DenoisingStep
@@ -158,9 +159,10 @@ def build_levels(size: Size) -> list[Denoiser]:
 class Crescendo:
     """Our networks, and the steps of the stages that train them."""
 
-    def __init__(self, size: Size, setting: Setting) -> None:
+    def __init__(self, size: Size, setting: Setting, recorded: bool = True) -> None:
         torch.manual_seed(0)
         self.batch = setting.batch
+        self.recorded = recorded and setting.device.type == "cuda"
         self.levels = [level.to(setting.device) for level in build_levels(size)]
         set_dtype(self.levels[-1], setting.dtype)
         self.states = [TrainState({"net": self._learner(level)}) for level in self.levels]
@@ -183,7 +185,7 @@ class Crescendo:
             warmup_images=0,
             num_images=10**12,
             text_dropout=0.1,
-            recorded=setting.device.type == "cuda",
+            recorded=self.recorded,
         )
 
     def step(self) -> None:
@@ -408,11 +410,12 @@ class Choice:
     plan: Size | Plan
     channels_last: bool = False  # of peers; our networks choose for themselves
     compiled: bool = False
+    recorded: bool = True  # ours, on a GPU: passes as CUDA graphs
 
     def make(self, setting: Setting) -> Contender:
         """Build it, after one update."""
         contender: Contender = (
-            Crescendo(self.plan, setting)
+            Crescendo(self.plan, setting, self.recorded)
             if isinstance(self.plan, Size)
             else Peer(self.name, self.plan, setting, self.channels_last)
         )
@@ -439,7 +442,9 @@ class Choice:
     @property
     def label(self) -> str:
         """Its name in a table."""
-        return f"{self.name}{', compiled' if self.compiled else ''}"
+        return (
+            f"{self.name}{', compiled' if self.compiled else ''}{'' if self.recorded else ', not recorded'}"
+        )
 
 
 def choices(size: Size, setting: Setting, equal: str) -> dict[str, Choice]:
@@ -452,6 +457,9 @@ def choices(size: Size, setting: Setting, equal: str) -> dict[str, Choice]:
         both = [Choice(name, plan, channels_last) for channels_last in (False, True)]
         chosen[name] = min(both, key=partial(trial, setting=setting))
         say(f"{name}: {chosen[name]}")
+    if setting.device.type == "cuda":
+        plain = replace(chosen[OURS], recorded=False)
+        chosen[plain.label] = plain
     return chosen
 
 
@@ -508,15 +516,32 @@ def peaks(setting: Setting) -> dict[str, Run]:
     }
 
 
-def memory(choice: Choice, setting: Setting) -> int:
-    """Bytes at the peak of an update: of the GPU's allocations, or of a fresh process beyond its imports'."""
-    if setting.device.type == "cuda":
-        gc.collect()
-        before = torch.cuda.memory_allocated()
-        contender = replace(choice, compiled=False).make(setting)
-        torch.cuda.reset_peak_memory_stats()
-        contender.step()
-        return torch.cuda.max_memory_allocated() - before
+class Built(NamedTuple):
+    """A contender, and what one update of it takes."""
+
+    contender: Contender
+    flops: int  # for one image
+    bytes: int | None  # at its peak
+
+
+def weighed(choice: Choice, setting: Setting, weigh: bool) -> Built:
+    """Build and count; bytes are of a GPU's allocations, or of a fresh process beyond its imports'."""
+    if setting.device.type == "cpu":
+        taken = resident(choice, setting) if weigh else None
+        return Built(choice.make(setting), choice.training_flops(setting), taken)
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    contender = choice.make(setting)
+    torch.cuda.reset_peak_memory_stats()
+    contender.step()
+    taken = torch.cuda.max_memory_allocated() - before
+    built = Built(contender, flops(contender.step) // setting.batch, taken)
+    say(f"{choice.label}: built")
+    return built
+
+
+def resident(choice: Choice, setting: Setting) -> int:
+    """Bytes of a fresh process at the peak of an update, beyond its imports'."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_resident, choice, setting, torch.get_num_threads()).result()
 
@@ -541,16 +566,20 @@ def _status(name: str) -> int:
 # --- Tables.
 
 
-def compiled_too(chosen: dict[str, Choice], setting: Setting, deadline: float) -> dict[str, Contender]:
+def compiled_too(
+    chosen: dict[str, Choice], built: dict[str, Built], setting: Setting, deadline: float
+) -> dict[str, Built]:
     """The contenders compiled, as long as there is time; one that cannot be compiled says why, and is left out."""
-    made: dict[str, Contender] = {}
-    for choice in chosen.values():
+    made: dict[str, Built] = {}
+    for label, choice in chosen.items():
         compiled = replace(choice, compiled=True)
+        if not choice.recorded:
+            continue
         if time.perf_counter() - started > deadline:
             say(f"{compiled.label}: no time left to compile")
             continue
         try:
-            made[compiled.label] = compiled.make(setting)
+            made[compiled.label] = built[label]._replace(contender=compiled.make(setting), bytes=None)
         except Exception as error:  # of any kind: compilers fail in many ways, and the table is worth having
             say(f"{compiled.label}: {type(error).__name__}: {str(error)[:200]}")
             continue
@@ -561,13 +590,16 @@ def compiled_too(chosen: dict[str, Choice], setting: Setting, deadline: float) -
 def step_table(size: Size, setting: Setting, equal: str, deadline: float = 0.0, weigh: bool = True) -> str:
     """Updates of all contenders at equal parameters or multiply-adds; compiled ones too up to the deadline."""
     chosen = choices(size, setting, equal)
-    costs = {name: choice.cost(setting.resolution) for name, choice in chosen.items()}
-    work = {name: choice.training_flops(setting) for name, choice in chosen.items()}
-    taken = {name: memory(choice, setting) for name, choice in chosen.items()} if weigh else {}
-    contenders = {name: choice.make(setting) for name, choice in chosen.items()}
-    contenders |= compiled_too(chosen, setting, deadline) if deadline else {}
-    runs = {label: runner(contender.step, setting, setting.batch) for label, contender in contenders.items()}
+    built = {name: weighed(choice, setting, weigh) for name, choice in chosen.items()}
+    built |= compiled_too(chosen, built, setting, deadline) if deadline else {}
+    for each in built.values():
+        for _ in range(WARM_UP):
+            each.contender.step()
+    runs = {label: runner(each.contender.step, setting, setting.batch) for label, each in built.items()}
     rates = interleave(runs | peaks(setting), setting.repeats)
+    costs = {
+        str(choice.plan): choice.cost(setting.resolution) for choice in chosen.values() if choice.recorded
+    }
     best = {name: statistics.median(rates[name]) for name in ("3x3 convolution", "matmul")}
     top, base = max(best.values()), DIFFUSERS if DIFFUSERS in rates else OURS
 
@@ -577,25 +609,25 @@ def step_table(size: Size, setting: Setting, equal: str, deadline: float = 0.0, 
     headers += ["of datasheet"] if sheet else []
     headers += ["MiB"]
     lines = []
-    for label in [*CONTENDERS, *(label for label in contenders if label not in CONTENDERS)]:
-        if label not in contenders:
+    for label in [*CONTENDERS, *(label for label in built if label not in CONTENDERS)]:
+        if label not in built:
             lines.append(absent(label, headers))
             continue
-        name = label.removesuffix(", compiled")
-        speed = statistics.median(rates[label]) * work[name]
+        choice, each = chosen[label.removesuffix(", compiled")], built[label]
+        speed, cost = statistics.median(rates[label]) * each.flops, costs[str(choice.plan)]
         lines.append(
             [
                 label,
-                str(chosen[name]),
-                f"{costs[name].parameters / 1e6:.2f}M",
-                significant(costs[name].macs / 1e9),
-                significant(work[name] / 1e9),
+                str(choice),
+                f"{cost.parameters / 1e6:.2f}M",
+                significant(cost.macs / 1e9),
+                significant(each.flops / 1e9),
                 show(rates[label]),
                 f"{ratio(rates[label], rates[base]):.2f}x",
                 significant(speed / 1e9),
                 f"{speed / top:.2f}",
                 *([f"{speed / sheet:.2f}"] if sheet else []),
-                f"{taken[name] / 2**20:,.0f}" if label in taken else "",
+                "" if each.bytes is None else f"{each.bytes / 2**20:,.0f}",
             ]
         )
     measured = ", ".join(f"{name} {value / 1e9:,.0f}" for name, value in best.items())

@@ -3,6 +3,8 @@
     python -m benchmarks.ablations.growth [--seeds 0 1 2] [--rows A0 A1 ...] [--scale 1.0]
     python -m benchmarks.ablations.growth --paces       # CPU ms an image of all trainings, in turn
 
+The study is that of the resolution which data/prepared has, one of STUDIES.
+
 Cost is CPU time of updates on one thread, stage 1 included: images times the paces below, which were measured on
 a quiet machine, since neighbours make the same work cost more; what each training took is kept beside it. Quality
 is judged at the finished resolution: the weighted error of held-out images under one law of noise for all rows,
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,11 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.ablations.run import FOLDER, SHOWN, overridden, rounded, wanted, write, yaml_of
+from benchmarks.ablations.run import FOLDER, SHOWN, overridden, rounded, wanted, yaml_of
 from benchmarks.coarse import WholePyramid, at_full_resolution
 from benchmarks.scale import steps_at_levels
 from benchmarks.train import Pictures, flops
 from benchmarks.upscale import ours, psnr, resampled, ssim
+from pipeline.artifacts import write_atomic
 from pipeline.config import Params, parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.data.images import box_mean
@@ -71,18 +73,12 @@ from pipeline.training.workers import (
 )
 
 DATA = Path("data/prepared")
-CORE_RESOLUTION, RESOLUTION = 32, 64  # px of params.yaml; octaves are one
+CORE_RESOLUTION = 32  # px
 DRAWS = 2  # pictures a caption
 STEPS = 32  # of the sampler, one call each
 REPEATS = 16  # noises an image, of held-out errors
 LIFT = 8.0
 UPSCALE_STEPS = 8
-OCTAVE = math.log(2)  # of ln sigma: white noise of a picture is half as much in its 2x2 means
-# What was measured, whatever params.yaml has become.
-PYRAMID = ("core.patch=1", "core.channels=24", "shell.patch=1", "shell.channels=[16]")
-# Of the plain network: as many multiply-adds as the whole pyramid, attention at the level that the core has it.
-PLAIN = ("core.patch=2", "core.channels=34")
-PLAIN_ATTENTION = {CORE_RESOLUTION: (8,), RESOLUTION: (16,)}
 
 
 # --- Trainings.
@@ -115,9 +111,9 @@ def core(run: Run) -> list[Grown]:
     return [Grown(build_core(CORE_RESOLUTION, text_dim(run), run.core_net()))]
 
 
-def shell(run: Run) -> list[Grown]:
-    """A shell around the trained core, which is frozen, tuned or joint as `finetune.core` says."""
-    trained = load("core", run.params.seed).denoiser
+def shell(run: Run, below: str = "core") -> list[Grown]:
+    """A shell around what was trained, which is frozen, tuned or joint as `finetune.core` says."""
+    trained = load(below, run.params.seed).denoiser
     grown = around(run, trained)
     if run.params.finetune.core == "frozen":
         return [Grown(grown)]
@@ -126,28 +122,30 @@ def shell(run: Run) -> list[Grown]:
 
 
 def pyramid(run: Run) -> list[Grown]:
-    """Core and shell, both anew."""
-    (below,) = core(run)
-    return [below, Grown(around(run, below.level))]
+    """Core and shells, all anew."""
+    grown = core(run)
+    while grown[-1].level.resolution < run.dataset.resolution:
+        grown.append(Grown(around(run, grown[-1].level)))
+    return grown
 
 
 def around(run: Run, below: Denoiser) -> ShellDenoiser:
     """A fresh shell."""
-    statistics = measure_statistics(run.dataset, CORE_RESOLUTION)
-    variance = high_band_variances(run.dataset, statistics, [RESOLUTION])[RESOLUTION]
-    return build_shell(below, text_dim(run), variance, run.shell_nets()[0])
+    statistics, resolution = measure_statistics(run.dataset, CORE_RESOLUTION), 2 * below.resolution
+    variance = high_band_variances(run.dataset, statistics, [resolution])[resolution]
+    return build_shell(below, text_dim(run), variance, run.shell_nets()[len(levels(below)) - 1])
 
 
-def plain(run: Run, resolution: int = RESOLUTION) -> list[Grown]:
-    """A network without shells, of the pyramid's cost at its finished resolution."""
-    net = run.core_net() | {"attention": PLAIN_ATTENTION[resolution]}
-    return [Grown(build_core(resolution, text_dim(run), net))]
+def plain(run: Run, resolution: int | None = None) -> list[Grown]:
+    """A network without shells, of the pyramid's cost at its finished resolution; for that, or a lower one."""
+    return [Grown(build_core(resolution or run.dataset.resolution, text_dim(run), run.core_net()))]
 
 
-def stretched(run: Run, share: float = 1.0) -> list[Grown]:
-    """The plain network, as it was trained on small images."""
-    ((made, _),) = plain(run)
-    made.load_state_dict(load("small", run.params.seed).denoiser.state_dict())
+def stretched(run: Run, below: str = "small", share: float = 1.0) -> list[Grown]:
+    """The plain network, as it was trained on images half as large."""
+    trained = load(below, run.params.seed).denoiser
+    ((made, _),) = plain(run, 2 * trained.resolution)
+    made.load_state_dict(trained.state_dict())
     return [Grown(made, share)]
 
 
@@ -163,33 +161,34 @@ def text_dim(run: Run) -> int:
     return int(str(run.dataset.text_encoder["dim"]))
 
 
-QUARTERS = (0.25, 0.5, 0.75)
-TRAININGS = {  # as many images as cost what A0's do; half and long: half as much, and 2.5 times
-    "core": Training("pretrain", 12160, 7.21, core, moments=QUARTERS),
-    "shell": Training("finetune", 2240, 8.00, shell, moments=QUARTERS),
-    "plain": Training("pretrain", 9584, 11.03, plain, PLAIN),
-    "plain-half": Training("pretrain", 4784, 11.03, plain, PLAIN),
-    "plain-long": Training("pretrain", 23968, 11.03, plain, PLAIN, (0.2, *QUARTERS)),
-    "pyramid": Training("pretrain", 6816, 15.53, pyramid),
-    "small": Training("pretrain", 16768, 5.24, partial(plain, resolution=CORE_RESOLUTION), PLAIN),
-    "stretched": Training("finetune", 1600, 11.25, stretched, PLAIN),
-    "stretched-low": Training("finetune", 1600, 11.25, partial(stretched, share=BELOW_LR), PLAIN),
-    "tuned": Training("finetune", 1184, 15.21, shell, ("finetune.core=tuned",)),
-    "joint": Training("finetune", 880, 20.50, shell, ("finetune.core=joint",)),
-    "bands": Training("finetune", 2240, 8.31, shell, ("finetune.upscale_probability=0.2",)),
-}
-ROWS = {  # row: the trainings that it pays for, the last of which is judged
-    "A0": ("core", "shell"),
-    "A1": ("plain",),
-    "A1-half": ("plain-half",),
-    "A1-long": ("plain-long",),
-    "A1b": ("pyramid",),
-    "A2": ("small", "stretched"),
-    "A2-low": ("small", "stretched-low"),
-    "A3-tuned": ("core", "tuned"),
-    "A3-joint": ("core", "joint"),
-    "M2": ("core", "bands"),
-}
+class Study(NamedTuple):
+    """What is compared at one resolution: trainings, and rows, each of which pays for some; the last is judged."""
+
+    pyramid: tuple[str, ...]  # what was measured, whatever params.yaml has become
+    trainings: Mapping[str, Training]
+    rows: Mapping[str, tuple[str, ...]]
+    more: Mapping[str, Callable[[str, int, float], Mapping[str, Any]]]  # further results, by name
+
+
+def study() -> Study:
+    """Of the data that are there."""
+    resolution = resolution_of(DATA.resolve())
+    assert resolution in STUDIES, (
+        f"{DATA} has {resolution} px; there is a study of {', '.join(map(str, STUDIES))}"
+    )
+    return STUDIES[resolution]
+
+
+@cache
+def resolution_of(data: Path) -> int:
+    """Of a prepared data set."""
+    return PreparedDataset(data).resolution
+
+
+def place(folder: Path) -> Path:
+    """Where in `folder` the study keeps things: the first one in itself, the others in folders of their own."""
+    resolution = resolution_of(DATA.resolve())
+    return folder if resolution == next(iter(STUDIES)) else folder / f"{resolution}px"
 
 
 @dataclass(kw_only=True)
@@ -215,7 +214,9 @@ class TimedStep(DenoisingStep):
 
 def folder_of(name: str, seed: int, nimg: int | None = None) -> Path:
     """Of a trained model, or of what it was after `nimg` images."""
-    return FOLDER / "models" / "-".join(["growth", name, str(seed), *([] if nimg is None else [str(nimg)])])
+    return place(FOLDER / "models") / "-".join(
+        ["growth", name, str(seed), *([] if nimg is None else [str(nimg)])]
+    )
 
 
 def load(name: str, seed: int, nimg: int | None = None) -> Snapshot:
@@ -233,8 +234,8 @@ def moments_of(training: Training, images: int) -> list[int]:
 
 def prepared(name: str, seed: int, images: int) -> Run:
     """A stage's run with the parameters of one training."""
-    training = TRAININGS[name]
-    tree = overridden(yaml_of(Path("params.yaml")), (*PYRAMID, *training.changes))
+    training = study().trainings[name]
+    tree = overridden(yaml_of(Path("params.yaml")), (*study().pyramid, *training.changes))
     tree["seed"] = seed
     tree[training.stage] |= {"num_images": images, "early_images": 0, "ema_moments": 0}
     folder = Path("runs/ablate") / folder_of(name, seed).name
@@ -248,7 +249,7 @@ def prepared(name: str, seed: int, images: int) -> Run:
 
 def fitted(name: str, seed: int, images: int, save: Save) -> float:
     """Train one network; `save` gets what is to be kept of it. Returns CPU seconds of its updates."""
-    training, clock = TRAININGS[name], [0.0]
+    training, clock = study().trainings[name], [0.0]
     run = prepared(name, seed, images)
     grown = training.build(run)
     denoiser = grown[-1].level
@@ -275,11 +276,12 @@ def train(name: str, seed: int, scale: float) -> None:
     """Train one network, unless it is there."""
     if (folder_of(name, seed) / "manifest.json").is_file():
         return
-    images = round(scale * TRAININGS[name].images / 16) * 16
+    training = study().trainings[name]
+    images = round(scale * training.images / 16) * 16
 
     def save(run: Run, denoiser: Denoiser, nimg: int, seconds: float) -> None:
         folder = folder_of(name, seed, None if nimg == images else nimg)
-        cost = {"images": nimg, "seconds": nimg * TRAININGS[name].pace / 1000, "took": seconds}
+        cost = {"images": nimg, "seconds": nimg * training.pace / 1000, "took": seconds}
         save_snapshot(folder, denoiser, config_of(run, denoiser) | {"cost": cost})
 
     seconds = fitted(name, seed, images, save)
@@ -289,7 +291,7 @@ def train(name: str, seed: int, scale: float) -> None:
 def paces(images: int = 640) -> None:
     """Print CPU ms an image of all trainings, measured in turn; a first round goes before."""
     for counted in (False, True):
-        for name in TRAININGS:
+        for name in study().trainings:
             seconds = fitted(name, 0, images, lambda *kept: None)
             if counted:
                 print(f"{name}: {1000 * seconds / images:.2f} ms", flush=True)
@@ -297,13 +299,10 @@ def paces(images: int = 640) -> None:
 
 def config_of(run: Run, denoiser: Denoiser) -> dict[str, Any]:
     """config.json of a model, which is sampled without guidance."""
-    below = levels(denoiser)[0]
-    net = run.core_net()
-    if below.resolution == RESOLUTION:
-        net |= {"attention": PLAIN_ATTENTION[RESOLUTION]}
+    above = len(levels(denoiser)) - 1
     return {
-        "kind": "core" if denoiser is below else "finetuned",
-        **describe(denoiser, net, run.shell_nets()[: len(levels(denoiser)) - 1]),
+        "kind": "finetuned" if above else "core",
+        **describe(denoiser, run.core_net(), run.shell_nets()[:above]),
         "text_encoder": run.dataset.text_encoder,
         "statistics": measure_statistics(run.dataset, CORE_RESOLUTION)._asdict(),
         "sampling": run.params.sampling.model_dump(mode="json") | {"guidance": 1.0, "num_steps": STEPS},
@@ -335,7 +334,7 @@ def judges() -> Judges:
     """Fitted on the training split, at the finished resolution."""
     dataset = PreparedDataset(DATA)
     real = dataset.images(dataset.split("train"))
-    found = [(extract, Whitening.fit(extract(real))) for extract in (randconv(RESOLUTION), lite2())]
+    found = [(extract, Whitening.fit(extract(real))) for extract in (randconv(dataset.resolution), lite2())]
     return Judges(dataset, parse_params(yaml_of(Path("params.yaml"))), found)
 
 
@@ -350,7 +349,8 @@ def held_out(snapshot: Snapshot) -> dict[str, float]:
     totals = torch.zeros(2, dtype=torch.float64)
     for repeat in range(REPEATS):
         generator = generator_for(0, "growth-errors", repeat)
-        sigma = lognormal_sigma(len(x), law.p_mean + OCTAVE, law.p_std, generator)
+        scale = dataset.resolution / CORE_RESOLUTION  # white noise halves in 2x2 means
+        sigma = scale * lognormal_sigma(len(x), law.p_mean, law.p_std, generator)
         noisy = x + sigma[:, None, None, None] * torch.randn(x.shape, generator=generator)
         off = denoise(noisy, sigma, text) - x
         weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
@@ -377,10 +377,15 @@ def pictures(name: str, seed: int, snapshot: Snapshot, sample: Sample) -> dict[s
     condition, which, seeds, text = wanted(by.dataset, name, DRAWS)
     made = torch.cat([sample(snapshot, text.select(i), seeds[i]) for i in batches(len(seeds))])
     shown = torch.linspace(0, len(condition.rows) - 1, SHOWN).long()
-    path = FOLDER / "results" / f"{name}-{seed}.png"
+    path = results() / f"{name}-{seed}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_grid(path, made[shown], columns=SHOWN // 2)
     return by.kid_of(made, which, condition.bases, by.dataset.images(condition.rows))
+
+
+def results() -> Path:
+    """Folder of numbers and pictures."""
+    return place(FOLDER / "results")
 
 
 def batches(count: int, size: int = 62) -> Iterator[slice]:
@@ -409,11 +414,11 @@ def judged(name: str, seed: int, snapshot: Snapshot) -> dict[str, float]:
     return held_out(snapshot) | found
 
 
-def with_shell(snapshot: Snapshot, grown: Snapshot) -> Snapshot:
-    """A core below an untrained shell like that of `grown`: its high band is a Wiener filter."""
-    (known,) = grown.config["shells"]
-    width = int(grown.config["text_encoder"]["dim"])
-    built = build_shell(snapshot.denoiser, width, known["high_band_variance"], known["net"])
+def with_shells(snapshot: Snapshot, grown: Snapshot) -> Snapshot:
+    """A model below untrained shells like those of `grown`: their high bands are Wiener filters."""
+    built, width = snapshot.denoiser, int(grown.config["text_encoder"]["dim"])
+    for known in grown.config["shells"][len(levels(built)) - 1 :]:
+        built = build_shell(built, width, known["high_band_variance"], known["net"])
     return Snapshot(built.eval(), grown.config, "")
 
 
@@ -429,8 +434,9 @@ def trained(names: Sequence[str], seed: int, scale: float) -> Snapshot:
 
 def row_of(row: str, seed: int, scale: float) -> dict[str, Any]:
     """Train and judge one of ROWS."""
-    snapshot = trained(ROWS[row], seed, scale)
-    costs = [load(name, seed).config["cost"] for name in ROWS[row]]
+    names = study().rows[row]
+    snapshot = trained(names, seed, scale)
+    costs = [load(name, seed).config["cost"] for name in names]
     return {
         "images": [cost["images"] for cost in costs],
         "seconds": sum(cost["seconds"] for cost in costs),
@@ -440,20 +446,22 @@ def row_of(row: str, seed: int, scale: float) -> dict[str, Any]:
     }
 
 
-def curve_of(row: str, seed: int, scale: float) -> dict[str, Any]:
+def curve_of(curve: str, seed: int, scale: float) -> dict[str, Any]:
     """Quality by CPU time, from the weights kept during training; the end of training is not among them."""
-    trained(ROWS[row], seed, scale)
+    row = curve.removesuffix("-curve")
+    names = study().rows[row]
+    finished = trained(names, seed, scale)
     points, spent = [], 0.0
-    for name in ROWS[row]:
+    for name in names:
         end = load(name, seed)
-        stops = moments_of(TRAININGS[name], end.config["cost"]["images"])
+        stops = moments_of(study().trainings[name], end.config["cost"]["images"])
         whole = [load(name, seed, nimg) for nimg in stops]
-        if name != ROWS[row][-1]:
+        if name != names[-1]:
             whole.append(end)
         for each in whole:
             seconds = spent + each.config["cost"]["seconds"]
-            if each.resolution < RESOLUTION:
-                each = with_shell(each, load(ROWS[row][-1], seed))
+            if each.resolution < finished.resolution:
+                each = with_shells(each, finished)
             points.append({"seconds": seconds, **judged(f"{row}-part", seed, each)})
         spent += end.config["cost"]["seconds"]
     return {"curve": [rounded(point) for point in points]}
@@ -461,7 +469,7 @@ def curve_of(row: str, seed: int, scale: float) -> dict[str, Any]:
 
 def ways_of(way: str, seed: int, scale: float) -> dict[str, Any]:
     """A0's model sampled in another way: `M1-full`, or `M1-` and the lift."""
-    snapshot = trained(ROWS["A0"], seed, scale)
+    snapshot = trained(study().rows["A0"], seed, scale)
     if way == "M1-full":
         found = pictures(way, seed, snapshot, lambda *given: at_full_resolution(*given)[0])
         return {"macs": picture_macs(snapshot.denoiser, None), **found}
@@ -470,10 +478,11 @@ def ways_of(way: str, seed: int, scale: float) -> dict[str, Any]:
     return {"macs": picture_macs(snapshot.denoiser, lift), **found}
 
 
-def upscaled(name: str, seed: int, scale: float) -> dict[str, float]:
-    """Test pictures made twice as large by a filter of Pillow's, or a model."""
+def upscaled(row: str, seed: int, scale: float) -> dict[str, float]:
+    """Test pictures made twice as large by what `M2-` is followed by: a filter of Pillow's, or a shell."""
     from PIL import Image
 
+    name = row.removeprefix("M2-")
     by = judges()
     rows = by.dataset.split("test")
     real = by.dataset.images(rows).permute(0, 2, 3, 1).numpy()
@@ -491,10 +500,83 @@ def upscaled(name: str, seed: int, scale: float) -> dict[str, float]:
     return found
 
 
-MAKE: dict[str, Callable[[int, float], Mapping[str, Any]]] = {row: partial(row_of, row) for row in ROWS}
-MAKE |= {f"{row}-curve": partial(curve_of, row) for row in ("A0", "A1-long")}
-MAKE |= {way: partial(ways_of, way) for way in ("M1-full", "M1-4", "M1-16")}
-MAKE |= {f"M2-{name}": partial(upscaled, name) for name in ("bicubic", "lanczos", "shell", "bands")}
+QUARTERS = (0.25, 0.5, 0.75)
+PLAIN_64 = ("core.patch=2", "core.channels=34", "core.attention=[16]")
+SMALL_64 = (*PLAIN_64[:2], "core.attention=[8]")
+PLAIN_128 = ("core.patch=2", "core.channels=20", "core.channel_mult=[1, 2, 3, 4]", "core.attention=[16]")
+STUDIES = {
+    64: Study(
+        pyramid=("core.patch=1", "core.channels=24", "shell.patch=1", "shell.channels=[16]"),
+        trainings={  # as many images as cost what A0's do; half and long: half as much, and 2.5 times
+            "core": Training("pretrain", 12160, 7.21, core, moments=QUARTERS),
+            "shell": Training("finetune", 2240, 8.00, shell, moments=QUARTERS),
+            "plain": Training("pretrain", 9584, 11.03, plain, PLAIN_64),
+            "plain-half": Training("pretrain", 4784, 11.03, plain, PLAIN_64),
+            "plain-long": Training("pretrain", 23968, 11.03, plain, PLAIN_64, (0.2, *QUARTERS)),
+            "pyramid": Training("pretrain", 6816, 15.53, pyramid),
+            "small": Training("pretrain", 16768, 5.24, partial(plain, resolution=CORE_RESOLUTION), SMALL_64),
+            "stretched": Training("finetune", 1600, 11.25, stretched, PLAIN_64),
+            "stretched-low": Training("finetune", 1600, 11.25, partial(stretched, share=BELOW_LR), PLAIN_64),
+            "tuned": Training("finetune", 1184, 15.21, shell, ("finetune.core=tuned",)),
+            "joint": Training("finetune", 880, 20.50, shell, ("finetune.core=joint",)),
+            "bands": Training("finetune", 2240, 8.31, shell, ("finetune.upscale_probability=0.2",)),
+        },
+        rows={
+            "A0": ("core", "shell"),
+            "A1": ("plain",),
+            "A1-half": ("plain-half",),
+            "A1-long": ("plain-long",),
+            "A1b": ("pyramid",),
+            "A2": ("small", "stretched"),
+            "A2-low": ("small", "stretched-low"),
+            "A3-tuned": ("core", "tuned"),
+            "A3-joint": ("core", "joint"),
+            "M2": ("core", "bands"),
+        },
+        more=dict.fromkeys(("A0-curve", "A1-long-curve"), curve_of)
+        | dict.fromkeys(("M1-full", "M1-4", "M1-16"), ways_of)
+        | dict.fromkeys(("M2-bicubic", "M2-lanczos", "M2-shell", "M2-bands"), upscaled),
+    ),
+    128: Study(
+        pyramid=(
+            "data.resolution=128",
+            "core.patch=1",
+            "core.channels=24",
+            "shell.patch=1",
+            "shell.channels=[16, 8]",
+        ),
+        trainings={
+            "core": Training("pretrain", 12160, 7.21, core, moments=QUARTERS),
+            "shell": Training("finetune", 2240, 8.00, shell, moments=QUARTERS),
+            "shell-128": Training("finetune", 1600, 12.0, partial(shell, below="shell"), moments=QUARTERS),
+            "pyramid": Training("pretrain", 4800, 26.0, pyramid),
+            "plain": Training("pretrain", 6400, 20.0, plain, PLAIN_128),
+            "plain-4": Training(
+                "pretrain", 6400, 20.0, plain, ("core.patch=4", "core.channels=42", "core.attention=[8]")
+            ),
+            "plain-3": Training(
+                "pretrain", 6400, 20.0, plain, ("core.patch=2", "core.channels=21", "core.attention=[16]")
+            ),
+            "plain-1": Training(
+                "pretrain",
+                6400,
+                20.0,
+                plain,
+                ("core.patch=2", "core.channels=26", "core.channel_mult=[1, 1, 2, 3]", "core.attention=[16]"),
+            ),
+        },
+        rows={
+            "A0": ("core", "shell", "shell-128"),
+            "A1": ("plain",),
+            "A1-4": ("plain-4",),
+            "A1-3": ("plain-3",),
+            "A1-1": ("plain-1",),
+            "A1b": ("pyramid",),
+        },
+        more=dict.fromkeys(("A0-curve", "A1-long-curve"), curve_of)
+        | dict.fromkeys(("M1-full", "M1-4", "M1-16"), ways_of),
+    ),
+}
 
 
 def main() -> None:
@@ -503,7 +585,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", choices=tuple(MAKE), default=tuple(MAKE))
+    parser.add_argument("--rows", nargs="+")
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of images, to try it out")
     parser.add_argument("--paces", action="store_true", help="measure those of all trainings instead")
     args = parser.parse_args()
@@ -511,12 +593,15 @@ def main() -> None:
     if args.paces:
         paces()
         return
+    make = dict.fromkeys(study().rows, row_of) | dict(study().more)
     for seed in args.seeds:
-        for row in args.rows:
-            if not (FOLDER / "results" / f"{row}-{seed}.json").is_file():
+        for row in args.rows or make:
+            path = results() / f"{row}-{seed}.json"
+            if not path.is_file():
                 start = time.process_time()
-                found = MAKE[row](seed, args.scale)
-                write(f"{row}-{seed}.json", found)
+                found = make[row](row, seed, args.scale)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, json.dumps(rounded(found), indent=1) + "\n")
                 print(
                     f"{row}-{seed} after {time.process_time() - start:.0f} s: {json.dumps(found)}", flush=True
                 )
