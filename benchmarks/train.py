@@ -159,10 +159,10 @@ def build_levels(size: Size) -> list[Denoiser]:
 class Crescendo:
     """Our networks, and the steps of the stages that train them."""
 
-    def __init__(self, size: Size, setting: Setting, recorded: bool = True) -> None:
+    def __init__(self, size: Size, setting: Setting, recorded: bool = True, compiled: bool = False) -> None:
         torch.manual_seed(0)
         self.batch = setting.batch
-        self.recorded = recorded and setting.device.type == "cuda"
+        self.recorded, self.compiled = recorded and setting.device.type == "cuda", compiled
         self.levels = [level.to(setting.device) for level in build_levels(size)]
         set_dtype(self.levels[-1], setting.dtype)
         self.states = [TrainState({"net": self._learner(level)}) for level in self.levels]
@@ -186,6 +186,7 @@ class Crescendo:
             num_images=10**12,
             text_dropout=0.1,
             recorded=self.recorded,
+            compiled=self.compiled,
         )
 
     def step(self) -> None:
@@ -205,11 +206,6 @@ class Crescendo:
         """Any gradient."""
         for state in self.states:
             state.learners["net"].grad.normal_()
-
-    def compile(self) -> None:
-        """Compile the raw networks."""
-        for level in self.levels:
-            level.net.compile(dynamic=False)
 
 
 # --- Peers, and the plans that may be chosen for them. The first is what their own example trains.
@@ -262,7 +258,13 @@ class Peer:
     """A peer's network with the recipe of its own training script."""
 
     def __init__(
-        self, name: str, plan: Plan, setting: Setting, channels_last: bool, recipe: Recipe | None = None
+        self,
+        name: str,
+        plan: Plan,
+        setting: Setting,
+        channels_last: bool,
+        recipe: Recipe | None = None,
+        compiled: bool = False,
     ) -> None:
         torch.manual_seed(0)
         self.setting, self.channels_last = setting, channels_last
@@ -270,6 +272,8 @@ class Peer:
         self.net = BUILDERS[name](plan, setting.resolution, **flash).to(setting.device)
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
+        if compiled:
+            self.net.compile(dynamic=False)
         self.images = Pictures(setting.resolution, setting.batch).images
         self.optimizer, self.average = (recipe or RECIPES[name])(self.net, setting.device)
         angle = torch.linspace(0.01, math.pi / 2, 1000, device=setting.device)
@@ -301,10 +305,6 @@ class Peer:
         """Any gradient."""
         for parameter in self.net.parameters():
             parameter.grad = torch.randn_like(parameter)
-
-    def compile(self) -> None:
-        """Compile the network."""
-        self.net.compile(dynamic=False)
 
 
 def diffusers_recipe(
@@ -415,12 +415,10 @@ class Choice:
     def make(self, setting: Setting) -> Contender:
         """Build it, after one update."""
         contender: Contender = (
-            Crescendo(self.plan, setting, self.recorded)
+            Crescendo(self.plan, setting, self.recorded, self.compiled)
             if isinstance(self.plan, Size)
-            else Peer(self.name, self.plan, setting, self.channels_last)
+            else Peer(self.name, self.plan, setting, self.channels_last, compiled=self.compiled)
         )
-        if self.compiled:
-            contender.compile()
         contender.step()
         return contender
 

@@ -371,6 +371,7 @@ class ComputeProfile(Section):
     storage: absolute folder that all nodes share; null is the working tree.
     recompute: compute activations again in the backward pass, for less memory; about a third more time.
     cuda_graphs: on a GPU, record the passes of a training step once and replay them; not with recompute.
+    compile: on a GPU, torch.compile the denoising losses: a minute or two a level, then 1.5 times as fast.
     """
 
     workers: Annotated[int, Field(ge=0, le=4096)] = 0
@@ -382,6 +383,7 @@ class ComputeProfile(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: bool = False
     cuda_graphs: bool = True
+    compile: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> ComputeProfile:

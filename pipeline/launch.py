@@ -700,6 +700,7 @@ class Stage:
             "precision": self.profile.precision,
             "recompute": self.profile.recompute,
             "cuda_graphs": self.profile.cuda_graphs,
+            "compile": self.profile.compile,
             "threads": threads,
         }
 

@@ -503,7 +503,8 @@ def upscaled(row: str, seed: int, scale: float) -> dict[str, float]:
 QUARTERS = (0.25, 0.5, 0.75)
 PLAIN_64 = ("core.patch=2", "core.channels=34", "core.attention=[16]")
 SMALL_64 = (*PLAIN_64[:2], "core.attention=[8]")
-PLAIN_128 = ("core.patch=2", "core.channels=20", "core.channel_mult=[1, 2, 3, 4]", "core.attention=[16]")
+WIDE_128 = ("core.patch=2", "core.channels=20", "core.channel_mult=[1, 2, 3, 4]")
+PLAIN_128, STRETCHED_128, SMALL_128 = ((*WIDE_128, f"core.attention=[{size}]") for size in (16, 8, 4))
 STUDIES = {
     64: Study(
         pyramid=("core.patch=1", "core.channels=24", "shell.patch=1", "shell.channels=[16]"),
@@ -546,32 +547,26 @@ STUDIES = {
             "shell.channels=[16, 8]",
         ),
         trainings={
-            "core": Training("pretrain", 12160, 7.21, core, moments=QUARTERS),
-            "shell": Training("finetune", 2240, 8.00, shell, moments=QUARTERS),
-            "shell-128": Training("finetune", 1600, 12.0, partial(shell, below="shell"), moments=QUARTERS),
-            "pyramid": Training("pretrain", 4800, 26.0, pyramid),
-            "plain": Training("pretrain", 6400, 20.0, plain, PLAIN_128),
-            "plain-4": Training(
-                "pretrain", 6400, 20.0, plain, ("core.patch=4", "core.channels=42", "core.attention=[8]")
-            ),
-            "plain-3": Training(
-                "pretrain", 6400, 20.0, plain, ("core.patch=2", "core.channels=21", "core.attention=[16]")
-            ),
-            "plain-1": Training(
-                "pretrain",
-                6400,
-                20.0,
-                plain,
-                ("core.patch=2", "core.channels=26", "core.channel_mult=[1, 1, 2, 3]", "core.attention=[16]"),
+            "core": Training("pretrain", 12160, 6.92, core, moments=QUARTERS),
+            "shell": Training("finetune", 2240, 8.40, shell, moments=QUARTERS),
+            "shell-128": Training("finetune", 2240, 17.34, partial(shell, below="shell"), moments=QUARTERS),
+            "plain": Training("pretrain", 8144, 17.40, plain, PLAIN_128),
+            "plain-half": Training("pretrain", 4064, 17.40, plain, PLAIN_128),
+            "plain-long": Training("pretrain", 20368, 17.40, plain, PLAIN_128, (0.2, *QUARTERS)),
+            "pyramid": Training("pretrain", 4080, 34.73, pyramid),
+            "small": Training("pretrain", 20416, 4.12, partial(plain, resolution=32), SMALL_128),
+            "stretched": Training("finetune", 2512, 7.49, stretched, STRETCHED_128),
+            "stretched-128": Training(
+                "finetune", 2240, 17.30, partial(stretched, below="stretched"), PLAIN_128
             ),
         },
         rows={
             "A0": ("core", "shell", "shell-128"),
             "A1": ("plain",),
-            "A1-4": ("plain-4",),
-            "A1-3": ("plain-3",),
-            "A1-1": ("plain-1",),
+            "A1-half": ("plain-half",),
+            "A1-long": ("plain-long",),
             "A1b": ("pyramid",),
+            "A2": ("small", "stretched", "stretched-128"),
         },
         more=dict.fromkeys(("A0-curve", "A1-long-curve"), curve_of)
         | dict.fromkeys(("M1-full", "M1-4", "M1-16"), ways_of),

@@ -41,6 +41,9 @@ class Drawn(NamedTuple):
     tiles: tuple[Tiles, Tensor] | None = None  # and their weights, where not whole images are trained
 
 
+Loss = tuple[Tensor, Tensor]  # of each image or patch: what is minimised, and the plain error
+
+
 @dataclass
 class DenoisingStep:
     """Train `denoiser` (a core, or a shell around what is below) on its denoising loss; of large images, on some
@@ -64,10 +67,16 @@ class DenoisingStep:
     bridge: bool = False  # whether maps of levels are arranged by the denoiser's own estimate
     suffix: str = ""
     recorded: bool = False  # forth and back as a CUDA graph, with the same bits
+    compiled: bool = False  # the loss by torch.compile, one graph; validation and samples stay as they are
     accumulate: Callable[[Drawn], Tensor] = field(init=False)
+    losses: tuple[Callable[..., Loss], Callable[..., Loss]] = field(init=False)  # of whole images, of tiles
 
     def __post_init__(self) -> None:
         self.accumulate = Recorded(self.add_gradient) if self.recorded else self.add_gradient
+        self.losses = denoising_loss, tiled_loss
+        if self.compiled:
+            one_graph = partial(torch.compile, fullgraph=True, dynamic=False)
+            self.losses = one_graph(denoising_loss), one_graph(tiled_loss)
 
     def shard_loss(self, nimg: int, shard: int) -> tuple[Tensor, Tensor]:
         """(mean loss, mean plain error) of one shard."""
@@ -101,13 +110,14 @@ class DenoisingStep:
     def loss_of(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """(mean loss, mean plain error) of one shard."""
         images, sigma, noise, text, low, tiles = drawn
+        of_images, of_tiles = self.losses
         if tiles is None:
-            loss, error = denoising_loss(self.denoiser, images, sigma, noise, text, low)
+            loss, error = of_images(self.denoiser, images, sigma, noise, text, low)
         else:
             tiled = trained_tiles(self.denoiser)
             assert tiled is not None
             shell, cut, _ = tiled
-            loss, error = tiled_loss(shell, images, sigma, noise, text, cut, *tiles, low)
+            loss, error = of_tiles(shell, images, sigma, noise, text, cut, *tiles, low)
         return loss.mean(), error.mean()
 
     def add_gradient(self, drawn: Drawn) -> Tensor:

@@ -1,8 +1,8 @@
 """One process of a training stage: build, resume, fit, export.
 
-A worker gets a plain dict (`params`, `root`, `run_dir`, `precision`, `recompute`, `cuda_graphs`, `threads`), so
-that it can be sent to another machine. All state lives in `run_dir`; the finished model and its reports in
-`run_dir/result`. Rank and world size come from torch.distributed where it is initialised.
+A worker gets a plain dict (`params`, `root`, `run_dir`, `precision`, `recompute`, `cuda_graphs`, `compile`,
+`threads`), so that it can be sent to another machine. All state lives in `run_dir`; the finished model and its
+reports in `run_dir/result`. Rank and world size come from torch.distributed where it is initialised.
 """
 
 import csv
@@ -89,6 +89,7 @@ class Run:
         self.recompute = bool(config.get("recompute", False))
         graphs = bool(config.get("cuda_graphs", True))
         self.recorded = graphs and self.device.type == "cuda" and not self.recompute
+        self.compiled = bool(config.get("compile", False)) and self.device.type == "cuda"
         if config["threads"]:
             torch.set_num_threads(config["threads"])
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -395,6 +396,7 @@ def train_parts(
             draw_low=by_band(run, part.level, statistics),
             bridge=p.regions.maps == "bridge",
             recorded=run.recorded,
+            compiled=run.compiled,
             suffix=part.suffix,
         )
         for part in parts

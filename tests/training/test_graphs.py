@@ -1,12 +1,14 @@
-"""CUDA graphs: a recorded training step is the step itself, to the bit."""
+"""CUDA graphs and compilation: a recorded training step is the step to the bit, a compiled one up to roundings."""
 
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pipeline.data.dataset import Batch
 from pipeline.diffusion.noise import lognormal_sigma, region_sigma
@@ -78,7 +80,9 @@ class Noise:
         return Batch(images, 1, Text(tokens.mean(1), tokens, mask), None)
 
 
-def trained(kind: str, recorded: bool) -> tuple[Tensor, list[Tensor]]:
+def trained(
+    kind: str, recorded: bool = False, compiled: bool = False, device: str = "cpu"
+) -> tuple[Tensor, list[Tensor]]:
     """Weights and losses after some updates, in bfloat16 with dropout."""
     torch.manual_seed(0)
     core, size = {"patch": 2, "channels": 32, "channel_mult": [1, 2], "attention": [8], "dropout": 0.1}, 32
@@ -89,7 +93,7 @@ def trained(kind: str, recorded: bool) -> tuple[Tensor, list[Tensor]]:
     if kind == "tiles":
         for width in (16, 8):
             net = build_shell(net, 8, 0.02, {"patch": 2, "channels": width})
-    net = net.cuda()
+    net = net.to(device)
     set_dtype(net, torch.bfloat16)
     if kind == "joint":
         net.joint = True
@@ -118,6 +122,7 @@ def trained(kind: str, recorded: bool) -> tuple[Tensor, list[Tensor]]:
         num_images=10**6,
         text_dropout=0.2,
         recorded=recorded,
+        compiled=compiled,
     )
     losses = []
     for _ in range(WARM_UP + 3):
@@ -126,13 +131,28 @@ def trained(kind: str, recorded: bool) -> tuple[Tensor, list[Tensor]]:
         if state.nimg == 24:
             net.eval()  # as a look at held-out images does
             with learner.using(learner.emas["a"]), torch.no_grad():
-                net(torch.zeros(1, 3, net.resolution, net.resolution).cuda(), torch.ones(1).cuda(), no_text())
+                x = torch.zeros(1, 3, net.resolution, net.resolution, device=device)
+                net(x, torch.ones(1, device=device), no_text(device))
     return learner.weights.detach().clone(), losses
 
 
-def no_text() -> Text:
+def no_text(device: str) -> Text:
     mask = torch.zeros(1, 3, dtype=torch.bool)
-    return Text(torch.zeros(1, 8), torch.zeros(1, 3, 8), mask).to("cuda")
+    return Text(torch.zeros(1, 8), torch.zeros(1, 3, 8), mask).to(device)
+
+
+@pytest.mark.parametrize("kind", ["regions", "tiles"])
+def test_a_compiled_loss_is_one_graph_for_all_updates(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and differentiated ahead of time, but not turned into other code, it is the step up to roundings."""
+    counted = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counted))
+    torch._dynamo.reset()
+    weights, losses = trained(kind)
+    assert counted.frame_count == 0
+    same, again = trained(kind, compiled=True)
+    assert counted.frame_count == 1
+    torch.testing.assert_close(torch.stack(again), torch.stack(losses), rtol=1e-4, atol=0)
+    assert float((same - weights).norm() / weights.norm()) < 1e-3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -140,8 +160,8 @@ def no_text() -> Text:
 def test_a_recorded_step_gives_the_bits_of_the_step(kind: str) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        weights, losses = trained(kind, recorded=False)
-        same, again = trained(kind, recorded=True)
+        weights, losses = trained(kind, device="cuda")
+        same, again = trained(kind, recorded=True, device="cuda")
     finally:
         torch.use_deterministic_algorithms(False)
     assert len({float(loss) for loss in losses}) == len(losses)  # other pictures every time
