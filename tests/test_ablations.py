@@ -115,7 +115,7 @@ def test_the_rows_of_a_gpu_are_trained_and_then_judged(tiny_tree, tmp_path, monk
         YAML().dump(tiny_tree, file)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpu, "SIZE", ())
-    monkeypatch.setitem(gpu.NETWORKS, "small-kernels", ())  # a core of 8 px has none
+    monkeypatch.setitem(gpu.NETWORKS, "small-kernels_noise", ())  # a core of 8 px has none
     monkeypatch.setattr(gpu, "RECIPE", ("pretrain.batch_size=4", "pretrain.shards=1"))
     monkeypatch.setattr(gpu, "ROWS", {row: (of, sampler, (2,)) for row, (of, sampler, _) in gpu.ROWS.items()})
     monkeypatch.setattr(run, "REPEATS", 3)

@@ -25,19 +25,19 @@ from pipeline.data.dataset import PreparedDataset
 
 SIZE = ("core.patch=1", "core.channels=96", "core.num_blocks=3", "core.attention=[16, 8]")
 BATCH = 32
-DRAWS = 1  # pictures a caption
+IMAGES, DRAWS = 32768, 1  # seen in training; pictures a caption
 RECIPE = (f"pretrain.batch_size={BATCH}", "pretrain.shards=1", "pretrain.checkpoint_images=10000000")
 NETWORKS = {
     "small-plain": (),
     "small-regions": ("regions.probability=0.5",),
-    "small-kernels": ("core.kernels=noise",),
+    "small-kernels_noise": ("core.kernels=noise",),
 }
 ROWS: dict[str, tuple[str, str, tuple[int, ...]]] = {  # network, sampler, steps
     "small-R0": ("small-plain", "sde_dpmpp_2m", (8, 16, 32)),
     "small-R1": ("small-regions", "sde_dpmpp_2m", (8, 16, 32)),
     "small-R2": ("small-regions", "adaptive", (8, 16, 32)),
     "small-K0": ("small-plain", "heun", (16,)),
-    "small-K2": ("small-kernels", "heun", (16,)),
+    "small-K2": ("small-kernels_noise", "heun", (16,)),
 }
 PICTURES = run.FOLDER / "pictures"
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("command", choices=("train", "one", "judge"))
     parser.add_argument("network", nargs="?", choices=tuple(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--images", type=int, default=32768)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--set", action="append", default=[], dest="changes")
     args = parser.parse_args()
     if args.command == "judge":

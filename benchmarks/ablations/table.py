@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from benchmarks.ablations import gpu
 from benchmarks.ablations.run import FOLDER, yaml_of
 from benchmarks.measure import table
 
@@ -24,6 +25,7 @@ DOCS = Path("docs")
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # {name: {seed: numbers}}
 
 BASELINE = "plain"
+SMALL = "small-"  # what results of gpu.py begin with
 AGAINST = {
     "R0-heun": "R0", "R0-dpmpp": "R0", "R1": "R0", "R2": "R0", "R3": "R2", "R4": "R0", "R5": "R0", "R7": "R2",
     "K1": "K0", "K2": "K0", "K3": "K0", "K4": "K0",
@@ -453,6 +455,19 @@ def main() -> None:
         put(page, "<!-- tables -->", "<!-- end -->", "\n".join(parts))
         draw(DOCS / "ablations.png", results, networks, rows)
         draw_pictures(DOCS / "ablations-samples.png", FOLDER / "results", [r["name"] for r in rows], 2)
+    small = {n.removeprefix(SMALL): r for n, r in results.items() if n.startswith(SMALL)}
+    if BASELINE in small:
+        of = [{"name": name.removeprefix(SMALL), "images": gpu.IMAGES} for name in gpu.NETWORKS]
+        ways = [
+            {"name": name.removeprefix(SMALL), "steps": steps} for name, (_, _, steps) in gpu.ROWS.items()
+        ]
+        put(
+            page,
+            "<!-- small -->",
+            "<!-- end of small -->",
+            f"{networks_table(small, of)}\n{rows_table(small, ways)}",
+        )
+        draw_pictures(DOCS / "ablations-small.png", FOLDER / "results", list(gpu.ROWS), 2)
     if "A0" in results:
         parts = [growth_table(results), gate_table(results), ways_table(results), upscaled_table(results)]
         put(page, "<!-- growth -->", "<!-- end of growth -->", "\n".join(parts))
