@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from scipy import stats
 
 from benchmarks.ablations import gpu, growth, run, table
-from benchmarks.ablations.growth import CORE_RESOLUTION, RESOLUTION
+from benchmarks.ablations.growth import CORE_RESOLUTION, STUDIES
 from pipeline.config import parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.models.denoiser import levels
@@ -134,32 +134,51 @@ def test_the_rows_of_a_gpu_are_trained_and_then_judged(tiny_tree, tmp_path, monk
 
 
 @pytest.fixture(scope="module")
-def demo_root(tmp_path_factory):
-    """A folder with params.yaml and a few pictures of its resolution."""
-    root = tmp_path_factory.mktemp("growth")
-    write_prepared(root / "data/prepared", RESOLUTION, low_resolution=CORE_RESOLUTION)
-    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    return root
-
-
-def bare_run(root, changes=()):
-    """What recipes build networks from."""
-    made = Run.__new__(Run)
-    made.params = parse_params(run.overridden(run.yaml_of(ROOT / "params.yaml"), (*growth.PYRAMID, *changes)))
-    made.dataset = PreparedDataset(root / "data/prepared")
+def roots(tmp_path_factory):
+    """Folders with params.yaml and a few pictures of each study's resolution."""
+    made = {resolution: tmp_path_factory.mktemp(f"growth-{resolution}") for resolution in STUDIES}
+    for resolution, root in made.items():
+        write_prepared(root / "data/prepared", resolution, low_resolution=CORE_RESOLUTION)
+        (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     return made
 
 
-def test_the_plain_network_costs_what_the_pyramid_does(demo_root):
-    ours = growth.macs(growth.pyramid(bare_run(demo_root))[-1].level)
-    ((plain, _),) = growth.plain(bare_run(demo_root, growth.PLAIN))
-    assert plain.resolution == RESOLUTION and growth.macs(plain) == pytest.approx(ours, rel=0.05)
+def bare_run(root, name):
+    """What the recipe of a training builds networks from."""
+    made = Run.__new__(Run)
+    made.dataset = PreparedDataset(root / "data/prepared")
+    study = STUDIES[made.dataset.resolution]
+    changes = (*study.pyramid, *study.trainings[name].changes)
+    made.params = parse_params(run.overridden(run.yaml_of(ROOT / "params.yaml"), changes))
+    return made
+
+
+@pytest.mark.parametrize("resolution", STUDIES)
+def test_the_plain_network_costs_what_the_pyramid_does(roots, resolution):
+    pyramid = growth.pyramid(bare_run(roots[resolution], "pyramid"))
+    ((plain, _),) = growth.plain(bare_run(roots[resolution], "plain"))
+    assert [level.resolution for level, _ in pyramid] == [r for r in (32, 64, 128) if r <= resolution]
+    assert plain.resolution == resolution
+    assert growth.macs(plain) == pytest.approx(growth.macs(pyramid[-1].level), rel=0.07)
     assert growth.picture_macs(plain, 8.0) == growth.STEPS * growth.macs(plain)
 
 
-def test_a_plain_network_goes_on_at_twice_the_size(demo_root):
-    made = bare_run(demo_root, growth.PLAIN)
-    ((small, _),), ((large, _),) = growth.plain(made, CORE_RESOLUTION), growth.plain(made)
+@pytest.mark.parametrize("resolution", STUDIES)
+def test_rows_cost_what_the_grown_pyramid_costs(resolution):
+    study = STUDIES[resolution]
+
+    def seconds(row):
+        trainings = [study.trainings[name] for name in study.rows[row]]
+        return sum(training.images * training.pace for training in trainings)
+
+    times = {row: {"A1-half": 0.5, "A1-long": 2.5}.get(row, 1) for row in study.rows}
+    assert {row: seconds(row) / seconds("A0") for row in times} == pytest.approx(times, rel=0.02)
+
+
+def test_a_plain_network_goes_on_at_twice_the_size(roots):
+    made = bare_run(roots[64], "plain")
+    small = growth.plain(bare_run(roots[64], "small"), CORE_RESOLUTION)[0].level
+    large = growth.plain(made)[0].level
     before, after = small.state_dict(), large.state_dict()
     assert {name: t.shape for name, t in before.items()} == {name: t.shape for name, t in after.items()}
     (below, _), (above, highest) = (growth.law(made, core) for core in (small, large))
@@ -167,32 +186,50 @@ def test_a_plain_network_goes_on_at_twice_the_size(demo_root):
     assert torch.equal(2 * drawn[0], drawn[1]) and highest == 160
 
 
-def few_images(monkeypatch, root):
+def few_images(monkeypatch, root, images=64):
     """Every training in a few updates, in a folder of its own."""
     monkeypatch.chdir(root)
-    short = {name: training._replace(images=64) for name, training in growth.TRAININGS.items()}
-    monkeypatch.setattr(growth, "TRAININGS", short)
+    for resolution, study in STUDIES.items():
+        short = {name: training._replace(images=images) for name, training in study.trainings.items()}
+        monkeypatch.setitem(STUDIES, resolution, study._replace(trainings=short))
+    return growth.study().rows
 
 
-def test_both_levels_of_the_pyramid_are_trained_at_once(demo_root, monkeypatch):
-    few_images(monkeypatch, demo_root)
-    trained = growth.trained(growth.ROWS["A1b"], 0, 1.0)
+def test_shells_grow_around_shells_and_plain_networks_octave_by_octave(roots, monkeypatch):
+    rows = few_images(monkeypatch, roots[128], images=16)
+    grown = growth.trained(rows["A0"], 0, 1.0)
+    assert [level.resolution for level in levels(grown.denoiser)] == [32, 64, 128]
+    below = growth.load("shell", 0)
+    assert all(
+        torch.equal(t, levels(grown.denoiser)[1].state_dict()[n])
+        for n, t in below.denoiser.state_dict().items()
+    )
+    whole = growth.with_shells(growth.load("core", 0), grown)
+    assert [level.resolution for level in levels(whole.denoiser)] == [32, 64, 128]
+    assert all(level.net.out_gain == 0 for level in levels(whole.denoiser)[1:])
+    plain = growth.trained(rows["A2"], 0, 1.0)
+    assert plain.resolution == 128 and growth.folder_of("small", 0).parent.name == "128px"
+
+
+def test_both_levels_of_the_pyramid_are_trained_at_once(roots, monkeypatch):
+    rows = few_images(monkeypatch, roots[64])
+    trained = growth.trained(rows["A1b"], 0, 1.0)
     assert all(level.net.out_gain != 0 for level in levels(trained.denoiser))
     fresh = growth.pyramid(growth.prepared("pyramid", 0, 64))
     for (level, share), after in zip(fresh, levels(trained.denoiser), strict=True):
         assert share == 1 and not torch.equal(level.net.conv_in.weight, after.net.conv_in.weight)
 
 
-def test_a_shell_grows_around_the_core_that_was_trained_and_costs_are_kept(demo_root, monkeypatch):
-    few_images(monkeypatch, demo_root)
-    grown = growth.trained(growth.ROWS["A0"], 0, 1.0)
+def test_a_shell_grows_around_the_core_that_was_trained_and_costs_are_kept(roots, monkeypatch):
+    rows = few_images(monkeypatch, roots[64])
+    grown = growth.trained(rows["A0"], 0, 1.0)
     core, quarter = growth.load("core", 0), growth.load("core", 0, 16)
     below = levels(grown.denoiser)[0].state_dict()
     assert all(torch.equal(tensor, below[name]) for name, tensor in core.denoiser.state_dict().items())
     assert 0 < quarter.config["cost"]["took"] < core.config["cost"]["took"]
     folder = growth.folder_of("core", 0)
     made = folder.stat().st_mtime_ns
-    growth.trained(growth.ROWS["A3-tuned"], 0, 1.0)
+    growth.trained(rows["A3-tuned"], 0, 1.0)
     assert folder.stat().st_mtime_ns == made  # what is there is not made again
     tuned = levels(growth.load("tuned", 0).denoiser)[0].state_dict()
     assert any(not torch.equal(tensor, below[name]) for name, tensor in tuned.items())
@@ -225,7 +262,7 @@ def test_the_page_tells_of_growth_what_results_hold(tmp_path, monkeypatch):
     (tmp_path / run.FOLDER / "params.yaml").write_text((ROOT / run.FOLDER / "params.yaml").read_text())
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs/ablations.md"
-    page.write_text("kept\n<!-- growth -->\nstale\n<!-- end of growth -->\nafter\n")
+    page.write_text("kept\n<!-- growth, 64 px -->\nstale\n<!-- end of growth, 64 px -->\nafter\n")
     monkeypatch.chdir(tmp_path)
     table.main()
     text = page.read_text()
@@ -235,5 +272,5 @@ def test_the_page_tells_of_growth_what_results_hold(tmp_path, monkeypatch):
     # A1's error is 2 after 100 s, no better after 150, and 0.5 after 280 s: 1 after 237 s. Its KID stays.
     cells = " ".join(text.split())
     assert "| 237 s | 42% | no |" in cells and "| not in 280 s | below 36% | yes |" in cells
-    assert (tmp_path / "docs/ablations-growth.png").is_file()
-    assert (tmp_path / "docs/ablations-growth-samples.png").is_file()
+    assert (tmp_path / "docs/ablations-growth-64.png").is_file()
+    assert (tmp_path / "docs/ablations-growth-64-samples.png").is_file()

@@ -185,9 +185,8 @@ def resolution_of(data: Path) -> int:
     return PreparedDataset(data).resolution
 
 
-def place(folder: Path) -> Path:
-    """Where in `folder` the study keeps things: the first one in itself, the others in folders of their own."""
-    resolution = resolution_of(DATA.resolve())
+def place(folder: Path, resolution: int) -> Path:
+    """Where in `folder` a study keeps things: the first one in itself, the others in folders of their own."""
     return folder if resolution == next(iter(STUDIES)) else folder / f"{resolution}px"
 
 
@@ -214,7 +213,7 @@ class TimedStep(DenoisingStep):
 
 def folder_of(name: str, seed: int, nimg: int | None = None) -> Path:
     """Of a trained model, or of what it was after `nimg` images."""
-    return place(FOLDER / "models") / "-".join(
+    return place(FOLDER / "models", resolution_of(DATA.resolve())) / "-".join(
         ["growth", name, str(seed), *([] if nimg is None else [str(nimg)])]
     )
 
@@ -385,7 +384,7 @@ def pictures(name: str, seed: int, snapshot: Snapshot, sample: Sample) -> dict[s
 
 def results() -> Path:
     """Folder of numbers and pictures."""
-    return place(FOLDER / "results")
+    return place(FOLDER / "results", resolution_of(DATA.resolve()))
 
 
 def batches(count: int, size: int = 62) -> Iterator[slice]:

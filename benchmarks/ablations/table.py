@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from benchmarks.ablations import gpu
+from benchmarks.ablations import gpu, growth
 from benchmarks.ablations.run import FOLDER, yaml_of
 from benchmarks.measure import table
 
@@ -75,18 +75,18 @@ METRICS = {
 }
 
 GROWN = {
-    "A0": "grown: core, then a shell around it, frozen",
+    "A0": "grown: core, then shells around it one by one, what is below frozen",
     "A1": "a plain network from scratch",
     "A1-half": "the same, half as long",
     "A1-long": "the same, 2.5 times as long",
-    "A1b": "core and shell at once, from random weights",
-    "A2": "a plain network, first at 32 px, then at 64",
-    "A2-low": "the same, the second time at lr / 10",
+    "A1b": "core and shells at once, from random weights",
+    "A2": "a plain network, first at 32 px, then octave by octave",
+    "A2-low": "the same, after 32 px at lr / 10",
     "A3-tuned": "as A0, fewer images, core tuned beside the shell",
     "A3-joint": "as A0, fewer images, the shell's loss trains the core as well",
     "M2": "as A0, the shell's low band with a clock of its own (`upscale_probability` 0.2)",
 }
-WAYS = {"M1-full": "all steps at 64 px", "M1-4": "lift 4", "A0": "lift 8", "M1-16": "lift 16"}
+WAYS = {"M1-full": "all steps at full resolution", "M1-4": "lift 4", "A0": "lift 8", "M1-16": "lift 16"}
 UPSCALED = {
     "M2-bicubic": "bicubic",
     "M2-lanczos": "Lanczos",
@@ -468,12 +468,24 @@ def main() -> None:
             f"{networks_table(small, of)}\n{rows_table(small, ways)}",
         )
         draw_pictures(DOCS / "ablations-small.png", FOLDER / "results", list(gpu.ROWS), 2)
-    if "A0" in results:
-        parts = [growth_table(results), gate_table(results), ways_table(results), upscaled_table(results)]
-        put(page, "<!-- growth -->", "<!-- end of growth -->", "\n".join(parts))
-        draw_growth(DOCS / "ablations-growth.png", results)
-        shown = [*GROWN, *(way for way in WAYS if way not in GROWN)]
-        draw_pictures(DOCS / "ablations-growth-samples.png", FOLDER / "results", shown, 1)
+    for resolution in growth.STUDIES:
+        tell_growth(page, resolution)
+
+
+def tell_growth(page: Path, resolution: int) -> None:
+    """One study of growth.py, if its results are there."""
+    folder = growth.place(FOLDER / "results", resolution)
+    results = load_results(folder)
+    if "A0" not in results:
+        return
+    parts = [growth_table(results), gate_table(results), ways_table(results)]
+    if "M2-shell" in results:
+        parts.append(upscaled_table(results))
+    mark = f"growth, {resolution} px"
+    put(page, f"<!-- {mark} -->", f"<!-- end of {mark} -->", "\n".join(parts))
+    draw_growth(DOCS / f"ablations-growth-{resolution}.png", results)
+    shown = [*GROWN, *(way for way in WAYS if way not in GROWN)]
+    draw_pictures(DOCS / f"ablations-growth-{resolution}-samples.png", folder, shown, 1)
 
 
 if __name__ == "__main__":
