@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import coarse, data, measure, scale, train, upscale
+from benchmarks import coarse, data, measure, samplers, scale, train, upscale
 from pipeline.data import validation
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.sampling import sample_pyramid
@@ -165,6 +165,16 @@ def test_the_whole_pyramid_is_the_model_where_it_was_trained_and_a_wiener_filter
     v = shell.high_band_variance
     low = upsample(shell.below(pool(x), sigma / 2, text))
     torch.testing.assert_close(made[1], (low + v / (v + sigma[1] ** 2) * high_pass(x))[1])
+
+
+def test_samplers_and_guides_are_compared_on_the_same_pictures(tmp_path):
+    write_prepared(tmp_path / "data", count=192, resolution=32, low_resolution=16)
+    ways = [samplers.Way("sde_dpmpp_2m", 2, guidance=1.0), samplers.Way("heun", 2, "low", 1.5)]
+    text = samplers.compare(tiny_pyramid(), PreparedDataset(tmp_path / "data"), 1, ways, tmp_path / "a.png")
+    plain, low = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(text)[2:]]
+    assert plain[:3] == ["sde_dpmpp_2m, 2", "none", "2"] and low[:2] == ["heun, 2", "low, 1.5"]
+    assert all(np.isfinite(float(cell.rstrip("%"))) for cell in plain[3:] + low[3:])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_ways_to_sample_differ_in_cost_as_their_steps_do(tmp_path):

@@ -78,7 +78,7 @@ def train_all(seeds: list[int], images: int, changes: list[str]) -> int:
 def judge() -> None:
     """Numbers of all pictures that are there."""
     dataset = PreparedDataset(Path("data/prepared"))
-    by = run.judges(dataset, 32)
+    by = run.judges(dataset, dataset.low_resolution)
     for path in sorted(PICTURES.glob("*.npz")):
         row, _, seed = path.stem.rpartition("-")
         with np.load(path) as arrays:

@@ -138,13 +138,16 @@ def yaml_of(path: Path) -> Any:
 def held_out(dataset: PreparedDataset, snapshot: Snapshot) -> tuple[Tensor, Text, Tensor]:
     """The test split: standardised images at the core's resolution, encoded names, uint8 images."""
     rows = dataset.split("test")
-    grey = small(dataset, rows)
+    grey = images_at(dataset, rows, dataset.low_resolution)
     text = dataset.text([dataset.caption_of(int(row)) for row in rows])
     return snapshot.statistics.standardise(grey), text, grey
 
 
-def small(dataset: PreparedDataset, rows: np.ndarray) -> Tensor:
-    """Images of some rows at the core's resolution, rounded to uint8."""
+def images_at(dataset: PreparedDataset, rows: np.ndarray, resolution: int) -> Tensor:
+    """Images uint8 of some rows as they were prepared, or at the core's resolution, rounded."""
+    if resolution == dataset.resolution:
+        return dataset.images(rows)
+    assert resolution == dataset.low_resolution
     return dataset.low_images(rows).round().to(torch.uint8)
 
 
@@ -288,7 +291,7 @@ class Judges(NamedTuple):
 def judges(dataset: PreparedDataset, resolution: int) -> Judges:
     """Fitted on the training split."""
     rows = dataset.split("train")
-    images = small(dataset, rows)
+    images = images_at(dataset, rows, resolution)
     extractors = [randconv(resolution), lite2()]
     raw = [extractor(images) for extractor in extractors]
     ids = [dataset.caption_of(int(row)) for row in rows]
@@ -346,7 +349,7 @@ def judge(
     """Write numbers of the pictures of one row, {steps: (pictures, calls)}, and a grid of some."""
     draws = len(next(iter(made.values()))[0]) // len(wanted(dataset, "", 1).which)
     condition, which, _, _ = wanted(dataset, "", draws)
-    real = small(dataset, condition.rows)
+    real = images_at(dataset, condition.rows, made[next(iter(made))][0].shape[-1])
 
     def vectors(ids: Sequence[int]) -> np.ndarray:
         return dataset.text(ids).pooled.double().numpy()
