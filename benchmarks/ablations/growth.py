@@ -588,6 +588,8 @@ def main() -> None:
         paces()
         return
     make = dict.fromkeys(study().rows, row_of) | dict(study().more)
+    if unknown := set(args.rows or ()) - set(make):
+        parser.error(f"--rows: no {', '.join(sorted(unknown))} among {', '.join(make)}")
     for seed in args.seeds:
         for row in args.rows or make:
             path = results() / f"{row}-{seed}.json"
