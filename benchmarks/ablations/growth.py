@@ -549,6 +549,9 @@ STUDIES = {
             "core": Training("pretrain", 12160, 6.92, core, moments=QUARTERS),
             "shell": Training("finetune", 2240, 8.40, shell, moments=QUARTERS),
             "shell-128": Training("finetune", 2240, 17.34, partial(shell, below="shell"), moments=QUARTERS),
+            "core-long": Training("pretrain", 30400, 6.92, core),
+            "shell-long": Training("finetune", 5600, 8.40, partial(shell, below="core-long")),
+            "shell-128-long": Training("finetune", 5600, 17.34, partial(shell, below="shell-long")),
             "plain": Training("pretrain", 8144, 17.40, plain, PLAIN_128),
             "plain-half": Training("pretrain", 4064, 17.40, plain, PLAIN_128),
             "plain-long": Training("pretrain", 20368, 17.40, plain, PLAIN_128, (0.2, *QUARTERS)),
@@ -561,6 +564,7 @@ STUDIES = {
         },
         rows={
             "A0": ("core", "shell", "shell-128"),
+            "A0-long": ("core-long", "shell-long", "shell-128-long"),
             "A1": ("plain",),
             "A1-half": ("plain-half",),
             "A1-long": ("plain-long",),

@@ -76,6 +76,7 @@ METRICS = {
 
 GROWN = {
     "A0": "grown: core, then shells around it one by one, what is below frozen",
+    "A0-long": "the same, 2.5 times as long",
     "A1": "a plain network from scratch",
     "A1-half": "the same, half as long",
     "A1-long": "the same, 2.5 times as long",
