@@ -8,6 +8,7 @@ does not depend on the batch it was made in.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -74,47 +75,66 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text) -> Tensor:
     return x
 
 
-def _extrapolated(denoised: Tensor, h: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
-    """D + (h / 2 h_prev)(D - D_prev), the estimate half a step ahead; D where there is no step before."""
-    if previous is None:
-        return denoised
-    return denoised + (h / (2 * previous[1])) * (denoised - previous[0])
+@dataclass
+class History:
+    """What a method of two steps knows of the last one: the estimate [B,3,R,R], and h."""
+
+    last: tuple[Tensor, Tensor] | None = None
+
+    def extrapolate(self, denoised: Tensor, h: Tensor) -> Tensor:
+        """D + (h / 2 h_prev)(D - D_prev), the estimate half a step ahead; D where there is no step before."""
+        ahead = denoised
+        if self.last is not None:
+            ahead = denoised + (h / (2 * self.last[1])) * (denoised - self.last[0])
+        self.last = denoised, h
+        return ahead
+
+    def lift(self) -> None:
+        """Go on at twice the resolution: the low band has one law at both, of the high band nothing is known."""
+        if self.last is not None:
+            self.last = upsample(self.last[0]), self.last[1]
 
 
-def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text) -> Tensor:
+def dpmpp_2m(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text, history: History | None = None
+) -> Tensor:
     """DPM++(2M) (2211.01095, algorithm 2): the probability-flow ODE from x [B,3,R,R] at sigmas[0] down to
     sigmas[-1], one call a step, second order by extrapolating the last two estimates.
 
     z' = (s'/s) z + (1 - s'/s) D~, with D~ as in `sde_dpmpp_2m`."""
-    previous: tuple[Tensor, Tensor] | None = None
+    history = history or History()
     for sigma, sigma_next in pairwise(sigmas):
         denoised = denoise(x, _full(x, sigma), text)
         if sigma_next == 0:
             return denoised
         h = (sigma / sigma_next).log()
         gain = -torch.expm1(-h)  # 1 - s'/s
-        x = (1 - gain) * x + gain * _extrapolated(denoised, h, previous)
-        previous = denoised, h
+        x = (1 - gain) * x + gain * history.extrapolate(denoised, h)
     return x
 
 
 def sde_dpmpp_2m(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text, draw: Callable[[int], Tensor]
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    text: Text,
+    draw: Callable[[int], Tensor],
+    history: History | None = None,
 ) -> Tensor:
     """SDE-DPM++(2M) (2211.01095): from x [B,3,R,R] at sigmas[0] down to sigmas[-1], one call and one
     draw a step, second order by extrapolating the last two estimates.
 
     z' = (s'/s)^2 z + (1 - (s'/s)^2) D~ + s' sqrt(1 - (s'/s)^2) eps,  D~ = D + (h / 2 h_prev)(D - D_prev),
-    h = ln(s/s'); D~ = D on the first step and on the last one, to 0. `draw(i)` gives the noise of step i."""
-    previous: tuple[Tensor, Tensor] | None = None
+    h = ln(s/s'); D~ = D on the last step, to 0, and on the first one without `history`. `draw(i)` gives the noise
+    of step i."""
+    history = history or History()
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, _full(x, sigma), text)
         if sigma_next == 0:
             return denoised
         h = (sigma / sigma_next).log()
         gain = -torch.expm1(-2 * h)  # 1 - (s'/s)^2
-        x = (1 - gain) * x + gain * _extrapolated(denoised, h, previous) + sigma_next * gain.sqrt() * draw(i)
-        previous = denoised, h
+        x = (1 - gain) * x + gain * history.extrapolate(denoised, h) + sigma_next * gain.sqrt() * draw(i)
     return x
 
 
@@ -123,15 +143,23 @@ ADAPTIVE = "adaptive"  # for models trained with regions, see `sample_pyramid`
 
 
 def integrate(
-    sampler: str, denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text, draw: Callable[[int], Tensor]
+    sampler: str,
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    text: Text,
+    draw: Callable[[int], Tensor],
+    history: History | None = None,
 ) -> Tensor:
     """Run one of SAMPLERS from x [B,3,R,R] at sigmas[0] down to sigmas[-1], in the precision of x.
 
-    Each call starts without history, so that a multistep method begins anew after a lift. ADAPTIVE is
-    SDE-DPM++(2M) here, where all levels are equal."""
-    if sampler in ("sde_dpmpp_2m", ADAPTIVE):
-        return sde_dpmpp_2m(denoise, x, sigmas, text, draw)
-    return {"heun": heun, "dpmpp_2m": dpmpp_2m}[sampler](denoise, x, sigmas, text)
+    A method of two steps goes on from `history`, and leaves there what it knows. ADAPTIVE is SDE-DPM++(2M) here,
+    where all levels are equal."""
+    if sampler == "heun":
+        return heun(denoise, x, sigmas, text)
+    if sampler == "dpmpp_2m":
+        return dpmpp_2m(denoise, x, sigmas, text, history)
+    return sde_dpmpp_2m(denoise, x, sigmas, text, draw, history)
 
 
 def lift(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
@@ -179,9 +207,10 @@ def sample_pyramid(
 
     One grid of `num_steps` levels runs from sigma_max * R / R_core to sigma_min, in units of the top
     resolution; each shell of the pyramid takes over once sigma falls to `lift_at` (one number, or one a shell)
-    times the size of its high band. A lift needs one noise level everywhere, so that ADAPTIVE, for models trained
-    with regions, lets levels differ on the finest level of the pyramid only, and its guide is `no_text`. There,
-    too, finished tiles leave the computation (`finish`, which counts what is left; all samplers but ADAPTIVE).
+    times the size of its high band, and goes on with the history of a method of two steps. A lift needs one noise
+    level everywhere, so that ADAPTIVE, for models trained with regions, lets levels differ on the finest level of
+    the pyramid only, where it begins anew, and its guide is `no_text`. There, too, finished tiles leave the
+    computation (`finish`, which counts what is left; all samplers but ADAPTIVE).
 
     Returns (standardised images [N,3,R,R], denoiser calls an image)."""
     draw = noise_like_seeds(seeds, text.pooled.device)
@@ -191,7 +220,7 @@ def sample_pyramid(
     top = denoiser.resolution
     sigmas = karras_sigmas(num_steps, sigma_max * top / core.resolution, sigma_min)
     x = draw("noise", core.resolution) * float(sigmas[0]) * core.resolution / top
-    nfe = 0
+    nfe, history = 0, History()
     for i, level in enumerate(pyramid):
         unit = level.resolution / top  # sigma here = sigma at the top * unit
         away = guide_of(guide, level, guides[i])
@@ -200,7 +229,8 @@ def sample_pyramid(
         above = pyramid[i + 1] if i + 1 < len(pyramid) else None
         if isinstance(above, ShellDenoiser):
             n = steps_below(above, top, sigmas, lift_of(lift_at, i))
-            x = integrate(sampler, guided, x, sigmas[: n + 1] * unit, text, noise)
+            x = integrate(sampler, guided, x, sigmas[: n + 1] * unit, text, noise, history)
+            history.lift()
             x = lift(x, float(sigmas[n]) * 2 * unit, draw(f"lift-{above.resolution}", above.resolution))
             sigmas = sigmas[n:]
         elif sampler == ADAPTIVE:
@@ -210,9 +240,9 @@ def sample_pyramid(
             nfe += (len(sigmas) - 1) * (1 if guidance == 1 else 2)
         elif finish is not None and isinstance(level, ShellDenoiser):
             guided.denoiser = tiles = OpenTiles(level, len(x), finish)
-            x = integrate(sampler, tiles.finishing(guided), x, sigmas * unit, text, noise)
+            x = integrate(sampler, tiles.finishing(guided), x, sigmas * unit, text, noise, history)
         else:
-            x = integrate(sampler, guided, x, sigmas * unit, text, noise)
+            x = integrate(sampler, guided, x, sigmas * unit, text, noise, history)
         nfe += guided.nfe
     return x, nfe
 

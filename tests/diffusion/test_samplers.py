@@ -25,7 +25,7 @@ from pipeline.diffusion.sampling import (
     sde_dpmpp_2m,
 )
 from pipeline.models.denoiser import Denoiser, build_core, build_shell
-from pipeline.models.layers import Text
+from pipeline.models.layers import Text, pool, upsample
 
 CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
 SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}
@@ -231,21 +231,34 @@ def test_every_call_through_the_pyramid_is_counted(sampler: str, nfe: int, pyram
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "sde_dpmpp_2m"])
-def test_a_lift_leaves_the_history_behind(sampler: str, pyramid: Denoiser, monkeypatch: Any) -> None:
-    """Where all estimates of a level are equal, so are those that are extrapolated: the pyramid gives them back."""
-    for number, level in enumerate(sampling.levels(pyramid)):
-        monkeypatch.setattr(level, "forward", lambda noisy, *_, n=number: torch.full_like(noisy, float(n)))
-    seen: list[Tensor] = []
-    extrapolated = sampling._extrapolated
+def test_the_low_band_does_not_notice_a_lift(
+    sampler: str, pyramid: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where shells add nothing, and noise is none after the start, the 2x2 means go the way of the core alone."""
 
-    def watched(denoised: Tensor, *rest: Any) -> Tensor:
-        seen.append(extrapolated(denoised, *rest) - denoised)
-        return denoised + seen[-1]
+    def estimate(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        if noisy.shape[-1] == 16:
+            return mixture(noisy, sigma, text)
+        return upsample(estimate(pool(noisy), sigma / 2, text))
 
-    monkeypatch.setattr(sampling, "_extrapolated", watched)
-    x, _ = sample_pyramid(pyramid, captions(1), [0], 9, 1.0, (0.3, 5.0), 8.0, sampler=sampler)
-    assert len(seen) == 8 and all(not difference.any() for difference in seen)
-    assert torch.equal(x, torch.full_like(x, 2.0))
+    def draw(purpose: str, resolution: int) -> Tensor:
+        noise = torch.randn(1, 3, resolution, resolution, generator=torch.Generator().manual_seed(3))
+        return noise if purpose == "noise" else torch.zeros_like(noise)
+
+    for level in sampling.levels(pyramid):
+        monkeypatch.setattr(level, "forward", estimate)
+    monkeypatch.setattr(sampling, "noise_like_seeds", lambda *_: draw)
+
+    def low_band() -> Tensor:
+        x, _ = sample_pyramid(pyramid, captions(1), [0], 9, 1.0, (0.3, 5.0), 8.0, sampler=sampler)
+        return pool(pool(x))
+
+    sigmas = karras_sigmas(9, 320.0, 0.002) / 4
+    start = draw("noise", 16) * float(sigmas[0])
+    alone = integrate(sampler, mixture, start, sigmas, captions(1), lambda _: torch.zeros_like(start))
+    torch.testing.assert_close(low_band(), alone, rtol=0, atol=1e-5)
+    monkeypatch.setattr(sampling.History, "lift", lambda history: setattr(history, "last", None))
+    assert float((low_band() - alone).abs().max()) > 1e-3  # a method that begins anew goes another way
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -125,7 +125,7 @@ def test_each_shell_takes_over_at_its_own_lift(monkeypatch: pytest.MonkeyPatch) 
         model = build_shell(model, 4, variance, {"patch": 2, "channels": 8})
     steps: list[int] = []
 
-    def counted(sampler: str, denoise: Any, x: Tensor, sigmas: Tensor, text: Text, draw: Any) -> Tensor:
+    def counted(sampler: str, denoise: Any, x: Tensor, sigmas: Tensor, text: Text, *_: Any) -> Tensor:
         steps.append(len(sigmas) - 1)
         return x
 
