@@ -364,7 +364,7 @@ def gate_table(results: Results) -> str:
                 said = [f"less than {when:.0f} s", f"above {share:.0%}"]
             else:
                 said = [f"{when:.0f} s", f"{share:.0%}"]
-            met = "yes" if share <= TARGET else "no" if when else "open"
+            met = "yes" if round(share, 2) <= TARGET else "no" if when else "open"
             numbers = [f"{scratch[row][metric]:.4g}" if row in scratch else "" for row in plain]
             told = [name, str(seed), f"{grown[metric]:.4g}", *numbers]
             body.append([*told, f"{grown['seconds']:.0f} s", *said, met])
