@@ -326,7 +326,9 @@ def test_a_name_that_is_neither_here_nor_downloadable_is_refused_in_one_line(mon
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")  # beside a checkout there may be anything
     with pytest.raises(
         InputMissing, match="E-INP-027 data.text_encoder: .*give the folder: clip:FOLDER"
     ) as caught:
