@@ -75,11 +75,11 @@ def compare(
     def vectors(ids: Sequence[int]) -> np.ndarray:
         return dataset.text(ids).pooled.double().numpy()
 
-    lines, shown = [], []
+    sharp, lines, shown = sharpness(real), [], []
     for way in ways:
         made = generate(snapshot, text, seeds, way.steps, way.guidance, sampler=way.sampler, guide=way.guide)
         found = run.measure(made.images, which, condition, real, by, vectors)
-        octave = compare_sharpness(sharpness(real), sharpness(made.images))
+        octave = compare_sharpness(sharp, sharpness(made.images))
         lines.append(
             [
                 f"{way.sampler}, {way.steps}",

@@ -29,12 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.ablations.run import FOLDER, SHOWN, overridden, rounded, wanted, yaml_of
+from benchmarks.ablations.run import FOLDER, SHOWN, overridden, rounded, wanted, write, yaml_of
 from benchmarks.coarse import WholePyramid, at_full_resolution
 from benchmarks.scale import steps_at_levels
 from benchmarks.train import Pictures, flops
 from benchmarks.upscale import ours, psnr, resampled, ssim
-from pipeline.artifacts import write_atomic
 from pipeline.config import Params, parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.data.images import box_mean
@@ -432,7 +431,7 @@ def trained(names: Sequence[str], seed: int, scale: float) -> Snapshot:
 
 
 def row_of(row: str, seed: int, scale: float) -> dict[str, Any]:
-    """Train and judge one of ROWS."""
+    """Train and judge one row of the study."""
     names = study().rows[row]
     snapshot = trained(names, seed, scale)
     costs = [load(name, seed).config["cost"] for name in names]
@@ -600,8 +599,7 @@ def main() -> None:
             if not path.is_file():
                 start = time.process_time()
                 found = make[row](row, seed, args.scale)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, json.dumps(rounded(found), indent=1) + "\n")
+                write(str(path.relative_to(FOLDER / "results")), found)
                 print(
                     f"{row}-{seed} after {time.process_time() - start:.0f} s: {json.dumps(found)}", flush=True
                 )

@@ -206,7 +206,7 @@ def load(name: str, seed: int) -> tuple[PreparedDataset, Snapshot, CoreDenoiser]
 
 
 def write(name: str, numbers: Mapping[str, Any]) -> None:
-    """One file of results; six digits, no times."""
+    """One file below the folder of results; six digits, no times."""
     path = FOLDER / "results" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_atomic(path, json.dumps(rounded(numbers), indent=1) + "\n")
@@ -347,9 +347,9 @@ def judge(
     name: str, seed: int, dataset: PreparedDataset, by: Judges, made: Mapping[int, tuple[Tensor, int]]
 ) -> None:
     """Write numbers of the pictures of one row, {steps: (pictures, calls)}, and a grid of some."""
-    draws = len(next(iter(made.values()))[0]) // len(wanted(dataset, "", 1).which)
-    condition, which, _, _ = wanted(dataset, "", draws)
-    real = images_at(dataset, condition.rows, made[next(iter(made))][0].shape[-1])
+    some, _ = next(iter(made.values()))
+    condition, which, _, _ = wanted(dataset, "", len(some) // len(wanted(dataset, "", 1).which))
+    real = images_at(dataset, condition.rows, some.shape[-1])
 
     def vectors(ids: Sequence[int]) -> np.ndarray:
         return dataset.text(ids).pooled.double().numpy()

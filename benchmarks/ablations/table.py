@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.ablations import gpu, growth
-from benchmarks.ablations.run import FOLDER, yaml_of
+from benchmarks.ablations.run import FOLDER, SHOWN, yaml_of
 from benchmarks.measure import table
 
 DOCS = Path("docs")
@@ -263,12 +263,15 @@ def draw(
     figure.savefig(path)
 
 
-def draw_pictures(path: Path, folder: Path, names: Sequence[str], scale: int) -> None:
-    """Some pictures of each row, of the first seed, `scale` times as large; in two columns."""
+def draw_pictures(
+    path: Path, folder: Path, names: Sequence[str], scale: int, count: int = SHOWN // 2
+) -> None:
+    """`count` pictures of each row, of the first seed, `scale` times as large; in two columns."""
     from PIL import Image, ImageDraw
 
     grids = {name: Image.open(file) for name in names if (file := folder / f"{name}-0.png").is_file()}
     width, height = next(iter(grids.values())).size
+    width = count * (width // (SHOWN // 2))
     line, label, half = height // 2 + 1, 80, -(-len(grids) // 2)  # the upper line of each grid
     sheet = Image.new("RGB", (2 * (scale * width + label), half * scale * line), "white")
     pen = ImageDraw.Draw(sheet)
@@ -486,7 +489,8 @@ def tell_growth(page: Path, resolution: int) -> None:
     put(page, f"<!-- {mark} -->", f"<!-- end of {mark} -->", "\n".join(parts))
     draw_growth(DOCS / f"ablations-growth-{resolution}.png", results)
     shown = [*GROWN, *(way for way in WAYS if way not in GROWN)]
-    draw_pictures(DOCS / f"ablations-growth-{resolution}-samples.png", folder, shown, 1)
+    few = SHOWN // 2 if resolution < 128 else 3  # no megabytes
+    draw_pictures(DOCS / f"ablations-growth-{resolution}-samples.png", folder, shown, 1, few)
 
 
 if __name__ == "__main__":
