@@ -81,6 +81,7 @@ GROWN = {
     "A1-half": "the same, half as long",
     "A1-long": "the same, 2.5 times as long",
     "A1b": "core and shells at once, from random weights",
+    "A1b-long": "the same, 2.5 times as long",
     "A2": "a plain network, first at 32 px, then octave by octave",
     "A2-low": "the same, after 32 px at lr / 10",
     "A3-tuned": "as A0, fewer images, core tuned beside the shell",
@@ -95,6 +96,7 @@ UPSCALED = {
     "M2-bands": "M2, 8 steps",
 }
 QUALITY = {"error": "held-out error", "kid_lite2": "KID lite2", "kid_randconv": "KID randconv"}
+SCRATCH = (("A1-half", "A1", "A1-long"), ("A1b", "A1b-long"))  # trained at full resolution, by what they cost
 TARGET = 0.4  # the most of from-scratch's time that growing is to take
 
 
@@ -352,13 +354,16 @@ def reached(curve: Sequence[tuple[float, float]], target: float) -> float | None
     return None
 
 
-def gate_table(results: Results) -> str:
-    """By seed: when a plain network from scratch is as good as A0, and A0's share of that time."""
-    body, plain = [], [row for row in ("A1-half", "A1", "A1-long") if row in results]
+def gate_table(results: Results, scratch: Sequence[str]) -> str:
+    """By seed: when a network trained from scratch for so long (rows of one network) is as good as A0, and A0's
+    share of that time."""
+    body, rows = [], [row for row in scratch if row in results]
     for metric, name in QUALITY.items():
         for seed, grown in results["A0"].items():
-            scratch = {row: results[row][seed] for row in plain if seed in results[row]}
-            curve = [p for row in scratch for p in points(results, row, seed, metric)]
+            own = {row: results[row][seed] for row in rows if seed in results[row]}
+            curve = [p for row in own for p in points(results, row, seed, metric)]
+            if not curve:
+                continue
             when, first, last = reached(curve, grown[metric]), min(curve)[0], max(curve)[0]
             share = grown["seconds"] / (when or last)
             if when is None:
@@ -368,16 +373,16 @@ def gate_table(results: Results) -> str:
             else:
                 said = [f"{when:.0f} s", f"{share:.0%}"]
             met = "yes" if round(share, 2) <= TARGET else "no" if when else "open"
-            numbers = [f"{scratch[row][metric]:.4g}" if row in scratch else "" for row in plain]
+            numbers = [f"{own[row][metric]:.4g}" if row in own else "" for row in rows]
             told = [name, str(seed), f"{grown[metric]:.4g}", *numbers]
             body.append([*told, f"{grown['seconds']:.0f} s", *said, met])
     head = [
         "quality",
         "seed",
         "A0",
-        *plain,
+        *rows,
         "A0 takes",
-        "A1 is as good after",
+        f"{rows[-1].removesuffix('-long')} is as good after",
         "A0's share",
         f"at most {TARGET:.0%}",
     ]
@@ -482,7 +487,8 @@ def tell_growth(page: Path, resolution: int) -> None:
     results = load_results(folder)
     if "A0" not in results:
         return
-    parts = [growth_table(results), gate_table(results), ways_table(results)]
+    gates = [gate_table(results, rows) for rows in SCRATCH if rows[-1] in results]
+    parts = [growth_table(results), *gates, ways_table(results)]
     if "M2-shell" in results:
         parts.append(upscaled_table(results))
     mark = f"growth, {resolution} px"
