@@ -126,7 +126,7 @@ def ways(snapshot: Snapshot) -> dict[str, Way]:
 def extractors(resolution: int) -> list[Extractor]:
     """`randconv`, and `lite2` where it is installed."""
     try:
-        return [randconv(resolution), lite2()]
+        return [randconv(resolution), lite2(resolution)]
     except InputMissing:
         return [randconv(resolution)]
 

@@ -128,7 +128,7 @@ def quality_table(
     real = _at(data.images(rows), size)
     small = [box_mean(picture, factor) for picture in real]
     texts = [data.text([data.caption_of(int(row))]) for row in rows]
-    extractors = [randconv(size), lite2()]
+    extractors = [randconv(size), lite2(size)]
     fitted = [Whitening.fit(e(_batch(_at(data.images(data.split("train")), size)))) for e in extractors]
     shown, lines = [], []
     for name, method in methods(snapshot, factor).items():

@@ -20,7 +20,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ from pipeline.data.dataset import PreparedDataset
 from pipeline.data.images import box_mean
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.diffusion.sampling import sample_pyramid
-from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
+from pipeline.evaluation.features import LITE2_RESOLUTIONS, Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import kid
 from pipeline.evaluation.statistics import kid_by_unit, number_units
 from pipeline.models.denoiser import (
@@ -77,6 +77,9 @@ DRAWS = 2  # pictures a caption
 STEPS = 32  # of the sampler, one call each
 REPEATS = 16  # noises an image, of held-out errors
 LIFT = 8.0
+EVERYTHING = (
+    128  # px of pictures of which lite2 at its least sees nearly all; of finer ones it judges two versions
+)
 UPSCALE_STEPS = 8
 
 
@@ -332,7 +335,10 @@ def judges() -> Judges:
     """Fitted on the training split, at the finished resolution."""
     dataset = PreparedDataset(DATA)
     real = dataset.images(dataset.split("train"))
-    found = [(extract, Whitening.fit(extract(real))) for extract in (randconv(dataset.resolution), lite2())]
+    extractors = [randconv(dataset.resolution), lite2(LITE2_RESOLUTIONS[0])]
+    if dataset.resolution > EVERYTHING:
+        extractors.append(replace(lite2(dataset.resolution), name="lite2_fine"))
+    found = [(extract, Whitening.fit(extract(real))) for extract in extractors]
     return Judges(dataset, parse_params(yaml_of(Path("params.yaml"))), found)
 
 

@@ -292,7 +292,7 @@ def judges(dataset: PreparedDataset, resolution: int) -> Judges:
     """Fitted on the training split."""
     rows = dataset.split("train")
     images = images_at(dataset, rows, resolution)
-    extractors = [randconv(resolution), lite2()]
+    extractors = [randconv(resolution), lite2(resolution)]
     raw = [extractor(images) for extractor in extractors]
     ids = [dataset.caption_of(int(row)) for row in rows]
     named = np.array([i >= 0 for i in ids])

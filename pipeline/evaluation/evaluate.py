@@ -364,7 +364,7 @@ def evaluate(params: Params, root: Path, say: Say = print, device: str = "cpu") 
     models = load_models(root / "models", params, device)
     conditions = build_conditions(dataset, params)
     held_out = conditions[0]
-    extractors = [randconv(dataset.resolution, device=device), lite2(device)]
+    extractors = [randconv(dataset.resolution, device=device), lite2(dataset.resolution, device)]
 
     samples: dict[str, dict[str, Samples]] = {}
     throughput: dict[str, Any] = {}

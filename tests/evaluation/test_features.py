@@ -40,7 +40,7 @@ def test_randconv_takes_every_resolution(resolution: int) -> None:
     assert np.isfinite(found).all()
 
 
-@pytest.mark.parametrize("build", [lambda: features.randconv(64), features.lite2])
+@pytest.mark.parametrize("build", [lambda: features.randconv(64), lambda: features.lite2(64)])
 def test_features_do_not_depend_on_the_batch(build: object) -> None:
     extractor = build()  # type: ignore[operator]
     images = pictures(5)
@@ -50,15 +50,28 @@ def test_features_do_not_depend_on_the_batch(build: object) -> None:
 
 
 def test_lite2_gives_1280_features_and_is_leak_suspect() -> None:
-    extractor = features.lite2()
+    extractor = features.lite2(64)
     assert extractor(pictures(2)).shape == (2, 1280)
     assert extractor.leak_suspect
+
+
+def test_lite2_sees_what_its_pixels_show() -> None:
+    plain = torch.full((1, 3, 256, 256), 128, dtype=torch.uint8)
+    grain = plain.clone()
+    grain[..., ::2, 1::2] += 60
+    grain[..., 1::2, ::2] += 60
+    grain[..., ::2, ::2] -= 60
+    grain[..., 1::2, 1::2] -= 60
+    seen = {
+        size: np.abs(np.diff(features.lite2(size)(torch.cat([plain, grain])), axis=0)) for size in (64, 256)
+    }
+    assert seen[256].mean() > 10 * seen[64].mean()
 
 
 def test_weights_that_are_not_the_known_file_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "LITE2_SHA256", "0" * 64)
     with pytest.raises(StorageError, match=r"E-IO-050.*expected 000000000000"):
-        features.lite2()
+        features.lite2(64)
 
 
 def test_whitened_reference_features_have_unit_covariance() -> None:
