@@ -509,10 +509,7 @@ PLAIN_64 = ("core.patch=2", "core.channels=34", "core.attention=[16]")
 SMALL_64 = (*PLAIN_64[:2], "core.attention=[8]")
 WIDE_128 = ("core.patch=2", "core.channels=20", "core.channel_mult=[1, 2, 3, 4]")
 PLAIN_128, STRETCHED_128, SMALL_128 = ((*WIDE_128, f"core.attention=[{size}]") for size in (16, 8, 4))
-WIDE_256 = ("core.patch=4", "core.channels=32", "core.channel_mult=[1, 2, 3, 4]")
-PLAIN_256, HALF_256, QUARTER_256, SMALL_256 = (
-    (*WIDE_256, f"core.attention=[{size}]") for size in (8, 4, 2, 1)
-)
+PLAIN_256 = ("core.patch=4", "core.channels=32", "core.channel_mult=[1, 2, 3, 4]", "core.attention=[8]")
 STUDIES = {
     64: Study(
         pyramid=("core.patch=1", "core.channels=24", "shell.patch=1", "shell.channels=[16]"),
@@ -598,26 +595,22 @@ STUDIES = {
             "shell-256": Training(
                 "finetune", 3200, 18.40, partial(shell, below="shell-128"), moments=QUARTERS
             ),
+            "core-less": Training("pretrain", 12160, 6.92, core),
+            "shell-more": Training("finetune", 2560, 8.40, partial(shell, below="core-less")),
+            "shell-128-more": Training("finetune", 2560, 17.34, partial(shell, below="shell-more")),
+            "shell-256-more": Training("finetune", 3904, 18.40, partial(shell, below="shell-128-more")),
             "plain": Training("pretrain", 8880, 25.0, plain, PLAIN_256),
             "plain-long": Training("pretrain", 22192, 25.0, plain, PLAIN_256, (0.2, *QUARTERS)),
             "pyramid": Training("pretrain", 4672, 47.5, pyramid),
             "pyramid-long": Training("pretrain", 11680, 47.5, pyramid, moments=(0.2, *QUARTERS)),
-            "small": Training("pretrain", 25904, 4.70, partial(plain, resolution=32), SMALL_256),
-            "stretched": Training("finetune", 2240, 6.0, stretched, QUARTER_256),
-            "stretched-128": Training(
-                "finetune", 2768, 10.0, partial(stretched, below="stretched"), HALF_256
-            ),
-            "stretched-256": Training(
-                "finetune", 2352, 25.0, partial(stretched, below="stretched-128"), PLAIN_256
-            ),
         },
         rows={
             "A0": ("core", "shell", "shell-128", "shell-256"),
+            "A0-shells": ("core-less", "shell-more", "shell-128-more", "shell-256-more"),
             "A1": ("plain",),
             "A1-long": ("plain-long",),
             "A1b": ("pyramid",),
             "A1b-long": ("pyramid-long",),
-            "A2": ("small", "stretched", "stretched-128", "stretched-256"),
         },
         more=dict.fromkeys(("A0-curve", "A1-long-curve"), curve_of)
         | dict.fromkeys(("M1-full", "M1-16"), ways_of),

@@ -77,6 +77,7 @@ METRICS = {
 GROWN = {
     "A0": "grown: core, then shells around it one by one, what is below frozen",
     "A0-long": "the same, 2.5 times as long",
+    "A0-shells": "the same, less of the cost for the core",
     "A1": "a plain network from scratch",
     "A1-half": "the same, half as long",
     "A1-long": "the same, 2.5 times as long",
