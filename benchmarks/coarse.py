@@ -2,12 +2,12 @@
 
     python -m benchmarks.coarse [--model models/finetuned] [--captions 128] [--out FOLDER]
 
-Pictures of held-out captions, the same seeds for all ways, guidance as the model has it. Multiply-adds are counted
-while pictures are made, guidance and halos of tiles included. KID is against the test split, on features whitened
-by the training split (`lite2` where its package is installed). "moved" is how far finished tiles move pictures from
-those without, in grey levels: the mean, and the share of values that are off by more than one. At full resolution
-every step runs the whole pyramid; where the noise is above what a shell was trained for, the high band is its
-Wiener filter.
+Pictures of held-out captions, the same seeds for all ways, guidance as the model has it; at full resolution noise
+has the low band that it has coarse to fine at the model's own lift. Multiply-adds are counted while pictures are
+made, guidance and halos of tiles included. KID is against the test split, on features whitened by the training
+split (`lite2` where its package is installed). "moved" is how far finished tiles move pictures from those without,
+in grey levels: the mean, and the share of values that are off by more than one. At full resolution every step runs
+the whole pyramid; where the noise is above what a shell was trained for, the high band is its Wiener filter.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.ablations.run import step_noise
 from benchmarks.measure import machine, significant, table
+from benchmarks.scale import steps_at_levels
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.guidance import Guided
 from pipeline.diffusion.noise import karras_sigmas
-from pipeline.diffusion.sampling import generate, integrate, lift_of, noise_like_seeds
+from pipeline.diffusion.sampling import Draw, generate, integrate, lift_of, noise_like_seeds
 from pipeline.errors import InputMissing
 from pipeline.evaluation.evaluate import build_condition
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
@@ -80,24 +80,37 @@ class WholePyramid:
         return made._replace(denoised=torch.where(s > top, wiener, made.denoised))
 
 
+def with_high_bands(low: Tensor, noise: Tensor) -> Tensor:
+    """White noise [B,3,R,R]: its low band is the white noise `low` [B,3,r,r], its high bands those of `noise`."""
+    if low.shape[-1] == noise.shape[-1]:
+        return low
+    return upsample(with_high_bands(low, 2 * pool(noise))) / 2 + high_pass(noise)
+
+
 @torch.no_grad()
 def at_full_resolution(snapshot: Snapshot, text: Text, seeds: Sequence[int]) -> tuple[Tensor, int]:
-    """Pictures uint8 [N,3,R,R] by the snapshot's sampler, and calls; guided without captions."""
-    sampling, denoiser = snapshot.config["sampling"], snapshot.denoiser
-    device, size = next(denoiser.parameters()).device, snapshot.resolution
-    scale = size / levels(denoiser)[0].resolution
+    """Pictures uint8 [N,3,R,R] by the snapshot's sampler, and calls; guided without captions.
+
+    The noise of a step has the low band that it has coarse to fine: pictures differ in their high bands alone."""
+    sampling, denoiser, size = snapshot.config["sampling"], snapshot.denoiser, snapshot.resolution
+    device, pyramid = next(denoiser.parameters()).device, levels(denoiser)
+    scale = size / pyramid[0].resolution
     sigmas = karras_sigmas(sampling["num_steps"], SIGMA_MAX * scale, SIGMA_MIN)
+    counts = steps_at_levels(denoiser, sampling["num_steps"], sampling["lift"])
+    coarse = [(level.resolution, i) for level, n in zip(pyramid, counts, strict=True) for i in range(n)]
+    whole = WholePyramid(denoiser, sampling["lift"])
     parts, nfe = [], 0
-    for i in range(0, len(seeds), BATCH):
-        draw, part = (
-            noise_like_seeds(seeds[i : i + BATCH], device),
-            text.select(slice(i, i + BATCH)).to(device),
-        )
-        whole = WholePyramid(denoiser, sampling["lift"])
+    for first in range(0, len(seeds), BATCH):
+        rows = slice(first, first + BATCH)
+        draw = noise_like_seeds(seeds[rows], device)
+
+        def noise(step: int, draw: Draw = draw) -> Tensor:
+            resolution, i = coarse[step]
+            return with_high_bands(draw(f"step-{resolution}-{i}", resolution), draw(f"whole-{step}", size))
+
         guided = Guided(whole, sampling["guidance"], tuple(sampling["guidance_interval"]), 1 / scale)
-        x = draw("noise", size) * float(sigmas[0])
-        noise = partial(step_noise, draw, size)
-        x = integrate(sampling["sampler"], guided, x, sigmas, part, noise)
+        x = with_high_bands(draw("noise", pyramid[0].resolution), draw("whole", size)) * float(sigmas[0])
+        x = integrate(sampling["sampler"], guided, x, sigmas, text.select(rows).to(device), noise)
         parts.append(snapshot.statistics.to_uint8(x).cpu())
         nfe = guided.nfe
     return torch.cat(parts), nfe

@@ -28,7 +28,7 @@ from benchmarks.train import TEXT_DIM, Pictures, count_parameters, flops, say, s
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
-from pipeline.diffusion.sampling import sample_pyramid, steps_below
+from pipeline.diffusion.sampling import lift_of, sample_pyramid, steps_below
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, levels, set_dtype
 from pipeline.models.layers import Text
 from pipeline.models.snapshot import Statistics
@@ -123,14 +123,14 @@ class Plan(NamedTuple):
         return sum(self.steps) * self.macs[-1]
 
 
-def steps_at_levels(denoiser: Denoiser, num_steps: int, lift_at: float) -> list[int]:
+def steps_at_levels(denoiser: Denoiser, num_steps: int, lift_at: float | Sequence[float]) -> list[int]:
     """How many steps of `sample_pyramid` run at each level, core first."""
     pyramid, top = levels(denoiser), denoiser.resolution
     sigmas = karras_sigmas(num_steps, SIGMA_MAX * top / pyramid[0].resolution, SIGMA_MIN)
     counts = []
-    for above in pyramid[1:]:
+    for octave, above in enumerate(pyramid[1:]):
         assert isinstance(above, ShellDenoiser)
-        counts.append(steps_below(above, top, sigmas, lift_at))
+        counts.append(steps_below(above, top, sigmas, lift_of(lift_at, octave)))
         sigmas = sigmas[counts[-1] :]
     return [*counts, len(sigmas) - 1]
 

@@ -167,6 +167,18 @@ def test_the_whole_pyramid_is_the_model_where_it_was_trained_and_a_wiener_filter
     torch.testing.assert_close(made[1], (low + v / (v + sigma[1] ** 2) * high_pass(x))[1])
 
 
+def test_at_full_resolution_pictures_have_the_low_band_that_they_have_coarse_to_fine():
+    model, seeds = tiny_pyramid(), [1, 2, 3]
+    text = scale.captions("cpu").select(torch.zeros(3, dtype=torch.long))
+    (whole, calls), (fine, nfe) = (
+        way(model, text, seeds) for way in (coarse.at_full_resolution, coarse.coarse_to_fine)
+    )
+    assert calls == nfe and not torch.equal(whole, fine)
+    inside = [pool(((x > 0) & (x < 255)).float()) == 1 for x in (whole, fine)]  # not clipped
+    off = (pool(whole.float()) - pool(fine.float())).abs()[inside[0] & inside[1]]
+    assert len(off) > 500 and off.max() < 1  # rounding
+
+
 def test_samplers_and_guides_are_compared_on_the_same_pictures(tmp_path):
     write_prepared(tmp_path / "data", count=192, resolution=32, low_resolution=16)
     ways = [samplers.Way("sde_dpmpp_2m", 2, guidance=1.0), samplers.Way("heun", 2, "low", 1.5)]
