@@ -241,6 +241,18 @@ def test_a_level_of_quality_is_reached_between_points():
     assert table.reached(curve, 5.0) == 100 and table.reached(curve, 0.5) is None
 
 
+def test_the_gate_says_no_where_a_network_from_scratch_is_as_good_at_once():
+    def gate(seconds):
+        judged = {
+            "A0": {0: {"error": 1.0, "seconds": 40.0}},
+            "A1-long": {0: {"error": 0.5, "seconds": seconds}},
+        }
+        return " ".join(table.gate_table(judged, ("A1", "A1-long")).split())
+
+    assert "| less than 100 s | above 40% | no |" in gate(100.0)
+    assert "| less than 200 s | above 20% | open |" in gate(200.0)
+
+
 def test_the_page_tells_of_growth_what_results_hold(tmp_path, monkeypatch):
     from PIL import Image
 
