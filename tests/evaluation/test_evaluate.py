@@ -40,9 +40,9 @@ def write_models(root: Path) -> None:
     save_snapshot(root / "models/refined", whole, common | refined | shells)
 
 
-def other(device: str = "cpu") -> Extractor:
+def other(resolution: int, device: str = "cpu") -> Extractor:
     """In place of EfficientNet, which is tested by itself: a second random network."""
-    return dataclasses.replace(randconv(16, seed=1, device=device), name="lite2", leak_suspect=True)
+    return dataclasses.replace(randconv(resolution, seed=1, device=device), name="lite2", leak_suspect=True)
 
 
 def with_budget(params: Params, **changes: int) -> Params:
