@@ -77,9 +77,6 @@ DRAWS = 2  # pictures a caption
 STEPS = 32  # of the sampler, one call each
 REPEATS = 16  # noises an image, of held-out errors
 LIFT = 8.0
-EVERYTHING = (
-    128  # px of pictures of which lite2 at its least sees nearly all; of finer ones it judges two versions
-)
 UPSCALE_STEPS = 8
 
 
@@ -336,7 +333,7 @@ def judges() -> Judges:
     dataset = PreparedDataset(DATA)
     real = dataset.images(dataset.split("train"))
     extractors = [randconv(dataset.resolution), lite2(LITE2_RESOLUTIONS[0])]
-    if dataset.resolution > EVERYTHING:
+    if dataset.resolution > LITE2_RESOLUTIONS[0]:  # of which that sees a smaller version
         extractors.append(replace(lite2(dataset.resolution), name="lite2_fine"))
     found = [(extract, Whitening.fit(extract(real))) for extract in extractors]
     return Judges(dataset, parse_params(yaml_of(Path("params.yaml"))), found)
