@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline import cli
 from pipeline.config import apply_preset, load_params
 from pipeline.errors import BadData, ConfigError, InputMissing, PipelineError, StorageError
+from pipeline.registry.generator import load_generator
 from tests.conftest import ROOT, write_prepared
 
 _spec = importlib.util.spec_from_file_location(
@@ -62,6 +64,19 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(root: Path) -> None:
     cli.run(["generate", "cat", "--num", "1", "--seed", "5", "--out", "one.png", *model])
     np.testing.assert_array_equal(pixels("both.png")[36:68, 36:68], pixels("one.png")[2:-2, 2:-2])
     assert (pixels("both.png")[2:34, 36:68] != pixels("one.png")[2:-2, 2:-2]).any()
+
+
+@pytest.mark.parametrize("kind", ["refined", "finetuned"])
+def test_a_picture_does_not_depend_on_its_place_or_company(tmp_path: Path, kind: str) -> None:
+    fixtures.write_model(tmp_path / "model", kind=kind)
+    generator = load_generator(tmp_path / "model")
+    prompts, seeds = [f"cat {i % 3}" for i in range(7)], list(range(7))
+    made = generator.images(prompts, seeds, 2)
+    for i in range(7):
+        assert torch.equal(generator.images([prompts[i]], [seeds[i]], 2)[0], made[i])
+    order = [5, 3, 0, 6, 1, 4, 2]
+    again = generator.images([prompts[i] for i in order], [seeds[i] for i in order], 2)
+    assert torch.equal(again, made[order])
 
 
 @pytest.mark.parametrize(

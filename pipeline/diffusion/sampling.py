@@ -3,8 +3,8 @@
 Heun's method of Karras et al. (arXiv 2206.00364, algorithm 1) and DPM++(2M) for the deterministic path,
 SDE-DPM++(2M) (both Lu et al., arXiv 2211.01095) for the stochastic one; coarse to fine, a trained pyramid is
 sampled at low resolution first and lifted by fresh white noise in the high band; a refined model makes an image
-in one, two or four passes. All state is float32 or better; every image has a seed of its own, so that a picture
-does not depend on the batch it was made in.
+in one, two or four passes. All state is float32 or better. Every image has a seed of its own, so that it depends on
+the batch it was made in by rounding alone, and not at all among batches of one size (`registry.generator`).
 """
 
 from collections.abc import Callable, Sequence
