@@ -68,7 +68,10 @@ class Generator:
         for seed in seeds:
             check_seed(seed)
         batch = BATCH[next(snapshot.denoiser.parameters()).device.type]
-        rows = [*range(len(prompts)), *[len(prompts) - 1] * (-len(prompts) % batch)]  # the last again fills up
+        rows = [
+            *range(len(prompts)),
+            *[len(prompts) - 1] * (-len(prompts) % batch),
+        ]  # the last again fills up
         unique = list(dict.fromkeys(prompts))
         text = self.text(unique).select(torch.tensor([unique.index(prompts[row]) for row in rows]))
         made = generate(
