@@ -1,6 +1,6 @@
 """Where a stage runs: in this process, on local Ray, or as a job of a Ray cluster.
 
-A stage is `with launch.stage(name, params) as stage:` around its work. That holds the lease of the stage's
+A stage is `with open_stage(name, params) as stage:` around its work. That holds the lease of the stage's
 run folder, `runs/<stage>/<fingerprint>/`, and its tracking run. `stage.run(worker)` trains there, continuing
 where a killed run left off, or doing nothing where a finished result verifies; `stage.export` copies the
 result to the outputs. The fingerprint is taken from dvc.yaml without DVC or git: a cluster has neither.
@@ -672,7 +672,7 @@ def copy_into_place(source: Path, target: Path) -> None:
 
 @dataclass
 class Stage:
-    """One run of one stage; made by `stage`.
+    """One run of one stage; made by `open_stage`.
 
     root: the repository. run_dir: its working state, absolute. inputs: {path: digest} of what other stages or
     the user made. tracker: its MLflow run.
@@ -787,7 +787,7 @@ def signal_on_parent_death(number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def stage(name: str, params: Params, root: Path | None = None) -> Iterator[Stage]:
+def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[Stage]:
     """Hold the lease of the stage's run folder and its tracking run for the block.
 
     Raises:

@@ -11,7 +11,7 @@ from pipeline.evaluation.evaluate import evaluate
 def main() -> None:
     """Sample, measure, judge and report."""
     params = load_params()
-    with launch.stage("evaluate", params) as stage:
+    with launch.open_stage("evaluate", params) as stage:
         found = evaluate(params, stage.root, say=lambda line: print(f"evaluate: {line}", file=sys.stderr))
         stage.log_metrics(found)
         stage.log_artifact("reports/evaluation")

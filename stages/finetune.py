@@ -10,7 +10,7 @@ from pipeline.training import workers
 def main() -> None:
     """Train, or continue, or only export a finished run."""
     params = load_params()
-    with launch.stage("finetune", params) as stage:
+    with launch.open_stage("finetune", params) as stage:
         stage.run(workers.finetune, **pins.pinned(stage, params.finetune))
         stage.export({"result/model": "models/finetuned", "result/reports": "reports/finetune"})
 

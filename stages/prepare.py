@@ -42,7 +42,7 @@ class ProgressLine:
 def main() -> None:
     """Prepare the data, or say in one line why not."""
     params = load_params()
-    with launch.stage("prepare", params) as stage:
+    with launch.open_stage("prepare", params) as stage:
         processes = launch.cpu_count() if stage.profile.workers == 0 else 1
         work = stage.run_dir.parent / "cache"
         metrics = prepare.prepare(params, stage.root, work, stage.spread, processes, ProgressLine())

@@ -10,7 +10,7 @@ from pipeline.training import workers
 def main() -> None:
     """Train, or continue, or only export a finished run."""
     params = load_params()
-    with launch.stage("pretrain", params) as stage:
+    with launch.open_stage("pretrain", params) as stage:
         stage.run(workers.pretrain, **pins.pinned(stage, params.finetune))
         stage.export({"result/model": "models/core", "result/reports": "reports/pretrain"})
 

@@ -8,7 +8,7 @@ from pipeline.training import workers
 
 def main() -> None:
     """Train, or continue, or only export a finished run."""
-    with launch.stage("refine", load_params()) as stage:
+    with launch.open_stage("refine", load_params()) as stage:
         stage.run(workers.refine)
         stage.export({"result/model": "models/refined", "result/reports": "reports/refine"})
 

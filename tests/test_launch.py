@@ -204,7 +204,7 @@ def toy_stage(project: Path, monkeypatch: pytest.MonkeyPatch, **more: object) ->
         monkeypatch.delenv(name, raising=False)
     from pipeline.config import load_params
 
-    return launch.stage("toy", load_params(Path(__file__).parents[1] / "params.yaml"), project)
+    return launch.open_stage("toy", load_params(Path(__file__).parents[1] / "params.yaml"), project)
 
 
 def test_a_finished_run_exports_again_without_training(
