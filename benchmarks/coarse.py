@@ -35,7 +35,7 @@ from pipeline.errors import InputMissing
 from pipeline.evaluation.evaluate import build_condition
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import kid
-from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand, levels, set_dtype
+from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand, pyramid_levels, set_dtype
 from pipeline.models.layers import Text, high_pass, pool, upsample
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.rng import key
@@ -76,7 +76,7 @@ class WholePyramid:
         made = level.add_octave(noisy, below, sigma, text)
         v, s = level.high_band_variance, expand(sigma, level.resolution)
         wiener = upsample(below.denoised) + high_pass(v / (v + s**2) * noisy)
-        top = 2 * lift_of(self.lift_at, len(levels(level)) - 2) * level.sigma_high_band
+        top = 2 * lift_of(self.lift_at, len(pyramid_levels(level)) - 2) * level.sigma_high_band
         return made._replace(denoised=torch.where(s > top, wiener, made.denoised))
 
 
@@ -93,7 +93,7 @@ def at_full_resolution(snapshot: Snapshot, text: Text, seeds: Sequence[int]) -> 
 
     The noise of a step has the low band that it has coarse to fine: pictures differ in their high bands alone."""
     sampling, denoiser, size = snapshot.config["sampling"], snapshot.denoiser, snapshot.resolution
-    device, pyramid = next(denoiser.parameters()).device, levels(denoiser)
+    device, pyramid = next(denoiser.parameters()).device, pyramid_levels(denoiser)
     scale = size / pyramid[0].resolution
     sigmas = karras_sigmas(sampling["num_steps"], SIGMA_MAX * scale, SIGMA_MIN)
     counts = steps_at_levels(denoiser, sampling["num_steps"], sampling["lift"])

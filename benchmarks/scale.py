@@ -29,7 +29,14 @@ from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
 from pipeline.diffusion.sampling import lift_of, sample_pyramid, steps_below
-from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, levels, set_dtype
+from pipeline.models.denoiser import (
+    Denoiser,
+    ShellDenoiser,
+    build_core,
+    build_shell,
+    pyramid_levels,
+    set_dtype,
+)
 from pipeline.models.layers import Text
 from pipeline.models.snapshot import Statistics
 from pipeline.models.tiles import trained_tiles
@@ -66,7 +73,7 @@ class Shape:
         """The core and its shells up to `resolution`."""
         denoiser: Denoiser = build_core(self.core_resolution, TEXT_DIM, self.core)
         while denoiser.resolution < resolution:
-            net = self.shell(len(levels(denoiser)) - 1)
+            net = self.shell(len(pyramid_levels(denoiser)) - 1)
             denoiser = build_shell(denoiser, TEXT_DIM, high_band(2 * denoiser.resolution) ** 2, net)
         return denoiser
 
@@ -125,7 +132,7 @@ class Plan(NamedTuple):
 
 def steps_at_levels(denoiser: Denoiser, num_steps: int, lift_at: float | Sequence[float]) -> list[int]:
     """How many steps of `sample_pyramid` run at each level, core first."""
-    pyramid, top = levels(denoiser), denoiser.resolution
+    pyramid, top = pyramid_levels(denoiser), denoiser.resolution
     sigmas = karras_sigmas(num_steps, SIGMA_MAX * top / pyramid[0].resolution, SIGMA_MIN)
     counts = []
     for octave, above in enumerate(pyramid[1:]):
@@ -159,7 +166,7 @@ def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: t
         text = captions("meta")
         set_dtype(denoiser, dtype)
         macs = []
-        for level in levels(denoiser):
+        for level in pyramid_levels(denoiser):
             noisy = torch.empty(1, 3, level.resolution, level.resolution)
             with torch.no_grad():
                 macs.append(flops(partial(level, noisy, torch.ones(1), text)) / 2)

@@ -38,7 +38,7 @@ from benchmarks.measure import Run, absent, build, interleave, machine, ratio, s
 from pipeline.data.dataset import Batch
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.noise import lognormal_sigma
-from pipeline.models.denoiser import Denoiser, build_core, build_shell, levels, set_dtype
+from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels, set_dtype
 from pipeline.models.layers import Text
 from pipeline.models.snapshot import Statistics
 from pipeline.training.graphs import WARM_UP
@@ -153,7 +153,7 @@ def build_levels(size: Size) -> list[Denoiser]:
     denoiser: Denoiser = build_core(size.core_resolution, TEXT_DIM, size.core)
     for shell in size.shells:
         denoiser = build_shell(denoiser, TEXT_DIM, 0.04, shell)
-    return levels(denoiser)
+    return pyramid_levels(denoiser)
 
 
 class Crescendo:

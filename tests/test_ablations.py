@@ -17,7 +17,7 @@ from benchmarks.ablations import gpu, growth, run, table
 from benchmarks.ablations.growth import CORE_RESOLUTION, STUDIES
 from pipeline.config import parse_params
 from pipeline.data.dataset import PreparedDataset
-from pipeline.models.denoiser import levels
+from pipeline.models.denoiser import pyramid_levels
 from pipeline.training.workers import Run
 from tests.conftest import write_prepared
 from tests.test_imports import closure
@@ -198,15 +198,15 @@ def few_images(monkeypatch, root, images=64):
 def test_shells_grow_around_shells_and_plain_networks_octave_by_octave(roots, monkeypatch):
     rows = few_images(monkeypatch, roots[128], images=16)
     grown = growth.trained(rows["A0"], 0, 1.0)
-    assert [level.resolution for level in levels(grown.denoiser)] == [32, 64, 128]
+    assert [level.resolution for level in pyramid_levels(grown.denoiser)] == [32, 64, 128]
     below = growth.load("shell", 0)
     assert all(
-        torch.equal(t, levels(grown.denoiser)[1].state_dict()[n])
+        torch.equal(t, pyramid_levels(grown.denoiser)[1].state_dict()[n])
         for n, t in below.denoiser.state_dict().items()
     )
     whole = growth.with_shells(growth.load("core", 0), grown)
-    assert [level.resolution for level in levels(whole.denoiser)] == [32, 64, 128]
-    assert all(level.net.out_gain == 0 for level in levels(whole.denoiser)[1:])
+    assert [level.resolution for level in pyramid_levels(whole.denoiser)] == [32, 64, 128]
+    assert all(level.net.out_gain == 0 for level in pyramid_levels(whole.denoiser)[1:])
     plain = growth.trained(rows["A2"], 0, 1.0)
     assert plain.resolution == 128 and growth.folder_of("small", 0).parent.name == "128px"
 
@@ -214,9 +214,9 @@ def test_shells_grow_around_shells_and_plain_networks_octave_by_octave(roots, mo
 def test_both_levels_of_the_pyramid_are_trained_at_once(roots, monkeypatch):
     rows = few_images(monkeypatch, roots[64])
     trained = growth.trained(rows["A1b"], 0, 1.0)
-    assert all(level.net.out_gain != 0 for level in levels(trained.denoiser))
+    assert all(level.net.out_gain != 0 for level in pyramid_levels(trained.denoiser))
     fresh = growth.pyramid(growth.prepared("pyramid", 0, 64))
-    for (level, share), after in zip(fresh, levels(trained.denoiser), strict=True):
+    for (level, share), after in zip(fresh, pyramid_levels(trained.denoiser), strict=True):
         assert share == 1 and not torch.equal(level.net.conv_in.weight, after.net.conv_in.weight)
 
 
@@ -224,14 +224,14 @@ def test_a_shell_grows_around_the_core_that_was_trained_and_costs_are_kept(roots
     rows = few_images(monkeypatch, roots[64])
     grown = growth.trained(rows["A0"], 0, 1.0)
     core, quarter = growth.load("core", 0), growth.load("core", 0, 16)
-    below = levels(grown.denoiser)[0].state_dict()
+    below = pyramid_levels(grown.denoiser)[0].state_dict()
     assert all(torch.equal(tensor, below[name]) for name, tensor in core.denoiser.state_dict().items())
     assert 0 < quarter.config["cost"]["took"] < core.config["cost"]["took"]
     folder = growth.folder_of("core", 0)
     made = folder.stat().st_mtime_ns
     growth.trained(rows["A3-tuned"], 0, 1.0)
     assert folder.stat().st_mtime_ns == made  # what is there is not made again
-    tuned = levels(growth.load("tuned", 0).denoiser)[0].state_dict()
+    tuned = pyramid_levels(growth.load("tuned", 0).denoiser)[0].state_dict()
     assert any(not torch.equal(tensor, below[name]) for name, tensor in tuned.items())
 
 

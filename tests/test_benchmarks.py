@@ -13,7 +13,7 @@ from benchmarks import coarse, data, measure, samplers, scale, train, upscale
 from pipeline.data import validation
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.sampling import sample_pyramid
-from pipeline.models.denoiser import build_core, build_shell, levels
+from pipeline.models.denoiser import build_core, build_shell, pyramid_levels
 from pipeline.models.layers import high_pass, pool, upsample
 from pipeline.models.snapshot import Snapshot
 from tests.conftest import write_prepared
@@ -213,12 +213,12 @@ def test_scale_table_has_every_octave_and_plans_what_takes_too_long():
 
 def test_scale_counts_the_steps_that_a_picture_takes_at_each_level():
     denoiser = TINY.build(32)
-    calls = {level.resolution: 0 for level in levels(denoiser)}
+    calls = {level.resolution: 0 for level in pyramid_levels(denoiser)}
 
     def count(module, *_):
         calls[module.resolution] += 1
 
-    for level in levels(denoiser):
+    for level in pyramid_levels(denoiser):
         level.register_forward_hook(count)
     sample_pyramid(denoiser, scale.captions("cpu"), [0], 12, 1.0, (0.3, 5.0), 8.0, sampler="dpmpp_2m")
     planned = scale.plan(TINY, 32, 12, 8.0, torch.float32)

@@ -48,7 +48,7 @@ from pipeline.models.denoiser import (
     ShellDenoiser,
     build_core,
     build_shell,
-    levels,
+    pyramid_levels,
     mean_square,
     set_dtype,
 )
@@ -132,7 +132,7 @@ def around(run: Run, below: Denoiser) -> ShellDenoiser:
     """A fresh shell."""
     statistics, resolution = measure_statistics(run.dataset, CORE_RESOLUTION), 2 * below.resolution
     variance = high_band_variances(run.dataset, statistics, [resolution])[resolution]
-    return build_shell(below, text_dim(run), variance, run.shell_nets()[len(levels(below)) - 1])
+    return build_shell(below, text_dim(run), variance, run.shell_nets()[len(pyramid_levels(below)) - 1])
 
 
 def plain(run: Run, resolution: int | None = None) -> list[Grown]:
@@ -297,7 +297,7 @@ def paces(images: int = 640) -> None:
 
 def config_of(run: Run, denoiser: Denoiser) -> dict[str, Any]:
     """config.json of a model, which is sampled without guidance."""
-    above = len(levels(denoiser)) - 1
+    above = len(pyramid_levels(denoiser)) - 1
     return {
         "kind": "finetuned" if above else "core",
         **describe(denoiser, run.core_net(), run.shell_nets()[:above]),
@@ -365,7 +365,7 @@ Sample = Callable[[Snapshot, Any, Sequence[int]], Tensor]
 
 def coarse_to_fine(snapshot: Snapshot, text: Any, seeds: Sequence[int], lift: float) -> Tensor:
     """Pictures uint8 [N,3,R,R] without guidance; a network without shells is sampled at full resolution."""
-    highest = SIGMA_MAX * levels(snapshot.denoiser)[0].resolution / CORE_RESOLUTION
+    highest = SIGMA_MAX * pyramid_levels(snapshot.denoiser)[0].resolution / CORE_RESOLUTION
     x, _ = sample_pyramid(
         snapshot.denoiser, text, seeds, STEPS, 1.0, (0.0, 0.0), lift, highest, sampler="sde_dpmpp_2m"
     )
@@ -403,7 +403,7 @@ def macs(denoiser: Denoiser) -> float:
 
 def picture_macs(denoiser: Denoiser, lift: float | None) -> float:
     """Multiply-adds of a picture, coarse to fine; lift None: all steps at full resolution."""
-    costs = [macs(level) for level in levels(denoiser)]
+    costs = [macs(level) for level in pyramid_levels(denoiser)]
     if lift is None or len(costs) == 1:
         return STEPS * costs[-1]
     return sum(n * cost for n, cost in zip(steps_at_levels(denoiser, STEPS, lift), costs, strict=True))
@@ -418,7 +418,7 @@ def judged(name: str, seed: int, snapshot: Snapshot) -> dict[str, float]:
 def with_shells(snapshot: Snapshot, grown: Snapshot) -> Snapshot:
     """A model below untrained shells like those of `grown`: their high bands are Wiener filters."""
     built, width = snapshot.denoiser, int(grown.config["text_encoder"]["dim"])
-    for known in grown.config["shells"][len(levels(built)) - 1 :]:
+    for known in grown.config["shells"][len(pyramid_levels(built)) - 1 :]:
         built = build_shell(built, width, known["high_band_variance"], known["net"])
     return Snapshot(built.eval(), grown.config, "")
 

@@ -21,7 +21,7 @@ from pipeline.diffusion.finish import Finish, OpenTiles
 from pipeline.diffusion.guidance import Denoise, Guided, guide_of
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.errors import ConfigError
-from pipeline.models.denoiser import PATCH, SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, levels
+from pipeline.models.denoiser import PATCH, SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.layers import Text, high_pass, upsample
 from pipeline.models.snapshot import Snapshot
 from pipeline.rng import key
@@ -214,8 +214,8 @@ def sample_pyramid(
 
     Returns (standardised images [N,3,R,R], denoiser calls an image)."""
     draw = noise_like_seeds(seeds, text.pooled.device)
-    pyramid = levels(denoiser)
-    guides = levels(early) if early else [None] * len(pyramid)
+    pyramid = pyramid_levels(denoiser)
+    guides = pyramid_levels(early) if early else [None] * len(pyramid)
     core = pyramid[0]
     top = denoiser.resolution
     sigmas = karras_sigmas(num_steps, sigma_max * top / core.resolution, sigma_min)
@@ -258,7 +258,7 @@ def few_step(
     The core starts from noise at sigma_start, re-noises and denoises its own estimate at the levels of
     PASS_SIGMAS, and each shell then adds its octave once, from pure noise in its high band. Training passes
     `start` [N,3,r,r], real images with noise. Gradients flow through the last core pass and the shells."""
-    pyramid = levels(denoiser)
+    pyramid = pyramid_levels(denoiser)
     core = pyramid[0]
     assert isinstance(core, CoreDenoiser)
     if start is None:

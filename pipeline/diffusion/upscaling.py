@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.sampling import integrate, lift_of
 from pipeline.errors import ConfigError
-from pipeline.models.denoiser import ShellDenoiser, levels
+from pipeline.models.denoiser import ShellDenoiser, pyramid_levels
 from pipeline.models.layers import Text, high_pass, upsample
 from pipeline.models.snapshot import Snapshot, Statistics
 from pipeline.rng import generator_for
@@ -139,7 +139,7 @@ def shells_for(snapshot: Snapshot, factor: int) -> list[ShellDenoiser]:
     if snapshot.config["kind"] == "refined":
         problem = "a refined model makes detail in one step from noise, whatever the picture"
         raise ConfigError("E-CFG-050", where, problem, fix)
-    shells = [level for level in levels(snapshot.denoiser) if isinstance(level, ShellDenoiser)]
+    shells = [level for level in pyramid_levels(snapshot.denoiser) if isinstance(level, ShellDenoiser)]
     if not shells:
         raise ConfigError("E-CFG-050", where, "a core alone adds no detail", fix)
     chosen = shells[-2:] if factor == 4 else shells[-1:]
@@ -195,7 +195,7 @@ def _double(
 ) -> Double:
     """`add_high_band` between grey levels, with one caption for all."""
     device = next(shell.parameters()).device
-    top = lift_of(snapshot.config["sampling"]["lift"], len(levels(shell)) - 2) * shell.sigma_high_band
+    top = lift_of(snapshot.config["sampling"]["lift"], len(pyramid_levels(shell)) - 2) * shell.sigma_high_band
     sigmas = karras_sigmas(num_steps, top, SIGMA_MIN)
 
     def double(images: Tensor, draw: Draw) -> Tensor:

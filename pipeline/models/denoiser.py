@@ -262,14 +262,14 @@ class ShellDenoiser(nn.Module):
 Denoiser = CoreDenoiser | ShellDenoiser
 
 
-def levels(denoiser: Denoiser) -> list[Denoiser]:
+def pyramid_levels(denoiser: Denoiser) -> list[Denoiser]:
     """The nested denoisers from the core to the finest shell."""
-    return [denoiser] if isinstance(denoiser, CoreDenoiser) else [*levels(denoiser.below), denoiser]
+    return [denoiser] if isinstance(denoiser, CoreDenoiser) else [*pyramid_levels(denoiser.below), denoiser]
 
 
 def set_dtype(denoiser: Denoiser, dtype: torch.dtype) -> None:
     """Choose the precision of the raw networks (float32 or bfloat16)."""
-    for level in levels(denoiser):
+    for level in pyramid_levels(denoiser):
         level.dtype = dtype
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.errors import ConfigError, InputMissing, StorageError
-from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, levels
+from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, pyramid_levels
 
 
 class Statistics(NamedTuple):
@@ -59,7 +59,7 @@ class Snapshot(NamedTuple):
 
 def describe(denoiser: Denoiser, core: dict[str, Any], shells: list[dict[str, Any]]) -> dict[str, Any]:
     """The part of config.json that says how to build `denoiser`, given the keyword values of its networks."""
-    built = levels(denoiser)
+    built = pyramid_levels(denoiser)
     assert len(built) == 1 + len(shells)
     return {
         "resolution": denoiser.resolution,
@@ -127,14 +127,14 @@ def at_resolution(snapshot: Snapshot, resolution: int) -> Snapshot:
     """The model that makes images of `resolution`: the snapshot itself, or a level inside of it.
 
     Raises ConfigError where it has no such level."""
-    known = [level.resolution for level in levels(snapshot.denoiser)]
+    known = [level.resolution for level in pyramid_levels(snapshot.denoiser)]
     if resolution not in known:
         fix = f"choose one of: {', '.join(map(str, known))}"
         raise ConfigError("E-CFG-051", "resolution", f"this model makes no {resolution} px", fix)
     i = known.index(resolution)
     config = {**snapshot.config, "resolution": resolution, "shells": snapshot.config["shells"][:i]}
-    early = levels(snapshot.early)[i] if snapshot.early is not None else None
-    return Snapshot(levels(snapshot.denoiser)[i], config, snapshot.digest, early)
+    early = pyramid_levels(snapshot.early)[i] if snapshot.early is not None else None
+    return Snapshot(pyramid_levels(snapshot.denoiser)[i], config, snapshot.digest, early)
 
 
 def _load(config: dict[str, Any], path: Path, device: str | torch.device) -> Denoiser:

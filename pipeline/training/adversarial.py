@@ -20,7 +20,7 @@ from pipeline.diffusion.adversarial import (
     spread,
 )
 from pipeline.diffusion.sampling import Draw, few_step, noise_like_seeds
-from pipeline.models.denoiser import Denoiser, levels
+from pipeline.models.denoiser import Denoiser, pyramid_levels
 from pipeline.models.discriminator import FrozenFeatures, Heads, View
 from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Statistics
@@ -100,7 +100,7 @@ class AdversarialStep:
         images, text = self.batches.at(nimg, shard).to(device)
         real = self.statistics.standardise(images)
         generator = generator_for(self.seed, "adversarial", nimg, shard, device)
-        core_resolution = levels(self.student)[0].resolution
+        core_resolution = pyramid_levels(self.student)[0].resolution
 
         def normal(resolution: int) -> Tensor:
             shape = (len(real), 3, resolution, resolution)
@@ -203,7 +203,7 @@ class Guards:
 
     def describe(self, images: Tensor) -> Tensor:
         """Spatial means of the frozen features of [n,3,R,R] without noise: [n,d]."""
-        n, size = len(images), levels(self.step.student)[0].resolution
+        n, size = len(images), pyramid_levels(self.step.student)[0].resolution
         sigma = torch.full((n,), 0.05, device=images.device)
         view = View(sigma, torch.zeros(n, 3, size, size, device=images.device), (0, 0))
         return torch.cat([f.mean(dim=(2, 3)) for f in self.step.features(images, self.text, view)], dim=1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.data.dataset import Batches
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import LowBand, bridge_maps
-from pipeline.models.denoiser import Denoiser, ShellDenoiser, levels
+from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.layers import Text, pool
 from pipeline.models.snapshot import Statistics
 from pipeline.models.tiles import Tiles, chances, draw_tiles, trained_tiles
@@ -170,7 +170,7 @@ class DenoisingStep:
 def set_learning(denoiser: Denoiser) -> None:
     """Training mode for a level, and for those below as far as its loss reaches."""
     reached = True
-    for level in levels(denoiser)[::-1]:
+    for level in pyramid_levels(denoiser)[::-1]:
         if level.training != reached:
             level.train(reached)  # and all below, which are looked at next
         reached = reached and isinstance(level, ShellDenoiser) and level.joint

@@ -42,7 +42,7 @@ from pipeline.models.denoiser import (
     ShellDenoiser,
     build_core,
     build_shell,
-    levels,
+    pyramid_levels,
     set_dtype,
     set_recompute,
 )
@@ -162,7 +162,7 @@ class Run:
         p = self.params
         core = parent.config["core"]["net"] if parent else self.core_net()
         known = [shell["net"] for shell in parent.config["shells"]] if parent else []
-        nets = [*known, *self.shell_nets()[len(known) : len(levels(denoiser)) - 1]]
+        nets = [*known, *self.shell_nets()[len(known) : len(pyramid_levels(denoiser)) - 1]]
         return {
             "kind": kind,
             **describe(denoiser, core, nets),
@@ -462,7 +462,7 @@ def early_weights(
             early.enter_context(learner.using(kept[name]))
         weights = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
     if parent is not None and parent.early is not None:
-        below = "below." * (len(levels(denoiser)) - len(levels(parent.early)))
+        below = "below." * (len(pyramid_levels(denoiser)) - len(pyramid_levels(parent.early)))
         weights |= {f"{below}{name}": tensor for name, tensor in parent.early.state_dict().items()}
     return weights
 
@@ -476,7 +476,7 @@ def by_region(
     """`draw_sigma`, spread over patches with `probability` (0: as it is)."""
     if probability == 0:
         return draw_sigma
-    grid = levels(denoiser)[0].resolution // PATCH
+    grid = pyramid_levels(denoiser)[0].resolution // PATCH
     finished = FINISHED if isinstance(denoiser, ShellDenoiser) else 0.0
 
     def draw(batch: int, generator: torch.Generator) -> Tensor:
@@ -518,7 +518,7 @@ def pretrain(config: dict[str, Any]) -> None:
 def take_core(run: Run, origin: Snapshot) -> None:
     """Export the core inside of a model."""
     check_parent(origin, run)
-    core = at_resolution(origin, levels(origin.denoiser)[0].resolution)
+    core = at_resolution(origin, pyramid_levels(origin.denoiser)[0].resolution)
     config = run.snapshot_config("core", core.denoiser, origin.statistics, core)
     early = None if core.early is None else core.early.state_dict()
     run.export(core.denoiser, config, {"num_images": 0}, {"": ["loss", "error"]}, early)
@@ -546,7 +546,7 @@ def noise_law(p: Params, level: Denoiser) -> tuple[DrawSigma, float]:
     if isinstance(level, CoreDenoiser):
         return partial(_lognormal, p.pretrain.p_mean, p.pretrain.p_std), SIGMA_MAX
     sigma = level.sigma_high_band
-    top = 2 * lift_of(p.sampling.lift, len(levels(level)) - 2) * sigma
+    top = 2 * lift_of(p.sampling.lift, len(pyramid_levels(level)) - 2) * sigma
     return partial(_truncated, math.log(0.9 * sigma), p.finetune.p_std, top), top
 
 
@@ -606,7 +606,7 @@ def grow(
     for i, resolution in enumerate(resolutions):
         if anew or i:
             torch.manual_seed(key(run.params.seed, f"{run.stage}-weights", resolution))
-        net = run.shell_nets()[len(levels(below)) - 1]
+        net = run.shell_nets()[len(pyramid_levels(below)) - 1]
         below = build_shell(below, text_dim, variances[resolution], net)
     return below.to(run.device)
 
@@ -625,7 +625,7 @@ def grow_phase(
     says; commit the phase's result or, with the `numbers` of those before, the stage's."""
     p, s = run.params, run.params.finetune
     parts = []
-    for level in levels(denoiser):
+    for level in pyramid_levels(denoiser):
         new = level.resolution in fresh
         if new or s.core != "frozen":
             suffix = "" if level.resolution == p.data.resolution else f"_{level.resolution}"
@@ -714,7 +714,7 @@ def refine(config: dict[str, Any]) -> None:
     set_recompute(student, run.recompute)
     frozen: list[FrozenFeatures] = []
     if "self" in s.discriminators:
-        core = levels(teacher.denoiser)[0]
+        core = pyramid_levels(teacher.denoiser)[0]
         assert not isinstance(core, ShellDenoiser)
         frozen.append(CoreFeatures(core))
     if "lite0" in s.discriminators:

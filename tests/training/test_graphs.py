@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from pipeline.data.dataset import Batch
 from pipeline.diffusion.noise import lognormal_sigma, region_sigma
-from pipeline.models.denoiser import Denoiser, build_core, build_shell, levels, set_dtype
+from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels, set_dtype
 from pipeline.models.layers import Text
 from pipeline.models.snapshot import Statistics
 from pipeline.rng import generator_for
@@ -99,7 +99,7 @@ def trained(
         net.joint = True
         own: nn.Module = net
     else:
-        for level in levels(net)[:-1]:
+        for level in pyramid_levels(net)[:-1]:
             level.requires_grad_(False)
         own = nn.ModuleList(m for name, m in net.named_children() if name != "below")
     learner = Learner(own, (0.9, 0.99), {"a": lambda nimg, batch: 0.9})

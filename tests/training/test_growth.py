@@ -13,7 +13,7 @@ from pipeline import artifacts
 from pipeline.config import parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.sampling import generate
-from pipeline.models.denoiser import levels
+from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import Snapshot, at_resolution, load_snapshot, save_snapshot
 from pipeline.training import workers
 from pipeline.training.hooks import read_records
@@ -80,7 +80,7 @@ def test_two_octaves_grow_in_one_stage_with_numbers_curves_and_pictures_of_each(
     result = grown[order] / "result"
     artifacts.verify_directory(result)
     snapshot, core = load_snapshot(result / "model"), load_snapshot(base / "models/core")
-    assert [level.resolution for level in levels(snapshot.denoiser)] == [8, 16, 32]
+    assert [level.resolution for level in pyramid_levels(snapshot.denoiser)] == [8, 16, 32]
     assert [shell["net"]["channels"] for shell in snapshot.config["shells"]] == [16, 8]
     assert snapshot.config["lineage"]["init_sha256"] == core.digest
     numbers = json.loads((result / "reports/metrics.json").read_text())
@@ -94,9 +94,9 @@ def test_two_octaves_grow_in_one_stage_with_numbers_curves_and_pictures_of_each(
         assert (result / f"reports/samples{suffix}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((grown[order] / "samples").glob("nimg-*.png"))) == total // 24
     assert snapshot.early is not None and core.early is not None
-    early = [level.net.state_dict() for level in levels(snapshot.early)]
+    early = [level.net.state_dict() for level in pyramid_levels(snapshot.early)]
     assert all(torch.equal(early[0][name], tensor) for name, tensor in core.early.net.state_dict().items())
-    final = levels(snapshot.denoiser)
+    final = pyramid_levels(snapshot.denoiser)
     assert all(not torch.equal(early[i]["conv_out.weight"], final[i].net.conv_out.weight) for i in (1, 2))
 
 
@@ -120,7 +120,7 @@ def test_a_core_that_learns_changes_in_the_new_model_alone(
     after = load_snapshot(tmp_path / "result/model")
     numbers = json.loads((tmp_path / "result/reports/metrics.json").read_text())
     assert {"held_out_error_8", "held_out_error_16", "held_out_error"} <= numbers.keys()
-    old, new = before.denoiser.state_dict(), levels(after.denoiser)[0].state_dict()
+    old, new = before.denoiser.state_dict(), pyramid_levels(after.denoiser)[0].state_dict()
     assert any(not torch.equal(old[name], new[name]) for name in old)
     assert not torch.equal(samples(at_resolution(after, 8), base), samples(before, base))
     assert load_snapshot(base / "models/core").digest == before.digest

@@ -14,7 +14,7 @@ from pipeline.config import parse_params
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.diffusion.sampling import generate
 from pipeline.errors import ConfigError
-from pipeline.models.denoiser import levels
+from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import load_snapshot, save_snapshot
 from pipeline.training import workers
 from pipeline.training.hooks import read_records
@@ -83,7 +83,7 @@ def test_the_lineage_leads_from_the_refined_model_to_the_data(trained: Path) -> 
 
 def test_growing_leaves_the_core_bit_for_bit(trained: Path) -> None:
     core = load_snapshot(trained / "models/core").denoiser.state_dict()
-    grown = levels(load_snapshot(trained / "models/finetuned").denoiser)[0].state_dict()
+    grown = pyramid_levels(load_snapshot(trained / "models/finetuned").denoiser)[0].state_dict()
     assert all(torch.equal(core[name], grown[name]) for name in core)
 
 
@@ -163,7 +163,7 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
         0 < grown.config["ema_std"] < 0.28
         and len(list((tmp_path / "runs/finetune/to-16/averages").iterdir())) == 3
     )
-    below = levels(grown.early)[0].state_dict()
+    below = pyramid_levels(grown.early)[0].state_dict()
     assert all(torch.equal(below[name], tensor) for name, tensor in core.early.state_dict().items())
     text = PreparedDataset(tmp_path / "data/prepared").text([0])
     made = {guide: generate(grown, text, [1], 4, 3.0, guide=guide).images for guide in ("no_text", "low")}
