@@ -28,18 +28,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import machine, significant, table
 from benchmarks.scale import steps_at_levels
 from pipeline.data.dataset import PreparedDataset
+from pipeline.diffusion.generate import generate
 from pipeline.diffusion.guidance import Guided
 from pipeline.diffusion.noise import karras_sigmas
-from pipeline.diffusion.sampling import Draw, generate, integrate, lift_of, noise_like_seeds
+from pipeline.diffusion.pyramid import lift_of
+from pipeline.diffusion.samplers import integrate
+from pipeline.diffusion.seeds import Draw, noise_like_seeds
 from pipeline.errors import InputMissing
-from pipeline.evaluation.evaluate import build_condition
+from pipeline.evaluation.conditions import build_condition
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import kid
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand, pyramid_levels, set_dtype
-from pipeline.models.layers import Text, high_pass, pool, upsample
+from pipeline.models.resample import high_pass, pool, upsample
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.rng import key
-from pipeline.training.workers import SIGMA_MAX, precision, save_grid
+from pipeline.training.context import precision
+from pipeline.training.levels import SIGMA_MAX
+from pipeline.training.reports import save_grid
 
 LIFTS = (4.0, 8.0, 16.0)
 SIGMA_MIN = 0.002

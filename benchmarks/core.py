@@ -23,17 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import load_params
+from pipeline.config.params import load_params
 from pipeline.data.dataset import Batches, PreparedDataset
+from pipeline.data.statistics import measure_statistics
 from pipeline.diffusion.noise import lognormal_sigma
-from pipeline.diffusion.sampling import sample_pyramid
+from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.evaluation.features import Whitening, randconv
 from pipeline.evaluation.metrics import kid
 from pipeline.models.denoiser import build_core, set_dtype
-from pipeline.training.optim import linear_decay_lr
+from pipeline.training.context import precision
+from pipeline.training.denoising import DenoisingStep, held_out_error
+from pipeline.training.levels import ema_decays
+from pipeline.training.schedule import linear_decay_lr
 from pipeline.training.state import Learner
-from pipeline.training.steps import DenoisingStep, held_out_error
-from pipeline.training.workers import ema_decays, measure_statistics, precision
 
 RESOLUTION = 32
 WARMUP = 640  # images

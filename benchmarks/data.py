@@ -47,14 +47,17 @@ from benchmarks.measure import (
     table,
 )
 from pipeline import artifacts
-from pipeline.config import Finetune, Params, Pretrain, load_params
-from pipeline.data import images, shards, store
+from pipeline.config.params import Finetune, Params, Pretrain, load_params
+from pipeline.data import storage
 from pipeline.data.dataset import Batches, PreparedDataset
-from pipeline.data.prepare import prepare
+from pipeline.data.statistics import measure_statistics
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, set_dtype
-from pipeline.training.steps import DenoisingStep
-from pipeline.training.workers import measure_statistics, precision
+from pipeline.prepare import images, shards
+from pipeline.prepare.framing import Framing
+from pipeline.prepare.prepare import prepare
+from pipeline.training.context import precision
+from pipeline.training.denoising import DenoisingStep
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
@@ -136,7 +139,7 @@ Decode = Callable[[bytes], Bytes]  # the bytes of a file to uint8 [64, 64, 3]
 
 
 def _by_frame(px: int) -> Decode:
-    framing = images.Framing(px, "crop", (255, 255, 255))
+    framing = Framing(px, "crop", (255, 255, 255))
     return lambda content: images.frame(content, "benchmark", framing).pixels
 
 
@@ -410,7 +413,7 @@ def write_prepared(folder: Path, pictures: Bytes, encoding: str) -> None:
         {"id": str(i), "split": "train", "base": str(i), "group": "g", "subgroup": "s"} for i in range(count)
     ]
     with artifacts.commit_directory(folder, {"resolution": side}) as place:
-        stored = (store.encode(picture, encoding) for picture in pictures)
+        stored = (storage.encode(picture, encoding) for picture in pictures)
         sums = (shards.box_sums(picture, side // 2) for picture in pictures)
         shards.write_images(place, stored, sums, count, side, encoding)
         shards.write_index(place, rows, [(f"number {i}",) for i in range(count)])
@@ -692,7 +695,7 @@ Codec = tuple[Callable[[Bytes], Any], Callable[[Any], Bytes]]
 
 
 def _stored(encoding: str) -> Codec:
-    return partial(store.encode, encoding=encoding), lambda stored: store.decode(stored).copy()
+    return partial(storage.encode, encoding=encoding), lambda stored: storage.decode(stored).copy()
 
 
 def _webp() -> Codec:

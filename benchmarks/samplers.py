@@ -21,12 +21,13 @@ import torch
 
 from benchmarks.ablations import run
 from benchmarks.measure import machine, table
+from pipeline.adversarial.few_step import generate_images
 from pipeline.data.dataset import PreparedDataset
-from pipeline.diffusion.sampling import generate
 from pipeline.evaluation.metrics import compare_sharpness, sharpness
 from pipeline.models.denoiser import set_dtype
 from pipeline.models.snapshot import Snapshot, load_snapshot
-from pipeline.training.workers import precision, save_grid
+from pipeline.training.context import precision
+from pipeline.training.reports import save_grid
 
 NUMBERS = ("kid_randconv", "kid_lite2", "precision", "recall")
 HEADERS = [
@@ -77,7 +78,9 @@ def compare(
 
     sharp, lines, shown = sharpness(real), [], []
     for way in ways:
-        made = generate(snapshot, text, seeds, way.steps, way.guidance, sampler=way.sampler, guide=way.guide)
+        made = generate_images(
+            snapshot, text, seeds, way.steps, way.guidance, sampler=way.sampler, guide=way.guide
+        )
         found = run.measure(made.images, which, condition, real, by, vectors)
         octave = compare_sharpness(sharp, sharpness(made.images))
         lines.append(

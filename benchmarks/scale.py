@@ -28,7 +28,8 @@ from benchmarks.train import TEXT_DIM, Pictures, count_parameters, flops, say, s
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
-from pipeline.diffusion.sampling import lift_of, sample_pyramid, steps_below
+from pipeline.diffusion.pyramid import lift_of, sample_pyramid, steps_below
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import (
     Denoiser,
     ShellDenoiser,
@@ -37,11 +38,10 @@ from pipeline.models.denoiser import (
     pyramid_levels,
     set_dtype,
 )
-from pipeline.models.layers import Text
-from pipeline.models.snapshot import Statistics
+from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import trained_tiles
+from pipeline.training.denoising import DenoisingStep
 from pipeline.training.state import Learner, TrainState
-from pipeline.training.steps import DenoisingStep
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ("cpu-demo", "small", "base", "large")

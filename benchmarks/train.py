@@ -38,13 +38,13 @@ from benchmarks.measure import Run, absent, build, interleave, machine, ratio, s
 from pipeline.data.dataset import Batch
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.noise import lognormal_sigma
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels, set_dtype
-from pipeline.models.layers import Text
-from pipeline.models.snapshot import Statistics
-from pipeline.training.graphs import WARM_UP
-from pipeline.training.optim import average_gradient
+from pipeline.models.statistics import Statistics
+from pipeline.training.cuda_graphs import WARM_UP
+from pipeline.training.denoising import DenoisingStep
+from pipeline.training.distributed import average_gradient
 from pipeline.training.state import Learner, TrainState
-from pipeline.training.steps import DenoisingStep
 
 PACKAGES = ("torch", "diffusers", "denoising-diffusion-pytorch", "ema-pytorch")
 OURS, DIFFUSERS, DDPM = "crescendo", "diffusers UNet2DModel", "denoising-diffusion-pytorch Unet"
@@ -89,7 +89,7 @@ TINY = Size(
 
 def demo() -> Size:
     """The networks of params.yaml."""
-    from pipeline.config import load_params  # which needs what a bare machine lacks
+    from pipeline.config.params import load_params  # which needs what a bare machine lacks
 
     p = load_params(Path(__file__).resolve().parents[1] / "params.yaml")
     core = p.core.model_dump(mode="json", exclude={"resolution"})

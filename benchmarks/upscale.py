@@ -25,12 +25,13 @@ from torch.nn import functional as F
 
 from benchmarks.measure import machine, table
 from pipeline.data.dataset import PreparedDataset
-from pipeline.data.images import box_mean
-from pipeline.diffusion.upscaling import SIGMA_LOW, fit, upscale
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import kid, log_power_gap, sharpness
-from pipeline.models.layers import Text, pool
+from pipeline.inference.upscaling import SIGMA_LOW, fit, upscale
+from pipeline.models.conditioning import Text
+from pipeline.models.resample import pool
 from pipeline.models.snapshot import Snapshot, load_snapshot
+from pipeline.prepare.framing import box_mean
 
 Pixels = NDArray[np.uint8]
 Float64 = NDArray[np.float64]

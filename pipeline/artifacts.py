@@ -301,3 +301,24 @@ def lease(path: str | os.PathLike[str]) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def copy_into_place(source: Path, target: Path) -> None:
+    """Copy a file or folder beside `target` and rename it there; what was there is replaced as a whole."""
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary, aside = (target.with_name(f"{target.name}.{kind}-{token}") for kind in ("tmp", "old"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, temporary)
+        else:
+            shutil.copy2(source, temporary)
+        if target.exists():
+            os.rename(target, aside)
+        os.rename(temporary, target)
+    finally:
+        for leftover in (temporary, aside):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)

@@ -2,16 +2,16 @@
 
 import sys
 
-from pipeline import launch
-from pipeline.config import load_params
+from pipeline.config.params import load_params
 from pipeline.errors import run_main
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.launch.stage import open_stage
 
 
 def main() -> None:
     """Sample, measure, judge and report."""
     params = load_params()
-    with launch.open_stage("evaluate", params) as stage:
+    with open_stage("evaluate", params) as stage:
         found = evaluate(params, stage.root, say=lambda line: print(f"evaluate: {line}", file=sys.stderr))
         stage.log_metrics(found)
         stage.log_artifact("reports/evaluation")

@@ -1,17 +1,17 @@
 """`python -m stages.finetune`: shells around a trained model, up to data.resolution, to models/finetuned."""
 
-from pipeline import launch
-from pipeline.config import load_params
+from pipeline.config.params import load_params
 from pipeline.errors import run_main
+from pipeline.launch.stage import open_stage
 from pipeline.registry import pins
-from pipeline.training import workers
+from pipeline.workers import finetune
 
 
 def main() -> None:
     """Train, or continue, or only export a finished run."""
     params = load_params()
-    with launch.open_stage("finetune", params) as stage:
-        stage.run(workers.finetune, **pins.pinned(stage, params.finetune))
+    with open_stage("finetune", params) as stage:
+        stage.run(finetune.finetune, **pins.pinned(stage, params.finetune))
         stage.export({"result/model": "models/finetuned", "result/reports": "reports/finetune"})
 
 

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from pipeline import launch
 from pipeline.errors import run_main
+from pipeline.launch import jobs
 
 
 def main() -> None:
     """Train what RUN_DIR/job.json says."""
-    launch.run_job(Path(sys.argv[1]))
+    jobs.run_job(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline import launch
-from pipeline.config import load_params
-from pipeline.data import prepare
+from pipeline.config.params import load_params
 from pipeline.errors import run_main
+from pipeline.launch import execution
+from pipeline.launch.stage import open_stage
+from pipeline.prepare import intake, prepare
 
 LINE_SECONDS = 15.0  # Between lines where there is no terminal.
 
@@ -42,18 +43,18 @@ class ProgressLine:
 def main() -> None:
     """Prepare the data, or say in one line why not."""
     params = load_params()
-    with launch.open_stage("prepare", params) as stage:
-        processes = launch.cpu_count() if stage.profile.workers == 0 else 1
+    with open_stage("prepare", params) as stage:
+        processes = execution.cpu_count() if stage.profile.workers == 0 else 1
         work = stage.run_dir.parent / "cache"
         metrics = prepare.prepare(params, stage.root, work, stage.spread, processes, ProgressLine())
         counts = metrics["counts"]
         stage.log_metrics({name: float(value) for name, value in counts.items()})
         stage.tracker.set_tags({"crescendo.validation": prepare.validation_digest(stage.root)})
-        stage.log_artifact(Path(prepare.REPORTS))
+        stage.log_artifact(Path(intake.REPORTS))
     left_out = f"{counts['n_quarantined']} quarantined, {counts['n_duplicate']} duplicates"
     parts = ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test"))
     print(f"prepare: {counts['n_ok']} of {counts['n_in']} images ({parts}; {left_out})", file=sys.stderr)
-    print(f"prepare: look at {prepare.DATA_DOCS}/index.html", file=sys.stderr)
+    print(f"prepare: look at {intake.DATA_DOCS}/index.html", file=sys.stderr)
 
 
 if __name__ == "__main__":

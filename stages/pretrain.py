@@ -1,17 +1,17 @@
 """`python -m stages.pretrain`: the low-resolution core, trained or out of a pinned model, to models/core."""
 
-from pipeline import launch
-from pipeline.config import load_params
+from pipeline.config.params import load_params
 from pipeline.errors import run_main
+from pipeline.launch.stage import open_stage
 from pipeline.registry import pins
-from pipeline.training import workers
+from pipeline.workers import pretrain
 
 
 def main() -> None:
     """Train, or continue, or only export a finished run."""
     params = load_params()
-    with launch.open_stage("pretrain", params) as stage:
-        stage.run(workers.pretrain, **pins.pinned(stage, params.finetune))
+    with open_stage("pretrain", params) as stage:
+        stage.run(pretrain.pretrain, **pins.pinned(stage, params.finetune))
         stage.export({"result/model": "models/core", "result/reports": "reports/pretrain"})
 
 

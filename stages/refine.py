@@ -1,15 +1,15 @@
 """`python -m stages.refine`: adversarial refinement into a model of few passes, to models/refined."""
 
-from pipeline import launch
-from pipeline.config import load_params
+from pipeline.config.params import load_params
 from pipeline.errors import run_main
-from pipeline.training import workers
+from pipeline.launch.stage import open_stage
+from pipeline.workers import refine
 
 
 def main() -> None:
     """Train, or continue, or only export a finished run."""
-    with launch.open_stage("refine", load_params()) as stage:
-        stage.run(workers.refine)
+    with open_stage("refine", load_params()) as stage:
+        stage.run(refine.refine)
         stage.export({"result/model": "models/refined", "result/reports": "reports/refine"})
 
 

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import artifacts, launch
-from pipeline.config import Params, parse_params
-from pipeline.data import store
-from pipeline.data.shards import box_sums, write_images
+from pipeline import artifacts
+from pipeline.config.params import Params, parse_params
+from pipeline.data import storage
+from pipeline.launch import execution
+from pipeline.prepare.shards import box_sums, write_images
 
 ROOT = Path(__file__).resolve().parents[1]
 
-launch.require_token()  # Ray reads it once a process, so all tests share it.
+execution.require_token()  # Ray reads it once a process, so all tests share it.
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def write_prepared(
     }
     with artifacts.commit_directory(path, meta) as folder:
         sums = (box_sums(picture, low_resolution) for picture in images)
-        stored = (store.encode(picture, encoding) for picture in images)
+        stored = (storage.encode(picture, encoding) for picture in images)
         write_images(folder, stored, sums, count, resolution, encoding)
         (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "captions.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names))

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from benchmarks import coarse, data, measure, samplers, scale, train, upscale
-from pipeline.data import validation
 from pipeline.data.dataset import PreparedDataset
-from pipeline.diffusion.sampling import sample_pyramid
+from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.models.denoiser import build_core, build_shell, pyramid_levels
-from pipeline.models.layers import high_pass, pool, upsample
+from pipeline.models.resample import high_pass, pool, upsample
 from pipeline.models.snapshot import Snapshot
+from pipeline.prepare import validation
 from tests.conftest import write_prepared
 
 

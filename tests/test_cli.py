@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import cli
-from pipeline.config import apply_preset, load_params
+from pipeline.cli import main
+from pipeline.config.params import load_params
 from pipeline.errors import BadData, ConfigError, InputMissing, PipelineError, StorageError
-from pipeline.registry.generator import load_generator
+from pipeline.inference.generator import load_generator
+from pipeline.presets import apply_preset
 from tests.conftest import ROOT, write_prepared
 
 _spec = importlib.util.spec_from_file_location(
@@ -32,7 +33,7 @@ def pixels(path: str) -> np.ndarray:
 
 
 def test_without_a_registry_the_refined_model_is_taken(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["generate", "cat", "--num", "5", "--steps", "1", "--out", "sub/grid.png"]) == 0
+    assert main.run(["generate", "cat", "--num", "5", "--steps", "1", "--out", "sub/grid.png"]) == 0
     out, err = capfd.readouterr()
     assert "model: models/refined (nothing is registered)" in out and err == ""
     assert pixels("sub/grid.png").shape == (2 * 34 + 2, 3 * 34 + 2, 3)
@@ -44,24 +45,24 @@ def test_the_champion_comes_before_the_candidate_and_it_before_the_folder(
 ) -> None:
     first = fixtures.artifacts.directory_digest(root / "models/refined")
     fixtures.write_verdict(root, first, passed=False)
-    cli.run(["promote", "--allow-candidate"])
-    cli.run(["generate", "cat", "--num", "1"])
+    main.run(["promote", "--allow-candidate"])
+    main.run(["generate", "cat", "--num", "1"])
     assert "models:/crescendo@candidate, version 1" in capsys.readouterr().out
     fixtures.write_verdict(root, first)
-    cli.run(["promote"])
+    main.run(["promote"])
     second = fixtures.write_model(root / "models/refined", seed=1)
     fixtures.write_verdict(root, second, passed=False)
-    cli.run(["promote", "--allow-candidate"])
-    cli.run(["generate", "cat", "--num", "1"])
+    main.run(["promote", "--allow-candidate"])
+    main.run(["generate", "cat", "--num", "1"])
     assert "models:/crescendo@champion, version 1" in capsys.readouterr().out
-    cli.run(["generate", "cat", "--num", "1", "--model", "models:/crescendo/2"])
+    main.run(["generate", "cat", "--num", "1", "--model", "models:/crescendo/2"])
     assert second[:12] in capsys.readouterr().out
 
 
 def test_a_picture_depends_on_its_prompt_and_seed_alone(root: Path) -> None:
     model = ["--model", "models/refined", "--steps", "2"]
-    cli.run(["generate", "dog", "cat", "--num", "2", "--seed", "4", "--out", "both.png", *model])
-    cli.run(["generate", "cat", "--num", "1", "--seed", "5", "--out", "one.png", *model])
+    main.run(["generate", "dog", "cat", "--num", "2", "--seed", "4", "--out", "both.png", *model])
+    main.run(["generate", "cat", "--num", "1", "--seed", "5", "--out", "one.png", *model])
     np.testing.assert_array_equal(pixels("both.png")[36:68, 36:68], pixels("one.png")[2:-2, 2:-2])
     assert (pixels("both.png")[2:34, 36:68] != pixels("one.png")[2:-2, 2:-2]).any()
 
@@ -98,7 +99,7 @@ def test_a_picture_does_not_depend_on_its_place_or_company(tmp_path: Path, kind:
 )
 def test_values_that_cannot_be_are_refused(root: Path, more: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        cli.run(["generate", "cat", *more])
+        main.run(["generate", "cat", *more])
     assert not list(root.glob("grid.*"))
 
 
@@ -106,9 +107,9 @@ def test_values_that_cannot_be_are_refused(root: Path, more: list[str], message:
 def test_any_level_of_a_model_makes_pictures(root: Path, kind: str) -> None:
     fixtures.write_model(root / "model", kind=kind)
     run = ["generate", "cat", "--num", "1", "--steps", "2", "--model", "model"]
-    cli.run([*run, "--out", "own.png"])
-    cli.run([*run, "--resolution", "32", "--out", "fine.png"])
-    cli.run([*run, "--resolution", "16", "--out", "coarse.png"])
+    main.run([*run, "--out", "own.png"])
+    main.run([*run, "--resolution", "32", "--out", "fine.png"])
+    main.run([*run, "--resolution", "16", "--out", "coarse.png"])
     np.testing.assert_array_equal(pixels("own.png"), pixels("fine.png"))
     assert pixels("coarse.png").shape == (16 + 4, 16 + 4, 3)
 
@@ -116,20 +117,20 @@ def test_any_level_of_a_model_makes_pictures(root: Path, kind: str) -> None:
 def test_a_model_of_another_text_encoder_is_refused(root: Path) -> None:
     fixtures.write_model(root / "other", encoder="0" * 64)
     with pytest.raises(StorageError, match="trained with text encoder 000000000000"):
-        cli.run(["generate", "cat", "--model", "other"])
+        main.run(["generate", "cat", "--model", "other"])
 
 
 def test_a_teacher_is_sampled_in_steps_with_guidance(root: Path) -> None:
     fixtures.write_model(root / "teacher", kind="finetuned")
     run = ["generate", "cat", "--num", "1", "--model", "teacher", "--steps", "3"]
-    cli.run([*run, "--out", "a.png"])
-    cli.run([*run, "--guidance", "4", "--out", "b.png"])
+    main.run([*run, "--out", "a.png"])
+    main.run([*run, "--guidance", "4", "--out", "b.png"])
     assert (pixels("a.png") != pixels("b.png")).any()
-    cli.run([*run, "--sampler", "heun", "--out", "heun.png"])
+    main.run([*run, "--sampler", "heun", "--out", "heun.png"])
     np.testing.assert_array_equal(pixels("a.png"), pixels("heun.png"))
     with pytest.raises(ConfigError, match="'early' needs weights"):
-        cli.run([*run, "--guide", "early"])
-    cli.run([*run, "--sampler", "dpmpp_2m", "--out", "c.png"])
+        main.run([*run, "--guide", "early"])
+    main.run([*run, "--sampler", "dpmpp_2m", "--out", "c.png"])
     assert (pixels("a.png") != pixels("c.png")).any()
 
 
@@ -137,18 +138,18 @@ def test_a_teacher_is_sampled_in_steps_with_guidance(root: Path) -> None:
 def test_an_option_without_effect_is_told(
     root: Path, capsys: pytest.CaptureFixture[str], option: list[str]
 ) -> None:
-    cli.run(["generate", "cat", "--num", "1", *option])
+    main.run(["generate", "cat", "--num", "1", *option])
     assert f"{option[0]} has no effect" in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_named(root: Path) -> None:
     with pytest.raises(InputMissing, match="nowhere"):
-        cli.run(["generate", "cat", "--model", "nowhere"])
+        main.run(["generate", "cat", "--model", "nowhere"])
 
 
 def test_errors_are_one_line_and_a_status(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "promote"]
-    source = str(Path(cli.__file__).parents[1])
+    command = [sys.executable, "-m", "pipeline.cli.main", "promote"]
+    source = str(Path(main.__file__).parents[1])
     done = subprocess.run(
         command, cwd=tmp_path, env={"PYTHONPATH": source}, capture_output=True, text=True, check=False
     )
@@ -180,33 +181,33 @@ def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 def test_a_picture_of_any_size_is_enlarged(taught: Path, capfd: pytest.CaptureFixture[str]) -> None:
     picture(45, 19).save("small.png")
-    assert cli.run(["upscale", "small.png", "--steps", "2", "--out", "sub/big.png"]) == 0
+    assert main.run(["upscale", "small.png", "--steps", "2", "--out", "sub/big.png"]) == 0
     out, err = capfd.readouterr()
     assert "model: models/finetuned" in out and "wrote 90x38 px to sub/big.png" in out and err == ""
     big = pixels("sub/big.png")
     assert big.shape == (38, 90, 3)
     assert np.abs(big.reshape(19, 2, 45, 2, 3).mean((1, 3)) - pixels("small.png")).max() <= 1
-    cli.run(["upscale", "small.png", "--steps", "1", "--factor", "4", "--out", "four.png"])
+    main.run(["upscale", "small.png", "--steps", "1", "--factor", "4", "--out", "four.png"])
     assert pixels("four.png").shape == (76, 180, 3)
     run = ["upscale", "small.png", "--steps", "2"]
     for number, more in enumerate(
         (["--prompt", "a cat"], ["--seed", "1"], ["--strength", "0.4"], ["--no-project"], ["--steps", "3"])
     ):
-        cli.run([*run, *more, "--out", f"{number}.png"])
+        main.run([*run, *more, "--out", f"{number}.png"])
         assert (pixels(f"{number}.png") != big).any(), more
 
 
 def test_transparency_and_orientation_are_kept(taught: Path) -> None:
     small = picture(20, 12, "RGBA")
     small.save("small.png")
-    cli.run(["upscale", "small.png", "--steps", "1", "--out", "big.png"])
+    main.run(["upscale", "small.png", "--steps", "1", "--out", "big.png"])
     big = pixels("big.png")
     expected = small.getchannel("A").resize((40, 24), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(big[..., 3], np.asarray(expected))
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     picture(20, 12).save("turned.jpg", exif=exif)
-    cli.run(["upscale", "turned.jpg", "--steps", "1", "--out", "big.png"])
+    main.run(["upscale", "turned.jpg", "--steps", "1", "--out", "big.png"])
     assert pixels("big.png").shape == (40, 24, 3)
 
 
@@ -231,7 +232,7 @@ def test_what_cannot_be_upscaled_is_refused_and_leaves_nothing(
     Path("text.png").write_text("no picture")
     before = sorted(taught.rglob("*"))
     with pytest.raises(PipelineError, match=re.escape(message)) as caught:
-        cli.run(["upscale", *more])
+        main.run(["upscale", *more])
     assert len(str(caught.value).splitlines()) == 1
     assert sorted(taught.rglob("*")) == before
 
@@ -241,7 +242,7 @@ def test_a_model_that_was_not_trained_to_upscale_says_so(
 ) -> None:
     fixtures.write_model(root / "models/finetuned", kind="finetuned")
     picture(20, 12).save("small.png")
-    assert cli.run(["upscale", "small.png", "--steps", "1"]) == 0
+    assert main.run(["upscale", "small.png", "--steps", "1"]) == 0
     assert "not trained to upscale" in capsys.readouterr().err
 
 
@@ -252,9 +253,9 @@ def test_an_interrupted_run_leaves_the_old_picture(taught: Path, monkeypatch: py
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_show_rows", stop)
+    monkeypatch.setattr("pipeline.cli.images._show_rows", stop)
     with pytest.raises(KeyboardInterrupt):
-        cli.run(["upscale", "small.png", "--steps", "1"])
+        main.run(["upscale", "small.png", "--steps", "1"])
     assert Path("upscaled.png").read_bytes() == b"old" and not list(taught.glob("*.tmp-*"))
 
 
@@ -274,7 +275,7 @@ def test_checking_data_says_what_prepare_would_do_and_writes_nothing(
     write_squares(root / "mine/red cats")
     (root / "mine/red cats/07.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     before = sorted(root.rglob("*"))
-    assert cli.run(["data", "check", "mine"]) == 0
+    assert main.run(["data", "check", "mine"]) == 0
     out = capsys.readouterr().out
     assert "folder: 40 images, 39 usable, 1 to quarantine, 0 duplicates" in out
     assert "1 x E-IMG-00" in out and "mine/red cats/07.png" in out
@@ -286,18 +287,18 @@ def test_checking_bad_data_ends_as_prepare_would(root: Path, capsys: pytest.Capt
     write_squares(root / "mine", 4)
     (root / "mine/broken.png").write_bytes(b"nothing")
     with pytest.raises(BadData, match="E-DAT-001 folder: 1 of 5 images are unusable"):
-        cli.run(["data", "check", "mine"])
+        main.run(["data", "check", "mine"])
     with pytest.raises(ConfigError, match="'nowhere' is neither there nor a known source"):
-        cli.run(["data", "check", "nowhere"])
+        main.run(["data", "check", "nowhere"])
 
 
 def test_a_contact_sheet_shows_prepared_images(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_prepared(root / "data/prepared")
-    assert cli.run(["data", "show", "--num", "9", "--split", "train", "--out", "sheet.png"]) == 0
+    assert main.run(["data", "show", "--num", "9", "--split", "train", "--out", "sheet.png"]) == 0
     assert "wrote 9 of 16 images of train to sheet.png" in capsys.readouterr().out
     assert pixels("sheet.png").shape == (2 * (128 + 54) + 6, 8 * (128 + 6) + 6, 3)
     with pytest.raises(ConfigError, match="no PNG file"):
-        cli.run(["data", "show", "--out", "sheet.jpg"])
+        main.run(["data", "show", "--out", "sheet.jpg"])
 
 
 def test_a_preset_changes_its_values_and_keeps_the_comments(
@@ -305,9 +306,9 @@ def test_a_preset_changes_its_values_and_keeps_the_comments(
 ) -> None:
     shutil.copytree(ROOT / "presets", root / "presets")
     shutil.copy(ROOT / "params.yaml", root / "params.yaml")
-    assert cli.run(["preset"]) == 0
+    assert main.run(["preset"]) == 0
     assert "cifar10-128  CIFAR-10, enlarged to 128 px" in capsys.readouterr().out
-    assert cli.run(["preset", "cifar10-128"]) == 0
+    assert main.run(["preset", "cifar10-128"]) == 0
     assert "data.source: openmoji==17.0.0 -> torchvision:CIFAR10" in capsys.readouterr().out
     params = load_params(root / "params.yaml")
     assert (params.data.source, params.data.resolution, params.data.subset) == (
@@ -320,7 +321,7 @@ def test_a_preset_changes_its_values_and_keeps_the_comments(
         line.partition("#")[2] for line in (ROOT / "params.yaml").read_text().splitlines() if "#" in line
     ]
     with pytest.raises(ConfigError, match="there is no preset 'tiny'.*choose one of: .*cifar10-128"):
-        cli.run(["preset", "tiny"])
+        main.run(["preset", "tiny"])
 
 
 def test_a_preset_that_would_not_be_valid_changes_nothing(root: Path) -> None:
@@ -328,7 +329,7 @@ def test_a_preset_that_would_not_be_valid_changes_nothing(root: Path) -> None:
     (root / "presets/bad.yaml").write_text("# A bad one\ndata: {resolution: 100}\n")
     shutil.copy(ROOT / "params.yaml", root / "params.yaml")
     with pytest.raises(ConfigError, match="100 is not a power of two"):
-        cli.run(["preset", "bad"])
+        main.run(["preset", "bad"])
     assert (root / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
 
 

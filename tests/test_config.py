@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Params, load_params, load_profile, parse_params
+from pipeline.compute import load_profile
+from pipeline.config.params import Params, load_params, parse_params
 from pipeline.errors import ConfigError, InputMissing, PipelineError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,26 +1,38 @@
-"""Who imports what: the core stays light, importing does nothing, dvc.yaml names each stage's import closure."""
+"""Who imports what: rows without circles, a light core, quiet imports, and deps that hold what a stage needs."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_COMPARED = {
-    f"pipeline/{name}.py"
-    for name in ("errors", "launch", "tracking", "cli", "registry/pins", "registry/package")
-}
-STAGES = ("prepare", "pretrain", "finetune", "refine", "evaluate")
+# Rows of the house: a package imports only from rows below its own.
+ROWS = (
+    ("stages", "cli"),
+    ("serving", "workers", "registry"),
+    ("launch",),
+    ("inference", "evaluation"),
+    ("adversarial",),
+    ("training", "prepare"),
+    ("diffusion", "data"),
+    ("models", "text", "compute", "presets"),
+    ("config", "artifacts", "tracking"),
+    ("errors", "rng", "processes"),
+)
+ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
+NOT_COMPARED = ("launch", "tracking", "registry", "cli", "compute", "presets", "processes", "errors")
+STAGES = ("prepare", "pretrain", "finetune", "refine", "evaluate")  # in order
 CORE = sorted(
     str(path.relative_to(ROOT))
-    for folder in ("models", "diffusion", "training")
+    for folder in ("models", "diffusion", "training", "adversarial", "data")
     for path in (ROOT / "pipeline" / folder).glob("*.py")
-    if path.stem not in ("__init__", "workers")
-) + ["pipeline/data/dataset.py"]
+    if path.stem != "__init__"
+)
 HEAVY = (
     "ray",
     "mlflow",
@@ -45,45 +57,121 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def files_of(module: str) -> Iterator[Path]:
+def unit(path: str) -> str:
+    """The package or module of the house that a file belongs to."""
+    parts = Path(path).with_suffix("").parts
+    return parts[1] if parts[0] == "pipeline" else parts[0]
+
+
+def files_of(module: str) -> Iterator[str]:
     """Files that importing a module of ours runs, without the empty ones of packages."""
     parts = module.split(".")
     for length in range(1, len(parts) + 1):
         path = ROOT.joinpath(*parts[:length])
         if path.with_suffix(".py").is_file():
-            yield path.with_suffix(".py")
-        elif (path / "__init__.py").is_file():
-            body = ast.parse((path / "__init__.py").read_text()).body
-            if any(not isinstance(node, ast.Expr) for node in body):
-                yield path / "__init__.py"
+            yield path.with_suffix(".py").relative_to(ROOT).as_posix()
+        elif (path / "__init__.py").is_file() and not is_empty(path / "__init__.py"):
+            yield (path / "__init__.py").relative_to(ROOT).as_posix()
 
 
-def closure(start: Path) -> set[str]:
-    """Our own modules that `start` needs, through those which are compared."""
+def is_empty(path: Path) -> bool:
+    """Whether a file holds nothing but words."""
+    return all(isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)
+
+
+def graph() -> dict[str, set[str]]:
+    """{file: files of ours that it imports}."""
+    files = [
+        path for folder in ("pipeline", "stages", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    ]
+    return {
+        path.relative_to(ROOT).as_posix(): {file for module in imported(path) for file in files_of(module)}
+        for path in files
+    }
+
+
+GRAPH = graph()
+
+
+def closure(start: str) -> set[str]:
+    """Our own files that `start` needs, through those which are compared; without empty ones."""
     todo, seen = [start], set()
     while todo:
-        path = todo.pop()
-        name = path.relative_to(ROOT).as_posix()
-        if name in seen or name in NOT_COMPARED:
-            continue
-        seen.add(name)
-        todo += [file for module in imported(path) for file in files_of(module)]
+        name = todo.pop()
+        if name not in seen and unit(name) not in NOT_COMPARED:
+            seen.add(name)
+            todo += GRAPH[name]
     return seen
 
 
+def deps_of(stage: str, dvc_yaml: Path = ROOT / "dvc.yaml") -> list[str]:
+    """Code that dvc.yaml names for a stage, relative to the root."""
+    entries = YAML(typ="safe").load(dvc_yaml.read_text())["stages"][stage]["deps"]
+    paths = [(dvc_yaml.parent / entry).resolve() for entry in entries if "$" not in entry]
+    names = [path.relative_to(ROOT).as_posix() for path in paths]
+    return [name for name in names if name.startswith(("pipeline/", "stages/", "benchmarks/"))]
+
+
+def files_below(names: list[str]) -> set[str]:
+    """Python files that are named, or lie below named folders; without empty ones."""
+    paths = [
+        path
+        for name in names
+        for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))
+    ]
+    return {path.relative_to(ROOT).as_posix() for path in paths if not is_empty(path)}
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_deps_of_a_stage_are_its_import_closure(stage: str) -> None:
-    entries = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
-    named = {entry for entry in entries if entry.endswith(".py")}
-    assert named == closure(ROOT / "stages" / f"{stage}.py")
+def test_the_deps_of_a_stage_hold_what_it_imports_and_nothing_that_no_stage_so_far_does(stage: str) -> None:
+    named, needed = files_below(deps_of(stage)), closure(f"stages/{stage}.py")
+    assert needed <= named, "missing in dvc.yaml"
+    before = [closure(f"stages/{name}.py") for name in STAGES[: STAGES.index(stage) + 1]]
+    assert named <= set().union(*before), "not needed in dvc.yaml"
+
+
+@pytest.mark.parametrize(
+    ("changed", "fresh"),
+    [
+        ("pipeline/adversarial/losses.py", {"prepare", "pretrain", "finetune"}),
+        ("pipeline/adversarial/few_step.py", {"prepare", "pretrain", "finetune"}),
+        ("pipeline/evaluation/gate.py", {"prepare", "pretrain", "finetune", "refine"}),
+        ("pipeline/compute.py", set(STAGES)),
+        ("pipeline/presets.py", set(STAGES)),
+        ("pipeline/launch/jobs.py", set(STAGES)),
+        ("pipeline/prepare/decoder.py", set(STAGES) - {"prepare"}),
+        ("pipeline/workers/finetune.py", set(STAGES) - {"finetune"}),
+        ("pipeline/diffusion/loss.py", {"prepare"}),
+    ],
+)
+def test_a_changed_file_leaves_stages_fresh(changed: str, fresh: set[str]) -> None:
+    """By its own deps; what a changed stage makes anew is another matter."""
+    assert {stage for stage in STAGES if changed not in files_below(deps_of(stage))} == fresh
+
+
+def test_a_package_imports_only_from_rows_below_its_own() -> None:
+    wrong = [
+        f"{file} imports {other}"
+        for file, others in GRAPH.items()
+        if not file.startswith("benchmarks/")
+        for other in others
+        if "pipeline/__init__.py" not in (file, other) and unit(file) != unit(other)
+        if ROW_OF[unit(other)] <= ROW_OF[unit(file)]
+    ]
+    assert wrong == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    order = TopologicalSorter(GRAPH)
+    order.prepare()  # raises CycleError, which names them
 
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("ray", ("pipeline/launch.py", "pipeline/serving/")),
-        ("mlflow", ("pipeline/tracking.py", "pipeline/registry/")),
-        ("great_expectations", ("pipeline/data/validation.py",)),
+        ("ray", ("pipeline/launch/", "pipeline/serving/")),
+        ("mlflow", ("pipeline/tracking/", "pipeline/registry/")),
+        ("great_expectations", ("pipeline/prepare/validation.py",)),
     ],
 )
 def test_a_platform_is_imported_in_its_own_place_only(library: str, allowed: tuple[str, ...]) -> None:

@@ -19,10 +19,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import artifacts, launch
-from pipeline.config import ComputeProfile
+from pipeline import artifacts
+from pipeline.compute import ComputeProfile
 from pipeline.errors import BadData, StorageError
-from pipeline.training import workers
+from pipeline.launch import execution, jobs
+from pipeline.workers import pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +41,7 @@ def address() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
         binaries = str(Path(sys.executable).parent)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        environment = {**kept, **launch.QUIET, "PATH": f"{binaries}:{os.environ['PATH']}"}
+        environment = {**kept, **execution.QUIET, "PATH": f"{binaries}:{os.environ['PATH']}"}
         command = (
             f"{binaries}/ray start --head --block --port={free_port()} --dashboard-port={port} --num-cpus=2 "
             f"--object-store-memory=80000000 --temp-dir={temporary} --disable-usage-stats "
@@ -95,9 +96,9 @@ def test_a_job_trains_what_this_process_would(
     storage = tmp_path / "nfs"
     profile = ComputeProfile(workers=1, address=address, storage=str(storage))
     config = config_of(tiny_tree, checkout, storage / "runs/pretrain/1")
-    launch.run_as_job("pretrain", workers.pretrain, config, profile, ["data/prepared"])
+    jobs.run_as_job("pretrain", pretrain.pretrain, config, profile, ["data/prepared"])
     here = config_of(tiny_tree, checkout, tmp_path / "here")
-    workers.pretrain(here)
+    pretrain.pretrain(here)
     models = [Path(c["run_dir"], "result/model/model.safetensors") for c in (config, here)]
     artifacts.verify_directory(models[0].parents[1])
     assert artifacts.sha256_file(models[0]) == artifacts.sha256_file(models[1])
@@ -106,7 +107,7 @@ def test_a_job_trains_what_this_process_would(
     wrong = {**tiny_tree, "pretrain": {**tiny_tree["pretrain"], "lr": 1e38}}
     bad = config_of(wrong, checkout, storage / "runs/pretrain/2")
     with pytest.raises(BadData, match="gradient is not finite"):
-        launch.run_as_job("pretrain", workers.pretrain, bad, profile, ["data/prepared"])
+        jobs.run_as_job("pretrain", pretrain.pretrain, bad, profile, ["data/prepared"])
 
 
 @pytest.mark.ray
@@ -152,5 +153,5 @@ def test_no_cluster_is_one_line(tiny_tree: dict[str, Any], tiny_root: Path, tmp_
     profile = ComputeProfile(workers=1, address=f"http://127.0.0.1:{free_port()}", storage=str(tmp_path))
     config = config_of(tiny_tree, tiny_root, tmp_path / "run")
     with pytest.raises(StorageError, match="no Ray cluster takes the job") as caught:
-        launch.run_as_job("pretrain", workers.pretrain, config, profile, ["data/prepared"])
+        jobs.run_as_job("pretrain", pretrain.pretrain, config, profile, ["data/prepared"])
     assert "\n" not in str(caught.value)

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import artifacts, launch
-from pipeline.config import ComputeProfile
+from pipeline import artifacts
+from pipeline.compute import ComputeProfile
 from pipeline.errors import BadData, Busy, InputMissing
+from pipeline.launch import execution, failures, fingerprint, jobs, progress
+from pipeline.launch.stage import open_stage
 
 
 def toy(config: dict[str, Any]) -> None:
@@ -65,7 +67,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def _session() -> Any:
-    with launch.ray_session(2, inside_job=False):
+    with execution.ray_session(2, inside_job=False):
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Workers cannot import a test.
@@ -75,7 +77,7 @@ def _session() -> Any:
 @pytest.mark.ray
 def test_a_killed_worker_continues_from_its_checkpoint(two_workers: None, tmp_path: Path) -> None:
     interrupt = signal.getsignal(signal.SIGINT)
-    launch.train_under_ray("toy", toy, config_of(tmp_path / "run", kill=True), TWO)
+    execution.train_under_ray("toy", toy, config_of(tmp_path / "run", kill=True), TWO)
     assert (tmp_path / "run/killed").read_text() == "3"
     assert (tmp_path / "run/result/starts").read_text() == "2 2"
     assert not (tmp_path / "run/ray").exists()
@@ -92,24 +94,24 @@ def test_ray_asks_for_a_token_and_leaves_none_in_the_home_folder(two_workers: No
 def test_a_worker_that_always_dies_ends_in_one_line(two_workers: None, tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", kill=True)
     with pytest.raises(Busy, match="worker 1 died") as caught:
-        launch.train_under_ray("toy", toy, config, ComputeProfile(workers=2, max_failures=0))
+        execution.train_under_ray("toy", toy, config, ComputeProfile(workers=2, max_failures=0))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.ray
 def test_a_pipeline_error_of_one_worker_surfaces_unchanged(two_workers: None, tmp_path: Path) -> None:
-    launch.train_under_ray("toy", toy, config_of(tmp_path / "run", fail=True), TWO)
+    execution.train_under_ray("toy", toy, config_of(tmp_path / "run", fail=True), TWO)
     with pytest.raises(BadData) as caught:
-        launch.raise_failure(tmp_path / "run")
+        failures.raise_failure(tmp_path / "run")
     assert str(caught.value) == "E-DAT-999 toy: has a bad\\nimage. Fix: remove it"
     assert not (tmp_path / "run/failure.json").exists()
 
 
 def test_a_bug_in_a_worker_is_told_with_its_traceback(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
-        launch.guarded(lambda config: config["nothing"], config_of(tmp_path / "run"))
+        failures.guarded(lambda config: config["nothing"], config_of(tmp_path / "run"))
     with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
-        launch.raise_failure(tmp_path / "run")
+        failures.raise_failure(tmp_path / "run")
 
 
 def test_what_a_restart_may_cure_leaves_no_record_and_a_record_ends_the_restart(tmp_path: Path) -> None:
@@ -118,15 +120,15 @@ def test_what_a_restart_may_cure_leaves_no_record_and_a_record_ends_the_restart(
 
     config = config_of(tmp_path / "run")
     with pytest.raises(RuntimeError, match="closed by peer"):
-        launch.guarded(lost, config)
-    launch.raise_failure(tmp_path / "run")
+        failures.guarded(lost, config)
+    failures.raise_failure(tmp_path / "run")
     (tmp_path / "run/failure.json").write_text("{}")
-    launch.guarded(lost, config)
+    failures.guarded(lost, config)
 
 
 def test_the_tail_returns_every_whole_record_once_even_when_the_file_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
-    tail = launch.Tail(path)
+    tail = progress.Tail(path)
     assert tail.read() == []
     lines = [json.dumps({"nimg": n, "time": n / 10, "metrics": {}}) for n in range(4)]
     path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:9])
@@ -144,8 +146,8 @@ def test_the_tail_returns_every_whole_record_once_even_when_the_file_is_cut(tmp_
 def test_the_progress_line_tells_speed_loss_and_time_left() -> None:
     first = {"nimg": 0, "total": 1000, "time": 100.0, "metrics": {"loss": 2.0}}
     last = {"nimg": 400, "total": 1000, "time": 140.0, "metrics": {"loss": 0.5}}
-    assert launch.progress_line("toy", first, last) == "toy 400/1,000 images, 10/s, loss 0.5, 1:00 left"
-    assert launch.progress_line("toy", last, last) == "toy 400/1,000 images, loss 0.5"
+    assert progress.progress_line("toy", first, last) == "toy 400/1,000 images, 10/s, loss 0.5, 1:00 left"
+    assert progress.progress_line("toy", last, last) == "toy 400/1,000 images, loss 0.5"
 
 
 @pytest.fixture()
@@ -163,18 +165,18 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_the_fingerprint_follows_code_inputs_and_the_stages_own_params_only(project: Path) -> None:
-    first = launch.stage_fingerprint("toy", project)
+    first = fingerprint.stage_fingerprint("toy", project)
     params = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(params.replace("other: 2", "other: 3") + "# comment\n")
-    assert launch.stage_fingerprint("toy", project) == first
+    assert fingerprint.stage_fingerprint("toy", project) == first
     (project / "params.yaml").write_text(params.replace("1e-4", "2e-4"))
-    assert launch.stage_fingerprint("toy", project) != first
+    assert fingerprint.stage_fingerprint("toy", project) != first
     (project / "params.yaml").write_text(params)
     (project / "code.py").write_text("pass  # changed\n")
-    assert launch.stage_fingerprint("toy", project) != first
+    assert fingerprint.stage_fingerprint("toy", project) != first
     (project / "code.py").write_text("pass\n")
-    assert launch.stage_fingerprint("toy", project) == first
-    assert launch.outputs("toy", project) == ["out", "other"]
+    assert fingerprint.stage_fingerprint("toy", project) == first
+    assert fingerprint.outputs("toy", project) == ["out", "other"]
 
 
 def test_what_lies_behind_a_url_is_known_by_names_and_sizes() -> None:
@@ -182,18 +184,18 @@ def test_what_lies_behind_a_url_is_known_by_names_and_sizes() -> None:
 
     store = fsspec.filesystem("memory")
     store.pipe("/bucket/a.png", b"one")
-    before = launch.digest_url("memory://bucket")
-    assert launch.digest_url("memory://bucket") == before
+    before = fingerprint.digest_url("memory://bucket")
+    assert fingerprint.digest_url("memory://bucket") == before
     store.pipe("/bucket/b.png", b"two")
-    assert launch.digest_url("memory://bucket") != before
+    assert fingerprint.digest_url("memory://bucket") != before
     with pytest.raises(InputMissing, match="E-INP-061 nowhere://bucket"):
-        launch.digest_url("nowhere://bucket")
+        fingerprint.digest_url("nowhere://bucket")
 
 
 def test_a_missing_dependency_is_named(project: Path) -> None:
     (project / "code.py").unlink()
     with pytest.raises(InputMissing, match=r"code\.py: is missing"):
-        launch.stage_fingerprint("toy", project)
+        fingerprint.stage_fingerprint("toy", project)
 
 
 def toy_stage(project: Path, monkeypatch: pytest.MonkeyPatch, **more: object) -> Any:
@@ -202,9 +204,9 @@ def toy_stage(project: Path, monkeypatch: pytest.MonkeyPatch, **more: object) ->
     (project / "infra/compute/local.yaml").write_text("workers: 0\n")
     for name in ("MLFLOW_TRACKING_URI", "CRESCENDO_COMPUTE", "CRESCENDO_RUNS"):
         monkeypatch.delenv(name, raising=False)
-    from pipeline.config import load_params
+    from pipeline.config.params import load_params
 
-    return launch.open_stage("toy", load_params(Path(__file__).parents[1] / "params.yaml"), project)
+    return open_stage("toy", load_params(Path(__file__).parents[1] / "params.yaml"), project)
 
 
 def test_a_finished_run_exports_again_without_training(
@@ -228,7 +230,7 @@ def test_a_finished_run_exports_again_without_training(
 def test_inputs_reach_the_shared_storage_once_a_digest(project: Path, tmp_path: Path) -> None:
     storage, run_dir = tmp_path / "nfs", tmp_path / "nfs/runs/toy/1"
     for _ in range(2):
-        view = launch.share_inputs(project, storage, run_dir, ["data/in"])
+        view = jobs.share_inputs(project, storage, run_dir, ["data/in"])
     assert (view / "data/in/x").read_text() == "1"
     assert len(list((storage / "inputs").iterdir())) == 1
 
@@ -242,7 +244,7 @@ def test_progress_reaches_the_terminal_and_the_tracker_once(tmp_path: Path) -> N
             self.records += records
 
     tracker, out = Tracker(), io.StringIO()
-    with launch.ProgressWatch("toy", tmp_path, tracker, out):  # type: ignore[arg-type]
+    with progress.ProgressWatch("toy", tmp_path, tracker, out):  # type: ignore[arg-type]
         toy(config_of(tmp_path))
     assert [record["nimg"] for record in tracker.records] == [1, 2, 3, 4, 5]
     assert "toy 5/5 images" in out.getvalue()

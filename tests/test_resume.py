@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import artifacts, launch
-from pipeline.config import ComputeProfile
-from pipeline.training import workers
+from pipeline import artifacts
+from pipeline.compute import ComputeProfile
+from pipeline.launch import execution, failures
+from pipeline.workers import finetune, pretrain, refine
 from tests.conftest import write_prepared
 
 TWO = ComputeProfile(workers=2, max_failures=2)
-WORKERS = {"pretrain": workers.pretrain, "finetune": workers.finetune, "refine": workers.refine}
+WORKERS = {"pretrain": pretrain.pretrain, "finetune": finetune.finetune, "refine": refine.refine}
 
 
 def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def trained_root(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     write_prepared(base / "data/prepared", resolution=32)
     for stage, model in (("pretrain", "core"), ("finetune", "finetuned")):
         WORKERS[stage](config_of(stage, tree, base, base / stage))
-        launch.copy_into_place(base / stage / "result/model", base / "models" / model)
+        artifacts.copy_into_place(base / stage / "result/model", base / "models" / model)
     return base
 
 
@@ -63,11 +64,11 @@ def unbroken(
 ) -> dict[str, dict[str, str]]:
     """Digests of runs that nobody killed."""
     answers = {}
-    with launch.ray_session(2, inside_job=False):
+    with execution.ray_session(2, inside_job=False):
         for stage in WORKERS:
             config = config_of(stage, tree, trained_root, tmp_path_factory.mktemp("whole") / stage)
-            launch.train_under_ray(stage, WORKERS[stage], config, TWO)
-            launch.raise_failure(Path(config["run_dir"]))
+            execution.train_under_ray(stage, WORKERS[stage], config, TWO)
+            failures.raise_failure(Path(config["run_dir"]))
             answers[stage] = digests(Path(config["run_dir"]))
     return answers
 
@@ -104,6 +105,6 @@ def test_a_killed_run_ends_in_the_same_bytes(
     tmp_path: Path,
 ) -> None:
     config = config_of(stage, tree, trained_root, tmp_path / "run")
-    launch.execute(stage, WORKERS[stage], config, TWO)
+    execution.execute(stage, WORKERS[stage], config, TWO)
     assert failpoint.exists()
     assert digests(tmp_path / "run") == unbroken[stage]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tracking
+from pipeline.tracking import runs, stage_run, store
 
 
 @pytest.fixture(autouse=True)
@@ -19,13 +19,13 @@ def test_a_restarted_stage_continues_its_run_and_replayed_metrics_are_there_once
 ) -> None:
     params = {"pretrain": {"lr": 0.01, "ema_std": [0.05, 0.1]}}
     records = [{"nimg": n, "time": 1000.0 + n, "metrics": {"loss": 1.0 / (1 + n)}} for n in range(5)]
-    with pytest.raises(RuntimeError), tracking.start_stage_run("pretrain", tmp_path, params, {}) as first:
+    with pytest.raises(RuntimeError), stage_run.start_stage_run("pretrain", tmp_path, params, {}) as first:
         first.log_batch(records)
         raise RuntimeError("killed")
-    client, experiment = tracking.connect(tmp_path)
+    client, experiment = store.connect(tmp_path)
     assert first.run_id is not None
     assert client.get_run(first.run_id).info.status == "FAILED"
-    with tracking.start_stage_run("pretrain", tmp_path, params, {}) as again:
+    with stage_run.start_stage_run("pretrain", tmp_path, params, {}) as again:
         again.log_batch(records)
         again.log_outputs({"models/core": "abc"})
     assert again.run_id == first.run_id
@@ -37,19 +37,19 @@ def test_a_restarted_stage_continues_its_run_and_replayed_metrics_are_there_once
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
     assert parent.data.tags["stage.pretrain"] == first.run_id
     assert len(client.search_runs([experiment])) == 2
-    assert tracking.find_run_by_output("models/core", "abc", tmp_path) == first.run_id
-    assert tracking.find_run_by_output("models/core", "other", tmp_path) is None
+    assert runs.find_run_by_output("models/core", "abc", tmp_path) == first.run_id
+    assert runs.find_run_by_output("models/core", "other", tmp_path) is None
     out, err = capfd.readouterr()
     assert out == "" and err == ""
 
 
 def test_stages_share_a_parent_and_name_who_made_their_inputs(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("seed: 0\n")
-    with tracking.start_stage_run("pretrain", tmp_path, {}, {}) as core:
+    with stage_run.start_stage_run("pretrain", tmp_path, {}, {}) as core:
         core.log_outputs({"models/core": "abc"})
-    with tracking.start_stage_run("finetune", tmp_path, {}, {"models/core": "abc"}) as shell:
+    with stage_run.start_stage_run("finetune", tmp_path, {}, {"models/core": "abc"}) as shell:
         shell.log_metrics({"loss": float("inf")}, step=3, timestamp=1.0)
-    client, _ = tracking.connect(tmp_path)
+    client, _ = store.connect(tmp_path)
     assert core.run_id and shell.run_id
     one, two = (client.get_run(run).data.tags for run in (core.run_id, shell.run_id))
     assert one["mlflow.parentRunId"] == two["mlflow.parentRunId"]
@@ -62,7 +62,7 @@ def test_a_server_that_is_away_warns_once_and_stops_nothing(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with tracking.start_stage_run("pretrain", tmp_path, {"a": 1}, {}) as run:
+    with stage_run.start_stage_run("pretrain", tmp_path, {"a": 1}, {}) as run:
         for n in range(20):
             run.log_metrics({"loss": 1.0}, step=n)
     err = capsys.readouterr().err
@@ -74,16 +74,16 @@ def test_a_server_that_is_away_warns_once_and_stops_nothing(
 def test_what_waited_is_sent_in_order_when_the_server_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
-    real, refusals = tracking.connect, iter([OSError("away")] * 2)
+    monkeypatch.setattr(stage_run, "RETRY_SECONDS", 0.0)
+    real, refusals = store.connect, iter([OSError("away")] * 2)
 
     def sometimes(root: Path) -> object:
         for error in refusals:
             raise error
         return real(root)
 
-    monkeypatch.setattr(tracking, "connect", sometimes)
-    with tracking.start_stage_run("pretrain", tmp_path, {"a": 1}, {}) as run:
+    monkeypatch.setattr(stage_run, "connect", sometimes)
+    with stage_run.start_stage_run("pretrain", tmp_path, {"a": 1}, {}) as run:
         run.log_metrics({"loss": 2.0}, step=1, timestamp=1.0)
         run.log_metrics({"loss": 1.0}, step=2, timestamp=2.0)
     assert run.pending == 0 and run.run_id
@@ -95,10 +95,10 @@ def test_what_waited_is_sent_in_order_when_the_server_is_back(
 def test_the_store_is_a_file_of_the_repository_unless_a_server_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tracking.tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert tracking.find_run_by_output("models/core", "abc", tmp_path) is None
+    assert store.tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert runs.find_run_by_output("models/core", "abc", tmp_path) is None
     assert not (tmp_path / "mlflow.db").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    assert tracking.tracking_uri(tmp_path) == "http://host:5000"
-    assert tracking.artifact_location("http://host:5000") is None
-    assert tracking.public_uri("http://me:pw@host:5000/x") == "http://host:5000/x"
+    assert store.tracking_uri(tmp_path) == "http://host:5000"
+    assert store.artifact_location("http://host:5000") is None
+    assert store.public_uri("http://me:pw@host:5000/x") == "http://host:5000/x"

@@ -34,11 +34,11 @@ from benchmarks.coarse import WholePyramid, at_full_resolution
 from benchmarks.scale import steps_at_levels
 from benchmarks.train import Pictures, flops
 from benchmarks.upscale import ours, psnr, resampled, ssim
-from pipeline.config import Params, parse_params
+from pipeline.config.params import Params, parse_params
 from pipeline.data.dataset import PreparedDataset
-from pipeline.data.images import box_mean
+from pipeline.data.statistics import high_band_variances, measure_statistics
 from pipeline.diffusion.noise import lognormal_sigma
-from pipeline.diffusion.sampling import sample_pyramid
+from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.evaluation.features import LITE2_RESOLUTIONS, Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import kid
 from pipeline.evaluation.statistics import kid_by_unit, number_units
@@ -48,28 +48,20 @@ from pipeline.models.denoiser import (
     ShellDenoiser,
     build_core,
     build_shell,
-    pyramid_levels,
     mean_square,
+    pyramid_levels,
     set_dtype,
 )
-from pipeline.models.layers import high_pass
+from pipeline.models.resample import high_pass
 from pipeline.models.snapshot import Snapshot, Weights, describe, load_snapshot, save_snapshot
+from pipeline.prepare.framing import box_mean
 from pipeline.rng import generator_for
+from pipeline.training.context import Phase, Run, precision
+from pipeline.training.denoising import DenoisingStep, DrawSigma
+from pipeline.training.levels import SIGMA_MAX, Part, noise_law, train_parts
+from pipeline.training.reports import save_grid
 from pipeline.training.state import TrainState
-from pipeline.training.steps import DenoisingStep, DrawSigma
-from pipeline.training.workers import (
-    BELOW_LR,
-    SIGMA_MAX,
-    Part,
-    Phase,
-    Run,
-    high_band_variances,
-    measure_statistics,
-    noise_law,
-    precision,
-    save_grid,
-    train_parts,
-)
+from pipeline.workers.finetune import BELOW_LR
 
 DATA = Path("data/prepared")
 CORE_RESOLUTION = 32  # px

@@ -24,23 +24,30 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pipeline import artifacts, launch
-from pipeline.config import parse_params
+from pipeline import artifacts
+from pipeline.config.params import parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.adaptive import easy_first, region_estimate, sde_dpmpp_2m_adaptive
-from pipeline.diffusion.noise import arrange, detail, karras_sigmas, lognormal_sigma
-from pipeline.diffusion.sampling import ADAPTIVE, generate, noise_like_seeds
-from pipeline.evaluation.evaluate import Condition, build_condition
+from pipeline.diffusion.generate import generate
+from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
+from pipeline.diffusion.regions import arrange, detail
+from pipeline.diffusion.samplers import ADAPTIVE
+from pipeline.diffusion.seeds import noise_like_seeds
+from pipeline.evaluation.conditions import Condition, build_condition
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import prdc
 from pipeline.evaluation.retrieval import Judge, top_k
 from pipeline.evaluation.statistics import kid_by_unit, number_units
+from pipeline.launch import fingerprint
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import PATCH, CoreDenoiser, mean_square, set_dtype
-from pipeline.models.layers import Text
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.rng import generator_for, key
-from pipeline.training.steps import DenoisingStep
-from pipeline.training.workers import SIGMA_MAX, Run, precision, save_grid, train_core
+from pipeline.training.context import Run, precision
+from pipeline.training.denoising import DenoisingStep
+from pipeline.training.levels import SIGMA_MAX
+from pipeline.training.reports import save_grid
+from pipeline.workers.pretrain import train_core
 
 FOLDER = Path("benchmarks/ablations")
 CAPTIONS = 256  # at most, of the test split
@@ -100,7 +107,7 @@ def train(name: str, seed: int, images: int, changes: Sequence[str], maps: str |
     tree["pretrain"] |= {"num_images": images, "sample_images": images, "log_images": 320}
     params = parse_params(tree)
     stage = yaml_of(FOLDER / "dvc.yaml")["stages"]["train"]
-    compared = {path: launch.digest_path(root / FOLDER / path) for path in stage["deps"]}
+    compared = {path: fingerprint.digest_path(root / FOLDER / path) for path in stage["deps"]}
     digest = artifacts.digest({"deps": compared, "params": params.model_dump(mode="json"), "maps": maps})
     folder = root / "runs" / "ablate" / f"{name}-{seed}" / digest[:16]
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pipeline.artifacts import read_manifest
 from pipeline.data.augment import Augment, Drawn, apply, draw
-from pipeline.data.store import Pictures, open_array
+from pipeline.data.storage import Pictures, open_array
 from pipeline.errors import InputMissing
-from pipeline.models.layers import Text
+from pipeline.models.conditioning import Text
 from pipeline.rng import generator_for
 
 

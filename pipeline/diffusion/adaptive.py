@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.noise import smooth
+from pipeline.diffusion.regions import smooth
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import PATCH, Denoiser, expand
-from pipeline.models.layers import Text
 
 Estimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (z, S by patches) -> (denoised, difficulty)
 MOST_AHEAD = 2  # steps of the grid that a patch may take at once

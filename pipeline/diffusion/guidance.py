@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import CoreDenoiser, Denoiser, ShellDenoiser
-from pipeline.models.layers import Text, high_pass, pool, upsample
+from pipeline.models.resample import high_pass, pool, upsample
 
 Denoise = Callable[[Tensor, Tensor, Text], Tensor]
 Pair = tuple[Tensor, Tensor, int]  # estimate [B,3,R,R], the guide's, calls that both took

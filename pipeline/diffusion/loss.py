@@ -7,8 +7,9 @@ from typing import Protocol
 from torch import Tensor
 
 from pipeline.diffusion.noise import LowBand
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import ShellDenoiser, expand
-from pipeline.models.layers import Text, high_pass, pool, upsample
+from pipeline.models.resample import high_pass, pool, upsample
 from pipeline.models.tiles import Tiles, Tiling, assess_tiles
 
 DIFFICULTY_WEIGHT = 0.01

@@ -7,344 +7,30 @@ throughput.json.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from pipeline import artifacts
-from pipeline.config import Params
+from pipeline.config.params import Params
 from pipeline.data.dataset import PreparedDataset
-from pipeline.diffusion.sampling import generate
-from pipeline.errors import BadData
-from pipeline.evaluation import gate, memorisation, metrics, report, retrieval, statistics
-from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv, to_resolution
-from pipeline.evaluation.metrics import Float64, Metric
-from pipeline.evaluation.statistics import Int64
-from pipeline.models.snapshot import Snapshot, at_resolution, load_snapshot
-from pipeline.rng import key
+from pipeline.evaluation import gate, memorisation, metrics, report
+from pipeline.evaluation.comparison import (
+    Measured,
+    Reference,
+    add_differences,
+    build_reference,
+    measure,
+    measure_floors,
+    measure_real,
+    real_side,
+)
+from pipeline.evaluation.conditions import build_conditions
+from pipeline.evaluation.features import Extractor, lite2, randconv
+from pipeline.evaluation.metrics import Metric
+from pipeline.evaluation.samples import BASELINE, Samples, _speed_line, latency, load_models, sample, speed
 
-MAX_REFERENCE = 4000  # real training images that sets are compared with; more would only cost memory
-BASELINE = "finetuned"
 Say = Callable[[str], None]
-
-
-# --- What is asked of the models.
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Captions of one split, and the real image of each."""
-
-    split: str  # "heldout" or "train"
-    rows: Int64  # [n] of the data set
-    captions: list[str]
-    caption_ids: list[int]
-    bases: list[str]
-    images: Tensor  # uint8 [n,3,R,R]
-    num_teacher: int  # the slow models get only the first so many captions
-
-
-def base_of(row: Mapping[str, Any]) -> str:
-    """The picture of which a row is a variant."""
-    return str(row["base"] or row["id"])
-
-
-def choose_rows(dataset: PreparedDataset, split: str, limit: int, seed: int) -> Int64:
-    """At most `limit` captioned rows of a split, in random order, every base once before any comes twice."""
-    rows = [int(row) for row in dataset.split(split) if dataset.caption_of(int(row)) >= 0]
-    order = statistics.generator(seed, f"captions/{split}").permutation(len(rows))
-    seen: dict[str, int] = {}
-    ranked = []
-    for position, i in enumerate(order):
-        base = base_of(dataset.rows[rows[i]])
-        ranked.append((seen.get(base, 0), position, rows[i]))
-        seen[base] = seen.get(base, 0) + 1
-    return np.array([row for _, _, row in sorted(ranked)[:limit]], dtype=np.int64)
-
-
-def build_condition(
-    dataset: PreparedDataset, name: str, split: str, limit: int, num_teacher: int, seed: int
-) -> Condition:
-    """See Condition."""
-    rows = choose_rows(dataset, split, limit, seed)
-    ids = [dataset.caption_of(int(row)) for row in rows]
-    bases = [base_of(dataset.rows[row]) for row in rows]
-    captions = [dataset.captions[i] for i in ids]
-    return Condition(name, rows, captions, ids, bases, dataset.images(rows), min(num_teacher, len(rows)))
-
-
-# --- Sampling.
-
-
-@dataclass(frozen=True)
-class Model:
-    """A snapshot as it is sampled: `num_steps` passes of a refined model, or None for its own default."""
-
-    name: str
-    snapshot: Snapshot
-    num_steps: int | None
-    slow: bool
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images of one model for one condition; image i shows caption which[i], as its draw[i]-th sample."""
-
-    native: Tensor  # uint8 [N,3,r,r], as made
-    images: Tensor  # uint8 [N,3,R,R], as compared
-    which: Int64
-    draw: Int64
-    nfe: int
-    share: float  # of the work of the finest level that was done
-    seconds: float
-
-
-def sample(model: Model, condition: Condition, dataset: PreparedDataset, params: Params) -> Samples:
-    """Make the images. A seed depends on caption and draw alone, so that models are compared in pairs."""
-    budget = params.evaluate
-    num_captions = condition.num_teacher if model.slow else len(condition.rows)
-    draws = 1
-    if condition.split == "heldout":
-        draws = budget.teacher_samples_per_caption if model.slow else budget.samples_per_caption
-    draw, which = (grid.ravel() for grid in np.mgrid[:draws, :num_captions])
-    seeds = [
-        key(params.seed, f"evaluate/{condition.captions[i]}", int(j))
-        for i, j in zip(which, draw, strict=True)
-    ]
-    text = dataset.text([condition.caption_ids[i] for i in which])
-    start = time.perf_counter()
-    made = generate(model.snapshot, text, seeds, num_steps=model.num_steps, batch_size=budget.batch_size)
-    seconds = time.perf_counter() - start
-    images = to_resolution(made.images, dataset.resolution)
-    return Samples(made.images, images, which, draw, made.nfe, made.share, seconds)
-
-
-def latency(model: Model, dataset: PreparedDataset, condition: Condition, repeats: int = 5) -> dict[str, Any]:
-    """Speed of one image alone, as the median of some."""
-    text = dataset.text(condition.caption_ids[:1])
-    taken = []
-    for i in range(repeats + 1):  # the first one warms up
-        start = time.perf_counter()
-        made = generate(model.snapshot, text, [i], num_steps=model.num_steps)
-        taken.append(time.perf_counter() - start)
-    return speed(1, made.nfe, made.share, float(np.median(taken[1:])))
-
-
-def speed(images: int, nfe: int, share: float, seconds: float) -> dict[str, Any]:
-    """One entry of throughput.json."""
-    each = max(seconds, 1e-9) / images
-    return {
-        "images": images,
-        "nfe": nfe,
-        "share": round(share, 3),
-        "seconds": round(seconds, 3),
-        "seconds_per_image": metrics.rounded(each),
-        "images_per_second": round(1 / each, 2),
-    }
-
-
-# --- Measuring.
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The real training images, and what was fitted on them."""
-
-    images: Tensor  # uint8 [n,3,R,R]
-    bases: list[str]
-    captions: list[int]
-    rows: Int64
-    raw: dict[str, Float64]  # features by extractor
-    whitening: dict[str, Whitening]
-    judge: retrieval.Judge
-
-    def white(self, name: str) -> Float64:
-        """Whitened features of the training images."""
-        return self.whitening[name](self.raw[name])
-
-
-def build_reference(dataset: PreparedDataset, extractors: list[Extractor], seed: int) -> Reference:
-    """Features of at most MAX_REFERENCE training images, their whitening, and the caption judge."""
-    rows = dataset.split("train")
-    if len(rows) > MAX_REFERENCE:
-        chosen = statistics.generator(seed, "reference").choice(len(rows), MAX_REFERENCE, replace=False)
-        rows = rows[np.sort(chosen)]
-    images = dataset.images(rows)
-    bases = [base_of(dataset.rows[row]) for row in rows]
-    ids = [dataset.caption_of(int(row)) for row in rows]
-    raw = {extractor.name: extractor(images) for extractor in extractors}
-    captioned = np.array([i >= 0 for i in ids])
-    judge = retrieval.Judge.fit(
-        np.concatenate(list(raw.values()), 1)[captioned],
-        dataset.text([i for i in ids if i >= 0]).pooled.double().numpy(),
-        [base for base, keep in zip(bases, captioned, strict=True) if keep],
-    )
-    whitening = {name: Whitening.fit(features) for name, features in raw.items()}
-    return Reference(images, bases, ids, rows, raw, whitening, judge)
-
-
-@dataclass(frozen=True)
-class RealSide:
-    """The real images with which samples of a condition are compared, and their captions as candidates."""
-
-    images: Tensor
-    white: dict[str, Float64]
-    units: Int64  # bases, numbered together with those of the condition
-    condition_units: Int64
-    counts: Float64  # bootstraps [B, U], the same for every model
-    sharpness: metrics.Sharpness  # of the condition's own real images
-    candidates: Float64  # standardised caption vectors [c, e]
-    truth: Int64  # [n] candidate of each caption of the condition
-
-
-def real_side(
-    condition: Condition,
-    dataset: PreparedDataset,
-    reference: Reference,
-    held_out: dict[str, Float64],
-    seed: int,
-) -> RealSide:
-    """Held-out samples are compared with the held-out images, others with all training images."""
-    own = condition.split == "heldout"
-    bases = condition.bases if own else reference.bases
-    (units, condition_units), num_units = statistics.number_units(bases, condition.bases)
-    rng = statistics.generator(seed, f"bootstrap/{condition.split}")
-    unique = sorted(set(condition.caption_ids))
-    vectors = dataset.text(unique).pooled.double().numpy()
-    return RealSide(
-        condition.images if own else reference.images,
-        {name: held_out[name] if own else reference.white(name) for name in reference.raw},
-        units,
-        condition_units,
-        statistics.resample_counts(num_units, rng),
-        metrics.sharpness(condition.images),
-        reference.judge.vectors(vectors),
-        np.searchsorted(unique, condition.caption_ids).astype(np.int64),
-    )
-
-
-@dataclass(frozen=True)
-class Measured:
-    """All metrics of one model on one condition, and what the report shows beside them."""
-
-    metrics: dict[str, Metric]
-    kid: dict[str, statistics.KidSamples]
-    neighbours: memorisation.Neighbours
-
-
-def measure(
-    samples: Samples,
-    condition: Condition,
-    real: RealSide,
-    reference: Reference,
-    extractors: list[Extractor],
-    draws: int,
-    held_out: memorisation.Neighbours,
-) -> Measured:
-    """Measure one model on one condition.
-
-    Precision, recall, density and coverage depend on the sample count, so they use what every model has: the
-    first `num_teacher` captions, `draws` samples each. All else uses every sample."""
-    common = (samples.which < condition.num_teacher) & (samples.draw < draws)
-    raw = {extractor.name: extractor(samples.images) for extractor in extractors}
-    found: dict[str, Metric] = {}
-    kids = {}
-    for extractor in extractors:
-        name, prefix = extractor.name, f"{extractor.name}_" if extractor.leak_suspect else ""
-        fake = reference.whitening[name](raw[name])
-        units = real.condition_units[samples.which]
-        kids[name] = statistics.KidSamples.measure(real.white[name], real.units, fake, units, real.counts)
-        found[f"{prefix}kid"] = kids[name].metric
-        found[f"{prefix}fd"] = _frechet(real.white[name], fake)
-        neighbourhood = _prdc(real.white[name], fake[common])
-        found |= {f"{prefix}{key}": value for key, value in neighbourhood.items()}
-    own = condition.images[torch.from_numpy(np.unique(samples.which))]
-    found |= compare_sharpness(
-        real.sharpness if len(own) == len(condition.rows) else metrics.sharpness(own), samples.images
-    )
-    neighbours = memorisation.nearest(samples.images, reference.images, reference.bases)
-    found["copies"] = memorisation.copies(neighbours)
-    found["copying_score"] = memorisation.copying_score(neighbours, held_out)
-    predicted = reference.judge.predict(np.concatenate(list(raw.values()), 1))
-    for k in (1, 5):
-        found[f"retrieval_top{k}"] = retrieval.top_k(predicted, real.candidates, real.truth[samples.which], k)
-    return Measured(found, kids, neighbours)
-
-
-def _frechet(real: Float64, fake: Float64) -> Metric:
-    n = min(len(real), len(fake))
-    if not metrics.enough("fd", n):
-        return Metric.refused("fd", n)
-    return Metric(metrics.frechet_distance(real, fake), n)
-
-
-def _prdc(real: Float64, fake: Float64) -> dict[str, Metric]:
-    n = min(len(real), len(fake))
-    names = ("precision", "recall", "density", "coverage")
-    if not metrics.enough("recall", n):
-        return {name: Metric.refused(name, n) for name in names}
-    return {name: Metric(value, n) for name, value in metrics.prdc(real, fake).items()}
-
-
-def compare_sharpness(real: metrics.Sharpness, images: Tensor) -> dict[str, Metric]:
-    """Metrics `top_octave`, `laplacian`, `gradient` (see metrics.compare_sharpness), or their refusals."""
-    n = min(len(real.top_octave), len(images))
-    if not metrics.enough("sharpness", n):
-        return {name: Metric.refused("sharpness", n) for name in ("top_octave", "laplacian", "gradient")}
-    compared = metrics.compare_sharpness(real, metrics.sharpness(images))
-    return {name: Metric(value, n) for name, value in compared.items()}
-
-
-def measure_real(
-    condition: Condition, real: RealSide, reference: Reference, raw: dict[str, Float64] | None
-) -> dict[str, Metric]:
-    """What real pictures of the same captions score: how often they look like copies, and retrieval.
-
-    Training pictures (`raw` None) are judged by regressions that have not seen their base."""
-    found = {}
-    if raw is None:
-        captioned = [row for row, i in zip(reference.rows, reference.captions, strict=True) if i >= 0]
-        place = {int(row): i for i, row in enumerate(captioned)}
-        kept = np.array([i for i, row in enumerate(condition.rows) if int(row) in place], dtype=np.int64)
-        predicted = reference.judge.out_of_fold[[place[int(condition.rows[i])] for i in kept]]
-    else:
-        kept = np.arange(len(condition.rows))
-        predicted = reference.judge.predict(np.concatenate(list(raw.values()), 1))
-        neighbours = memorisation.nearest(condition.images, reference.images, reference.bases)
-        found["copies"] = memorisation.copies(neighbours)
-    for k in (1, 5):
-        found[f"retrieval_top{k}"] = retrieval.top_k(predicted, real.candidates, real.truth[kept], k)
-    return found
-
-
-def measure_floors(
-    reference: Reference,
-    held_out: Condition,
-    white: dict[str, Float64],
-    extractors: list[Extractor],
-    seed: int,
-) -> dict[str, Metric]:
-    """What two sets of real images differ by."""
-    floors = {}
-    for extractor in extractors:
-        name, prefix = extractor.name, f"{extractor.name}_" if extractor.leak_suspect else ""
-        train = reference.white(name)
-        rng = statistics.generator(seed, f"floor/{name}")
-        floors[f"{prefix}kid_train_test"] = statistics.kid_between(
-            train, reference.bases, white[name], held_out.bases, rng
-        )
-        size = len(held_out.rows)
-        floors[f"{prefix}kid_half_half"] = statistics.kid_of_halves(train, reference.bases, size, rng)
-    power = metrics.sharpness(reference.images).top_octave
-    rng = statistics.generator(seed, "floor/sharpness")
-    floors["sharpness_half_half"] = statistics.sharpness_of_halves(power, len(held_out.rows), rng)
-    return floors
 
 
 # --- All of it.
@@ -458,45 +144,6 @@ def flatten(tables: dict[str, dict[str, dict[str, Metric]]]) -> dict[str, float]
     }
 
 
-def load_models(folder: Path, params: Params, device: str) -> list[Model]:
-    """The core inside of the fine-tuned model, that model, and the refined one once for each number of passes,
-    fewest first."""
-    refined, finetuned = (load_snapshot(folder / name, device) for name in ("refined", "finetuned"))
-    core = at_resolution(finetuned, int(finetuned.config["core"]["resolution"]))
-    return [
-        Model("core", core, None, slow=True),
-        Model(BASELINE, finetuned, None, slow=True),
-        *(Model(f"refined_{n}", refined, n, slow=False) for n in sorted(params.evaluate.num_passes)),
-    ]
-
-
-def build_conditions(dataset: PreparedDataset, params: Params) -> list[Condition]:
-    """Held-out captions, then training captions (unless evaluate.train_captions is 0)."""
-    budget = params.evaluate
-    where, fix = str(dataset.path), "add images with captions, or change data.* in params.yaml"
-    limit = budget.heldout_captions
-    conditions = [build_condition(dataset, "heldout", "test", limit, limit, params.seed)]
-    if not len(conditions[0].rows):
-        raise BadData("E-DAT-050", where, "no image of the test split has a caption", fix)
-    if len(dataset.split("train")) < 8:
-        raise BadData("E-DAT-051", where, f"has {len(dataset.split('train'))} training images, needs 8", fix)
-    train = build_condition(
-        dataset, "train", "train", budget.train_captions, budget.teacher_train_captions, params.seed
-    )
-    return conditions + ([train] if len(train.rows) else [])
-
-
-def add_differences(measured: dict[str, Measured], extractors: list[Extractor]) -> None:
-    """Add `kid_difference` to the baseline, paired by base, to the metrics of every other model."""
-    for name, each in measured.items():
-        if name == BASELINE:
-            continue
-        for extractor in extractors:
-            prefix = f"{extractor.name}_" if extractor.leak_suspect else ""
-            paired = each.kid[extractor.name].minus(measured[BASELINE].kid[extractor.name])
-            each.metrics[f"{prefix}kid_difference"] = paired
-
-
 def as_results(
     tables: dict[str, dict[str, dict[str, Metric]]],
     floors: dict[str, Metric],
@@ -543,12 +190,6 @@ def summarise(tables: Mapping[str, Mapping[str, Metric]]) -> dict[str, dict[str,
         }
         for model, found in tables.items()
     }
-
-
-def _speed_line(model: str, split: str, made: Samples) -> str:
-    n, rate = len(made.images), len(made.images) / max(made.seconds, 1e-9)
-    calls = "call" if made.nfe == 1 else "calls"
-    return f"sampled {n} images of {model} on {split} captions, {made.nfe} {calls} each, {rate:.1f} images/s"
 
 
 def _as_json(tree: Mapping[str, Any]) -> str:

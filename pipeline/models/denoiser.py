@@ -22,18 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.layers import (
-    BAND_RANGE,
-    Block,
-    FourierFeatures,
-    MPConv,
-    Text,
-    high_pass,
-    pool,
-    region_features,
-    resize,
-    upsample,
-)
+from pipeline.models.conditioning import BAND_RANGE, Text, region_features
+from pipeline.models.layers import Block, FourierFeatures, MPConv
+from pipeline.models.resample import high_pass, pool, resize, upsample
 from pipeline.models.shell import ShellNet
 from pipeline.models.unet import UNet
 

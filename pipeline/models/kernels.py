@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.layers import REGION_FEATURES, SILU_GAIN, Level, MPConv, Text, pool, resize
+from pipeline.models.conditioning import REGION_FEATURES, Level, Text
+from pipeline.models.layers import SILU_GAIN, MPConv
+from pipeline.models.resample import pool, resize
 
 SCALES = 3  # branch k looks at 3 * 2^k positions each way
 HIDDEN = 8

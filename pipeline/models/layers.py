@@ -9,48 +9,14 @@ channels_last in memory, which convolutions and attention read without a copy, o
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-
-class Text(NamedTuple):
-    """What an image is conditioned on: encoded captions, and in training how it was augmented.
-
-    A row whose mask is False everywhere means "no caption"; labels of 0 (or None) mean "not augmented"."""
-
-    pooled: Tensor  # float32 [B, D]
-    tokens: Tensor  # float32 [B, T, D]
-    mask: Tensor  # bool [B, T]
-    augment: Tensor | None = None  # float32 [B, A], see pipeline.data.augment
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Text":
-        augment = None if self.augment is None else change(self.augment)
-        return Text(change(self.pooled), change(self.tokens), change(self.mask), augment)
-
-    def select(self, rows: Tensor | slice) -> "Text":
-        """Return the captions of some rows."""
-        return self._each(lambda t: t[rows])
-
-    def to(self, device: str | torch.device) -> "Text":
-        """Move to a device."""
-        return self._each(lambda t: t.to(device))
-
-    def float(self) -> "Text":
-        """As float32; prepared texts are stored as float16."""
-        return self._replace(pooled=self.pooled.float(), tokens=self.tokens.float())
-
-    def twice(self) -> "Text":
-        """The same batch again behind itself."""
-        return self._each(lambda t: torch.cat([t, t]))
-
-    def without(self, dropped: Tensor) -> "Text":
-        """Forget the captions where `dropped` (bool [B]) is True."""
-        return self._replace(mask=self.mask & ~dropped[:, None])
+from pipeline.models.conditioning import REGION_FEATURES, Level, Text
+from pipeline.models.resample import resize
 
 
 def unit_rms(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-8) -> Tensor:
@@ -87,30 +53,6 @@ def mp_cat(a: Tensor, b: Tensor) -> Tensor:
     n_a, n_b = a.shape[1], b.shape[1]
     scale = math.sqrt((n_a + n_b) / 2)
     return torch.cat([a * (scale / math.sqrt(n_a)), b * (scale / math.sqrt(n_b))], dim=1)
-
-
-def upsample(x: Tensor) -> Tensor:
-    """Nearest-neighbour doubling `U`, the right inverse of `pool`: [B,C,H,W] -> [B,C,2H,2W]."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def pool(x: Tensor) -> Tensor:
-    """Exact 2x2 box mean `P`: [B,C,2H,2W] -> [B,C,H,W]."""
-    return F.avg_pool2d(x, 2)
-
-
-def resize(x: Tensor, size: int) -> Tensor:
-    """Double or halve a square map until it is `size` wide: [B,C,h,h] -> [B,C,size,size]."""
-    while x.shape[-1] < size:
-        x = upsample(x)
-    while x.shape[-1] > size:
-        x = pool(x)
-    return x
-
-
-def high_pass(x: Tensor) -> Tensor:
-    """What pooling loses, `HP = I - U P`; an orthogonal projection that keeps 3/4 of the dimensions."""
-    return x - upsample(pool(x))
 
 
 class FourierFeatures(nn.Module):
@@ -258,29 +200,6 @@ class Embedding(nn.Module):
         if self.augment is not None and text.augment is not None:
             emb = emb + self.augment(text.augment) * self.augment_gain
         return mp_silu(emb)
-
-
-class Level(NamedTuple):
-    """The noise level as the blocks of one network see it."""
-
-    emb: Tensor  # float32 [B,E], with caption and augmentation
-    c_noise: Tensor  # float32 [B], ln(sigma) / 4 of the image as a whole
-    regions: Tensor | None = (
-        None  # float32 [B,4,g,g], how far each patch is above or below it; None: not at all
-    )
-    bands: Tensor | None = None  # float32 [B,4,g,g] or [B,4,1,1], how far the low band is; None: not at all
-
-
-REGION_RANGE = 4.0  # of ln S of a patch, above or below the image's level
-BAND_RANGE = 6.0  # of ln 2 S_low / S, the low band's level above or below that of the high band
-REGION_FEATURES = 4
-
-
-def region_features(relative: Tensor, reach: float = REGION_RANGE) -> Tensor:
-    """phi(r) = sin(2^k pi r / (2 reach)), k = 0..3: relative levels [B,1,g,g], clipped to +-reach, to [B,4,g,g].
-    Zero where r is, so that layers without bias do nothing to an image of one level."""
-    r = relative.float().clamp(-reach, reach) * (math.pi / (2 * reach))
-    return torch.cat([(2**k * r).sin() for k in range(REGION_FEATURES)], dim=1)
 
 
 class RegionConv(nn.Module):

@@ -9,20 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.conditioning import Level, Text
 from pipeline.models.kernels import KernelMix
-from pipeline.models.layers import (
-    Block,
-    Embedding,
-    Level,
-    MPConv,
-    RegionConv,
-    Text,
-    mp_cat,
-    mp_sum,
-    pool,
-    resize,
-    upsample,
-)
+from pipeline.models.layers import Block, Embedding, MPConv, RegionConv, mp_cat, mp_sum
+from pipeline.models.resample import pool, resize, upsample
 
 
 class ShellNet(nn.Module):

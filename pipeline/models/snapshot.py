@@ -15,23 +15,7 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.errors import ConfigError, InputMissing, StorageError
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, pyramid_levels
-
-
-class Statistics(NamedTuple):
-    """Per-channel mean and standard deviation of the pixels in [-1, 1], measured at the core's resolution."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def standardise(self, images: Tensor) -> Tensor:
-        """Grey levels (uint8 or float) [B,3,R,R] to float32 with mean 0 and standard deviation 0.5 (sigma_data)."""
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in self)
-        return (images.float() / 127.5 - 1 - mean) * (0.5 / std)
-
-    def to_uint8(self, images: Tensor) -> Tensor:
-        """Inverse of `standardise`, rounded and clipped."""
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in self)
-        return ((images.float() * (std / 0.5) + mean + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+from pipeline.models.statistics import Statistics
 
 
 class Snapshot(NamedTuple):

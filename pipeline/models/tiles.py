@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand, split_level
 from pipeline.models.kernels import SCALES
-from pipeline.models.layers import Text, high_pass, resize
+from pipeline.models.resample import high_pass, resize
 from pipeline.models.shell import ShellNet
 
 TILE = 64  # px

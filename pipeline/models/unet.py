@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.conditioning import Level, Text
 from pipeline.models.kernels import KernelMix
-from pipeline.models.layers import Block, Embedding, Level, MPConv, RegionConv, Text, mp_cat, pool, upsample
+from pipeline.models.layers import Block, Embedding, MPConv, RegionConv, mp_cat
+from pipeline.models.resample import pool, upsample
 
 LEAST_PX = 32  # feature maps of fewer px (positions times `patch`) keep plain convolutions
 

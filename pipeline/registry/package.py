@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, tracking
+from pipeline import artifacts
 from pipeline.errors import Busy, ConfigError, InputMissing, StorageError, one_line
+from pipeline.tracking import runs, store
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -33,13 +34,12 @@ CODE = (
     "errors.py",
     "artifacts.py",
     "rng.py",
-    "data/__init__.py",
-    "data/captions.py",
-    "data/encoders.py",
+    "text/*.py",
     "models/*.py",
     "diffusion/*.py",
-    "registry/__init__.py",
-    "registry/generator.py",
+    "adversarial/__init__.py",
+    "adversarial/few_step.py",
+    "inference/*.py",
 )
 REQUIREMENTS = (
     "mlflow",
@@ -81,13 +81,13 @@ class Registry:
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        where = tracking.public_uri(tracking.tracking_uri(self.root))
+        where = store.public_uri(store.tracking_uri(self.root))
         try:
             yield
-        except tracking.failures() as error:
+        except store.failures() as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of this machine's disk: told apart in the outermost frame
-            reason = tracking.one_line_of(error)
+            reason = store.one_line_of(error)
             fix = "check MLFLOW_TRACKING_URI and that its server runs, then run it again"
             raise StorageError("E-IO-040", f"registry {where}", reason, fix) from error
 
@@ -160,7 +160,7 @@ class Registry:
         """Package `snapshot`, whose digest this is, and make it a new version with these tags."""
         tags = {**tags, DIGEST_TAG: digest}
         with self._failing():
-            run, _ = tracking.child_run(self.client, self.experiment, self.root, "promote", "promote", digest)
+            run, _ = runs.child_run(self.client, self.experiment, self.root, "promote", "promote", digest)
             info_id, uri = _log_model(snapshot, run, tags)
             self.client.set_terminated(run)
             if _registered(self.client, name) is None:
@@ -187,7 +187,7 @@ class Registry:
 
 
 def _connect(root: Path) -> tuple[MlflowClient, str]:
-    return tracking.connect(root)
+    return store.connect(root)
 
 
 def _no_model(uri: str) -> InputMissing:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from pipeline import artifacts, launch
-from pipeline.config import CORE_MODEL, Finetune, change_params
+from pipeline import artifacts
+from pipeline.config.params import CORE_MODEL, Finetune
 from pipeline.errors import InputMissing, StorageError
+from pipeline.launch.stage import Stage
+from pipeline.presets import change_params
 from pipeline.registry.package import Registry
 
 
@@ -48,17 +50,17 @@ def fetch(root: Path, address: str, digest: str, cache: Path) -> Path:
         return target
     if not address.startswith("models:"):
         _expect(digest, _verified(root / address, address), address)
-        launch.copy_into_place(root / address, target)
+        artifacts.copy_into_place(root / address, target)
         return target
     registry = Registry(root)
     version = registry.resolve(address)
     _expect(digest, str(version.digest), address)
     with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
-        launch.copy_into_place(registry.fetch(version, Path(scratch)), target)
+        artifacts.copy_into_place(registry.fetch(version, Path(scratch)), target)
     return target
 
 
-def pinned(stage: launch.Stage, section: Finetune) -> dict[str, str]:
+def pinned(stage: Stage, section: Finetune) -> dict[str, str]:
     """{"init": folder of the pinned model}, for the workers of a stage; empty where models/core is grown, or the
     stage has finished before. Raises as `fetch` does."""
     if section.init_from == CORE_MODEL or stage.finished():

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, tracking
+from pipeline import artifacts
 from pipeline.errors import BadData, GateFailed, InputMissing
 from pipeline.registry.package import CANDIDATE, CHAMPION, Registry, Version
+from pipeline.tracking import runs
 
 MODEL = "models/refined"
 VERDICT = "reports/verdict.json"
@@ -145,8 +146,8 @@ def _lineage_tags(root: Path, digest: str, config: Mapping[str, Any], verdict: V
         "crescendo.parent_digest": lineage.get("parent"),
         "crescendo.init_from": lineage.get("init_from"),  # the model that was grown
         "crescendo.init_digest": lineage.get("init_sha256"),
-        "crescendo.git_commit": tracking.git_commit(root),
-        "crescendo.run_id": tracking.find_run_by_output(MODEL, digest, root),
+        "crescendo.git_commit": runs.git_commit(root),
+        "crescendo.run_id": runs.find_run_by_output(MODEL, digest, root),
     }
     return {key: str(value) for key, value in known.items() if value}
 

@@ -13,7 +13,7 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from pipeline.registry.generator import Generator, encode_png, load_generator
+from pipeline.inference.generator import Generator, encode_png, load_generator
 
 
 class TextToImage(PythonModel):  # type: ignore[misc]  # mlflow is not read by the type checker

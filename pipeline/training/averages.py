@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.diffusion.ema import Profile, mixing_weights
-from pipeline.training.optim import world
+from pipeline.training.distributed import world
 from pipeline.training.state import Learner, TrainState
 
 CANDIDATES = 9  # lengths from half the least tracked one to twice the greatest

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import artifacts
-from pipeline.training.optim import from_first_worker, world
+from pipeline.training.distributed import from_first_worker, world
 from pipeline.training.state import TrainState
 
 KEEP = 2  # verified checkpoints that stay

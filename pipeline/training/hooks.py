@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.training import checkpoint
-from pipeline.training.optim import world
+from pipeline.training.distributed import world
 from pipeline.training.state import TrainState
 
 

@@ -5,8 +5,9 @@ import resource
 import signal
 import time
 
-from pipeline.data.images import Framing, Picture, frame
 from pipeline.errors import BadData, ConfigError
+from pipeline.prepare.framing import Framing, Picture
+from pipeline.prepare.images import frame
 
 
 def act(content, where):

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw
 
-from pipeline.data.images import FORMATS, Picture
+from pipeline.prepare.framing import Picture
+from pipeline.prepare.images import FORMATS
 
 RESOLUTION = 32
 BACKGROUND = (255, 255, 255)

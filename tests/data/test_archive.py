@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.images import MAX_BYTES, Framing
-from pipeline.data.sources import trees
-from pipeline.data.sources.archive import Archive
-from pipeline.data.sources.folder import Folder
 from pipeline.errors import BadData, InputMissing, PipelineError
+from pipeline.prepare.framing import Framing
+from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.sources import archive_trees
+from pipeline.prepare.sources.archive import Archive
+from pipeline.prepare.sources.folder import Folder
 
 FRAMING = Framing(16, "crop", (255, 255, 255))
 KINDS = ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz")
@@ -320,7 +321,7 @@ def test_a_damaged_member_is_bad_data_when_it_is_read(tmp_path, content):
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_member_over_the_limit_is_bad_data_when_it_is_read(tmp_path, kind):
     content = make(kind, [("x.png", np.random.default_rng(0).bytes(5000))])
-    tree = trees.open_archive(open_bytes(tmp_path, content)._tree._path, "images")
+    tree = archive_trees.open_archive(open_bytes(tmp_path, content)._tree._path, "images")
     with pytest.raises(BadData, match="E-IMG-002 images/x.png: has 5000 bytes, the most is 4999"):
         tree.read("x.png", 4999)
     assert len(tree.read("x.png", 5000)) == 5000
@@ -451,7 +452,7 @@ def test_a_zip_of_very_many_members_is_listed(tmp_path):
 
 
 def test_there_may_be_so_many_members_and_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(trees, "MAX_MEMBERS", 3)
+    monkeypatch.setattr("pipeline.prepare.sources.archive_trees.MAX_MEMBERS", 3)
     for kind in KINDS:
         assert (
             len(open_bytes(tmp_path, make(kind, [(f"{n}.png", b"") for n in range(3)])).listing().items) == 3

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data import captions
+from pipeline.text import captions
 
 
 def test_names_become_plain_english():

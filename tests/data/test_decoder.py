@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from deeds import act, count_together
 
-from pipeline.data import decoder, images
-from pipeline.data.decoder import Decoder
 from pipeline.errors import BadData, ConfigError
+from pipeline.prepare import decoder, images
+from pipeline.prepare.decoder import Decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 

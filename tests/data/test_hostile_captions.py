@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pipeline.config import parse_params
-from pipeline.data.captions import MAX_CAPTION, MAX_MARKS, normalise, text_flaws
-from pipeline.data.encoders import load_text_encoder
-from pipeline.data.shards import dump_lines
-from pipeline.data.sources import open_source
-from pipeline.data.validation import Outcome, Report, write_index_page
+from pipeline.config.params import parse_params
 from pipeline.errors import BadData
+from pipeline.prepare.shards import dump_lines
+from pipeline.prepare.sources.load import open_source
+from pipeline.prepare.validation import Outcome, Report, write_index_page
+from pipeline.text.captions import MAX_CAPTION, MAX_MARKS, normalise, text_flaws
+from pipeline.text.load import load_text_encoder
 
 BLANK = [
     "",

@@ -14,9 +14,9 @@ from deeds import weigh
 from hostile import BACKGROUND, RESOLUTION, cases
 from mutate import mutant
 
-from pipeline.data.decoder import Decoder
-from pipeline.data.images import Framing, Picture
 from pipeline.errors import BadData
+from pipeline.prepare.decoder import Decoder
+from pipeline.prepare.framing import Framing, Picture
 
 MUTANTS = int(os.environ.get("CRESCENDO_MUTANTS", "200"))
 MEGABYTES = 512

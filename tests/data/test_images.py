@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from pipeline.data import images
-from pipeline.data.images import Framing, box_mean, frame, scale_to_bytes, tile
 from pipeline.errors import BadData
+from pipeline.prepare import fast_decode, images
+from pipeline.prepare.framing import Framing, box_mean, tile
+from pipeline.prepare.images import frame
+from pipeline.prepare.pillow import scale_to_bytes
 
 WHITE = (255, 255, 255)
 SIDE = 24
@@ -70,7 +72,7 @@ def refused(content):
 def ways(monkeypatch):
     """Counts the files that go the quick way."""
     calls = []
-    quick = images._quick
+    quick = fast_decode._quick
 
     def counting(content, image, framing):
         calls.append(image.format)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import launch
-from pipeline.config import ComputeProfile
-from pipeline.data import ingest as module
-from pipeline.data.images import Framing
-from pipeline.data.ingest import Layout, Taken, here, ingest, pictures_of, stored_sums
-from pipeline.data.shards import box_sums
-from pipeline.data.sources.folder import Folder
+from pipeline.compute import ComputeProfile
 from pipeline.errors import BadData
+from pipeline.launch import execution
+from pipeline.prepare import ingest as module
+from pipeline.prepare.framing import Framing
+from pipeline.prepare.ingest import Layout, Taken, here, ingest, pictures_of, stored_sums
+from pipeline.prepare.shards import box_sums
+from pipeline.prepare.sources.folder import Folder
 
 LAYOUT = Layout(16, 8, "raw")
 
@@ -122,8 +122,8 @@ def test_ray_takes_in_what_one_process_does(
     monkeypatch.setattr(module, "BLOCK_ITEMS", 6)
 
     def under_ray(make: Any, blocks: Any) -> Iterator[int]:
-        with launch.ray_session(ComputeProfile(workers=2).workers, inside_job=False):
-            yield from launch.map_under_ray(make, blocks)
+        with execution.ray_session(ComputeProfile(workers=2).workers, inside_job=False):
+            yield from execution.map_under_ray(make, blocks)
 
     encoded = Layout(16, 8, "png")
     spread, alone = (

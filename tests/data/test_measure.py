@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.images import Picture
-from pipeline.data.measure import measure, near_duplicates
+from pipeline.prepare.framing import Picture
+from pipeline.prepare.measure import measure, near_duplicates
 
 
 def measured(pixels: np.ndarray):

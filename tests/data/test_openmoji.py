@@ -6,10 +6,10 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from pipeline.data.images import Framing
-from pipeline.data.sources import openmoji
-from pipeline.data.sources.openmoji import OpenMoji, base_of
 from pipeline.errors import BadData, ConfigError
+from pipeline.prepare.framing import Framing
+from pipeline.prepare.sources import openmoji
+from pipeline.prepare.sources.openmoji import OpenMoji, base_of
 
 VERSION = metadata.version(openmoji.PACKAGE)
 FRAMING = Framing(32, "crop", (255, 255, 255))

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.data.images import MAX_BYTES, Framing
-from pipeline.data.sources import parquet
-from pipeline.data.sources.parquet import Parquet
 from pipeline.errors import BadData, InputMissing
+from pipeline.prepare.framing import Framing
+from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.sources import parquet
+from pipeline.prepare.sources.parquet import Parquet
 
 FRAMING = Framing(16, "crop", (255, 255, 255))
 

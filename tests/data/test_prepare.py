@@ -8,10 +8,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from pipeline import artifacts
-from pipeline.config import parse_params
-from pipeline.data import prepare as stage
-from pipeline.data.encoders import load_text_encoder
+from pipeline.config.params import parse_params
 from pipeline.errors import BadData, ConfigError
+from pipeline.prepare import prepare as stage
+from pipeline.text.load import load_text_encoder
 
 
 @pytest.fixture(scope="module", autouse=True)

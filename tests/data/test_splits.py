@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.splits import FRACTIONS, assign_splits
+from pipeline.prepare.splits import FRACTIONS, assign_splits
 
 
 def shares(bases, seed=0):

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data import shards, store
+from pipeline.data import storage
+from pipeline.prepare import shards
 
 
 def pictures(count: int, resolution: int = 16) -> np.ndarray:
@@ -15,17 +16,17 @@ def pictures(count: int, resolution: int = 16) -> np.ndarray:
 @pytest.mark.parametrize("encoding", ["raw", "png"])
 def test_what_is_written_is_read_in_any_order(tmp_path: Path, encoding: str) -> None:
     images = pictures(5)
-    store.write(tmp_path, "images", (store.encode(image, encoding) for image in images), 5, encoding)
-    found = store.Pictures(tmp_path, "images")
+    storage.write(tmp_path, "images", (storage.encode(image, encoding) for image in images), 5, encoding)
+    found = storage.Pictures(tmp_path, "images")
     assert len(found) == 5
     order = np.array([4, 0, 2, 2])
     assert np.array_equal(np.stack([found.row(i) for i in order.tolist()]), images[order])
-    assert np.array_equal(store.decode(found.stored(3)), images[3])
+    assert np.array_equal(storage.decode(found.stored(3)), images[3])
 
 
 def test_an_empty_set_can_be_written(tmp_path: Path) -> None:
-    store.write(tmp_path, "images", iter(()), 0, "raw")
-    assert len(store.Pictures(tmp_path, "images")) == 0
+    storage.write(tmp_path, "images", iter(()), 0, "raw")
+    assert len(storage.Pictures(tmp_path, "images")) == 0
 
 
 @pytest.mark.parametrize("encoding", ["raw", "png"])

@@ -12,9 +12,9 @@ import pytest
 import torchvision
 from PIL import Image
 
-from pipeline.data.images import Framing
-from pipeline.data.sources.torchvision import Torchvision, clean_class
 from pipeline.errors import BadData, ConfigError, InputMissing
+from pipeline.prepare.framing import Framing
+from pipeline.prepare.sources.torchvision import Torchvision, clean_class
 
 FRAMING = Framing(32, "crop", (255, 255, 255))
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -129,7 +129,7 @@ def test_an_unknown_set_is_a_config_error_that_lists_the_known():
 
 
 def test_every_allowed_set_is_a_class_of_torchvision():
-    from pipeline.data.sources.torchvision import _SETS
+    from pipeline.prepare.sources.torchvision import _SETS
 
     assert all(hasattr(torchvision.datasets, name) for name in _SETS)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.data.validation import Record, validate, write_index_page
+from pipeline.prepare.validation import Record, validate, write_index_page
 
 GOOD = [
     Record(

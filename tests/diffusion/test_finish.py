@@ -8,16 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.diffusion import sampling
-from pipeline.diffusion.finish import Finish, OpenTiles, predicted_error
+from pipeline.diffusion import generate, pyramid
+from pipeline.diffusion.early_exit import Finish, OpenTiles, predicted_error
 from pipeline.diffusion.guidance import Denoise
 from pipeline.diffusion.noise import karras_sigmas
-from pipeline.diffusion.sampling import ADAPTIVE, SAMPLERS, integrate, sample_pyramid
+from pipeline.diffusion.pyramid import sample_pyramid
+from pipeline.diffusion.samplers import ADAPTIVE, SAMPLERS, integrate
 from pipeline.errors import ConfigError
 from pipeline.models import tiles
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import ShellDenoiser, build_core, build_shell
-from pipeline.models.layers import Text, pool
-from pipeline.models.snapshot import Snapshot, Statistics
+from pipeline.models.resample import pool
+from pipeline.models.snapshot import Snapshot
+from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import tiling
 
 TILE = 16
@@ -91,7 +94,7 @@ def tolerance_for(shell: ShellDenoiser, monkeypatch: pytest.MonkeyPatch, **optio
         return errors[-1]
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.diffusion.finish.predicted_error", watch)
+        patched.setattr("pipeline.diffusion.early_exit.predicted_error", watch)
         made_by(shell, Finish(0.0, TILE), **options)
     return float(errors[0].quantile(0.97))
 
@@ -109,10 +112,10 @@ def test_a_picture_equals_that_of_whole_images_with_a_mask(
         ran += len(args[-1].rows)
         return tiles.tile_octave(*args)
 
-    monkeypatch.setattr("pipeline.diffusion.finish.tile_octave", counted)
+    monkeypatch.setattr("pipeline.diffusion.early_exit.tile_octave", counted)
     finish = Finish(tolerance, TILE)
     picture, nfe = made_by(shell, finish, **options)
-    monkeypatch.setattr(sampling, "OpenTiles", Reference)
+    monkeypatch.setattr(pyramid, "OpenTiles", Reference)
     reference, same = made_by(shell, Finish(tolerance, TILE), **options)
     torch.testing.assert_close(picture, reference, atol=1e-5, rtol=1e-5)
     assert nfe == same and 0 < finish.share < 1 and ran > 0  # by tiles at times, and whole at others
@@ -184,7 +187,7 @@ def test_the_predicted_error_is_that_of_exact_denoisers(sampler: str) -> None:
 def test_a_tile_is_finished_at_half_a_grey_level() -> None:
     """The tolerance of `generate`, in grey levels of the channel that varies most."""
     statistics = Statistics((0.0, 0.0, 0.0), (0.3, 0.6, 0.5))
-    tolerance = sampling.HALF_A_GREY_LEVEL / max(statistics.std)
+    tolerance = generate.HALF_A_GREY_LEVEL / max(statistics.std)
     grey = torch.full((1, 3, 1, 1), 100.0)
     step = statistics.standardise(grey + 0.5) - statistics.standardise(grey)
     assert float(step.min()) == pytest.approx(tolerance, rel=1e-3)
@@ -199,7 +202,7 @@ def test_the_snapshot_says_whether_tiles_are_finished(
     options |= {"sampler": "dpmpp_2m"} | ({} if finish is None else {"finish": finish})
     statistics = {"mean": [0.0] * 3, "std": [1e-5] * 3}
     snapshot = Snapshot(shell, {"kind": "finetuned", "sampling": options, "statistics": statistics}, "")
-    made = sampling.generate(snapshot, captions(2), [0, 1])
+    made = generate.generate(snapshot, captions(2), [0, 1])
     assert made.nfe == 6 and made.share == pytest.approx(share)
 
 
@@ -209,9 +212,9 @@ def test_the_adaptive_sampler_is_refused_where_tiles_are_to_be_finished() -> Non
     options = {"num_steps": 4, "guidance": 1.0, "guidance_interval": [0.3, 5.0], "lift": 8.0}
     statistics = {"mean": [0.0] * 3, "std": [0.5] * 3}
 
-    def made(finish: bool) -> sampling.Generated:
+    def made(finish: bool) -> generate.Generated:
         config = {"kind": "finetuned", "sampling": {**options, "finish": finish}, "statistics": statistics}
-        return sampling.generate(Snapshot(shell.eval(), config, ""), captions(1), [0], sampler=ADAPTIVE)
+        return generate.generate(Snapshot(shell.eval(), config, ""), captions(1), [0], sampler=ADAPTIVE)
 
     assert made(finish=False).nfe == 4
     with pytest.raises(ConfigError, match="sampler: 'adaptive' cannot finish tiles early"):

@@ -5,11 +5,12 @@ from typing import get_args
 import pytest
 import torch
 
-from pipeline.config import Sampling
+from pipeline.config.params import Sampling
 from pipeline.diffusion.guidance import GUIDES, Guided, early_estimate, guide_of
-from pipeline.diffusion.sampling import sample_pyramid
+from pipeline.diffusion.pyramid import sample_pyramid
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell
-from pipeline.models.layers import Text, high_pass, pool, upsample
+from pipeline.models.resample import high_pass, pool, upsample
 
 CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
 SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}

@@ -12,8 +12,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pipeline.diffusion.noise import arrange, bridge_maps, bridge_noise, detail, lognormal_sigma, region_sigma
-from pipeline.models.layers import resize
+from pipeline.diffusion.noise import lognormal_sigma
+from pipeline.diffusion.regions import arrange, bridge_maps, bridge_noise, detail, region_sigma
+from pipeline.models.resample import resize
 
 N, GRID, SIDE = 40_000, 2, 4
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2])

@@ -13,19 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import Sampling
-from pipeline.diffusion import sampling
+from pipeline.config.params import Sampling
+from pipeline.diffusion import pyramid as pyramid_module
+from pipeline.diffusion import samplers
 from pipeline.diffusion.noise import karras_sigmas
-from pipeline.diffusion.sampling import (
-    ADAPTIVE,
-    SAMPLERS,
-    integrate,
-    noise_like_seeds,
-    sample_pyramid,
-    sde_dpmpp_2m,
-)
-from pipeline.models.denoiser import Denoiser, build_core, build_shell
-from pipeline.models.layers import Text, pool, upsample
+from pipeline.diffusion.pyramid import sample_pyramid
+from pipeline.diffusion.samplers import ADAPTIVE, SAMPLERS, integrate, sde_dpmpp_2m
+from pipeline.diffusion.seeds import Draw, noise_like_seeds
+from pipeline.models.conditioning import Text
+from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels
+from pipeline.models.resample import pool, upsample
 
 CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
 SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}
@@ -221,7 +218,7 @@ def test_every_call_through_the_pyramid_is_counted(sampler: str, nfe: int, pyram
     calls: list[int] = []  # px of each; the levels below count in the ones above
     hooks = [
         level.register_forward_hook(lambda module, *_: calls.append(module.resolution))
-        for level in sampling.levels(pyramid)
+        for level in pyramid_levels(pyramid)
     ]
     images, counted = sample_pyramid(pyramid, captions(2), [0, 1], 9, 1.0, (0.3, 5.0), 8.0, sampler=sampler)
     for hook in hooks:
@@ -245,9 +242,9 @@ def test_the_low_band_does_not_notice_a_lift(
         noise = torch.randn(1, 3, resolution, resolution, generator=torch.Generator().manual_seed(3))
         return noise if purpose == "noise" else torch.zeros_like(noise)
 
-    for level in sampling.levels(pyramid):
+    for level in pyramid_levels(pyramid):
         monkeypatch.setattr(level, "forward", estimate)
-    monkeypatch.setattr(sampling, "noise_like_seeds", lambda *_: draw)
+    monkeypatch.setattr(pyramid_module, "noise_like_seeds", lambda *_: draw)
 
     def low_band() -> Tensor:
         x, _ = sample_pyramid(pyramid, captions(1), [0], 9, 1.0, (0.3, 5.0), 8.0, sampler=sampler)
@@ -257,7 +254,7 @@ def test_the_low_band_does_not_notice_a_lift(
     start = draw("noise", 16) * float(sigmas[0])
     alone = integrate(sampler, mixture, start, sigmas, captions(1), lambda _: torch.zeros_like(start))
     torch.testing.assert_close(low_band(), alone, rtol=0, atol=1e-5)
-    monkeypatch.setattr(sampling.History, "lift", lambda history: setattr(history, "last", None))
+    monkeypatch.setattr(samplers.History, "lift", lambda history: setattr(history, "last", None))
     assert float((low_band() - alone).abs().max()) > 1e-3  # a method that begins anew goes another way
 
 
@@ -267,7 +264,7 @@ def test_a_picture_and_its_noise_do_not_depend_on_the_batch(
 ) -> None:
     drawn: dict[tuple[int, str, int], Tensor] = {}
 
-    def recorded(seeds: list[int], device: Any = "cpu") -> sampling.Draw:
+    def recorded(seeds: list[int], device: Any = "cpu") -> Draw:
         draw = noise_like_seeds(seeds, device)
 
         def watch(purpose: str, resolution: int) -> Tensor:
@@ -279,7 +276,7 @@ def test_a_picture_and_its_noise_do_not_depend_on_the_batch(
 
         return watch
 
-    monkeypatch.setattr(sampling, "noise_like_seeds", recorded)
+    monkeypatch.setattr(pyramid_module, "noise_like_seeds", recorded)
     text, seeds = captions(8), list(range(40, 48))
 
     def made(rows: slice) -> Tensor:

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion import sampling
+from pipeline.diffusion import pyramid
 from pipeline.diffusion.guidance import Guided
 from pipeline.diffusion.noise import karras_sigmas, truncated_lognormal_sigma
-from pipeline.diffusion.sampling import heun, lift, noise_like_seeds, sample_pyramid, sde_dpmpp_2m
+from pipeline.diffusion.pyramid import lift, sample_pyramid
+from pipeline.diffusion.samplers import heun, sde_dpmpp_2m
+from pipeline.diffusion.seeds import noise_like_seeds
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import build_core, build_shell
-from pipeline.models.layers import Text, pool
+from pipeline.models.resample import pool
 
 
 def no_text(n: int) -> Text:
@@ -129,7 +132,7 @@ def test_each_shell_takes_over_at_its_own_lift(monkeypatch: pytest.MonkeyPatch) 
         steps.append(len(sigmas) - 1)
         return x
 
-    monkeypatch.setattr(sampling, "integrate", counted)
+    monkeypatch.setattr(pyramid, "integrate", counted)
 
     def plan(lift_at: float | list[float]) -> list[int]:
         steps.clear()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.diffusion.upscaling import (
+from pipeline.errors import ConfigError
+from pipeline.inference.upscaling import (
     Tiling,
     add_high_band,
     canvas,
@@ -15,9 +16,9 @@ from pipeline.diffusion.upscaling import (
     to_grey,
     upscale,
 )
-from pipeline.errors import ConfigError
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import build_core, build_shell
-from pipeline.models.layers import Text, pool, upsample
+from pipeline.models.resample import pool, upsample
 from pipeline.models.snapshot import Snapshot
 
 NET = {"patch": 1, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}

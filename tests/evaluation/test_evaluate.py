@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Params
+from pipeline.config.params import Params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import BadData, InputMissing
+from pipeline.evaluation import conditions, samples
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.features import Extractor, randconv
 from pipeline.models.denoiser import build_core, build_shell
@@ -197,10 +198,10 @@ def test_every_base_is_chosen_once_before_any_comes_twice(tmp_path: Path) -> Non
     dataset = PreparedDataset(tmp_path / "prepared")
     for i, row in enumerate(dataset.rows):
         row["base"] = str(i // 12)  # 5 bases
-    rows = evaluation.choose_rows(dataset, "train", 12, seed=0)
+    rows = conditions.choose_rows(dataset, "train", 12, seed=0)
     assert len(set(rows.tolist())) == 12
     assert len({dataset.rows[row]["base"] for row in rows[:5]}) == 5
-    again = evaluation.choose_rows(dataset, "train", 30, seed=0)
+    again = conditions.choose_rows(dataset, "train", 30, seed=0)
     np.testing.assert_array_equal(again[:12], rows)
 
 
@@ -208,16 +209,16 @@ def test_seeds_depend_on_caption_and_draw_so_that_models_are_compared_in_pairs(
     params: Params, root: Path
 ) -> None:
     dataset = PreparedDataset(root / "data/prepared")
-    models = {model.name: model for model in evaluation.load_models(root / "models", params, "cpu")}
-    condition = evaluation.build_conditions(dataset, params)[0]
+    models = {model.name: model for model in samples.load_models(root / "models", params, "cpu")}
+    condition = conditions.build_conditions(dataset, params)[0]
     fewer = dataclasses.replace(
         condition,
         rows=condition.rows[:3],
         captions=condition.captions[:3],
         caption_ids=condition.caption_ids[:3],
     )
-    many = evaluation.sample(models["refined_1"], condition, dataset, params)
-    few = evaluation.sample(models["refined_1"], fewer, dataset, params)
+    many = samples.sample(models["refined_1"], condition, dataset, params)
+    few = samples.sample(models["refined_1"], fewer, dataset, params)
     assert few.which.tolist() == [0, 1, 2, 0, 1, 2]
     assert few.draw.tolist() == [0, 0, 0, 1, 1, 1]
     torch.testing.assert_close(few.native[:3], many.native[:3], atol=1, rtol=0)

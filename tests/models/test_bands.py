@@ -7,8 +7,9 @@ import torch
 
 from pipeline.diffusion.loss import denoising_loss
 from pipeline.diffusion.noise import LOW_SIGMAS, LowBand, draw_low_band
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import ShellDenoiser, band_features, build_core, build_shell
-from pipeline.models.layers import Text, high_pass, pool
+from pipeline.models.resample import high_pass, pool
 
 NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.0}
 SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}

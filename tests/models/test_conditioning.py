@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.diffusion.loss import denoising_loss
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import CoreDenoiser, Denoiser, ShellDenoiser, build_core, build_shell
-from pipeline.models.layers import Embedding, Text, TextAttention, high_pass, upsample
+from pipeline.models.layers import Embedding, TextAttention
+from pipeline.models.resample import high_pass, upsample
 
 CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
 SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}

@@ -7,22 +7,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline.models.conditioning import Level, Text
 from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, ShellDenoiser, build_core, build_shell
 from pipeline.models.layers import (
     Block,
-    Level,
     MPConv,
-    Text,
-    high_pass,
     mp_cat,
     mp_silu,
     mp_sum,
-    pool,
     renormalize_,
     tangent_gradient_,
     unit_rms,
-    upsample,
 )
+from pipeline.models.resample import high_pass, pool, upsample
 
 NET = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
 

@@ -5,10 +5,10 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
+from pipeline.adversarial.discriminator import CoreFeatures, Heads, Lite0Features, View, load_lite0
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import build_core
-from pipeline.models.discriminator import CoreFeatures, Heads, Lite0Features, View, load_lite0
-from pipeline.models.layers import Text
-from pipeline.models.snapshot import Statistics
+from pipeline.models.statistics import Statistics
 
 STATISTICS = Statistics((0.4, 0.3, 0.2), (0.6, 0.6, 0.6))
 

@@ -8,8 +8,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.diffusion.loss import denoising_loss
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, set_recompute
-from pipeline.models.layers import MPConv, Text
+from pipeline.models.layers import MPConv
 
 NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.2}
 SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.models.conditioning import Level, Text, region_features
 from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.kernels import KernelMix, mean_kernel_px
-from pipeline.models.layers import Level, Text, region_features
-from pipeline.training.workers import save_kernels
+from pipeline.training.reports import save_kernels
 
 NET = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.0}
 MODES = ["fixed", "noise", "content", "both"]

@@ -8,8 +8,8 @@ import torch
 from ruamel.yaml import YAML
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import build_core, build_shell
-from pipeline.models.layers import Text
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
 TEXT_DIM = 384

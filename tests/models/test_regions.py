@@ -8,10 +8,14 @@ from torch import Tensor
 
 from pipeline.diffusion.adaptive import region_estimate, sde_dpmpp_2m_adaptive
 from pipeline.diffusion.loss import denoising_loss
-from pipeline.diffusion.noise import karras_sigmas, region_sigma
-from pipeline.diffusion.sampling import ADAPTIVE, sample_pyramid, sde_dpmpp_2m
+from pipeline.diffusion.noise import karras_sigmas
+from pipeline.diffusion.pyramid import sample_pyramid
+from pipeline.diffusion.regions import region_sigma
+from pipeline.diffusion.samplers import ADAPTIVE, sde_dpmpp_2m
+from pipeline.models.conditioning import Text, region_features
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, split_level
-from pipeline.models.layers import Text, pool, region_features, renormalize_
+from pipeline.models.layers import renormalize_
+from pipeline.models.resample import pool
 
 NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.0}
 SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}

@@ -10,9 +10,10 @@ from torch import Tensor
 from pipeline.data.dataset import Batch
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import LowBand
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import ShellDenoiser, build_core, build_shell
-from pipeline.models.layers import Text, pool
-from pipeline.models.snapshot import Statistics
+from pipeline.models.resample import pool
+from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import (
     LEAST_CHANCE,
     Tiling,
@@ -24,7 +25,7 @@ from pipeline.models.tiles import (
     tiling,
     trained_tiles,
 )
-from pipeline.training.steps import DenoisingStep
+from pipeline.training.denoising import DenoisingStep
 
 SHAPES = [  # patch of the shell and of the level below, blocks, kernels
     (1, 1, 1, "off"),

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts, cli
-from pipeline.config import load_params
+from pipeline import artifacts
+from pipeline.cli import main
+from pipeline.config.params import load_params
 from pipeline.errors import ConfigError, InputMissing, PipelineError, StorageError
 from pipeline.registry import pins
 from tests.registry.conftest import ROOT, write_model
@@ -26,21 +27,21 @@ def test_pinning_writes_address_and_digest_and_keeps_the_comments(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digest = write_model(root / "elsewhere/model", kind="finetuned")
-    assert cli.run(["pin", "elsewhere/model"]) == 0
+    assert main.run(["pin", "elsewhere/model"]) == 0
     assert pinned(root) == ("elsewhere/model", digest)
     assert "finetune.init_from: models/core -> elsewhere/model" in capsys.readouterr().out
     assert comments(root / "params.yaml") == comments(ROOT / "params.yaml")
-    assert cli.run(["pin", "models/core"]) == 0
+    assert main.run(["pin", "models/core"]) == 0
     assert (root / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
 
 
 def test_an_alias_becomes_the_version_that_it_means_now(root: Path) -> None:
     digest = artifacts.directory_digest(root / "models/refined")
-    cli.run(["promote"])
-    assert cli.run(["pin", "models:/crescendo@champion"]) == 0
+    main.run(["promote"])
+    assert main.run(["pin", "models:/crescendo@champion"]) == 0
     assert pinned(root) == ("models:/crescendo/1", digest)
-    cli.run(["pin", "models/core"])
-    cli.run(["pin", "models:/crescendo/1"])
+    main.run(["pin", "models/core"])
+    main.run(["pin", "models:/crescendo/1"])
     assert pinned(root) == ("models:/crescendo/1", digest)
 
 
@@ -55,7 +56,7 @@ def test_an_alias_becomes_the_version_that_it_means_now(root: Path) -> None:
 )
 def test_what_is_no_model_is_not_pinned(root: Path, model: str, error: type[PipelineError]) -> None:
     with pytest.raises(error):
-        cli.run(["pin", model])
+        main.run(["pin", model])
     assert (root / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
 
 
@@ -63,13 +64,13 @@ def test_a_damaged_model_is_not_pinned(root: Path) -> None:
     write_model(root / "other")
     (root / "other/config.json").write_text("{}")
     with pytest.raises(StorageError, match="config.json"):
-        cli.run(["pin", "other"])
+        main.run(["pin", "other"])
     assert pinned(root) == ("models/core", "")
 
 
 def test_a_registered_model_is_fetched_once_and_then_needs_no_registry(root: Path) -> None:
     digest = artifacts.directory_digest(root / "models/refined")
-    cli.run(["promote"])
+    main.run(["promote"])
     folder = pins.fetch(root, "models:/crescendo/1", digest, root / "runs/init")
     assert folder == root / "runs/init" / digest and artifacts.directory_digest(folder) == digest
     (root / "mlflow.db").unlink()
@@ -80,7 +81,7 @@ def test_a_registered_model_is_fetched_once_and_then_needs_no_registry(root: Pat
 @pytest.mark.parametrize("address", ["other", "models:/crescendo/1"])
 def test_another_snapshot_than_the_pinned_one_is_refused_with_both_digests(root: Path, address: str) -> None:
     digest = artifacts.directory_digest(root / "models/refined")
-    cli.run(["promote"])
+    main.run(["promote"])
     shutil.copytree(root / "models/refined", root / "other")
     with pytest.raises(StorageError) as error:
         pins.fetch(root, address, "0" * 64, root / "runs/init")

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import artifacts, cli, tracking
+from pipeline import artifacts
+from pipeline.cli import main
 from pipeline.errors import BadData, Busy, ConfigError, GateFailed, InputMissing, StorageError
 from pipeline.registry import package
 from pipeline.registry.package import Registry
 from pipeline.registry.promote import read_verdict
+from pipeline.tracking import stage_run
 
 NAME = "crescendo"
 Remake = Callable[..., str]
@@ -24,9 +26,9 @@ Remake = Callable[..., str]
 
 def test_a_passing_model_becomes_candidate_and_champion_with_its_lineage(root: Path) -> None:
     digest = artifacts.directory_digest(root / "models/refined")
-    with tracking.start_stage_run("refine", root, {"lr": 0.1}, {}) as run:
+    with stage_run.start_stage_run("refine", root, {"lr": 0.1}, {}) as run:
         run.log_outputs({"models/refined": digest})
-    assert cli.run(["promote"]) == 0
+    assert main.run(["promote"]) == 0
     registry = Registry(root)
     assert registry.aliases(NAME) == {"candidate": "1", "champion": "1"}
     tags = registry.version(NAME, "1").tags
@@ -43,8 +45,8 @@ def test_a_passing_model_becomes_candidate_and_champion_with_its_lineage(root: P
 
 
 def test_promoting_twice_makes_one_version(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    cli.run(["promote"])
-    cli.run(["promote"])
+    main.run(["promote"])
+    main.run(["promote"])
     assert Registry(root).aliases(NAME) == {"candidate": "1", "champion": "1"}
     with pytest.raises(InputMissing):
         Registry(root).version(NAME, "2")
@@ -56,20 +58,20 @@ def test_promoting_twice_makes_one_version(root: Path, capfd: pytest.CaptureFixt
 def test_a_failing_model_leaves_the_champion_and_says_which_rule(
     root: Path, remake: Remake, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.run(["promote"])
+    main.run(["promote"])
     remake(seed=1, passed=False)
     with pytest.raises(GateFailed, match=r"recall 0.5 \(threshold 0.9\): below the baseline"):
-        cli.run(["promote"])
+        main.run(["promote"])
     assert Registry(root).aliases(NAME) == {"candidate": "2", "champion": "1"}
-    assert cli.run(["promote", "--allow-candidate"]) == 0
+    assert main.run(["promote", "--allow-candidate"]) == 0
     assert "stays the candidate" in capsys.readouterr().out
     assert Registry(root).aliases(NAME) == {"candidate": "2", "champion": "1"}
 
 
 def test_the_new_champion_remembers_the_one_it_replaced(root: Path, remake: Remake) -> None:
-    cli.run(["promote"])
+    main.run(["promote"])
     remake(seed=1)
-    cli.run(["promote"])
+    main.run(["promote"])
     assert Registry(root).aliases(NAME) == {"candidate": "2", "champion": "2"}
     assert Registry(root).version(NAME, "2").tags["crescendo.replaced"] == "1"
 
@@ -78,7 +80,7 @@ def test_a_verdict_on_another_model_registers_nothing(root: Path) -> None:
     path = root / "reports/verdict.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_digest": "f" * 64}))
     with pytest.raises(BadData, match="judges model ffffffffffff"):
-        cli.run(["promote", "--allow-candidate"])
+        main.run(["promote", "--allow-candidate"])
     assert not (root / "mlflow.db").exists()
 
 
@@ -106,7 +108,7 @@ def test_a_verdict_that_is_missing_or_contradicts_itself_is_refused(
 
 def test_two_promotions_do_not_run_at_once(root: Path) -> None:
     with artifacts.lease(root / "runs/promote.lock"), pytest.raises(Busy, match=str(os.getpid())):
-        cli.run(["promote"])
+        main.run(["promote"])
 
 
 def test_a_registration_whose_alias_was_never_set_is_taken_up_again(
@@ -118,27 +120,27 @@ def test_a_registration_whose_alias_was_never_set_is_taken_up_again(
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "set_alias", killed)
         with pytest.raises(KeyboardInterrupt):
-            cli.run(["promote"])
+            main.run(["promote"])
     assert Registry(root).aliases(NAME) == {}
-    cli.run(["promote"])
+    main.run(["promote"])
     assert Registry(root).aliases(NAME) == {"candidate": "1", "champion": "1"}
 
 
 def test_a_changed_file_in_the_registry_is_noticed(root: Path) -> None:
-    cli.run(["promote"])
+    main.run(["promote"])
     (weights,) = (root / "mlartifacts").rglob("model.safetensors")
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     for command in (["generate", "cat", "--num", "1"], ["promote"]):
         with pytest.raises(StorageError, match="model.safetensors"):
-            cli.run(command)
+            main.run(command)
 
 
 def test_an_alias_moved_by_another_is_noticed_when_read_back(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cli.run(["promote"])
+    main.run(["promote"])
     registry = Registry(root)
     monkeypatch.setattr(Registry, "aliases", lambda *_: {"champion": "7"})
     with pytest.raises(Busy, match="points to version 7"):
@@ -149,14 +151,14 @@ def test_a_broken_registry_is_one_line_without_password(root: Path, monkeypatch:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(StorageError) as error:
-        cli.run(["promote"])
+        main.run(["promote"])
     assert "secret" not in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("uri", ["models:crescendo", "models:/a/b", "models:/x'@y"])
 def test_an_address_of_another_form_is_refused(root: Path, uri: str) -> None:
     with pytest.raises(ConfigError, match="no address of a model"):
-        cli.run(["generate", "cat", "--model", uri])
+        main.run(["generate", "cat", "--model", uri])
 
 
 LOAD = """
@@ -172,8 +174,8 @@ open("low.png", "wb").write(low["image"][0])
 
 
 def test_the_registered_model_works_alone_and_makes_the_pictures_of_generate(root: Path) -> None:
-    cli.run(["promote"])
-    cli.run(["generate", "cat", "--num", "1", "--steps", "2", "--seed", "3", "--out", "grid.png"])
+    main.run(["promote"])
+    main.run(["generate", "cat", "--num", "1", "--steps", "2", "--seed", "3", "--out", "grid.png"])
     (model,) = (path.parent for path in (root / "mlartifacts").rglob("MLmodel"))
     assert not list(model.rglob("*.pkl"))
     pinned = (model / "requirements.txt").read_text().splitlines()
@@ -185,6 +187,6 @@ def test_the_registered_model_works_alone_and_makes_the_pictures_of_generate(roo
     alone = np.asarray(Image.open(io.BytesIO((root / "out.png").read_bytes())))
     grid = np.asarray(Image.open(root / "grid.png"))
     np.testing.assert_array_equal(alone, grid[2:-2, 2:-2])
-    cli.run(["generate", "cat", "--num", "1", "--steps", "2", "--seed", "3", "--resolution", "16"])
+    main.run(["generate", "cat", "--num", "1", "--steps", "2", "--seed", "3", "--resolution", "16"])
     alone = np.asarray(Image.open(io.BytesIO((root / "low.png").read_bytes())))
     np.testing.assert_array_equal(alone, np.asarray(Image.open(root / "grid.png"))[2:-2, 2:-2])

@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from pipeline import artifacts
-from pipeline.config import parse_params
+from pipeline.config.params import parse_params
 from pipeline.diffusion.ema import Profile, gamma_of_std, mixing_weights, power_decay, profile_product
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.errors import StorageError
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import CoreDenoiser, build_core
-from pipeline.models.layers import MPConv, Text
+from pipeline.models.layers import MPConv
 from pipeline.models.snapshot import load_snapshot
 from pipeline.rng import generator_for
-from pipeline.training import workers
 from pipeline.training.averages import Averages, moments_of
 from pipeline.training.state import Learner, TrainState
+from pipeline.workers import pretrain
 
 BATCH, STEPS = 8, 160
 NET = {"patch": 1, "channels": 16, "channel_mult": [1], "num_blocks": 1, "attention": []}
@@ -144,13 +145,13 @@ def test_a_run_chooses_by_held_out_error_and_a_resumed_one_chooses_the_same_bits
         if name == "step" and nimg == 32:  # a moment was stored at 24, the checkpoint is at 32
             raise KeyboardInterrupt
 
-    workers.pretrain(whole)
+    pretrain.pretrain(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "failpoint", stop)
+        patch.setattr("pipeline.training.context.failpoint", stop)
         with pytest.raises(KeyboardInterrupt):
-            workers.pretrain(broken)
+            pretrain.pretrain(broken)
     shutil.rmtree(tmp_path / "broken/checkpoints/nimg-000000000032")  # killed before it: 24 is trained again
-    workers.pretrain(broken)
+    pretrain.pretrain(broken)
     for name in (
         *(f"averages/nimg-{nimg:012d}/averages.safetensors" for nimg in (16, 24, 40, 48)),
         *(f"result/model/{name}" for name in ("model.safetensors", "early.safetensors", "config.json")),
@@ -159,7 +160,7 @@ def test_a_run_chooses_by_held_out_error_and_a_resumed_one_chooses_the_same_bits
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
     assert len(list((tmp_path / "whole/averages").iterdir())) == 4
     plain = config_of(tiny_tree, tiny_root, tmp_path / "plain")
-    workers.pretrain(plain)
+    pretrain.pretrain(plain)
     numbers = {
         name: artifacts.json.loads((tmp_path / name / "result/reports/metrics.json").read_text())
         for name in ("whole", "plain")

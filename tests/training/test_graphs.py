@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from pipeline.data.dataset import Batch
-from pipeline.diffusion.noise import lognormal_sigma, region_sigma
+from pipeline.diffusion.noise import lognormal_sigma
+from pipeline.diffusion.regions import region_sigma
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels, set_dtype
-from pipeline.models.layers import Text
-from pipeline.models.snapshot import Statistics
+from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
-from pipeline.training.graphs import WARM_UP, Recorded, cloned, leaves
+from pipeline.training.cuda_graphs import WARM_UP, Recorded, cloned, leaves
+from pipeline.training.denoising import DenoisingStep
 from pipeline.training.state import Learner, TrainState
-from pipeline.training.steps import DenoisingStep
 
 
 class Pair(NamedTuple):

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import artifacts
-from pipeline.config import parse_params
+from pipeline.config.params import parse_params
 from pipeline.data.dataset import PreparedDataset
-from pipeline.diffusion.sampling import generate
+from pipeline.diffusion.generate import generate
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import Snapshot, at_resolution, load_snapshot, save_snapshot
-from pipeline.training import workers
 from pipeline.training.hooks import read_records
+from pipeline.workers import pretrain
+from pipeline.workers.finetune import finetune
 from tests.conftest import write_prepared
 
 ORDERS = ("one_by_one", "together")
@@ -54,7 +55,7 @@ def base(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path
     """A root with data of 32 px and models/core."""
     root = tmp_path_factory.mktemp("base")
     write_prepared(root / "data/prepared", resolution=32)
-    workers.pretrain(config_of(tree, root, root / "runs/pretrain"))
+    pretrain.pretrain(config_of(tree, root, root / "runs/pretrain"))
     shutil.copytree(root / "runs/pretrain/result/model", root / "models/core")
     return root
 
@@ -64,7 +65,7 @@ def grown(base: Path, tree: dict[str, Any], tmp_path_factory: pytest.TempPathFac
     """Run folders by order, trained without a break around a frozen core."""
     folders = {order: tmp_path_factory.mktemp(order) for order in ORDERS}
     for order, folder in folders.items():
-        workers.finetune(config_of(tree, base, folder, order=order))
+        finetune(config_of(tree, base, folder, order=order))
     return folders
 
 
@@ -116,7 +117,7 @@ def test_a_core_that_learns_changes_in_the_new_model_alone(
     order: str, core: str, tree: dict[str, Any], grown: dict[str, Path], base: Path, tmp_path: Path
 ) -> None:
     before = load_snapshot(base / "models/core")
-    workers.finetune(config_of(tree, base, tmp_path, order=order, core=core))
+    finetune(config_of(tree, base, tmp_path, order=order, core=core))
     after = load_snapshot(tmp_path / "result/model")
     numbers = json.loads((tmp_path / "result/reports/metrics.json").read_text())
     assert {"held_out_error_8", "held_out_error_16", "held_out_error"} <= numbers.keys()
@@ -152,14 +153,14 @@ def test_a_run_killed_in_a_later_octave_ends_with_the_bits_of_an_unbroken_one(
     whole = grown[order]
     if core != "frozen":
         whole = tmp_path / "whole"
-        workers.finetune(config_of(tree, base, whole, order=order, core=core))
+        finetune(config_of(tree, base, whole, order=order, core=core))
     config = config_of(tree, base, tmp_path / "run", order=order, core=core)
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "failpoint", stop)
+        patch.setattr("pipeline.training.context.failpoint", stop)
         with pytest.raises(KeyboardInterrupt):
-            workers.finetune(config)
+            finetune(config)
     assert (tmp_path / "run/to-16/result").exists() == (order == "one_by_one")
-    workers.finetune(config)
+    finetune(config)
     files = [path.relative_to(whole / "result") for path in (whole / "result").rglob("*") if path.is_file()]
     assert len(files) > 8
     for name in files:
@@ -172,7 +173,7 @@ def test_a_damaged_result_of_an_octave_is_made_again(
     shutil.copytree(grown["one_by_one"], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/result")
     (tmp_path / "run/to-16/result/model/config.json").write_text("{}")
-    workers.finetune(config_of(tree, base, tmp_path / "run"))
+    finetune(config_of(tree, base, tmp_path / "run"))
     name = "result/model/model.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (grown["one_by_one"] / name).read_bytes()
 
@@ -186,7 +187,7 @@ def test_the_shells_move_the_core_only_if_they_train_jointly(
     for width in (8, 16):
         other = {**tree, "shell": {**tree["shell"], "channels": [width, 8]}}
         run_dir = tmp_path / str(width)
-        workers.finetune(config_of(other, base, run_dir, order="together", core=core))
+        finetune(config_of(other, base, run_dir, order="together", core=core))
         newest = artifacts.latest_valid(run_dir / "to-32/checkpoints", "nimg-")
         assert newest is not None
         found.append(load_file(newest / "state.safetensors")["net_8.weights"])
@@ -201,7 +202,7 @@ def test_a_model_of_two_levels_grows_by_the_octave_that_it_lacks(
     config = {**parent.config, "kind": kind, "passes": [1], "sigma_start": 5.0}
     save_snapshot(tmp_path / "parent", parent.denoiser, config, parent.early and parent.early.state_dict())
     parent = load_snapshot(tmp_path / "parent")
-    workers.finetune({**config_of(tree, base, tmp_path / "run"), "init": str(tmp_path / "parent")})
+    finetune({**config_of(tree, base, tmp_path / "run"), "init": str(tmp_path / "parent")})
     assert [path.name for path in (tmp_path / "run").glob("to-*")] == ["to-32"]
     made = load_snapshot(tmp_path / "run/result/model")
     assert made.config["kind"] == "finetuned" and "passes" not in made.config

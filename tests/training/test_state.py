@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.diffusion.adversarial import difference_penalty, kernel_distance, spread
+from pipeline.adversarial.losses import difference_penalty, kernel_distance, spread
+from pipeline.adversarial.step import phase_error
 from pipeline.diffusion.ema import gamma_of_std, halflife_decay, power_decay
 from pipeline.errors import BadData, StorageError
-from pipeline.models.layers import MPConv, pool
+from pipeline.models.layers import MPConv
+from pipeline.models.resample import pool
 from pipeline.rng import generator_for
 from pipeline.training import checkpoint
-from pipeline.training.adversarial import phase_error
+from pipeline.training.distributed import average_gradient, my_shards
 from pipeline.training.hooks import Progress, due, read_records
-from pipeline.training.optim import average_gradient, linear_decay_lr, my_shards
+from pipeline.training.schedule import linear_decay_lr
 from pipeline.training.state import Learner, TrainState
 
 

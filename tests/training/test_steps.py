@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from pipeline.data.dataset import Batches, PreparedDataset
-from pipeline.diffusion.noise import detail, lognormal_sigma
+from pipeline.diffusion.noise import lognormal_sigma
+from pipeline.diffusion.regions import detail
+from pipeline.models.conditioning import Text
 from pipeline.models.denoiser import build_core
-from pipeline.models.layers import Text
-from pipeline.models.snapshot import Statistics
+from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for, key
-from pipeline.training import steps
-from pipeline.training.steps import DenoisingStep, set_learning
-from pipeline.training.workers import by_region
+from pipeline.training import denoising
+from pipeline.training.denoising import DenoisingStep, set_learning
+from pipeline.training.levels import by_region
 
 NET = {"patch": 1, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.5}
 SEED, DROPPED = 3, 0.3
@@ -68,7 +69,7 @@ def given(root: Path, bridge: bool, monkeypatch: pytest.MonkeyPatch, at: tuple[i
         return torch.zeros(1), torch.zeros(1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "denoising_loss", loss)
+        patch.setattr(denoising, "denoising_loss", loss)
         step_of(root, bridge).shard_loss(*at)
     return seen[0]
 
@@ -134,6 +135,6 @@ def test_an_update_is_the_same_whatever_was_drawn_before_and_whoever_has_the_oth
 def test_a_batch_without_maps_needs_no_bridge(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = step_of(tiny_root, True)
     step.draw_sigma = by_region(step.denoiser, 1e-9, draw_sigma, 80.0)
-    monkeypatch.setattr(steps, "bridge_maps", None)
+    monkeypatch.setattr(denoising, "bridge_maps", None)
     loss, _ = step.shard_loss(0, 0)
     assert torch.isfinite(loss)

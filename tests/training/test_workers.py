@@ -10,16 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import artifacts
-from pipeline.config import parse_params
+from pipeline.adversarial.few_step import generate_images
+from pipeline.config.params import parse_params
 from pipeline.data.dataset import Batches, PreparedDataset
-from pipeline.diffusion.sampling import generate
 from pipeline.errors import ConfigError
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import load_snapshot, save_snapshot
-from pipeline.training import workers
+from pipeline.training import context, levels
+from pipeline.training.denoising import DenoisingStep
 from pipeline.training.hooks import read_records
 from pipeline.training.state import Learner
-from pipeline.training.steps import DenoisingStep
+from pipeline.workers import finetune, pretrain
 
 STAGES = {"pretrain": "core", "finetune": "finetuned", "refine": "refined"}
 
@@ -43,7 +44,7 @@ def trained(tiny_tree: dict[str, Any], tiny_root: Path, tmp_path_factory: pytest
     shutil.copytree(tiny_root / "data", root / "data")
     for stage, kind in STAGES.items():
         run_dir = root / "runs" / stage
-        getattr(workers, stage)(config_of(tiny_tree, root, run_dir))
+        getattr(levels, stage)(config_of(tiny_tree, root, run_dir))
         shutil.copytree(run_dir / "result" / "model", root / "models" / kind)
     return root
 
@@ -103,11 +104,11 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
 
     config = config_of(tiny_tree, trained, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "failpoint", stop)
+        patch.setattr("pipeline.training.context.failpoint", stop)
         with pytest.raises(KeyboardInterrupt):
-            getattr(workers, stage)(config)
+            getattr(levels, stage)(config)
     assert (artifacts.latest_valid(tmp_path / "run/checkpoints", "nimg-") is None) == (stop_at == 8)
-    getattr(workers, stage)(config)
+    getattr(levels, stage)(config)
     whole, resumed = last_state(trained / "runs" / stage), last_state(tmp_path / "run")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -121,8 +122,8 @@ def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> 
     text = dataset.text([0, 1, 2])
     for kind, steps, nfe in (("finetuned", 3, None), ("refined", 1, 1), ("refined", 4, 4)):
         snapshot = load_snapshot(trained / "models" / kind)
-        together = generate(snapshot, text, [5, 6, 7], steps)
-        alone = generate(snapshot, text.select(slice(1, 2)), [6], steps)
+        together = generate_images(snapshot, text, [5, 6, 7], steps)
+        alone = generate_images(snapshot, text.select(slice(1, 2)), [6], steps)
         assert together.images.shape == (3, 3, 16, 16)
         assert (together.images[1].int() - alone.images[0].int()).abs().max() <= 1  # sums may round apart
         assert nfe is None or together.nfe == nfe
@@ -142,12 +143,12 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "failpoint", stop)
+        patch.setattr("pipeline.training.context.failpoint", stop)
         with pytest.raises(KeyboardInterrupt):
-            workers.pretrain(config)
+            pretrain.pretrain(config)
     then = last_state(tmp_path / "runs/pretrain")  # at 16
     assert torch.equal(then["extra.early"], then["net.ema.0.05"])
-    workers.pretrain(config)
+    pretrain.pretrain(config)
     assert torch.equal(last_state(tmp_path / "runs/pretrain")["extra.early"], then["extra.early"])
     shutil.copytree(tmp_path / "runs/pretrain/result/model", tmp_path / "models/core")
     core = load_snapshot(tmp_path / "models/core")
@@ -156,7 +157,7 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
     assert early is not None
     flat = Learner(early.requires_grad_(), (0.9, 0.99)).weights.detach()  # in the order of the state
     torch.testing.assert_close(flat, then["extra.early"], rtol=0.05, atol=0.05)  # but for its projection
-    workers.finetune(config_of(tree, tmp_path, tmp_path / "runs/finetune"))
+    finetune.finetune(config_of(tree, tmp_path, tmp_path / "runs/finetune"))
     grown = load_snapshot(tmp_path / "runs/finetune/result/model")
     assert grown.early is not None and grown.config["sampling"]["guide"] == "early"
     assert (
@@ -166,8 +167,10 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
     below = pyramid_levels(grown.early)[0].state_dict()
     assert all(torch.equal(below[name], tensor) for name, tensor in core.early.state_dict().items())
     text = PreparedDataset(tmp_path / "data/prepared").text([0])
-    made = {guide: generate(grown, text, [1], 4, 3.0, guide=guide).images for guide in ("no_text", "low")}
-    assert not torch.equal(generate(grown, text, [1], 4, 3.0).images, made["no_text"])
+    made = {
+        guide: generate_images(grown, text, [1], 4, 3.0, guide=guide).images for guide in ("no_text", "low")
+    }
+    assert not torch.equal(generate_images(grown, text, [1], 4, 3.0).images, made["no_text"])
 
 
 def test_a_guide_without_weights_is_refused_in_one_line(
@@ -175,10 +178,10 @@ def test_a_guide_without_weights_is_refused_in_one_line(
 ) -> None:
     text = PreparedDataset(trained / "data/prepared").text([0])
     with pytest.raises(ConfigError, match="guide: 'early' needs weights that this model does not have"):
-        generate(load_snapshot(trained / "models/core"), text, [1], guide="early")
+        generate_images(load_snapshot(trained / "models/core"), text, [1], guide="early")
     tree = {**tiny_tree, "finetune": {**tiny_tree["finetune"], "early_images": 16}}
     with pytest.raises(ConfigError, match="the model to grow has no early weights"):
-        workers.finetune(config_of(tree, trained, tmp_path / "run"))
+        finetune.finetune(config_of(tree, trained, tmp_path / "run"))
 
 
 def test_a_share_of_images_teaches_a_shell_to_upscale(
@@ -186,7 +189,7 @@ def test_a_share_of_images_teaches_a_shell_to_upscale(
 ) -> None:
     more = {"upscale_probability": 0.5, "degrade": {"jpeg": [30, 95], "blur": 1.0}}
     tree = {**tiny_tree, "finetune": {**tiny_tree["finetune"], **more}}
-    workers.finetune(config_of(tree, trained, tmp_path / "run"))
+    finetune.finetune(config_of(tree, trained, tmp_path / "run"))
     grown = load_snapshot(tmp_path / "run/result/model")
     assert grown.config["shells"][0]["net"]["bands"] is True
     gains = [p for name, p in grown.denoiser.net.named_parameters() if "band_" in name and "gain" in name]
@@ -229,11 +232,11 @@ def test_models_with_kernels_and_regions_train_and_grow_only_on_their_like(
     regions = {"probability": 0.5, "maps": "random"}
     tree = {**tiny_tree, "regions": regions, "shell": {**tiny_tree["shell"], "kernels": "both"}}
     with pytest.raises(ConfigError, match="was trained without regions .regions.probability 0"):
-        workers.finetune(config_of(tree, trained, tmp_path / "refused"))
+        finetune.finetune(config_of(tree, trained, tmp_path / "refused"))
     shutil.copytree(trained / "data", tmp_path / "data")
     for stage, kind in STAGES.items():
         config = config_of(tree, tmp_path, tmp_path / "runs" / stage)
-        getattr(workers, stage)(config)
+        getattr(levels, stage)(config)
         shutil.copytree(tmp_path / "runs" / stage / "result" / "model", tmp_path / "models" / kind)
     core, grown = (load_snapshot(tmp_path / "models" / kind).denoiser for kind in ("core", "finetuned"))
     for model in (core, grown):
@@ -247,7 +250,7 @@ def test_models_with_kernels_and_regions_train_and_grow_only_on_their_like(
 def test_without_kernels_no_image_is_looked_at_for_their_picture(
     trained: Path, tiny_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = workers.Run("pretrain", config_of(tiny_tree, trained, tmp_path / "run"))
+    run = context.Run("pretrain", config_of(tiny_tree, trained, tmp_path / "run"))
     monkeypatch.setattr(run, "images_and_names", None)
     run.kernel_picture(load_snapshot(trained / "models/core"), tmp_path / "kernels.png")
     assert not (tmp_path / "kernels.png").exists()
@@ -267,12 +270,12 @@ def test_bridges_resume_with_the_bits_of_an_unbroken_run_at_every_level(
 
     for stage, kind in (("pretrain", "core"), ("finetune", "finetuned")):
         whole, broken = (config_of(tree, tmp_path, tmp_path / f"runs/{stage}{i}") for i in (0, 1))
-        getattr(workers, stage)(whole)
+        getattr(levels, stage)(whole)
         with monkeypatch.context() as patch:
-            patch.setattr(workers, "failpoint", stop)
+            patch.setattr("pipeline.training.context.failpoint", stop)
             with pytest.raises(KeyboardInterrupt):
-                getattr(workers, stage)(broken)
-        getattr(workers, stage)(broken)
+                getattr(levels, stage)(broken)
+        getattr(levels, stage)(broken)
         models = [Path(config["run_dir"]) / "result/model" for config in (whole, broken)]
         first, second = (model / "model.safetensors" for model in models)
         assert first.read_bytes() == second.read_bytes()
@@ -284,7 +287,7 @@ def test_a_model_of_another_size_is_refused_in_one_line(
 ) -> None:
     config = config_of(tiny_tree, trained, tmp_path / "run")
     with pytest.raises(ConfigError, match="the model to grow makes 16 px, data.resolution is 16"):
-        workers.finetune({**config, "init": str(trained / "models/finetuned")})
+        finetune.finetune({**config, "init": str(trained / "models/finetuned")})
 
 
 def test_a_model_of_other_shape_or_captions_is_refused_in_one_line_that_says_what_differs(
@@ -292,18 +295,18 @@ def test_a_model_of_other_shape_or_captions_is_refused_in_one_line_that_says_wha
 ) -> None:
     wider = {**tiny_tree, "core": {**tiny_tree["core"], "channels": 24}}
     with pytest.raises(ConfigError, match=r"core.channels is 16 in the model to grow, 24 in params.yaml"):
-        workers.finetune(config_of(wider, trained, tmp_path / "run"))
+        finetune.finetune(config_of(wider, trained, tmp_path / "run"))
     finer = {**tiny_tree, "core": {**tiny_tree["core"], "resolution": 16}}
     finer["data"] = {**tiny_tree["data"], "resolution": 32}
     with pytest.raises(ConfigError, match=r"core.resolution is 8 in the model to grow, 16 in params.yaml"):
-        workers.finetune(config_of(finer, trained, tmp_path / "run"))
+        finetune.finetune(config_of(finer, trained, tmp_path / "run"))
     shutil.copytree(trained / "models/core", tmp_path / "models/core")
     snapshot = load_snapshot(tmp_path / "models/core")
     encoder = {**snapshot.config["text_encoder"], "name": "label"}
     save_snapshot(tmp_path / "models/core", snapshot.denoiser, {**snapshot.config, "text_encoder": encoder})
     shutil.copytree(trained / "data", tmp_path / "data")
     with pytest.raises(ConfigError, match="text encoder's name is label in the model, random in the data"):
-        workers.finetune(config_of(tiny_tree, tmp_path, tmp_path / "run"))
+        finetune.finetune(config_of(tiny_tree, tmp_path, tmp_path / "run"))
     varied = {**tiny_tree, "augment": {**tiny_tree["augment"], "probability": 0.5}}
     with pytest.raises(ConfigError, match="was trained without augment .augment.probability 0"):
-        workers.finetune(config_of(varied, trained, tmp_path / "run"))
+        finetune.finetune(config_of(varied, trained, tmp_path / "run"))

@@ -1,0 +1,1 @@
+"""Adversarial refinement: losses, discriminator, few-pass generator, step and guards."""

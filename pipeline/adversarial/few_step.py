@@ -1,0 +1,78 @@
+"""Images of a refined model in one, two or four passes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.generate import Generated, generate, in_batches
+from pipeline.diffusion.pyramid import lift
+from pipeline.diffusion.seeds import Draw, noise_like_seeds
+from pipeline.models.conditioning import Text
+from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, pyramid_levels
+from pipeline.models.snapshot import Snapshot
+
+PASS_SIGMAS = {1: (), 2: (0.8,), 4: (1.9, 0.8, 0.3)}  # core levels after the first, by number of passes
+
+
+def few_step(
+    denoiser: Denoiser, text: Text, draw: Draw, passes: int, sigma_start: float, start: Tensor | None = None
+) -> list[Tensor]:
+    """Make images in `passes` calls of a refined model: the estimate of every level, core first.
+
+    The core starts from noise at sigma_start, re-noises and denoises its own estimate at the levels of
+    PASS_SIGMAS, and each shell then adds its octave once, from pure noise in its high band. Training passes
+    `start` [N,3,r,r], real images with noise. Gradients flow through the last core pass and the shells."""
+    pyramid = pyramid_levels(denoiser)
+    core = pyramid[0]
+    assert isinstance(core, CoreDenoiser)
+    if start is None:
+        start = (sigma_start**2 + SIGMA_DATA**2) ** 0.5 * draw("start", core.resolution)
+    x = start
+    schedule = (sigma_start, *PASS_SIGMAS[passes])
+    for i, sigma in enumerate(schedule):
+        s = torch.full((len(x),), sigma, device=x.device)
+        last = i + 1 == len(schedule)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and last):
+            estimate = core.estimate(x, s, text)
+        if not last:
+            x = estimate.denoised + schedule[i + 1] * draw(f"pass-{i + 1}", core.resolution)
+    made = [estimate.denoised]
+    for shell in pyramid[1:]:
+        assert isinstance(shell, ShellDenoiser)
+        sigma = 8 * shell.sigma_high_band
+        noisy = lift(estimate.denoised.detach(), sigma, draw(f"shell-{shell.resolution}", shell.resolution))
+        s = torch.full((len(x),), sigma, device=x.device)
+        estimate = shell.add_octave(noisy, estimate, s, text)
+        made.append(estimate.denoised)
+    return made
+
+
+@torch.no_grad()
+def generate_refined(
+    snapshot: Snapshot, text: Text, seeds: Sequence[int], passes: int | None = None, batch_size: int = 64
+) -> Generated:
+    """Make one image a caption and seed in `passes` (one of the snapshot's; its fewest) of a refined model."""
+    config, device = snapshot.config, next(snapshot.denoiser.parameters()).device
+    nfe, images = passes or min(config["passes"]), []
+    for part, rows in in_batches(text, seeds, batch_size):
+        draw = noise_like_seeds(rows, device)
+        x = few_step(snapshot.denoiser, part.to(device), draw, nfe, config["sigma_start"])[-1]
+        images.append(snapshot.statistics.to_uint8(x).cpu())
+    return Generated(torch.cat(images), nfe)
+
+
+def generate_images(
+    snapshot: Snapshot,
+    text: Text,
+    seeds: Sequence[int],
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    batch_size: int = 64,
+    sampler: str | None = None,
+    guide: str | None = None,
+) -> Generated:
+    """`generate_refined` or `generate`, by the kind of the model; refined ones have guidance built in."""
+    if snapshot.config["kind"] == "refined":
+        return generate_refined(snapshot, text, seeds, num_steps, batch_size)
+    return generate(snapshot, text, seeds, num_steps, guidance, batch_size, sampler, guide)

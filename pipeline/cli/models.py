@@ -1,0 +1,62 @@
+"""`crescendo promote`, and which model a command uses."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.inference.generator import Generator
+    from pipeline.registry.package import Registry
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from pipeline.config.params import load_params
+    from pipeline.registry.promote import promote
+
+    promote(Path.cwd(), load_params().promotion.name, args.allow_candidate)
+    return 0
+
+
+def _load(model: str | None, root: Path) -> Generator:
+    """The model that was asked for, or the best there is; says which."""
+    from pipeline.inference.generator import load_generator
+
+    if model is not None and not model.startswith("models:"):
+        print(f"model: {model}")
+        return load_generator(model)
+    uri = model or _best(root)
+    if uri is None:
+        from pipeline.registry.promote import MODEL
+
+        print(f"model: {MODEL} (nothing is registered)")
+        return load_generator(root / MODEL)
+    from pipeline.registry.package import Registry
+
+    return _load_registered(Registry(root), uri)
+
+
+def _load_registered(registry: Registry, uri: str) -> Generator:
+    from pipeline.inference.generator import load_generator
+
+    version = registry.resolve(uri)
+    with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
+        generator = load_generator(registry.fetch(version, Path(folder)))
+    print(f"model: {uri}, version {version.number} ({generator.snapshot.digest[:12]})")
+    return generator
+
+
+def _best(root: Path) -> str | None:
+    """Address of the champion, else of the candidate; None if neither is there."""
+    from pipeline.tracking import store
+
+    if not store.store_exists(root):
+        return None
+    from pipeline.config.params import load_params
+    from pipeline.registry.package import CANDIDATE, CHAMPION, Registry
+
+    name = load_params(root / "params.yaml").promotion.name
+    aliases = Registry(root).aliases(name)
+    return next((f"models:/{name}@{alias}" for alias in (CHAMPION, CANDIDATE) if alias in aliases), None)

@@ -1,0 +1,358 @@
+"""params.yaml and compute profiles as frozen, strict models.
+
+`params.yaml` says what is computed; a profile (`infra/compute/NAME.yaml`, chosen by CRESCENDO_COMPUTE)
+says where. Both are read by ruamel.yaml's safe loader, as DVC reads them (YAML 1.2: `1e-4` is a number,
+`no` is a word, a key given twice is an error). Whatever is not known is refused, with a suggestion.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.config.strict_yaml import Section, _parse, _read_yaml, _require
+
+SOURCES = r"folder|archive|parquet|torchvision:[A-Za-z0-9]+|openmoji==\d+(\.\d+)*"
+ENCODERS = r"minilm|label|clip:\S+"
+CORE_MODEL = "models/core"  # which the finetune stage grows, unless another model is pinned
+Count = Annotated[int, Field(ge=1, le=10**10)]  # Clocks are in training images.
+Size = Annotated[int, Field(ge=1, le=16384)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Kernels = Literal["off", "fixed", "noise", "content", "both"]
+Colour = tuple[Annotated[int, Field(ge=0, le=255)], ...]
+EmaStd = Annotated[float, Field(gt=0, lt=0.28)]  # Of the power-function profile; 1/sqrt(12) is its bound.
+
+
+def _power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+class Data(Section):
+    """What the images are and how they are prepared."""
+
+    source: str
+    path: str = Field(min_length=1)
+    subset: tuple[str, ...]
+    resolution: Size
+    fit: Literal["crop", "pad"]
+    background: Colour
+    encoding: Literal["auto", "raw", "png"]
+    text_encoder: str
+    max_tokens: Annotated[int, Field(ge=4, le=128)]
+    max_bad_fraction: Fraction
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        known = re.fullmatch(SOURCES, self.source)
+        choices = "folder, archive, parquet, torchvision:CIFAR10 or openmoji==17.0.0"
+        _require(bool(known), f"source: {self.source!r} is unknown. Fix: write {choices}")
+        encoder = re.fullmatch(ENCODERS, self.text_encoder)
+        choices = "minilm, label, or clip:NAME (a folder, or a name on the hub)"
+        _require(bool(encoder), f"text_encoder: {self.text_encoder!r} is unknown. Fix: write {choices}")
+        _require(len(self.background) == 3, "background: needs 3 numbers (red, green, blue)")
+        _require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
+        return self
+
+
+class Core(Section):
+    """Shape of the low-resolution core network."""
+
+    resolution: Size
+    patch: Literal[1, 2, 4]
+    channels: Annotated[int, Field(ge=8, le=2048)]
+    channel_mult: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)]
+    num_blocks: Annotated[int, Field(ge=1, le=16)]
+    attention: tuple[Size, ...]
+    dropout: Probability
+    kernels: Kernels
+
+    @model_validator(mode="after")
+    def _check(self) -> Core:
+        _require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
+        maps = [self.resolution // self.patch // 2**level for level in range(len(self.channel_mult))]
+        _require(maps[-1] >= 1, f"channel_mult: {len(maps)} levels are too many for {self.resolution} px")
+        for size in self.attention:
+            _require(size in maps, f"attention: {size} is no feature map of this network, which has {maps}")
+        effective = self.kernels == "off" or self.resolution >= 32
+        _require(
+            effective,
+            f"kernels: have no effect in a core of {self.resolution} px; it needs 32. Fix: write off",
+        )
+        return self
+
+
+class Shell(Section):
+    """Shape of the shells, each of which doubles the resolution; `channels` of each, coarse first."""
+
+    patch: Literal[1, 2, 4]
+    channels: Annotated[tuple[Annotated[int, Field(ge=8, le=2048)], ...], Field(min_length=1)]
+    num_blocks: Annotated[int, Field(ge=1, le=16)]
+    kernels: Kernels
+
+    def nets(self) -> list[dict[str, Any]]:
+        """The keyword values of each shell's network, coarse first."""
+        shape = self.model_dump(mode="json", exclude={"channels"})
+        return [{**shape, "channels": channels} for channels in self.channels]
+
+
+class Regions(Section):
+    """Noise levels that differ by region, in the training of core and shell."""
+
+    probability: Fraction
+    maps: Literal["random", "bridge"]
+
+    @model_validator(mode="after")
+    def _check(self) -> Regions:
+        effective = self.maps == "random" or self.probability > 0
+        _require(effective, "maps: 'bridge' has no effect without probability above 0. Fix: write random")
+        return self
+
+
+class Training(Section):
+    """What the three training stages share. All clocks count training images."""
+
+    num_images: Count
+    batch_size: Size
+    shards: Size
+    lr: Positive
+    warmup_images: Annotated[int, Field(ge=0)]
+    checkpoint_images: Count
+    log_images: Count
+    sample_images: Count
+
+    @model_validator(mode="after")
+    def _check_clocks(self) -> Training:
+        batch = self.batch_size
+        _require(batch % self.shards == 0, f"shards: batch_size {batch} is not divisible by {self.shards}")
+        for name in ("num_images", "checkpoint_images", "log_images", "sample_images"):
+            value = getattr(self, name)
+            _require(value % batch == 0, f"{name}: {value} is not a multiple of batch_size {batch}")
+        return self
+
+
+Moments = Annotated[int, Field(ge=0, le=256)]
+EmaStds = Annotated[tuple[EmaStd, ...], Field(min_length=1)]
+
+
+class Augment(Section):
+    """How training images are varied, at which strength (see pipeline/data/augment.py)."""
+
+    probability: Fraction
+    mirror: bool
+    scale: NonNegative
+    rotate: Annotated[float, Field(ge=0, le=180)]
+    shift: Fraction
+    hue: Annotated[float, Field(ge=0, le=180)]
+
+
+class Pretrain(Training):
+    """The low-resolution core."""
+
+    text_dropout: Probability
+    p_mean: float
+    p_std: Positive
+    ema_std: EmaStds
+    ema_moments: Moments
+    early_images: Annotated[int, Field(ge=0)]
+
+
+class Degrade(Section):
+    """What pictures that are trained to be upscaled went through (see pipeline/data/degrade.py)."""
+
+    jpeg: tuple[Annotated[int, Field(ge=1, le=100)], ...]
+    blur: Annotated[float, Field(ge=0, le=16)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Degrade:
+        good = not self.jpeg or (len(self.jpeg) == 2 and self.jpeg[0] <= self.jpeg[1])
+        _require(good, "jpeg: needs two qualities, the lower one first, or none")
+        return self
+
+
+class Finetune(Training):
+    """Shells around a trained model. `num_images` is that of each phase (`order`)."""
+
+    init_from: str = Field(min_length=1)
+    init_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    order: Literal["one_by_one", "together"]
+    core: Literal["frozen", "tuned", "joint"]
+    text_dropout: Probability
+    upscale_probability: Fraction
+    degrade: Degrade
+    p_std: Positive
+    ema_std: EmaStds
+    ema_moments: Moments
+    early_images: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Finetune:
+        source, pinned = self.init_from, bool(self.init_sha256)
+        cure = f"run `crescendo pin {source}`"
+        fixed = not source.startswith("models:") or re.fullmatch(r"models:/[^/@]+/\d+", source)
+        _require(bool(fixed), f"init_from: {source!r} is no fixed version of a model. Fix: {cure}")
+        own = source == CORE_MODEL
+        _require(
+            own or pinned, f"init_sha256: is empty, {source} needs the digest of its snapshot. Fix: {cure}"
+        )
+        _require(not (own and pinned), f"init_sha256: {CORE_MODEL} has none here. Fix: write ''")
+        return self
+
+
+class Refine(Training):
+    """The adversarial stage."""
+
+    discriminators: Annotated[tuple[Literal["self", "lite0"], ...], Field(min_length=1)]
+    discriminator_lr: Positive
+    anchor: NonNegative
+    penalty_weight: NonNegative
+    penalty_std: Positive
+    penalty_interval: Annotated[int, Field(ge=1, le=1000)]
+    sigma_start: Positive
+    passes: Annotated[tuple[Literal[1, 2, 4], ...], Field(min_length=1)]
+    pass_probs: tuple[Fraction, ...]
+    ema_halflife_images: Count
+    check_images: Count
+    check_samples: Annotated[int, Field(ge=2)]
+    min_spread: Fraction
+    max_caption_error: Positive
+
+    @model_validator(mode="after")
+    def _check(self) -> Refine:
+        for name in ("discriminators", "passes"):
+            values = getattr(self, name)
+            _require(len(set(values)) == len(values), f"{name}: an entry is given twice")
+        same = len(self.pass_probs) == len(self.passes)
+        _require(same, f"pass_probs: needs {len(self.passes)} numbers, one for each of passes")
+        total = math.fsum(self.pass_probs)
+        _require(abs(total - 1) < 1e-6, f"pass_probs: the sum is {total:g}, must be 1")
+        check, batch = self.check_images, self.batch_size
+        _require(check % batch == 0, f"check_images: {check} is not a multiple of batch_size {batch}")
+        return self
+
+
+def _as_list(value: Any) -> Any:
+    """One number as a list of one, which strict models want."""
+    return (value,) if isinstance(value, int | float) else value
+
+
+class Sampling(Section):
+    """How the core and fine-tuned models are sampled."""
+
+    sampler: Literal["heun", "dpmpp_2m", "sde_dpmpp_2m", "adaptive"]
+    num_steps: Annotated[int, Field(ge=1, le=1000)]
+    guide: Literal["no_text", "early", "low"]
+    guidance: NonNegative
+    guidance_interval: tuple[NonNegative, ...]
+    lift: Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_as_list)]
+    finish: bool
+
+    @model_validator(mode="after")
+    def _check(self) -> Sampling:
+        whole = self.sampler != "adaptive" or not self.finish
+        _require(whole, "finish: has no effect on the adaptive sampler. Fix: write false")
+        low_high = self.guidance_interval
+        plain = self.sampler != "adaptive" or self.guide == "no_text"
+        _require(plain, f"guide: {self.guide!r} cannot guide the adaptive sampler. Fix: write no_text")
+        good = len(low_high) == 2 and low_high[0] < low_high[1]
+        _require(good, "guidance_interval: needs two numbers, the lower one first")
+        return self
+
+
+class Evaluate(Section):
+    """What is measured, on how many samples."""
+
+    heldout_captions: Annotated[int, Field(ge=1, le=1_000_000)]
+    samples_per_caption: Annotated[int, Field(ge=1, le=10_000)]
+    teacher_samples_per_caption: Annotated[int, Field(ge=1, le=10_000)]
+    train_captions: Annotated[int, Field(ge=0, le=1_000_000)]
+    teacher_train_captions: Annotated[int, Field(ge=1, le=1_000_000)]
+    num_passes: Annotated[tuple[Literal[1, 2, 4], ...], Field(min_length=1)]
+    batch_size: Size
+
+
+class Promotion(Section):
+    """When a refined model may become the champion."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
+    kid_margin: NonNegative
+    max_copies: Fraction
+    min_recall: NonNegative
+    min_coverage: NonNegative
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: Data
+    core: Core
+    shell: Shell
+    regions: Regions
+    augment: Augment
+    pretrain: Pretrain
+    finetune: Finetune
+    refine: Refine
+    sampling: Sampling
+    evaluate: Evaluate
+    promotion: Promotion
+
+    @model_validator(mode="after")
+    def _check(self) -> Params:
+        top, low = self.data.resolution, self.core.resolution
+        problem = f"data.resolution: {top} is not core.resolution ({low}) doubled once or more"
+        _require(top > low, problem)
+        _require(top <= 16 * low, f"data.resolution: {top} is more than 16 times core.resolution ({low})")
+        octaves = (top // low).bit_length() - 1
+        problem = f"needs {octaves} numbers, one for each octave from core.resolution ({low}) to"
+        for key, values in (("shell.channels", self.shell.channels), ("sampling.lift", self.sampling.lift)):
+            fits = len(values) == octaves or (key == "sampling.lift" and len(values) == 1)
+            _require(fits, f"{key}: {problem} data.resolution ({top})")
+        small = self.regions.probability > 0 and low < 8
+        _require(
+            not small, f"regions.probability: a core of {low} px has too few patches of 4 px; it needs 8 px"
+        )
+        fits = self.regions.maps == "random" or self.finetune.upscale_probability == 0
+        cure = "write random, or finetune.upscale_probability: 0.0"
+        _require(fits, f"regions.maps: 'bridge' needs low bands without a clock of their own. Fix: {cure}")
+        coarse = low // self.shell.patch  # positions of the first shell's coarse feature map
+        fits = self.shell.kernels == "off" or coarse >= 4
+        _require(
+            fits, f"shell.kernels: a feature map of {coarse} positions has no room for them; they need 4"
+        )
+        for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            kept, seen = section.early_images, section.num_images
+            _require(kept <= seen, f"{name}.early_images: {kept} is more than {name}.num_images ({seen})")
+        early = self.sampling.guide != "early" or (self.pretrain.early_images and self.finetune.early_images)
+        _require(bool(early), "sampling.guide: 'early' needs pretrain.early_images and finetune.early_images")
+        regions = self.sampling.sampler != "adaptive" or self.regions.probability > 0
+        _require(regions, "sampling.sampler: 'adaptive' needs regions.probability above 0")
+        degraded = bool(self.finetune.degrade.jpeg) or self.finetune.degrade.blur > 0
+        effective = self.finetune.upscale_probability > 0 or not degraded
+        _require(effective, "finetune.degrade: has no effect without finetune.upscale_probability above 0")
+        foreign = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
+        _require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")
+        return self
+
+
+def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        ConfigError: unknown key, wrong type, out of range, contradiction, not YAML.
+        InputMissing: there is no such file.
+    """
+    return parse_params(_read_yaml(Path(path)), source=Path(path).name)
+
+
+def parse_params(tree: Mapping[str, Any], source: str = "params.yaml") -> Params:
+    """Check a tree of values, such as a parsed file or `Params.model_dump(mode="json")`."""
+    return _parse(Params, tree, source)

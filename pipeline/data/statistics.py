@@ -1,0 +1,48 @@
+"""Statistics of the training images, measured in constant memory."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.data.dataset import PreparedDataset
+from pipeline.models.resample import high_pass, pool
+from pipeline.models.statistics import Statistics
+
+
+def chunks(rows: NDArray[np.int64], size: int = 1024) -> Iterator[NDArray[np.int64]]:
+    """Rows in parts, so that a set of any size is measured in constant memory."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def measure_statistics(dataset: PreparedDataset, resolution: int) -> Statistics:
+    """Mean and standard deviation per channel of the training images' box means at `resolution`."""
+    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    for rows in chunks(dataset.split("train")):
+        x = dataset.low_images(rows).double() / 127.5 - 1
+        while x.shape[-1] > resolution:
+            x = pool(x)
+        total += x.sum(dim=(0, 2, 3))
+        squares += x.square().sum(dim=(0, 2, 3))
+        count += x[:, 0].numel()
+    mean = total / count
+    std = ((squares - count * mean.square()) / max(count - 1, 1)).clamp_min(0).sqrt().clamp_min(1e-3)
+    return Statistics(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def high_band_variances(
+    dataset: PreparedDataset, statistics: Statistics, resolutions: Sequence[int]
+) -> dict[int, float]:
+    """4/3 mean(HP x)^2 of the standardised training images at some resolutions: the variance per dimension that the
+    high band keeps."""
+    totals, counts = dict.fromkeys(resolutions, 0.0), dict.fromkeys(resolutions, 0)
+    for rows in chunks(dataset.split("train")):
+        x = statistics.standardise(dataset.images(rows))
+        while x.shape[-1] >= min(resolutions):
+            if x.shape[-1] in totals:
+                high = high_pass(x).double()
+                totals[x.shape[-1]] += float(high.square().sum())
+                counts[x.shape[-1]] += high.numel()
+            x = pool(x)
+    return {resolution: totals[resolution] / counts[resolution] * 4 / 3 for resolution in resolutions}

@@ -1,0 +1,1 @@
+"""Images from loaded models: generation and upscaling."""

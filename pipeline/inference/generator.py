@@ -1,0 +1,183 @@
+"""A snapshot together with its text encoder: prompts in, pictures out.
+
+Both `crescendo generate` and the registered model (`served.py`) go through here, so that a seed means the
+same picture in both. It travels inside registered models, and therefore needs neither mlflow nor params.yaml.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.models.conditioning import Text
+    from pipeline.models.snapshot import Snapshot
+    from pipeline.text.encoder import TextEncoder
+
+
+MIN_STRENGTH, MAX_STRENGTH = 0.005, 0.5  # noise on a picture to upscale, as trained
+MAX_SEED = 2**63 - 1
+# Images that pass through the network together, always so many: kernels round by the shape of their batch. Four
+# cost no more each than sixteen on a CPU, and one alone then costs 1.7 times what it could (docs/log.md).
+BATCH = {"cpu": 4, "cuda": 64}
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A loaded model and the text encoder that it was trained with."""
+
+    snapshot: Snapshot
+    encoder: TextEncoder
+
+    def images(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        num_steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        guide: str | None = None,
+        resolution: int | None = None,
+    ) -> Tensor:
+        """One picture a prompt and seed, uint8 [N,3,R,R]; each depends on its own prompt and seed alone, to the bit
+        on one machine, since batches are filled up to one size (BATCH).
+
+        `num_steps` is the number of passes of a refined model, else of steps of `sampler`; `resolution` is that of
+        any level of the model. None is the model's own.
+        Raises ConfigError for values that the model does not have.
+        """
+        import torch
+
+        from pipeline.adversarial.few_step import generate_images
+        from pipeline.diffusion.guidance import GUIDES
+        from pipeline.diffusion.samplers import ADAPTIVE, SAMPLERS
+        from pipeline.models.snapshot import at_resolution
+
+        assert len(prompts) == len(seeds) and prompts
+        snapshot = self.snapshot if resolution is None else at_resolution(self.snapshot, resolution)
+        steps = check_steps(snapshot, num_steps)
+        check_name("sampler", sampler, (*SAMPLERS, ADAPTIVE))
+        check_name("guide", guide, GUIDES)
+        for seed in seeds:
+            check_seed(seed)
+        batch = BATCH[next(snapshot.denoiser.parameters()).device.type]
+        rows = [
+            *range(len(prompts)),
+            *[len(prompts) - 1] * (-len(prompts) % batch),
+        ]  # the last again fills up
+        unique = list(dict.fromkeys(prompts))
+        text = self.text(unique).select(torch.tensor([unique.index(prompts[row]) for row in rows]))
+        made = generate_images(
+            snapshot, text, [seeds[row] for row in rows], steps, guidance, batch, sampler=sampler, guide=guide
+        )
+        return made.images[: len(prompts)]
+
+    def upscale(
+        self,
+        picture: NDArray[np.uint8],
+        prompt: str = "",
+        seed: int = 0,
+        factor: int = 2,
+        num_steps: int | None = None,
+        sigma_low: float | None = None,
+        project: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.uint8]:
+        """A picture uint8 [H,W,3] of any size, `factor` (2 or 4) times as large (`diffusion.upscaling.upscale`).
+
+        Raises ConfigError for values that are out of range, and for a model that cannot.
+        """
+        from pipeline.inference.upscaling import NUM_STEPS, SIGMA_LOW, shells_for, upscale
+
+        shells_for(self.snapshot, factor)
+        check_seed(seed)
+        steps = check_steps(self.snapshot, num_steps) or NUM_STEPS
+        strength = SIGMA_LOW if sigma_low is None else sigma_low
+        low, high = MIN_STRENGTH, MAX_STRENGTH
+        if not low <= strength <= high:
+            problem = f"{strength} is out of range"
+            raise ConfigError("E-CFG-052", "strength", problem, f"choose {low} to {high}")
+        text = self.text([prompt])
+        return upscale(
+            self.snapshot, picture, text, seed, factor, steps, strength, project, progress=progress
+        )
+
+    def text(self, prompts: Sequence[str]) -> Text:
+        """Encoded prompts; an empty one is no caption."""
+        import torch
+
+        from pipeline.models.conditioning import Text
+        from pipeline.text.captions import normalise
+
+        encoded = self.encoder.encode([normalise(prompt) for prompt in prompts])
+        return Text(*map(torch.from_numpy, encoded))
+
+
+def load_generator(folder: str | Path, device: str = "cpu") -> Generator:
+    """Load and verify a snapshot folder and the encoder it names.
+
+    Raises:
+        InputMissing, StorageError: there is no snapshot, or its files differ from its manifest.
+        StorageError: the text encoder found here is not the one that the model was trained with.
+    """
+    from pipeline.models.snapshot import load_snapshot
+    from pipeline.text.load import encoder_of
+
+    snapshot = load_snapshot(folder, device)
+    return Generator(snapshot, encoder_of(snapshot.config["text_encoder"], str(folder)))
+
+
+def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:
+    """`num_steps` if this model can be sampled so; None stays None. Raises ConfigError."""
+    if num_steps is None:
+        return None
+    passes = snapshot.config["passes"] if snapshot.config["kind"] == "refined" else None
+    if passes is not None and num_steps not in passes:
+        known = ", ".join(str(n) for n in passes)
+        problem = f"{num_steps} is not a number of passes that this model was trained for"
+        raise ConfigError("E-CFG-041", "steps", problem, f"choose one of: {known}")
+    if not 1 <= num_steps <= 1000:
+        raise ConfigError("E-CFG-041", "steps", f"{num_steps} is out of range", "choose 1 to 1000")
+    return num_steps
+
+
+def check_name(what: str, name: str | None, known: Sequence[str]) -> None:
+    """Raises ConfigError for a name that is not among `known`; None, the model's own, is."""
+    if name is not None and name not in known:
+        raise ConfigError("E-CFG-046", what, f"{name!r} is unknown", f"choose one of: {', '.join(known)}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ConfigError for a seed outside 0 ... 2^63 - 1."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError("E-CFG-042", "seed", f"{seed} is out of range", f"choose 0 to {MAX_SEED}")
+
+
+def encode_png(image: Tensor) -> bytes:
+    """uint8 [3,H,W], or [4,H,W] with alpha, as the bytes of a PNG file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, format="PNG")
+    return file.getvalue()
+
+
+def tile(images: Tensor, columns: int, padding: int = 2) -> Tensor:
+    """uint8 [N,3,R,R] as one picture [3,H,W]: row by row, white between and in empty places."""
+    n, _, height, width = images.shape
+    rows = -(-n // columns)
+    pitch_y, pitch_x = height + padding, width + padding
+    grid = images.new_full((3, rows * pitch_y + padding, columns * pitch_x + padding), 255)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * pitch_y + padding, (i % columns) * pitch_x + padding
+        grid[:, y : y + height, x : x + width] = image
+    return grid

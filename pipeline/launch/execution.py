@@ -1,0 +1,219 @@
+"""Running workers: in this process, or on Ray Train; and tasks on Ray Data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.compute import ComputeProfile
+from pipeline.errors import Busy, PipelineError, describe
+from pipeline.launch.failures import FAILURE, Worker, guarded, raise_failure
+from pipeline.processes import signal_on_parent_death
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_enable_metrics_collection": "0",
+}
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def require_token() -> None:
+    """Make Ray processes of this environment ask each other for a token, unless it says otherwise.
+
+    Must come before ray is imported, which reads the mode once. Without a token in the environment Ray makes
+    one itself, and leaves it in ~/.ray/auth_token.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+@contextlib.contextmanager
+def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
+    """A private, quiet Ray on this machine; or, where this process is a job's, the cluster's."""
+    import logging
+
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    if not inside_job:
+        require_token()
+    import ray
+
+    main = threading.current_thread() is threading.main_thread()
+    kept = signal.getsignal(signal.SIGTERM) if main else None
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if inside_job:
+        ray.init(address="auto", **common)
+    else:
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.init(
+            address="local",
+            num_cpus=max(workers, cpu_count()),
+            include_dashboard=False,
+            object_store_memory=80 * 2**20,
+            **common,
+        )
+    if main and kept is not None:
+        signal.signal(signal.SIGTERM, kept)  # ray.init replaces it by one that ends without unwinding.
+    try:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def inside_ray_job() -> bool:
+    """True in the driver of a Ray job, where a cluster is at hand."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile: ComputeProfile) -> None:
+    """Run `worker` in `profile.workers` processes with a process group; killed ones restart together.
+
+    Raises:
+        Busy: workers died more often than the profile allows.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+    from ray.train.torch import TorchTrainer
+
+    scratch = Path(config["run_dir"]) / "ray"
+    trainer = TorchTrainer(
+        _RemoteWorker(worker),
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=profile.workers, use_gpu=profile.use_gpu),
+        run_config=RunConfig(
+            name=f"{stage}-{secrets.token_hex(8)}",  # Ray "resumes" a name it knows, finished or not.
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=profile.max_failures),
+        ),
+    )
+    try:
+        _aside(trainer.fit)
+    except TrainingFailedError as error:
+        raise_failure(Path(config["run_dir"]))
+        if not isinstance(error, WorkerGroupError):
+            raise
+        raise _explain(stage, error.worker_failures, profile.max_failures) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _aside(work: Callable[[], object]) -> None:
+    """`work()` in a thread of its own: in the main one Ray's `fit` takes Ctrl-C over, and it ends with status 1."""
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as exc:
+            outcome.set_exception(exc)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    outcome.result()
+
+
+@dataclass(frozen=True)
+class _RemoteWorker:
+    """`guarded(worker, config)` as an object that Ray can send.
+
+    It is killed with its raylet: without its driver it would train on for seconds, beside the next attempt.
+    """
+
+    worker: Worker
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        signal_on_parent_death(signal.SIGKILL)
+        guarded(self.worker, config)
+
+
+def _explain(stage: str, failures: Mapping[int, Exception], max_failures: int) -> Exception:
+    from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    # A worker that died takes its peers' collectives with it; their errors only follow from it.
+    death = (RayActorError, WorkerHealthCheckFailedError)
+    dead = sorted(rank for rank, error in failures.items() if isinstance(error, death))
+    if dead or not failures:
+        problem = f"worker {', '.join(map(str, dead)) or '?'} died, after {max_failures} restarts"
+        fix = "free memory if it was short, and run it again: it continues from the last checkpoint"
+        return Busy("E-BUSY-030", stage, problem, fix)
+    rank, error = min(failures.items())
+    return RuntimeError(f"training worker {rank} failed:\n{error}")
+
+
+def execute(stage: str, worker: Worker, config: dict[str, Any], profile: ComputeProfile) -> None:
+    """Run `worker` here: in this process, or on Ray (the cluster's inside a job, else one of our own)."""
+    (Path(config["run_dir"]) / FAILURE).unlink(missing_ok=True)
+    if profile.workers == 0:
+        worker(config)
+        return
+    with ray_session(profile.workers, inside_ray_job()):
+        train_under_ray(stage, worker, config, profile)
+    raise_failure(Path(config["run_dir"]))
+
+
+def _answer(
+    batch: dict[str, Any], make: Callable[[], AbstractContextManager[Callable[[Any], Any]]]
+) -> dict[str, Any]:
+    """One task of `map_under_ray`."""
+    signal_on_parent_death(signal.SIGKILL)
+    with make() as work:
+        return {"answer": [work(task) for task in batch["task"]]}
+
+
+def map_under_ray(
+    make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
+) -> Iterator[Any]:
+    """`make()`'s function on every task, one at a time on each core of the cluster; answers as they come.
+
+    A task whose worker dies is done again. Errors of ours come through as they are."""
+    import logging
+
+    import ray
+    from ray.data import DataContext, TaskPoolStrategy, from_items
+
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    at_once = min(cores, len(tasks))  # Ray warns of a limit above the number of tasks.
+    rows = from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
+    mapped = rows.map_batches(
+        _answer, fn_kwargs={"make": make}, batch_size=1, compute=TaskPoolStrategy(size=at_once), num_cpus=1
+    )
+    try:
+        for row in mapped.iter_rows():
+            yield row["answer"]
+    except ray.exceptions.RayError as error:
+        raise _ours(error) or error from None
+
+
+def _ours(error: BaseException) -> Exception | None:
+    """The error for users, or of the operating system, that a remote worker raised."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, PipelineError | OSError) and describe(seen):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None

@@ -1,0 +1,71 @@
+"""Failures that are no use repeating, carried from a worker to the driver as JSON."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.errors import (
+    AccessError,
+    BadData,
+    Busy,
+    ConfigError,
+    GateFailed,
+    InputMissing,
+    PipelineError,
+    StorageError,
+    describe,
+)
+
+Worker = Callable[[dict[str, Any]], None]
+FAILURE = "failure.json"
+
+
+def guarded(worker: Worker, config: dict[str, Any]) -> None:
+    """Run `worker`; a failure that a restart would only repeat is written to `run_dir/failure.json`.
+
+    It is raised as well, since only Ray can stop the peers, which wait in a collective. The restart that
+    follows finds the record and ends at once; `raise_failure` then tells the driver. What a restart may cure
+    leaves no record: RuntimeError (collectives whose peer died, devices) and lost connections.
+    """
+    record = Path(config["run_dir"]) / FAILURE
+    if record.exists():
+        return
+    try:
+        worker(config)
+    except (RuntimeError, ConnectionError, TimeoutError):
+        raise
+    except Exception as exc:
+        artifacts.write_atomic(record, json.dumps(_portable(exc)))
+        raise
+
+
+def _portable(exc: Exception) -> dict[str, Any]:
+    if isinstance(exc, PipelineError):
+        return {"kind": type(exc).__name__, "args": list(exc.args)}
+    if describe(exc) is not None and isinstance(exc, OSError):
+        return {"kind": "OSError", "args": [exc.errno, exc.strerror or str(exc), str(exc.filename or "")]}
+    return {"kind": "bug", "args": ["".join(traceback.format_exception(exc))]}
+
+
+def raise_failure(run_dir: Path) -> None:
+    """Raise the failure that a worker recorded, if any, and clear the record."""
+    record = run_dir / FAILURE
+    if not record.is_file():
+        return
+    failure = json.loads(record.read_text(encoding="utf-8"))
+    record.unlink()
+    kinds: tuple[type[PipelineError], ...] = (
+        ConfigError, InputMissing, BadData, StorageError, Busy, AccessError, GateFailed,
+    )  # fmt: skip
+    by_name = {kind.__name__: kind for kind in kinds}
+    if failure["kind"] in by_name:
+        raise by_name[failure["kind"]](*failure["args"])
+    if failure["kind"] == "OSError":
+        number, reason, filename = failure["args"]
+        raise OSError(number, reason, filename) if filename else OSError(number, reason)
+    raise RuntimeError(f"a training worker failed:\n{failure['args'][0]}")

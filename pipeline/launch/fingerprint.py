@@ -1,0 +1,116 @@
+"""What DVC compares for a stage (its dependencies and parameters), as one digest; without DVC or git."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.errors import ConfigError, InputMissing
+
+CHECKPOINT_FORMAT = 2  # Another one starts other runs instead of failing to load.
+CODE = ("pipeline", "stages")
+IGNORED = ("__pycache__", "*.pyc", "*.tmp-*", "*.old-*")  # as .dvcignore has them
+
+
+def read_stages(root: Path) -> dict[str, Any]:
+    """The stages of dvc.yaml, with `${section.key}` replaced by the values of params.yaml."""
+    tree, params = _yaml(root / "dvc.yaml"), _yaml(root / "params.yaml")
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, str):
+            return re.sub(r"\$\{([^}]+)\}", lambda found: str(_lookup(params, found[1])), value)
+        if isinstance(value, list):
+            return [fill(item) for item in value]
+        if isinstance(value, dict):
+            return {fill(key): fill(item) for key, item in value.items()}
+        return value
+
+    stages: dict[str, Any] = fill(tree["stages"])
+    return stages
+
+
+def _yaml(path: Path) -> Any:
+    from ruamel.yaml import YAML
+
+    if not path.is_file():
+        raise InputMissing("E-INP-030", str(path), "is missing", "run from the root of a checkout")
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+
+
+def _lookup(tree: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        if not isinstance(tree, Mapping) or key not in tree:
+            raise ConfigError("E-CFG-030", "dvc.yaml", f"params.yaml has no {dotted}", "correct the key")
+        tree = tree[key]
+    return tree
+
+
+def digest_path(path: Path) -> str:
+    """Digest of a file's bytes, of an artifact directory's verified manifest, or of any folder's files.
+
+    Raises InputMissing where there is nothing, StorageError where an artifact does not verify.
+    """
+    if path.is_file():
+        return artifacts.sha256_file(path)
+    if (path / artifacts.MANIFEST).is_file():
+        artifacts.verify_directory(path)
+        return artifacts.directory_digest(path)
+    if path.is_dir():
+        files = (file for file in path.rglob("*") if file.is_file() and not _ignored(file.relative_to(path)))
+        return artifacts.digest({str(file.relative_to(path)): artifacts.sha256_file(file) for file in files})
+    raise InputMissing("E-INP-031", str(path), "is missing", "run `dvc repro`, which makes or fetches it")
+
+
+def _ignored(path: Path) -> bool:
+    """Whether .dvcignore hides a file, so that DVC does not compare it either."""
+    return any(fnmatch(part, pattern) for part in path.parts for pattern in IGNORED)
+
+
+def is_code(path: str) -> bool:
+    """Whether a dependency is code of the project, not data."""
+    return Path(path).parts[0] in CODE
+
+
+def digest_url(url: str) -> str:
+    """Digest of names, sizes and versions of what lies below a URL. Raises InputMissing if it does not answer."""
+    from pipeline.prepare.sources.remote import RemoteTree
+
+    return artifacts.digest([[file.name, file.size, file.version] for file in RemoteTree(url).files()])
+
+
+def _names(entries: Sequence[Any]) -> list[str]:
+    """Paths of `deps` or `outs`, each a path or {path: flags}."""
+    return [next(iter(entry)) if isinstance(entry, Mapping) else str(entry) for entry in entries]
+
+
+def dependencies(stage: str, root: Path) -> dict[str, str]:
+    """{path: digest} of all that `stage` depends on, code included."""
+    names = _names(_section(stage, root).get("deps", []))
+    return {path: digest_url(path) if "://" in path else digest_path(root / path) for path in names}
+
+
+def outputs(stage: str, root: Path) -> list[str]:
+    """Paths that `stage` writes."""
+    return _names(_section(stage, root).get("outs", []))
+
+
+def _section(stage: str, root: Path) -> dict[str, Any]:
+    section: dict[str, Any] = read_stages(root)[stage]
+    return section
+
+
+def _params_of(stage: str, root: Path) -> dict[str, Any]:
+    tree = _yaml(root / "params.yaml")
+    return {name: _lookup(tree, name) for name in _section(stage, root).get("params", [])}
+
+
+def stage_fingerprint(stage: str, root: Path, deps: Mapping[str, str] | None = None) -> str:
+    """Digest of what DVC compares for `stage` (its dependencies and parameters) and the checkpoint format."""
+    compared = dict(deps if deps is not None else dependencies(stage, root))
+    return artifacts.digest(
+        {"stage": stage, "deps": compared, "params": _params_of(stage, root), "format": CHECKPOINT_FORMAT}
+    )

@@ -1,0 +1,187 @@
+"""Where a stage runs: in this process, on local Ray, or as a job of a Ray cluster.
+
+A stage is `with open_stage(name, params) as stage:` around its work. That holds the lease of the stage's
+run folder, `runs/<stage>/<fingerprint>/`, and its tracking run. `stage.run(worker)` trains there, continuing
+where a killed run left off, or doing nothing where a finished result verifies; `stage.export` copies the
+result to the outputs. The fingerprint is taken from dvc.yaml without DVC or git: a cluster has neither.
+
+This is the one module of the pipeline that imports ray, and it does so when it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.artifacts import copy_into_place
+from pipeline.compute import ComputeProfile, load_profile
+from pipeline.config.params import Params
+from pipeline.errors import StorageError
+from pipeline.launch.execution import cpu_count, execute, inside_ray_job, map_under_ray, ray_session
+from pipeline.launch.failures import Worker
+from pipeline.launch.fingerprint import (
+    _names,
+    _params_of,
+    _section,
+    dependencies,
+    digest_path,
+    is_code,
+    outputs,
+    stage_fingerprint,
+)
+from pipeline.launch.jobs import link_storage, run_as_job
+from pipeline.launch.progress import ProgressWatch
+from pipeline.processes import signal_on_parent_death
+from pipeline.tracking import stage_run
+
+RUNS_VARIABLE = "CRESCENDO_RUNS"
+STATES = ("result", "checkpoints", "*/checkpoints")  # what a run that began has left in its folder
+
+
+@dataclass
+class Stage:
+    """One run of one stage; made by `open_stage`.
+
+    root: the repository. run_dir: its working state, absolute. inputs: {path: digest} of what other stages or
+    the user made. tracker: its MLflow run.
+    """
+
+    name: str
+    params: Params
+    profile: ComputeProfile
+    root: Path
+    run_dir: Path
+    fingerprint: str
+    inputs: dict[str, str]
+    tracker: stage_run.StageRun
+    _exported: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a worker gets; plain values, so that it can be sent."""
+        threads = self.profile.threads or max(1, cpu_count() // max(1, self.profile.workers))
+        return {
+            "params": self.params.model_dump(mode="json"),
+            "root": str(self.root),
+            "run_dir": str(self.run_dir),
+            "inputs": self.inputs,
+            "precision": self.profile.precision,
+            "recompute": self.profile.recompute,
+            "cuda_graphs": self.profile.cuda_graphs,
+            "compile": self.profile.compile,
+            "threads": threads,
+        }
+
+    def finished(self) -> bool:
+        """True where `run_dir/result` is there and verifies; a damaged one is made again."""
+        if not (self.run_dir / "result").exists():
+            return False
+        try:
+            artifacts.verify_directory(self.run_dir / "result")
+        except StorageError as exc:
+            print(f"warning: {exc}", file=sys.stderr)
+            return False
+        return True
+
+    def run(self, worker: Worker, **more: Any) -> None:
+        """Train: `worker(config)` in one process or many, from the last checkpoint, to `run_dir/result`. `more`
+        goes into the config: plain values, paths in them below the folder of all runs."""
+        config = {**self.config, **more}
+        if self.finished():
+            print(f"{self.name}: finished before, in {self.run_dir.name}; exporting", file=sys.stderr)
+            return
+        with ProgressWatch(self.name, self.run_dir, self.tracker):
+            if self.profile.address and not inside_ray_job():
+                run_as_job(self.name, worker, config, self.profile, list(self.inputs))
+            else:
+                execute(self.name, worker, config, self.profile)
+        artifacts.verify_directory(self.run_dir / "result")
+
+    def spread(
+        self, make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
+    ) -> Iterator[Any]:
+        """`make()`'s function on every task: in this process, or on the cores of Ray; answers as they come."""
+        if self.profile.workers == 0:
+            with make() as work:
+                yield from map(work, tasks)
+            return
+        with ray_session(self.profile.workers, inside_ray_job()):
+            yield from map_under_ray(make, tasks)
+
+    def export(self, mapping: Mapping[str, str]) -> None:
+        """Copy folders of the run folder to outputs, each whole: {"result/model": "models/core"}."""
+        for source, target in mapping.items():
+            copy_into_place(self.run_dir / source, self.root / target)
+            self._exported.append(target)
+            numbers = self.root / target / "metrics.json"
+            if numbers.is_file():
+                self.log_metrics(_numbers(json.loads(numbers.read_text(encoding="utf-8"))))
+                self.log_artifact(self.root / target)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Numbers of the stage as a whole, for the tracker."""
+        self.tracker.log_metrics(metrics, step)
+
+    def log_artifact(self, path: str | Path) -> None:
+        """A file or folder for the tracker."""
+        self.tracker.log_artifact(self.root / path)
+
+
+def _numbers(tree: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in tree.items() if isinstance(value, int | float)}
+
+
+def runs_folder(root: Path, profile: ComputeProfile) -> Path:
+    """CRESCENDO_RUNS, else `runs` on the profile's shared storage, else `runs` in the repository."""
+    given = os.environ.get(RUNS_VARIABLE)
+    if given:
+        return Path(given).resolve()
+    return Path(profile.storage, "runs") if profile.storage else root / "runs"
+
+
+def die_with_dvc() -> None:
+    """Under `dvc repro`, be told to stop when DVC dies: it would leave us running beside the next repro."""
+    if "DVC_STAGE" not in os.environ or threading.current_thread() is not threading.main_thread():
+        return
+    signal_on_parent_death(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[Stage]:
+    """Hold the lease of the stage's run folder and its tracking run for the block.
+
+    Raises:
+        Busy: another process runs the same stage on the same inputs.
+        InputMissing, StorageError: a dependency is not there, or does not verify.
+    """
+    die_with_dvc()
+    root = (root or Path.cwd()).resolve()
+    profile = load_profile(root)
+    if profile.storage and inside_ray_job():
+        own = _names(_section(name, root).get("deps", [])) + outputs(name, root)
+        shared = [path for path in own if not is_code(path) and "://" not in path]
+        link_storage(root, Path(profile.storage), shared)
+    deps = dependencies(name, root)
+    fingerprint = stage_fingerprint(name, root, deps)
+    inputs = {path: digest for path, digest in deps.items() if not is_code(path)}
+    run_dir = runs_folder(root, profile) / name / fingerprint[:16]
+    with artifacts.lease(run_dir / "lease"):
+        fresh = not any(found for state in STATES for found in run_dir.glob(state))
+        tracker = stage_run.start_stage_run(
+            name, root, _params_of(name, root), inputs, fingerprint=fingerprint, fresh=fresh
+        )
+        with tracker:
+            yield Stage(name, params, profile, root, run_dir, fingerprint, inputs, tracker)
+            tracker.log_outputs(
+                {path: digest_path(root / path) for path in outputs(name, root) if (root / path).exists()}
+            )

@@ -1,0 +1,28 @@
+"""The resampling operators of the pyramid: pooling P, upsampling U, high-pass HP = 1 - U P."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Nearest-neighbour doubling `U`, the right inverse of `pool`: [B,C,H,W] -> [B,C,2H,2W]."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def pool(x: Tensor) -> Tensor:
+    """Exact 2x2 box mean `P`: [B,C,2H,2W] -> [B,C,H,W]."""
+    return F.avg_pool2d(x, 2)
+
+
+def resize(x: Tensor, size: int) -> Tensor:
+    """Double or halve a square map until it is `size` wide: [B,C,h,h] -> [B,C,size,size]."""
+    while x.shape[-1] < size:
+        x = upsample(x)
+    while x.shape[-1] > size:
+        x = pool(x)
+    return x
+
+
+def high_pass(x: Tensor) -> Tensor:
+    """What pooling loses, `HP = I - U P`; an orthogonal projection that keeps 3/4 of the dimensions."""
+    return x - upsample(pool(x))

@@ -1,0 +1,1 @@
+"""The prepare stage: from a source of images to validated shards."""

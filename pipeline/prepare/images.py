@@ -1,0 +1,146 @@
+"""From a file's bytes to a square of pixels: decode, crop or pad, resample, turn upright, convert, flatten.
+
+Safe on files that nobody has looked at: formats are an allowlist, sizes are checked before pixels are decoded,
+and whatever is wrong is a `BadData` with an E-IMG code. Plain files take a quick way through torchvision and
+kornia-rs, all others a thorough one through Pillow; the two agree within rounding. Pictures are uint8, height x
+width x 3, in sRGB; of an animation, the first frame. What a file may do to its process is the matter of decoder.py.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.errors import BadData
+from pipeline.prepare.fast_decode import _is_plain, _quick
+from pipeline.prepare.framing import Framing, Picture, Pixels, _padded
+from pipeline.prepare.pillow import (
+    _UPRIGHT,
+    _continuous,
+    _flat,
+    _orientation,
+    _thorough,
+    _turned,
+    scale_to_bytes,
+)
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 64 * 10**6
+MIN_SIDE = 8
+
+
+def frame(content: bytes, where: str, framing: Framing) -> Picture:
+    """Decode an image file, completely, and make it a square.
+
+    Resampling is bicubic, antialiased where it shrinks, on the file's own values (palettes expanded).
+
+    Args:
+        content: the bytes of the file.
+        where: its name, for messages.
+        framing: resolution, fit and background.
+
+    Raises:
+        BadData: E-IMG-001 empty, 002 too many bytes, 003 no accepted format, 004 too many pixels,
+            005 damaged, 006 too small.
+        MemoryError: this process may not have as much as decoding needs.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of oddities in files that decode all the same.
+        image = _open(content, where)
+        mode, size = image.mode, image.size
+        try:
+            pixels = _quick(content, image, framing) if _is_plain(content, image) else None
+            if pixels is None:
+                image.load()
+                turn = _UPRIGHT.get(
+                    _orientation(image)
+                )  # of a TIFF, Pillow has turned pixels and size itself
+                size = _turned(image.size, turn)
+                pixels = _thorough(image, turn, framing)
+            return Picture(_padded(pixels, framing), *size, mode)
+        except MemoryError:
+            raise
+        except Exception as exc:  # Decoders of damaged bytes raise whatever they meet.
+            raise _damaged(where, exc) from None
+
+
+def whole(content: bytes, where: str) -> tuple[Pixels, Pixels | None]:
+    """Decode an image file at its own size, upright: (sRGB [H,W,3], alpha [H,W], or None where all is opaque).
+
+    What shines through is composited on white. Raises as `frame` does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = _open(content, where)
+        try:
+            image.load()
+            turn, profile = _UPRIGHT.get(_orientation(image)), image.info.get("icc_profile")
+            image = _continuous(image)
+            if turn is not None:
+                image = image.transpose(turn)
+            if image.mode.startswith(("I", "F")):
+                image = Image.fromarray(scale_to_bytes(np.asarray(image)))
+            alpha = np.array(image.getchannel("A"), np.uint8) if image.mode == "RGBA" else None
+            pixels = np.array(_flat(image, profile, (255, 255, 255)), np.uint8)
+        except MemoryError:
+            raise
+        except Exception as exc:  # As in `frame`.
+            raise _damaged(where, exc) from None
+    return pixels, alpha if alpha is not None and alpha.min() < 255 else None
+
+
+def with_alpha(pixels: Pixels, alpha: Pixels) -> Pixels:
+    """An enlarged picture on white [fH,fW,3] with the transparency [H,W] it once had, enlarged by bicubic
+    interpolation: [fH,fW,4], which on white is `pixels` again where it can be."""
+    height, width, _ = pixels.shape
+    enlarged = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
+    made = np.empty((height, width, 4), np.uint8)
+    made[..., 3] = enlarged
+    for top in range(0, height, 256):  # few rows at a time: floats are large
+        rows = slice(top, top + 256)
+        opacity = np.maximum(enlarged[rows, :, None].astype(np.float32), 1) / 255
+        colours = 255 - (255 - pixels[rows].astype(np.float32)) / opacity
+        made[rows, :, :3] = np.rint(np.clip(colours, 0, 255))
+    return made
+
+
+def check_bytes(content: bytes, where: str) -> None:
+    """Raises BadData E-IMG-001 where a file is empty, E-IMG-002 where it has more than MAX_BYTES."""
+    if not content:
+        raise BadData("E-IMG-001", where, "is empty", "export it again, or remove it")
+    if len(content) > MAX_BYTES:
+        problem = f"has {len(content)} bytes, the most is {MAX_BYTES}"
+        raise BadData("E-IMG-002", where, problem, "scale it down")
+
+
+def _open(content: bytes, where: str) -> Image.Image:
+    """The file with its header read and its size accepted, and no pixel decoded."""
+    check_bytes(content, where)
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError:
+        problem = f"has more than {MAX_PIXELS} pixels"
+        raise BadData("E-IMG-004", where, problem, "scale it down") from None
+    except UnidentifiedImageError:
+        problem = f"is none of {', '.join(FORMATS)}"
+        raise BadData("E-IMG-003", where, problem, "convert it, or remove it") from None
+    except Exception as exc:  # Parsers of damaged headers, too.
+        raise _damaged(where, exc) from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        problem = f"has {width}x{height} pixels, the most is {MAX_PIXELS}"
+        raise BadData("E-IMG-004", where, problem, "scale it down")
+    if min(width, height) < MIN_SIDE:
+        problem = f"has {width}x{height} pixels, the least is {MIN_SIDE} a side"
+        raise BadData("E-IMG-006", where, problem, "use a larger one")
+    return image
+
+
+def _damaged(where: str, exc: Exception) -> BadData:
+    reason = (str(exc).split("\n")[0] or type(exc).__name__)[:120]
+    return BadData("E-IMG-005", where, f"is damaged ({reason})", "export it again, or remove it")

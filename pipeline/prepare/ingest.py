@@ -1,0 +1,227 @@
+"""From a source's items to decoded, measured pictures: in parallel, each item once, whatever dies on the way.
+
+Items are taken in blocks. A finished block is an artifact in a cache folder (pixels.npy, items.jsonl), known by
+the items in it; what the cache holds already is not done again. So an interrupted run continues, and a few new
+images cost a little work. Items are known by id and version (see `sources.Item`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import artifacts
+from pipeline.config.params import Data
+from pipeline.data import storage
+from pipeline.errors import BadData, PipelineError
+from pipeline.prepare.decoder import Decoder, Task
+from pipeline.prepare.framing import Picture, Pixels
+from pipeline.prepare.measure import Measured, measure
+from pipeline.prepare.shards import box_sums
+from pipeline.prepare.sources.source import Item, Source
+
+BLOCK_ITEMS = 256
+CODE = Path(__file__).parent
+DECODING = ("images.py", "measure.py", "decoder.py", "sources")  # what a decoded picture depends on
+LIBRARIES = ("numpy", "pillow", "torchvision", "kornia-rs", "resvg-py")
+Work = Callable[[list[Item]], int]
+Spread = Callable[[Callable[[], AbstractContextManager[Work]], Sequence[list[Item]]], Iterable[int]]
+Heard = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of one item: a picture, row `row` of its block, with its numbers; or a problem."""
+
+    item: Item
+    block: Path
+    row: int
+    measured: Measured | None
+    problem: BadData | None
+
+
+def here(make: Callable[[], AbstractContextManager[Work]], blocks: Sequence[list[Item]]) -> Iterator[int]:
+    """The plainest `Spread`: one block after the other in this process."""
+    with make() as work:
+        yield from map(work, blocks)
+
+
+class Layout(NamedTuple):
+    """How pictures are stored: see `pipeline.data.shards`."""
+
+    resolution: int
+    low_resolution: int
+    encoding: str
+
+
+def cache_key(data: Data, layout: Layout) -> str:
+    """Digest of all that a stored picture depends on but the items: source, framing, code and libraries."""
+    files = sorted(file for name in DECODING for file in [CODE / name, *(CODE / name).glob("*.py")])
+    code = {str(file.relative_to(CODE)): artifacts.sha256_file(file) for file in files if file.is_file()}
+    settings = data.model_dump(mode="json", include={"source", "path", "resolution", "fit", "background"})
+    settings |= {"layout": list(layout)}
+    return artifacts.digest(
+        {
+            "settings": settings,
+            "code": code,
+            "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        }
+    )
+
+
+def ingest(
+    source: Source,
+    items: Sequence[Item],
+    layout: Layout,
+    cache: Path,
+    spread: Spread,
+    processes: int,
+    heard: Heard,
+) -> list[Taken]:
+    """Take in all `items`, in their order; `spread` runs the blocks that the folder `cache` lacks.
+
+    processes: decoding processes beside each worker that `spread` makes. heard: is told of progress.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    known = _known(cache, artifacts.verify_directory)
+    missing = [item for item in items if _key(item) not in known]
+    blocks = [missing[i : i + BLOCK_ITEMS] for i in range(0, len(missing), BLOCK_ITEMS)]
+    done = len(items) - len(missing)
+    heard(done, len(items))
+    if blocks:
+        for count in spread(partial(block_maker, source, layout, cache, processes), blocks):
+            done += count
+            heard(done, len(items))
+        # These were hashed a moment ago.
+        known |= _known(cache, artifacts.read_manifest, {block for block, _ in known.values()})
+    taken = [_taken(item, *known[_key(item)]) for item in items]
+    _forget(cache, {each.block for each in taken})
+    return taken
+
+
+def _key(item: Item) -> tuple[str, str]:
+    return item.id, item.version
+
+
+@contextmanager
+def block_maker(source: Source, layout: Layout, cache: Path, processes: int) -> Iterator[Work]:
+    """`make_block` with decoding processes of its own."""
+    with Decoder(source.decode, processes, finish=partial(take_in, layout)) as decoder:
+        yield partial(make_block, source, layout, cache, decoder)
+
+
+class TakenIn(NamedTuple):
+    """What a decoder sends back of a picture."""
+
+    stored: Pixels  # see `store.encode`
+    sums: NDArray[np.uint16]  # see `shards.box_sums`
+    measured: Measured
+
+
+def take_in(layout: Layout, pictures: list[Picture]) -> list[TakenIn]:
+    """Measure decoded pictures, and bring them into the form that is stored."""
+    measured = measure(pictures)
+    planes = [np.ascontiguousarray(picture.pixels.transpose(2, 0, 1)) for picture in pictures]
+    return [
+        TakenIn(storage.encode(pixels, layout.encoding), box_sums(pixels, layout.low_resolution), numbers)
+        for pixels, numbers in zip(planes, measured, strict=True)
+    ]
+
+
+def make_block(
+    source: Source, layout: Layout, cache: Path, decoder: Decoder[TakenIn], items: list[Item]
+) -> int:
+    """Read, decode and measure `items`, and commit them to the cache as one block; how many they are."""
+    rows: list[dict[str, Any]] = []
+    stored: list[Pixels] = []
+    sums: list[NDArray[np.uint16]] = []
+    tasks = (_read(source, item) for item in items)
+    for item, answer in zip(items, decoder.map(tasks), strict=True):
+        row: dict[str, Any] = {"id": item.id, "version": item.version}
+        if isinstance(answer, BadData):
+            row["problem"] = list(answer.args)
+        else:
+            row |= {"row": len(stored), "measured": answer.measured._asdict()}
+            stored.append(answer.stored)
+            sums.append(answer.sums)
+        rows.append(row)
+    name = artifacts.digest([_key(item) for item in items])[:32]
+    with artifacts.commit_directory(cache / f"block-{name}", {"items": len(items)}, forced=False) as folder:
+        storage.write(folder, "images", stored, len(stored), layout.encoding)
+        storage.write_array(folder / "low.npy", sums, len(sums))
+        (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "ascii")
+    return len(items)
+
+
+def _read(source: Source, item: Item) -> Task | BadData:
+    if item.flaw is not None:
+        return item.flaw
+    try:
+        return source.read(item), item.where
+    except BadData as problem:
+        return problem
+
+
+def _known(
+    cache: Path, check: Callable[[Path], object], read: Set[Path] = frozenset()
+) -> dict[tuple[str, str], tuple[Path, dict[str, Any]]]:
+    """All items in the cache but those of the blocks `read`, by id and version; blocks that `check` finds damaged
+    are removed."""
+    found = {}
+    for block in sorted(set(cache.glob("block-*")) - read):
+        try:
+            check(block)
+        except PipelineError:  # half-written by a killed run, or damaged since: it is made again
+            artifacts.remove(block)
+            continue
+        for line in (block / "items.jsonl").read_text("ascii").splitlines():
+            row = json.loads(line)
+            found[row["id"], row["version"]] = block, row
+    return found
+
+
+def _taken(item: Item, block: Path, row: dict[str, Any]) -> Taken:
+    if item.flaw is not None or "problem" in row:
+        return Taken(item, block, -1, None, item.flaw or BadData(*row["problem"]))
+    return Taken(item, block, row["row"], Measured(**row["measured"]), None)
+
+
+def _forget(cache: Path, used: set[Path]) -> None:
+    """Remove blocks of which nothing is used any more."""
+    for block in cache.glob("block-*"):
+        if block not in used:
+            artifacts.remove(block)
+
+
+def stored_pictures(taken: Iterable[Taken]) -> Iterator[Pixels]:
+    """The pictures of items that have one, as they are stored."""
+    return _rows(taken, lambda block: storage.Pictures(block, "images").stored)
+
+
+def stored_sums(taken: Iterable[Taken]) -> Iterator[NDArray[np.uint16]]:
+    """Their box sums, uint16 [3, r, r]."""
+    return _rows(taken, lambda block: np.load(block / "low.npy", mmap_mode="r").__getitem__)
+
+
+def pictures_of(taken: Iterable[Taken]) -> Iterator[Pixels]:
+    """The pictures, uint8 [R, R, 3]."""
+    for stored in stored_pictures(taken):
+        yield np.ascontiguousarray(storage.decode(stored).transpose(1, 2, 0))
+
+
+def _rows(taken: Iterable[Taken], open_block: Callable[[Path], Callable[[int], Any]]) -> Iterator[Any]:
+    """One row an item; a block is opened once for a run of its items."""
+    for block, run in groupby(taken, key=lambda each: each.block):
+        read = open_block(block)
+        for each in run:
+            yield read(each.row)

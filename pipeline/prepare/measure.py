@@ -1,0 +1,145 @@
+"""What is measured of every picture, for validation: cheap numbers of its framed pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.prepare.framing import Picture
+
+TOGETHER = 2**17  # pixels, about, that are measured in one go: as many as a processor's cache holds
+EXACT = 256  # squares of bytes whose sum float32 holds
+HASHED, LOW = 32, 8  # px a side of which the perceptual hash is made, and its frequencies a side
+# Of the discrete cosine transform (type II): the lowest frequencies, a row each.
+COSINES = np.cos(np.pi / HASHED * np.outer(np.arange(LOW), np.arange(HASHED) + 0.5))
+
+
+class Measured(NamedTuple):
+    """Numbers of one picture. Grey levels are 0-255."""
+
+    pixels: str  # sha256 of the framed pixels
+    width: int  # px of the file
+    height: int
+    mode: str  # of the file, by Pillow's names
+    mean: float  # grey levels, over all channels
+    std: float
+    entropy: float  # bits, of the histogram of grey levels: 0 (one level) to 8
+    sharpness: float  # variance of the 5-point Laplacian of grey levels
+    phash: str  # 64-bit perceptual hash (of the low frequencies), 16 hexadecimal digits
+
+
+def measure(pictures: Sequence[Picture]) -> list[Measured]:
+    """Measure framed pixels, uint8 [R, R, 3] each, all of one size; many at once cost less each.
+
+    The numbers do not depend on company, and all sums are exact, so that any machine finds the same.
+    """
+    group = max(TOGETHER // pictures[0].pixels.size, 1) if pictures else 1
+    return [one for i in range(0, len(pictures), group) for one in _measure_group(pictures[i : i + group])]
+
+
+def _measure_group(pictures: Sequence[Picture]) -> Iterator[Measured]:
+    planes = np.ascontiguousarray(np.stack([picture.pixels.transpose(2, 0, 1) for picture in pictures]))
+    grey = _grey(planes)
+    histograms, small = _by_pillow(grey)
+    numbers = np.stack([*_moments(planes), _entropy(histograms), _sharpness(grey)], 1).tolist()
+    for picture, own, (mean, std, entropy, sharpness), phash in zip(
+        pictures, planes, numbers, _hashes(small), strict=True
+    ):
+        yield Measured(
+            pixels=hashlib.sha256(own.data).hexdigest(),
+            width=picture.width,
+            height=picture.height,
+            mode=picture.mode,
+            mean=round(mean, 4),
+            std=round(std, 4),
+            entropy=round(entropy, 4),
+            sharpness=round(sharpness, 4),
+            phash=phash,
+        )
+
+
+def _grey(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Luma of ITU-R BT.601: uint8 [n, 3, H, W] to uint8 [n, H, W]."""
+    weights = np.array([77, 150, 29], np.uint16)  # Their sum is 256.
+    luma = np.einsum("nchw,c->nhw", planes, weights, dtype=np.uint16, casting="unsafe")
+    return ((luma + 128) >> 8).astype(np.uint8)
+
+
+def _by_pillow(grey: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Histograms [n, 256] of grey pictures, and the pictures made small, uint8 [n, 32, 32]."""
+    from PIL import Image
+
+    images = [Image.fromarray(each) for each in grey]
+    small = [image.resize((HASHED, HASHED), Image.Resampling.BOX, reducing_gap=1.0) for image in images]
+    return np.array([image.histogram() for image in images]), np.array([np.asarray(each) for each in small])
+
+
+def _moments(planes: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of the values of each picture: [n, 3, H, W] to [n] twice."""
+    count = planes[0].size
+    values = planes.reshape(len(planes), -1, math.gcd(count, EXACT)).astype(np.float32)
+    totals = values.sum(2).sum(1, dtype=np.float64)
+    squares = np.einsum("ijk,ijk->ij", values, values).sum(1, dtype=np.float64)
+    return totals / count, np.sqrt(squares * count - totals**2) / count
+
+
+def _entropy(histograms: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Bits, of values of which there are histograms[:, i] each: [n, 256] to [n]."""
+    share = histograms / histograms.sum(1, keepdims=True)
+    return -(share * np.log2(share, out=np.zeros_like(share), where=share > 0)).sum(1) + 0.0  # not -0
+
+
+def _sharpness(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Variance of the sum of the four neighbours less four times the pixel: [n, H, W] to [n]."""
+    g = grey.astype(np.int16)
+    laplacian = g[:, :-2, 1:-1] + g[:, 2:, 1:-1]
+    laplacian += g[:, 1:-1, :-2]
+    laplacian += g[:, 1:-1, 2:]
+    laplacian -= 4 * g[:, 1:-1, 1:-1]
+    values = laplacian.reshape(len(grey), -1).astype(np.float64)
+    squares, totals, count = np.einsum("ij,ij->i", values, values), values.sum(1), values.shape[1]
+    return (squares * count - totals**2) / count**2
+
+
+def _hashes(small: NDArray[np.uint8]) -> list[str]:
+    """The perceptual hash of pHash: which of the lowest 8 x 8 frequencies lie above their median.
+
+    Grey pictures, uint8 [n, 32, 32], to 16 hexadecimal digits each. Frequencies are rounded, so that those of blank
+    pictures are 0, and no noise.
+    """
+    low = np.rint(COSINES @ small @ COSINES.T).reshape(len(small), -1)
+    ordered = np.sort(low, axis=1)
+    middle = low.shape[1] // 2
+    medians = (ordered[:, middle - 1] + ordered[:, middle]) / 2
+    return [bits.tobytes().hex() for bits in np.packbits(low > medians[:, None], axis=1)]
+
+
+def near_duplicates(hashes: list[str], most: int = 3) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of 64-bit hashes (hexadecimal) that differ in at most `most` (0 to 3) bits.
+
+    Two such hashes agree in one of four 16-bit parts, so only those that share a part are compared; parts that
+    more than 64 hashes share (blank pictures, one motif many times) are compared in windows of that many.
+    """
+    assert 0 <= most <= 3
+    values = np.array([int(text, 16) for text in hashes], dtype=np.uint64)
+    pairs: set[tuple[int, int]] = set()
+    for part in range(4):
+        keys = (values >> np.uint64(16 * part)) & np.uint64(0xFFFF)
+        order = np.lexsort((values, keys))
+        sorted_keys, sorted_values = keys[order], values[order]
+        for step in range(1, min(64, len(order))):
+            near = sorted_keys[step:] == sorted_keys[:-step]
+            if not near.any():
+                break
+            apart = np.bitwise_count(sorted_values[step:] ^ sorted_values[:-step])
+            found = np.flatnonzero(near & (apart <= most))
+            first, second = order[found], order[found + step]
+            pairs.update(
+                zip(np.minimum(first, second).tolist(), np.maximum(first, second).tolist(), strict=True)
+            )
+    return sorted(pairs)

@@ -1,0 +1,106 @@
+"""Writing a prepared data set: image shards, index, captions and their vectors.
+
+    images-00000...       uint8 [n, 3, R, R], at most 64 MiB a shard; raw or PNG (`pipeline.data.store`)
+    low-00000.npy ...     uint16 [n, 3, r, r]: sums over the f x f boxes of a picture, f = R / r; exact. r is the
+                          resolution of the core, which trains without reading the pictures at full size
+    index.jsonl           one row an image, in global order: id, split, base, group, subgroup, captions
+    captions.jsonl        one JSON string a line; its line number is its id
+    text.safetensors      pooled float16 [n, dim], tokens float16 [n, T, dim], mask uint8 [n, T]
+
+JSON is ASCII, so that a line is a line in any reader. `pipeline.data.dataset` reads all this.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data import storage
+from pipeline.text.cache import encode_cached
+from pipeline.text.encoder import TextEncoder
+
+SHARD_BYTES = 64 * 2**20  # of raw pixels
+RAW_BYTES = 8 * 2**30  # a set that is larger than this is stored as PNG, where `data.encoding` is auto
+MAX_FACTOR = 16  # of the box sums: 16 * 16 * 255 is the most that uint16 holds
+
+
+def dump_lines(rows: Iterable[Any]) -> str:
+    """JSON lines: ASCII, sorted keys."""
+    return "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+
+
+def choose_encoding(wanted: str, count: int, resolution: int) -> str:
+    """`raw` or `png`: what is wanted, or, for `auto`, raw while the set is small."""
+    if wanted != "auto":
+        return wanted
+    return "raw" if count * 3 * resolution**2 <= RAW_BYTES else "png"
+
+
+def box_sums(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint16]:
+    """Sums over boxes: uint8 [3, R, R] to uint16 [3, r, r], r = max(`resolution`, R / 16)."""
+    side = pixels.shape[-1]
+    factor = min(side // resolution, MAX_FACTOR)
+    lines = pixels.reshape(3, side // factor, factor, side)
+    rows = lines[:, :, 0].astype(np.uint16)
+    for i in range(
+        1, factor
+    ):  # whole lines, then every factor-th column: far faster than sums along short axes
+        rows += lines[:, :, i]
+    sums: NDArray[np.uint16] = rows[:, :, ::factor].copy()
+    for i in range(1, factor):
+        sums += rows[:, :, i::factor]
+    return sums
+
+
+def write_images(
+    folder: Path,
+    pictures: Iterable[NDArray[np.uint8]],
+    sums: Iterable[NDArray[np.uint16]],
+    count: int,
+    resolution: int,
+    encoding: str,
+) -> None:
+    """Write `count` pictures, as stored, and their box sums, in shards."""
+    size = max(SHARD_BYTES // (3 * resolution**2), 1)
+    pictures, sums = iter(pictures), iter(sums)
+    for number, start in enumerate(range(0, count, size)):
+        n = min(size, count - start)
+        storage.write(folder, f"images-{number:05d}", islice(pictures, n), n, encoding)
+        storage.write_array(folder / f"low-{number:05d}.npy", islice(sums, n), n)
+
+
+def write_index(
+    folder: Path, rows: Sequence[dict[str, Any]], captions: Sequence[tuple[str, ...]]
+) -> list[str]:
+    """Write index.jsonl and captions.jsonl; `captions` are those of each row. Returns all captions by id.
+
+    Where nothing has a caption, one empty caption keeps the arrays of vectors from being empty.
+    """
+    unique = unique_captions(captions)
+    ids = {text: number for number, text in enumerate(unique)}
+    numbered = [
+        {**row, "captions": [ids[t] for t in texts]} for row, texts in zip(rows, captions, strict=True)
+    ]
+    (folder / "index.jsonl").write_text(dump_lines(numbered), "ascii")
+    (folder / "captions.jsonl").write_text(dump_lines(unique), "ascii")
+    return unique
+
+
+def unique_captions(captions: Iterable[tuple[str, ...]]) -> list[str]:
+    """All captions once, in order; one empty caption where there is none."""
+    return list(dict.fromkeys(text for texts in captions for text in texts)) or [""]
+
+
+def write_text(folder: Path, captions: Sequence[str], encoder: TextEncoder, cache: Path) -> None:
+    """Encode all captions (those that `cache` lacks) and write text.safetensors."""
+    from safetensors.numpy import save_file
+
+    pooled, tokens, mask = encode_cached(encoder, captions, cache)
+    arrays: dict[str, NDArray[Any]] = {"pooled": pooled, "tokens": tokens, "mask": mask.astype(np.uint8)}
+    save_file(arrays, folder / "text.safetensors")

@@ -1,0 +1,148 @@
+"""Trees of files that sources read: a folder, a store behind a URL, a zip or a tar archive.
+
+All give the same: names, sizes and versions without the contents, then the bytes of one file. No link is
+followed, nothing but plain files is opened, and no archive is ever unpacked to a disk. What a tree should not
+hold is listed with its flaw and cannot be read. Trees hold names only: what they open, they open at the first
+use in each process, and pickle without it. One thread at a time may use a tree.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from pipeline.errors import BadData, PipelineError
+
+_JUNK = {"__MACOSX", "Thumbs.db"}
+_ESCAPED = re.compile(r"\\(\\|[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+_SHORT = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
+T = TypeVar("T")
+
+
+class File(NamedTuple):
+    """A file of a tree.
+
+    Attributes:
+        name: relative path, POSIX, by which the tree finds it again; any characters (see `printable`).
+        size: bytes, as the tree declares it.
+        version: changes when the bytes do, as far as that is known without reading them.
+        flaw: why it cannot be read, if so.
+    """
+
+    name: str
+    size: int
+    version: str
+    flaw: BadData | None = None
+
+
+class Tree(Protocol):
+    """Files below one root, in a fixed order. Hidden files and those of desktops are passed over."""
+
+    def files(self) -> list[File]:
+        """All files. Raises InputMissing if there is no such tree, BadData if it is damaged as a whole."""
+        ...
+
+    def read(self, name: str, most: int) -> bytes:
+        """The bytes of one file. Raises BadData if it is flawed, damaged, or has more than `most` bytes."""
+        ...
+
+
+def printable(name: str) -> str:
+    r"""A name on one line, every character visible and in UTF-8; `original` undoes it.
+
+    Bytes that are not UTF-8 become `\xff`, controls `\n` or `\u202e`, a backslash two.
+    """
+    return name if name.isprintable() and "\\" not in name else "".join(map(_escape, name))
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # A byte that is not UTF-8, as os.fsdecode and tarfile hold it.
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x80:
+        return char.encode("unicode_escape").decode("ascii")
+    if char.isprintable():
+        return char
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def original(text: str) -> str:
+    """The name that `printable` made `text` of."""
+    return _ESCAPED.sub(lambda match: _unescape(match[1]), text)
+
+
+def _unescape(escape: str) -> str:
+    if escape in _SHORT:
+        return _SHORT[escape]
+    code = int(escape[1:], 16)
+    return chr(code + 0xDC00 if escape[0] == "x" and code >= 0x80 else code)
+
+
+def _by_name(file: File) -> bytes:
+    return file.name.encode("utf-8", "surrogatepass")
+
+
+def _passed_over(part: str) -> bool:
+    return part.startswith(".") or part in _JUNK
+
+
+def _no_plain_file(where: str) -> BadData:
+    return BadData("E-IMG-007", where, "is not a plain file", "replace it by one")
+
+
+def _gone(where: str) -> BadData:
+    return BadData("E-IMG-011", where, "is no longer there", "put it back, or run it again")
+
+
+def _too_large(where: str, size: int, most: int) -> BadData:
+    return BadData("E-IMG-002", where, f"has {size} bytes, the most is {most}", "scale it down")
+
+
+def reason(exc: BaseException) -> str:
+    """What `exc` says, short: its first line, or its name."""
+    return (str(exc).split("\n")[0] or type(exc).__name__)[:120]
+
+
+@contextmanager
+def damage(code: str, where: str, fix: str) -> Iterator[None]:
+    """Turn whatever a reader of damaged bytes raises into BadData; errors of the disk stay what they are."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as exc:
+        # EINVAL: sent to a place where no file reaches.
+        if isinstance(exc, OSError) and exc.errno not in {None, errno.EINVAL}:
+            raise
+        raise BadData(code, where, f"is damaged or cut off ({reason(exc)})", fix) from None
+
+
+class PerProcess(Generic[T]):
+    """A value made at its first use in a process: two processes must not share the place in an open file."""
+
+    def __init__(self) -> None:
+        self._made: tuple[int, T] | None = None
+
+    def __del__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget it, closed if it can be, so that the next `get` makes it anew."""
+        made, self._made = self._made, None
+        close = getattr(made and made[1], "close", None)
+        if close is not None:
+            close()
+
+    def get(self, make: Callable[[], T]) -> T:
+        """The value, from `make` if this process has none."""
+        if self._made is None or self._made[0] != os.getpid():
+            self.clear()
+            self._made = os.getpid(), make()
+        return self._made[1]
+
+    def __reduce__(self) -> tuple[type[PerProcess[T]], tuple[()]]:
+        return type(self), ()

@@ -1,0 +1,299 @@
+"""A user's own folder of images, at any depth, on a disk or behind a URL, with captions if there are any.
+
+Captions of an image, the first that exists counts:
+    a row of `metadata.jsonl`, `metadata.csv` or `metadata.parquet` in its folder or the nearest above, as
+        imagefolder has them (file_name: path relative to that file; text, caption, prompt or label);
+    a `.txt`, else a `.caption`, of the same name, one caption a line, as kohya's scripts have them;
+    the name of the sub-folder it lies in, without kohya's number of repeats (`10_red cat`).
+Sub-folders are also the groups that `data.subset` selects from. Where all top folders are splits
+(`train`, `validation`, `test`), those below count. Hidden files and documents are passed over.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BadData, InputMissing
+from pipeline.prepare import images
+from pipeline.prepare.framing import Framing, Picture
+from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.sources.files import File, Tree, damage, original, printable
+from pipeline.prepare.sources.local import LocalTree
+from pipeline.prepare.sources.remote import RemoteTree
+from pipeline.prepare.sources.source import Item, Listing
+from pipeline.text.captions import MAX_CAPTION, normalise
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SIDECARS = (".txt", ".caption")
+SPLITS = {"train", "validation", "val", "valid", "test"}
+CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "label")
+DOCUMENTS = {
+    ".txt", ".caption", ".md", ".rst", ".html", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".yaml",
+    ".yml", ".toml", ".xml", ".license", ".cls", ".npz",
+}  # fmt: skip
+MAX_SIDECAR = 64 * 1024
+MAX_METADATA = 256 * 2**20
+_REPEATS = re.compile(r"\d+_(?=.)")
+_FIX = 'write {"file_name": "a.png", "text": "a caption"}'
+_FIX_TABLE = "give it the columns file_name and text"
+Texts = dict[str, list[str]]
+
+
+def clean_captions(texts: Iterable[str], where: str) -> tuple[str, ...]:
+    """Normalised captions without repeats and empty ones. Raises BadData E-CAP-003 where one is too long."""
+    captions = tuple(dict.fromkeys(filter(None, map(normalise, texts))))
+    for caption in captions:
+        if len(caption) > MAX_CAPTION:
+            problem = f"holds a caption of {len(caption)} characters, the most is {MAX_CAPTION}"
+            raise BadData("E-CAP-003", where, problem, "shorten it")
+    return captions
+
+
+# Metadata files.
+
+
+def read_metadata(content: bytes, where: str) -> Texts:
+    """Texts of each file_name in a metadata file of the kind that its suffix tells.
+
+    Raises BadData E-CAP-004, which names the bad line.
+    """
+    rows = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[posixpath.splitext(where)[1]]
+    texts: Texts = {}
+    for at, row in rows(content, where):
+        name, listed = _described(row, at)
+        texts.setdefault(name, []).extend(listed)
+    return texts
+
+
+def _json_rows(content: bytes, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        at = f"{where} line {number}"
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            raise BadData("E-CAP-004", at, "is not JSON in UTF-8", _FIX) from None
+        if not isinstance(row, dict):
+            raise BadData("E-CAP-004", at, "is no JSON object", _FIX)
+        yield at, row
+
+
+def _csv_rows(content: bytes, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        at = f"{where} line {content.count(10, 0, exc.start) + 1}"
+        raise BadData("E-CAP-004", at, "is not UTF-8", "save it as UTF-8") from None
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in rows:
+            yield f"{where} line {rows.line_num}", row
+    except csv.Error as exc:
+        at = f"{where} line {rows.reader.line_num}"
+        raise BadData("E-CAP-004", at, f"is not CSV ({exc})", _FIX_TABLE) from None
+
+
+def _parquet_rows(content: bytes, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with damage("E-CAP-004", where, "write it again"):
+        file = pq.ParquetFile(pa.BufferReader(content))
+        columns = [name for name in file.schema_arrow.names if name in CAPTION_COLUMNS or _names_files(name)]
+        number = 0
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{where} row {number}", row
+
+
+def _names_files(column: object) -> bool:
+    return isinstance(column, str) and (column == "file_name" or column.endswith("_file_name"))
+
+
+def _described(row: Mapping[str, Any], at: str) -> tuple[str, list[str]]:
+    """file_name and texts of one row of metadata. Raises BadData E-CAP-004."""
+    columns = sorted(filter(_names_files, row), key=lambda column: column != "file_name")
+    name = row[columns[0]] if columns else None
+    if not isinstance(name, str) or not name:
+        raise BadData("E-CAP-004", at, "has no file_name", _FIX)
+    column = next((column for column in CAPTION_COLUMNS if column in row), "")
+    texts = texts_of(row.get(column))
+    if texts is None and column == "label" and type(row[column]) is int:
+        texts = [f"class {row[column]}"]
+    if texts is None:
+        raise BadData("E-CAP-004", at, f"has a {column} that is no text", _FIX)
+    return name, texts
+
+
+def texts_of(value: object) -> list[str] | None:
+    """The texts in a cell: none, one, or a list of them; None where it holds anything else."""
+    listed: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
+    return listed if all(isinstance(text, str) for text in listed) else None
+
+
+def _read_all_metadata(tree: Tree, where: str, files: Sequence[File]) -> tuple[Texts, list[BadData]]:
+    """Texts of each file that metadata describe (the nearest count), and notes on those not there."""
+    names = {file.name for file in files}
+    described: Texts = {}
+    notes = []
+    found = [file for file in files if posixpath.basename(file.name) in METADATA]
+    for file in sorted(found, key=_nearest_first):
+        at = f"{where}/{printable(file.name)}"
+        if file.flaw is not None or file.size > MAX_METADATA:
+            problem = f"is no plain file of at most {MAX_METADATA} bytes"
+            raise BadData("E-CAP-004", at, problem, "replace it, or split it over sub-folders")
+        for file_name, texts in read_metadata(tree.read(file.name, MAX_METADATA), at).items():
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(file.name), file_name))
+            if target in names and not is_document(target):
+                described.setdefault(target, texts)
+            else:
+                problem = f"describes {file_name[:200]!r}, which is not there"
+                notes.append(BadData("E-CAP-005", at, problem, "correct file_name"))
+    return described, notes
+
+
+def _nearest_first(file: File) -> tuple[int, str, int]:
+    folder, name = posixpath.split(file.name)
+    return -file.name.count("/"), folder, METADATA.index(name)
+
+
+# Files beside the images, and folders.
+
+
+def is_document(name: str) -> bool:
+    """Whether a file is known, by its name, to be no image."""
+    return posixpath.splitext(name)[1].lower() in DOCUMENTS
+
+
+def _beside(name: str, suffix: str) -> str:
+    return posixpath.splitext(name)[0] + suffix
+
+
+def _read_sidecar(tree: Tree, file: File, where: str) -> tuple[str, ...]:
+    """Captions in a text file, one a line. Raises BadData."""
+    at = f"{where}/{printable(file.name)}"
+    if file.flaw is not None:
+        raise BadData("E-CAP-001", at, file.flaw.problem, file.flaw.fix)
+    if file.size > MAX_SIDECAR:
+        raise BadData("E-CAP-003", at, f"has {file.size} bytes, the most is {MAX_SIDECAR}", "shorten it")
+    try:
+        text = tree.read(file.name, MAX_SIDECAR).decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise BadData("E-CAP-002", at, f"is not UTF-8 (byte {exc.start})", "save it as UTF-8") from None
+    return clean_captions(text.splitlines(), at)
+
+
+def _orphans(where: str, files: Sequence[File], pictures: Sequence[File]) -> list[BadData]:
+    """Notes on text files that have no image beside them."""
+    stems = {_beside(file.name, "") for file in pictures}
+    texts = [file.name for file in files if posixpath.splitext(file.name)[1] in SIDECARS]
+    problem, fix = "has no image of its name beside it", "rename it, or remove it"
+    return [
+        BadData("E-CAP-005", f"{where}/{printable(name)}", problem, fix)
+        for name in texts
+        if _beside(name, "") not in stems
+    ]
+
+
+def _folders(name: str) -> list[str]:
+    return [part for part in posixpath.dirname(name).split("/") if part not in {"", ".."}]
+
+
+def _has_splits(pictures: Sequence[File]) -> bool:
+    """Whether all folders at the top are splits; `train` beside `plane` is a class."""
+    tops = {folders[0] for file in pictures if file.flaw is None and (folders := _folders(file.name))}
+    return bool(tops) and tops <= SPLITS
+
+
+class TreeSource:
+    """The images in a tree of files."""
+
+    licence: str | None = None
+
+    def __init__(self, tree: Tree, name: str, framing: Framing) -> None:
+        """`name` is that of the tree in messages."""
+        self._tree = tree
+        self._name = name.rstrip("/")
+        self._framing = framing
+
+    def listing(self) -> Listing:
+        """All images, in the tree's order.
+
+        Raises InputMissing if there is none, BadData for a bad metadata file or a damaged archive.
+        """
+        files = self._tree.files()
+        pictures = [file for file in files if not is_document(file.name)]
+        if not pictures:
+            raise InputMissing("E-INP-022", self._name, "holds no images", "put PNG or JPEG files there")
+        described, notes = _read_all_metadata(self._tree, self._name, files)
+        flaws = [file.flaw for file in files if file.flaw is not None and is_document(file.name)]
+        notes += flaws + _orphans(self._name, files, pictures)
+        documents = {file.name: file for file in files if is_document(file.name)}
+        skip = int(_has_splits(pictures))
+        items = (self._item(file, skip, described.get(file.name), documents) for file in pictures)
+        return Listing(tuple(items), tuple(notes))
+
+    def _item(self, file: File, skip: int, texts: list[str] | None, documents: Mapping[str, File]) -> Item:
+        groups = list(map(printable, _folders(file.name)[skip:]))
+        where = f"{self._name}/{printable(file.name)}"
+        captions: tuple[str, ...] = ()
+        flaw = file.flaw
+        if flaw is None:
+            try:
+                captions = self._captions(file.name, where, groups, texts, documents)
+            except BadData as exc:
+                flaw = exc
+        return Item(
+            id=printable(file.name),
+            where=where,
+            version=file.version,
+            base=None,
+            group=groups[0] if groups else "",
+            subgroup="/".join(groups),
+            captions=captions,
+            flaw=flaw,
+        )
+
+    def _captions(
+        self,
+        name: str,
+        where: str,
+        groups: Sequence[str],
+        texts: list[str] | None,
+        documents: Mapping[str, File],
+    ) -> tuple[str, ...]:
+        if texts is not None:
+            return clean_captions(texts, where)
+        for sidecar in (_beside(name, suffix) for suffix in SIDECARS):
+            if sidecar in documents:
+                return _read_sidecar(self._tree, documents[sidecar], self._name)
+        label = _REPEATS.sub("", groups[-1], count=1) if groups else ""
+        return clean_captions([label.replace("_", " ").replace("-", " ")], where)
+
+    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
+        """The bytes of one image file. Raises BadData where it is no plain file, damaged, or too large."""
+        return self._tree.read(original(item.id), most)
+
+    def decode(self, content: bytes, where: str) -> Picture:
+        """See `images.frame`."""
+        return images.frame(content, where, self._framing)
+
+
+class Folder(TreeSource):
+    """The images below `root / path`, or below the URL `path`."""
+
+    def __init__(self, root: Path, path: str, framing: Framing) -> None:
+        """Raises InputMissing if there is no such folder."""
+        if "://" not in path and not (root / path).is_dir():
+            raise InputMissing("E-INP-021", path, "is no folder", "make it and put images there")
+        tree: Tree = RemoteTree(path) if "://" in path else LocalTree(root / path, path.rstrip("/"))
+        super().__init__(tree, path, framing)

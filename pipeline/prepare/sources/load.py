@@ -1,0 +1,54 @@
+"""The source that `data.source` names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipeline.config.params import SOURCES, Data
+from pipeline.errors import ConfigError
+from pipeline.prepare.framing import Framing
+from pipeline.prepare.sources.source import Source
+
+
+def open_source(data: Data, root: Path) -> Source:
+    """The source that the `data` section names; paths are relative to `root`."""
+    framing = Framing(data.resolution, data.fit, data.background)
+    kind, _, name = data.source.partition(":")
+    if kind == "folder":
+        from pipeline.prepare.sources.folder import Folder
+
+        return Folder(root, data.path, framing)
+    if kind == "archive":
+        from pipeline.prepare.sources.archive import Archive
+
+        return Archive(root, data.path, framing)
+    if kind == "parquet":
+        from pipeline.prepare.sources.parquet import Parquet
+
+        return Parquet(root, data.path, framing)
+    if kind == "torchvision":
+        from pipeline.prepare.sources.torchvision import Torchvision
+
+        return Torchvision(root, data.path, name, framing)
+    from pipeline.prepare.sources.openmoji import OpenMoji
+
+    return OpenMoji(data.source.partition("==")[2], framing)
+
+
+def data_of(data: Data, source: str, root: Path) -> Data:
+    """`data` with another source: one as params.yaml names it, or the path of a folder or file.
+
+    Raises ConfigError where it is neither.
+    """
+    path = root / source
+    if re.fullmatch(SOURCES, source) and not path.exists():
+        return data.model_copy(update={"source": source, "subset": ()})
+    if "://" in source or path.is_dir():
+        kind = "parquet" if path.is_dir() and any(path.glob("*.parquet")) else "folder"
+    elif path.is_file():
+        kind = "parquet" if path.suffix == ".parquet" else "archive"
+    else:
+        fix = "give a folder, an archive, a Parquet file, torchvision:NAME or openmoji==VERSION"
+        raise ConfigError("E-CFG-016", "SOURCE", f"{source!r} is neither there nor a known source", fix)
+    return data.model_copy(update={"source": kind, "path": source, "subset": ()})

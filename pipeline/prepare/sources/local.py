@@ -1,0 +1,67 @@
+"""Files below a folder of this machine."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.prepare.sources.files import (
+    File,
+    _by_name,
+    _gone,
+    _no_plain_file,
+    _passed_over,
+    _too_large,
+    printable,
+)
+
+
+class LocalTree:
+    """Files below a folder, by name."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """`name` is that of the folder in messages."""
+        self._folder = folder
+        self._name = name
+
+    def files(self) -> list[File]:
+        """See `Tree.files`. Raises OSError if a folder is not there or may not be read."""
+        return sorted(map(self._file, self._names()), key=_by_name)
+
+    def _names(self) -> Iterator[str]:
+        for place, subfolders, names in os.walk(self._folder, onerror=_raise):
+            links = [name for name in subfolders if os.path.islink(os.path.join(place, name))]
+            subfolders[:] = [name for name in subfolders if name not in links and not _passed_over(name)]
+            below = os.path.relpath(place, self._folder)
+            for name in names + links:
+                if not _passed_over(name):
+                    yield name if below == os.curdir else os.path.join(below, name)
+
+    def _file(self, name: str) -> File:
+        status = os.lstat(self._folder / name)
+        flaw = None if stat.S_ISREG(status.st_mode) else _no_plain_file(f"{self._name}/{printable(name)}")
+        return File(name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", flaw)
+
+    def read(self, name: str, most: int) -> bytes:
+        """See `Tree.read`. What is no plain file is not even opened."""
+        path, where = self._folder / name, f"{self._name}/{printable(name)}"
+        try:
+            status = os.lstat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise _no_plain_file(where)
+            if status.st_size > most:
+                raise _too_large(where, status.st_size, most)
+            with open(path, "rb", opener=_open_unfollowed) as file:
+                return file.read(status.st_size)
+        except (FileNotFoundError, NotADirectoryError):
+            raise _gone(where) from None
+
+
+def _raise(exc: OSError) -> None:
+    raise exc
+
+
+def _open_unfollowed(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

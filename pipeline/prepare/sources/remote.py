@@ -1,0 +1,94 @@
+"""Files behind a URL, through fsspec."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any
+
+from pipeline.errors import InputMissing, PipelineError, StorageError
+from pipeline.prepare.sources.files import (
+    File,
+    PerProcess,
+    _by_name,
+    _gone,
+    _passed_over,
+    _too_large,
+    printable,
+    reason,
+)
+
+_TAGS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "generation",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "created",
+)
+
+
+class RemoteTree:
+    """Files below a URL such as `s3://bucket/images`, by name, through fsspec and its package for it."""
+
+    def __init__(self, url: str) -> None:
+        self._name = url.rstrip("/")
+        self._store: PerProcess[tuple[Any, str]] = PerProcess()
+
+    def _open(self) -> tuple[Any, str]:
+        import fsspec
+
+        protocol = self._name.partition("://")[0]
+        if protocol in {"file", "local"} or "::" in self._name:
+            fix = "write a plain path, or one such as s3://bucket/images"
+            raise InputMissing("E-INP-060", self._name, "is not the URL of a store", fix)
+        try:
+            store, path = fsspec.url_to_fs(self._name)
+        except (ImportError, ValueError) as exc:
+            fix = f"pip install fsspec[{protocol}], or correct the URL"
+            raise InputMissing("E-INP-061", self._name, f"cannot be opened ({reason(exc)})", fix) from None
+        return store, path.rstrip("/")
+
+    def files(self) -> list[File]:
+        """See `Tree.files`. Raises InputMissing if the store cannot be listed."""
+        store, path = self._store.get(self._open)
+        try:
+            found: dict[str, dict[str, Any]] = store.find(path, detail=True)
+        except Exception as exc:  # Each store has its own.
+            fix = "check the URL, the network and your credentials"
+            raise InputMissing("E-INP-062", self._name, f"cannot be listed ({reason(exc)})", fix) from None
+        names = {full.removeprefix(path).removeprefix("/"): about for full, about in found.items()}
+        files = [_remote_file(name, about) for name, about in names.items() if _is_shown(name)]
+        return sorted(files, key=_by_name)
+
+    def read(self, name: str, most: int) -> bytes:
+        """See `Tree.read`. Raises StorageError where the store does not answer."""
+        store, path = self._store.get(self._open)
+        where = f"{self._name}/{printable(name)}"
+        try:
+            size = store.size(f"{path}/{name}") or 0
+            if size > most:
+                raise _too_large(where, size, most)
+            content: bytes = store.cat_file(f"{path}/{name}")
+        except PipelineError:
+            raise
+        except FileNotFoundError:
+            raise _gone(where) from None
+        except Exception as exc:
+            fix = "check the network and your credentials, then run it again"
+            raise StorageError("E-IO-060", where, f"cannot be read ({reason(exc)})", fix) from None
+        if len(content) > most:
+            raise _too_large(where, len(content), most)
+        return content
+
+
+def _is_shown(name: str) -> bool:
+    return bool(posixpath.basename(name)) and not any(map(_passed_over, name.split("/")))
+
+
+def _remote_file(name: str, about: dict[str, Any]) -> File:
+    size = int(about.get("size") or 0)
+    tag = next((about[key] for key in _TAGS if about.get(key) is not None), "")
+    return File(name, size, f"{size}-{str(tag).strip(chr(34))}")

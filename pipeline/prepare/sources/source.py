@@ -1,0 +1,60 @@
+"""What a source of images is: it lists its items, reads them, and turns bytes into pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.errors import BadData
+from pipeline.prepare.framing import Picture
+from pipeline.prepare.images import MAX_BYTES
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image, not yet read.
+
+    Attributes:
+        id: unique name within the source, by which the source finds it again.
+        where: its name in messages; relative.
+        version: changes when the bytes do, as far as that is known without reading them (size and time of a file).
+        base: family whose members stay in one split; None: the image is its own.
+        group: coarse class, and subgroup: fine class; either may be selected by `data.subset`.
+        captions: clean texts, the name first; may be empty.
+        flaw: why it cannot be used, where that is known before it is read.
+    """
+
+    id: str
+    where: str
+    version: str
+    base: str | None
+    group: str
+    subgroup: str
+    captions: tuple[str, ...]
+    flaw: BadData | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All items of a source in a fixed order, and remarks on what was found beside them."""
+
+    items: tuple[Item, ...]
+    notes: tuple[BadData, ...] = field(default=())
+
+
+class Source(Protocol):
+    """A place that images come from. `licence` is that of the images, if it is known."""
+
+    licence: str | None
+
+    def listing(self) -> Listing:
+        """What is there, without decoding any image. Raises InputMissing, ConfigError, BadData."""
+        ...
+
+    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
+        """The original bytes of one item. Raises BadData where it is no plain file, or has more than `most`."""
+        ...
+
+    def decode(self, content: bytes, where: str) -> Picture:
+        """Pixels of those bytes, framed. Raises BadData. Runs in a process that may be killed."""
+        ...

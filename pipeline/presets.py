@@ -1,0 +1,66 @@
+"""Presets: files of values that are written into params.yaml, comments kept."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.config.params import parse_params
+from pipeline.config.strict_yaml import _read_yaml
+from pipeline.errors import ConfigError
+
+
+def presets(root: Path) -> dict[str, str]:
+    """{name: the first line of its comment} of the files in presets/."""
+    found = {}
+    for path in sorted((root / "presets").glob("*.yaml")):
+        found[path.stem] = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+    return found
+
+
+def apply_preset(root: Path, name: str) -> list[str]:
+    """Write the values of presets/NAME.yaml into params.yaml, comments kept; one line a value that changed.
+
+    Raises ConfigError where there is no such preset, or the result would not be valid (nothing is written then).
+    """
+    known = presets(root)
+    if name not in known:
+        fix = f"choose one of: {', '.join(known) or 'none'}"
+        raise ConfigError("E-CFG-017", "presets", f"there is no preset {name!r}", fix)
+    changes = _read_yaml(root / "presets" / f"{name}.yaml")
+    return change_params(root, changes, f"params.yaml with presets/{name}.yaml")
+
+
+def change_params(root: Path, changes: Mapping[str, Any], what: str) -> list[str]:
+    """Write values into params.yaml, comments kept; one line a value that changed.
+
+    Raises ConfigError, which names `what`, where the result would not be valid (nothing is written then)."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 4096  # No line is folded.
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    params = yaml.load((root / "params.yaml").read_text(encoding="utf-8"))
+    lines = list(_merge(params, changes, ""))
+    text = io.StringIO()
+    yaml.dump(params, text)
+    parse_params(YAML(typ="safe").load(text.getvalue()), what)
+    artifacts.write_atomic(root / "params.yaml", text.getvalue())
+    return lines
+
+
+def _merge(into: Any, changes: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Set the leaves of `changes`, at any depth; yields `section.key: old -> new`."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), Mapping):
+            yield from _merge(into[key], value, f"{prefix}{key}.")
+        elif into.get(key) != value:
+            yield f"{prefix}{key}: {_plain(into.get(key))} -> {_plain(value)}"
+            into[key] = value
+
+
+def _plain(value: Any) -> str:
+    return str(list(value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,1 @@
+"""Captions as text, and the encoders that turn them into vectors."""

@@ -1,0 +1,130 @@
+"""MLflow runs of the pipeline: one parent, one child a stage, found again by their tags."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.tracking.store import connect, store_exists
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+
+def git_commit(root: Path) -> str | None:
+    """Commit of the work tree; `CRESCENDO_GIT_COMMIT` where there is no git (a cluster); None if neither."""
+    given = os.environ.get("CRESCENDO_GIT_COMMIT")
+    if given:
+        return given
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def pipeline_id(root: Path) -> str:
+    """The parent run's identity: digest of git commit, params.yaml's bytes and `DVC_EXP_NAME`."""
+    params = root / "params.yaml"
+    identity = {
+        "commit": git_commit(root),
+        "params": hashlib.sha256(params.read_bytes() if params.is_file() else b"").hexdigest(),
+        "experiment": os.environ.get("DVC_EXP_NAME") or None,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _equal(key: str, value: str) -> str:
+    """One comparison of MLflow's filter language; our keys and values hold no quotes."""
+    return f"tags.`{key}` = '{value}'"
+
+
+def _search(client: MlflowClient, experiment: str, condition: str, newest: bool = False) -> list[str]:
+    order = "DESC" if newest else "ASC"
+    runs = client.search_runs([experiment], condition, order_by=[f"attributes.start_time {order}"])
+    return [run.info.run_id for run in runs]
+
+
+def find_or_create_run(
+    client: MlflowClient,
+    experiment: str,
+    identity: Mapping[str, str],
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    unfinished: bool = False,
+) -> str:
+    """Id of the oldest run that carries the `identity` tags, created with `tags` too when there is none.
+
+    MLflow retries a create request whose answer was lost, so two runs may come of one: hence oldest, looked up
+    again after creating. With `unfinished` a run that has ended well is passed over.
+    """
+    conditions = [_equal(key, value) for key, value in identity.items()]
+    if unfinished:
+        conditions.append("attributes.status != 'FINISHED'")
+    condition = " and ".join(conditions)
+    found = _search(client, experiment, condition)
+    if not found:
+        run = client.create_run(experiment, run_name=name, tags={**identity, **(tags or {})})
+        found = _search(client, experiment, condition) or [run.info.run_id]
+    return found[0]
+
+
+def parent_run(client: MlflowClient, experiment: str, root: Path) -> str:
+    """Id of the pipeline's parent run, found or created by the tag `crescendo.pipeline`."""
+    commit = git_commit(root)
+    name = os.environ.get("DVC_EXP_NAME") or (f"pipeline-{commit[:7]}" if commit else "pipeline")
+    identity = {"crescendo.kind": "pipeline", "crescendo.pipeline": pipeline_id(root)}
+    tags = {"mlflow.source.git.commit": commit} if commit else {}
+    return find_or_create_run(client, experiment, identity, name, tags)
+
+
+def child_run(
+    client: MlflowClient,
+    experiment: str,
+    root: Path,
+    kind: str,
+    name: str,
+    key: str,
+    unfinished: bool = False,
+) -> tuple[str, str]:
+    """(run id, parent id) of the run of `kind` called `name` with the fingerprint `key`, found or created.
+
+    A run that another pipeline began (another commit or params file, the same stage fingerprint) is continued
+    where it is, and this pipeline's parent points to it with the tag `stage.<name>`.
+    """
+    parent = parent_run(client, experiment, root)
+    run = find_or_create_run(
+        client,
+        experiment,
+        {"crescendo.kind": kind, "crescendo.stage": name, "crescendo.run": key},
+        name,
+        {"mlflow.parentRunId": parent, "crescendo.pipeline": pipeline_id(root)},
+        unfinished,
+    )
+    client.set_tag(parent, f"stage.{name}", run)
+    return run, parent
+
+
+def find_producer(client: MlflowClient, experiment: str, path: str, digest: str) -> str | None:
+    """Id of the newest run that wrote the output `path` with this digest."""
+    found = _search(client, experiment, _equal(f"output.{path}", digest), newest=True)
+    return found[0] if found else None
+
+
+def find_run_by_output(path: str, digest: str, root: Path) -> str | None:
+    """As `find_producer`, from nothing but the repository; None also where nothing was ever tracked."""
+    if not store_exists(root):
+        return None
+    client, experiment = connect(root)
+    return find_producer(client, experiment, path, digest)

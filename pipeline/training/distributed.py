@@ -1,0 +1,47 @@
+"""Learning rates as functions of nimg, and gradients summed over the workers."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import BadData
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of workers); (0, 1) outside a distributed run."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def my_shards(shards: int) -> range:
+    """The consecutive shards of the global batch that this worker takes, whole."""
+    rank, size = world()
+    if shards % size:
+        raise BadData(
+            "E-DAT-040", "params.yaml", f"{shards} shards do not divide among {size} workers", "change shards"
+        )
+    return range(rank * shards // size, (rank + 1) * shards // size)
+
+
+def sum_over_workers(tensor: Tensor) -> Tensor:
+    """All-reduce in place and return it."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def from_first_worker(tensor: Tensor) -> Tensor:
+    """Broadcast in place from rank 0 and return it."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def average_gradient(grad: Tensor, shards: int, nimg: int) -> None:
+    """Turn per-worker sums over shards into the mean over all shards, in place.
+
+    Raises BadData on every worker alike where the gradient is not finite."""
+    sum_over_workers(grad).div_(shards)
+    if not torch.isfinite(grad.sum()):
+        raise BadData(
+            "E-DAT-041", f"training at image {nimg}", "the gradient is not finite", "lower the learning rate"
+        )

@@ -1,0 +1,45 @@
+"""Pictures and curves of a training stage."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+GRID = 8  # training captions in a sample grid, and as many held-out ones
+
+
+def save_grid(path: Path, images: Tensor, columns: int) -> None:
+    """Write uint8 [N,3,R,R] as a PNG grid."""
+    from PIL import Image
+    from torchvision.utils import make_grid
+
+    grid = make_grid(images, nrow=columns, padding=2, pad_value=255)
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+
+
+def save_kernels(path: Path, sigmas: Sequence[float], curves: dict[str, list[float]]) -> None:
+    """Plot {block: mean effective kernel in px} against ln sigma."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for block, sizes in curves.items():
+        axes.plot([math.log(sigma) for sigma in sigmas], sizes, marker=".", label=block)
+    axes.set(xlabel="ln sigma", ylabel="mean effective kernel, px")
+    axes.legend(fontsize=7)
+    figure.savefig(path)
+
+
+def write_curves(path: Path, records: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Write the records that hold all of `names` as CSV over nimg; without times, so that runs compare."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["nimg", *names])
+        for record in records:
+            if all(name in record["metrics"] for name in names):
+                writer.writerow([record["nimg"], *(f"{record['metrics'][name]:.6g}" for name in names)])

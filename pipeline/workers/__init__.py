@@ -1,0 +1,1 @@
+"""What the processes of a training stage do; one file a stage."""
