@@ -31,14 +31,14 @@ from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.generate import generate
 from pipeline.diffusion.guidance import Guided
 from pipeline.diffusion.noise import karras_sigmas
-from pipeline.diffusion.pyramid import lift_of
+from pipeline.diffusion.pyramid import handover_of
 from pipeline.diffusion.samplers import integrate
-from pipeline.diffusion.seeds import Draw, noise_like_seeds
+from pipeline.diffusion.seeds import Draw, seeded_noise
 from pipeline.errors import InputMissing
-from pipeline.evaluation.conditions import build_condition
+from pipeline.evaluation.conditions import build_caption_set
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import kid
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand, pyramid_levels, set_dtype
 from pipeline.models.resample import high_pass, pool, upsample
 from pipeline.models.snapshot import Snapshot, load_snapshot
@@ -70,11 +70,11 @@ class WholePyramid:
     finest: Denoiser
     lift_at: float | Sequence[float]
 
-    def __call__(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def __call__(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """Denoise [B,3,R,R] at sigma [B]."""
         return self.estimate(self.finest, noisy, sigma, text).denoised
 
-    def estimate(self, level: Denoiser, noisy: Tensor, sigma: Tensor, text: Text) -> Estimate:
+    def estimate(self, level: Denoiser, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Estimate:
         """Of a level: F = 0 at noise that it was not trained for."""
         if not isinstance(level, ShellDenoiser):
             return level.estimate(noisy, sigma, text)
@@ -82,7 +82,7 @@ class WholePyramid:
         made = level.add_octave(noisy, below, sigma, text)
         v, s = level.high_band_variance, expand(sigma, level.resolution)
         wiener = upsample(below.denoised) + high_pass(v / (v + s**2) * noisy)
-        top = 2 * lift_of(self.lift_at, len(pyramid_levels(level)) - 2) * level.sigma_high_band
+        top = 2 * handover_of(self.lift_at, len(pyramid_levels(level)) - 2) * level.sigma_high_band
         return made._replace(denoised=torch.where(s > top, wiener, made.denoised))
 
 
@@ -94,7 +94,7 @@ def with_high_bands(low: Tensor, noise: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def at_full_resolution(snapshot: Snapshot, text: Text, seeds: Sequence[int]) -> tuple[Tensor, int]:
+def at_full_resolution(snapshot: Snapshot, text: Conditioning, seeds: Sequence[int]) -> tuple[Tensor, int]:
     """Pictures uint8 [N,3,R,R] by the snapshot's sampler, and calls; guided without captions.
 
     The noise of a step has the low band that it has coarse to fine: pictures differ in their high bands alone."""
@@ -108,7 +108,7 @@ def at_full_resolution(snapshot: Snapshot, text: Text, seeds: Sequence[int]) -> 
     parts, nfe = [], 0
     for first in range(0, len(seeds), BATCH):
         rows = slice(first, first + BATCH)
-        draw = noise_like_seeds(seeds[rows], device)
+        draw = seeded_noise(seeds[rows], device)
 
         def noise(step: int, draw: Draw = draw) -> Tensor:
             resolution, i = coarse[step]
@@ -123,7 +123,7 @@ def at_full_resolution(snapshot: Snapshot, text: Text, seeds: Sequence[int]) -> 
 
 
 def coarse_to_fine(
-    snapshot: Snapshot, text: Text, seeds: Sequence[int], **changes: Any
+    snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], **changes: Any
 ) -> tuple[Tensor, int]:
     """Pictures uint8 [N,3,R,R], and calls, with something of the snapshot's sampling changed."""
     config = snapshot.config | {"sampling": snapshot.config["sampling"] | changes}
@@ -131,7 +131,7 @@ def coarse_to_fine(
     return made.images, made.nfe
 
 
-Way = Callable[[Snapshot, Text, Sequence[int]], tuple[Tensor, int]]
+Way = Callable[[Snapshot, Conditioning, Sequence[int]], tuple[Tensor, int]]
 
 
 def ways(snapshot: Snapshot) -> dict[str, Way]:
@@ -153,7 +153,7 @@ def extractors(resolution: int) -> list[Extractor]:
 def compare(snapshot: Snapshot, data: PreparedDataset, captions: int, folder: Path | None) -> str:
     """The table; pictures of each way, and a sheet of some, go to `folder`."""
     size = snapshot.resolution
-    condition = build_condition(data, "heldout", "test", captions, captions, 0)
+    condition = build_caption_set(data, "heldout", "test", captions, captions, 0)
     text, seeds = data.text(condition.caption_ids), [key(0, f"coarse/{name}") for name in condition.captions]
     real, known = (
         shrunk(data.images(data.split("test")), size),

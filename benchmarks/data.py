@@ -140,7 +140,7 @@ Decode = Callable[[bytes], Bytes]  # the bytes of a file to uint8 [64, 64, 3]
 
 def _by_frame(px: int) -> Decode:
     framing = Framing(px, "crop", (255, 255, 255))
-    return lambda content: images.frame(content, "benchmark", framing).pixels
+    return lambda content: images.decode_square(content, "benchmark", framing).pixels
 
 
 def _shrunk(image: Image.Image, px: int) -> Image.Image:

@@ -28,8 +28,8 @@ from benchmarks.train import TEXT_DIM, Pictures, count_parameters, flops, say, s
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
-from pipeline.diffusion.pyramid import lift_of, sample_pyramid, steps_below
-from pipeline.models.conditioning import Text
+from pipeline.diffusion.pyramid import handover_of, num_steps_before_handover, sample_pyramid
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import (
     Denoiser,
     ShellDenoiser,
@@ -137,7 +137,7 @@ def steps_at_levels(denoiser: Denoiser, num_steps: int, lift_at: float | Sequenc
     counts = []
     for octave, above in enumerate(pyramid[1:]):
         assert isinstance(above, ShellDenoiser)
-        counts.append(steps_below(above, top, sigmas, lift_of(lift_at, octave)))
+        counts.append(num_steps_before_handover(above, top, sigmas, handover_of(lift_at, octave)))
         sigmas = sigmas[counts[-1] :]
     return [*counts, len(sigmas) - 1]
 
@@ -175,7 +175,7 @@ def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: t
         trained_part = 1.0
         if tiled := trained_tiles(denoiser):
             shell, cut, count = tiled
-            tiles, weight = cut.numbered(torch.arange(count)), torch.ones(count)
+            tiles, weight = cut.from_index(torch.arange(count)), torch.ones(count)
             kept.append(kept_bytes(lambda: tiled_loss(shell, *given, cut, tiles, weight), denoiser))
             trained_part = count * (cut.window / resolution) ** 2
     everything, trained = count_parameters(denoiser), count_parameters(denoiser.net)
@@ -192,7 +192,7 @@ def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: t
     )
 
 
-def captions(device: str) -> Text:
+def captions(device: str) -> Conditioning:
     """One caption."""
     return Pictures(1, 1).text.to(device)
 

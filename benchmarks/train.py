@@ -38,7 +38,7 @@ from benchmarks.measure import Run, absent, build, interleave, machine, ratio, s
 from pipeline.data.dataset import Batch
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.noise import lognormal_sigma
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels, set_dtype
 from pipeline.models.statistics import Statistics
 from pipeline.training.cuda_graphs import WARM_UP
@@ -141,7 +141,7 @@ class Pictures:
         shape = (batch, 3, resolution, resolution)
         self.images = torch.randint(256, shape, generator=random, dtype=torch.uint8)
         tokens = torch.randn(batch, TOKENS, TEXT_DIM, generator=random)
-        self.text = Text(tokens.mean(dim=1), tokens, torch.ones(batch, TOKENS, dtype=torch.bool))
+        self.text = Conditioning(tokens.mean(dim=1), tokens, torch.ones(batch, TOKENS, dtype=torch.bool))
 
     def at(self, nimg: int, shard: int) -> Batch:
         """The batch."""

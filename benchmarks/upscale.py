@@ -27,15 +27,15 @@ from benchmarks.measure import machine, table
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import kid, log_power_gap, sharpness
-from pipeline.inference.upscaling import SIGMA_LOW, fit, upscale
-from pipeline.models.conditioning import Text
+from pipeline.inference.upscaling import SIGMA_LOW, project_to_low_band, upscale
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.resample import pool
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.prepare.framing import box_mean
 
 Pixels = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
-Method = Callable[[Pixels, Text], Pixels]  # (small [H,W,3], caption) to [fH,fW,3]
+Method = Callable[[Pixels, Conditioning], Pixels]  # (small [H,W,3], caption) to [fH,fW,3]
 
 STEPS = (1, 2, 8, 16)
 HEADERS = ["PSNR", "SSIM", "KID randconv", "KID lite2", "sharpness", "off", "pictures/s"]
@@ -74,7 +74,7 @@ def luma(picture: Pixels) -> Float64:
 def resampled(filter: Image.Resampling, factor: int = 2) -> Method:
     """Interpolation by Pillow."""
 
-    def enlarge(small: Pixels, _: Text) -> Pixels:
+    def enlarge(small: Pixels, _: Conditioning) -> Pixels:
         size = (factor * small.shape[1], factor * small.shape[0])
         return np.array(Image.fromarray(small).resize(size, filter))
 
@@ -86,9 +86,9 @@ def projected(method: Method) -> Method:
 
     def fitted(high: Tensor, low: Tensor) -> Tensor:
         twice = high.shape[-1] == 2 * low.shape[-1]
-        return fit(high, low if twice else fitted(pool(high), low).clamp(0, 255))
+        return project_to_low_band(high, low if twice else fitted(pool(high), low).clamp(0, 255))
 
-    def enlarge(small: Pixels, text: Text) -> Pixels:
+    def enlarge(small: Pixels, text: Conditioning) -> Pixels:
         high, low = (torch.from_numpy(p).permute(2, 0, 1).float() for p in (method(small, text), small))
         made: Pixels = fitted(high, low).round().to(torch.uint8).permute(1, 2, 0).numpy()
         return made
@@ -101,7 +101,7 @@ def ours(
 ) -> Method:
     """The model, with the caption or without."""
 
-    def enlarge(small: Pixels, text: Text) -> Pixels:
+    def enlarge(small: Pixels, text: Conditioning) -> Pixels:
         text = text if caption else text.without(torch.ones(1, dtype=torch.bool))
         return upscale(snapshot, small, text, 0, factor, steps, SIGMA_LOW, project)
 

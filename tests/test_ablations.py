@@ -18,7 +18,7 @@ from benchmarks.ablations.growth import CORE_RESOLUTION, STUDIES
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.models.denoiser import pyramid_levels
-from pipeline.training.context import Run
+from pipeline.training.context import TrainContext
 from tests.conftest import write_prepared
 from tests.test_imports import closure, deps_of, files_below
 
@@ -142,7 +142,7 @@ def roots(tmp_path_factory):
 
 def bare_run(root, name):
     """What the recipe of a training builds networks from."""
-    made = Run.__new__(Run)
+    made = TrainContext.__new__(TrainContext)
     made.dataset = PreparedDataset(root / "data/prepared")
     study = STUDIES[made.dataset.resolution]
     changes = (*study.pyramid, *study.trainings[name].changes)

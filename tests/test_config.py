@@ -135,7 +135,7 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         ("refine.pass_probs", [], f"refine.pass_probs: needs {PASSES} numbers"),
         ("refine.discriminators", [], "refine.discriminators"),
         ("sampling.guidance_interval", [5.0, 0.3], "sampling.guidance_interval: needs two numbers"),
-        ("pretrain.ema_moments", -1, "pretrain.ema_moments: -1 is not valid"),
+        ("pretrain.ema_snapshots", -1, "pretrain.ema_snapshots: -1 is not valid"),
         ("sampling.guide", "early", "sampling.guide: 'early' needs pretrain.early_images"),
         ("sampling.sampler", "adaptive", "sampling.sampler: 'adaptive' needs regions.probability above 0"),
         (

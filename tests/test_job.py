@@ -41,7 +41,7 @@ def address() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
         binaries = str(Path(sys.executable).parent)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        environment = {**kept, **execution.QUIET, "PATH": f"{binaries}:{os.environ['PATH']}"}
+        environment = {**kept, **execution.RAY_ENV, "PATH": f"{binaries}:{os.environ['PATH']}"}
         command = (
             f"{binaries}/ray start --head --block --port={free_port()} --dashboard-port={port} --num-cpus=2 "
             f"--object-store-memory=80000000 --temp-dir={temporary} --disable-usage-stats "

@@ -109,7 +109,7 @@ def test_a_pipeline_error_of_one_worker_surfaces_unchanged(two_workers: None, tm
 
 def test_a_bug_in_a_worker_is_told_with_its_traceback(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
-        failures.guarded(lambda config: config["nothing"], config_of(tmp_path / "run"))
+        failures.record_failure(lambda config: config["nothing"], config_of(tmp_path / "run"))
     with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
         failures.raise_failure(tmp_path / "run")
 
@@ -120,10 +120,10 @@ def test_what_a_restart_may_cure_leaves_no_record_and_a_record_ends_the_restart(
 
     config = config_of(tmp_path / "run")
     with pytest.raises(RuntimeError, match="closed by peer"):
-        failures.guarded(lost, config)
+        failures.record_failure(lost, config)
     failures.raise_failure(tmp_path / "run")
     (tmp_path / "run/failure.json").write_text("{}")
-    failures.guarded(lost, config)
+    failures.record_failure(lost, config)
 
 
 def test_the_tail_returns_every_whole_record_once_even_when_the_file_is_cut(tmp_path: Path) -> None:

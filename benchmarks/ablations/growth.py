@@ -56,9 +56,9 @@ from pipeline.models.resample import high_pass
 from pipeline.models.snapshot import Snapshot, Weights, describe, load_snapshot, save_snapshot
 from pipeline.prepare.framing import box_mean
 from pipeline.rng import generator_for
-from pipeline.training.context import Phase, Run, precision
+from pipeline.training.context import GrowthRound, TrainContext, precision
 from pipeline.training.denoising import DenoisingStep, DrawSigma
-from pipeline.training.levels import SIGMA_MAX, Part, noise_law, train_parts
+from pipeline.training.levels import SIGMA_MAX, TrainedLevel, noise_law, train_levels
 from pipeline.training.reports import save_grid
 from pipeline.training.state import TrainState
 from pipeline.workers.finetune import BELOW_LR
@@ -82,8 +82,8 @@ class Grown(NamedTuple):
     share: float = 1.0
 
 
-Build = Callable[[Run], list[Grown]]
-Save = Callable[[Run, Denoiser, int, float], None]  # a model after so many images and CPU seconds
+Build = Callable[[TrainContext], list[Grown]]
+Save = Callable[[TrainContext, Denoiser, int, float], None]  # a model after so many images and CPU seconds
 
 
 class Training(NamedTuple):
@@ -97,12 +97,12 @@ class Training(NamedTuple):
     moments: tuple[float, ...] = ()  # shares of the images after which the averaged weights are kept
 
 
-def core(run: Run) -> list[Grown]:
+def core(run: TrainContext) -> list[Grown]:
     """Of the pyramid."""
     return [Grown(build_core(CORE_RESOLUTION, text_dim(run), run.core_net()))]
 
 
-def shell(run: Run, below: str = "core") -> list[Grown]:
+def shell(run: TrainContext, below: str = "core") -> list[Grown]:
     """A shell around what was trained, which is frozen, tuned or joint as `finetune.core` says."""
     trained = load(below, run.params.seed).denoiser
     grown = around(run, trained)
@@ -112,7 +112,7 @@ def shell(run: Run, below: str = "core") -> list[Grown]:
     return [Grown(trained, BELOW_LR), Grown(grown)]
 
 
-def pyramid(run: Run) -> list[Grown]:
+def pyramid(run: TrainContext) -> list[Grown]:
     """Core and shells, all anew."""
     grown = core(run)
     while grown[-1].level.resolution < run.dataset.resolution:
@@ -120,19 +120,19 @@ def pyramid(run: Run) -> list[Grown]:
     return grown
 
 
-def around(run: Run, below: Denoiser) -> ShellDenoiser:
+def around(run: TrainContext, below: Denoiser) -> ShellDenoiser:
     """A fresh shell."""
     statistics, resolution = measure_statistics(run.dataset, CORE_RESOLUTION), 2 * below.resolution
     variance = high_band_variances(run.dataset, statistics, [resolution])[resolution]
     return build_shell(below, text_dim(run), variance, run.shell_nets()[len(pyramid_levels(below)) - 1])
 
 
-def plain(run: Run, resolution: int | None = None) -> list[Grown]:
+def plain(run: TrainContext, resolution: int | None = None) -> list[Grown]:
     """A network without shells, of the pyramid's cost at its finished resolution; for that, or a lower one."""
     return [Grown(build_core(resolution or run.dataset.resolution, text_dim(run), run.core_net()))]
 
 
-def stretched(run: Run, below: str = "small", share: float = 1.0) -> list[Grown]:
+def stretched(run: TrainContext, below: str = "small", share: float = 1.0) -> list[Grown]:
     """The plain network, as it was trained on images half as large."""
     trained = load(below, run.params.seed).denoiser
     ((made, _),) = plain(run, 2 * trained.resolution)
@@ -140,14 +140,14 @@ def stretched(run: Run, below: str = "small", share: float = 1.0) -> list[Grown]
     return [Grown(made, share)]
 
 
-def law(run: Run, level: Denoiser) -> tuple[DrawSigma, float]:
+def law(run: TrainContext, level: Denoiser) -> tuple[DrawSigma, float]:
     """`noise_law`; a core at the finished resolution has that of the pyramid's, in units of its own pixels."""
     draw, highest = noise_law(run.params, level)
     scale = level.resolution / CORE_RESOLUTION if isinstance(level, CoreDenoiser) else 1.0
     return lambda batch, generator: scale * draw(batch, generator), scale * highest
 
 
-def text_dim(run: Run) -> int:
+def text_dim(run: TrainContext) -> int:
     """Width of the caption embedding."""
     return int(str(run.dataset.text_encoder["dim"]))
 
@@ -222,16 +222,16 @@ def moments_of(training: Training, images: int) -> list[int]:
     return [round(share * images / batch) * batch for share in training.moments]
 
 
-def prepared(name: str, seed: int, images: int) -> Run:
+def prepared(name: str, seed: int, images: int) -> TrainContext:
     """A stage's run with the parameters of one training."""
     training = study().trainings[name]
     tree = overridden(yaml_of(Path("params.yaml")), (*study().pyramid, *training.changes))
     tree["seed"] = seed
-    tree[training.stage] |= {"num_images": images, "early_images": 0, "ema_moments": 0}
+    tree[training.stage] |= {"num_images": images, "early_images": 0, "ema_snapshots": 0}
     folder = Path("runs/ablate") / folder_of(name, seed).name
     shutil.rmtree(folder, ignore_errors=True)
     config = {"params": tree, "root": str(Path.cwd()), "run_dir": str(folder)}
-    run = Run(training.stage, config | {"precision": "auto", "threads": 1})
+    run = TrainContext(training.stage, config | {"precision": "auto", "threads": 1})
     never = 1000 * images
     run.section = run.section.model_copy(update={"sample_images": never, "checkpoint_images": never})
     return run
@@ -255,9 +255,9 @@ def fitted(name: str, seed: int, images: int, save: Save) -> float:
     for level, share in grown:
         suffix = "" if level is denoiser else f"_{level.resolution}"
         lr = share * run.section.lr
-        parts.append(Part(level, *law(run, level), lr, suffix, make_step=timed))
+        parts.append(TrainedLevel(level, *law(run, level), lr, suffix, make_step=timed))
     statistics = measure_statistics(run.dataset, CORE_RESOLUTION)
-    train_parts(run, Phase(run.folder), parts, statistics, dict, export)
+    train_levels(run, GrowthRound(run.folder), parts, statistics, dict, export)
     shutil.rmtree(run.folder)
     return clock[0]
 
@@ -269,7 +269,7 @@ def train(name: str, seed: int, scale: float) -> None:
     training = study().trainings[name]
     images = round(scale * training.images / 16) * 16
 
-    def save(run: Run, denoiser: Denoiser, nimg: int, seconds: float) -> None:
+    def save(run: TrainContext, denoiser: Denoiser, nimg: int, seconds: float) -> None:
         folder = folder_of(name, seed, None if nimg == images else nimg)
         cost = {"images": nimg, "seconds": nimg * training.pace / 1000, "took": seconds}
         save_snapshot(folder, denoiser, config_of(run, denoiser) | {"cost": cost})
@@ -287,7 +287,7 @@ def paces(images: int = 640) -> None:
                 print(f"{name}: {1000 * seconds / images:.2f} ms", flush=True)
 
 
-def config_of(run: Run, denoiser: Denoiser) -> dict[str, Any]:
+def config_of(run: TrainContext, denoiser: Denoiser) -> dict[str, Any]:
     """config.json of a model, which is sampled without guidance."""
     above = len(pyramid_levels(denoiser)) - 1
     return {

@@ -27,23 +27,23 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import PreparedDataset
-from pipeline.diffusion.adaptive import easy_first, region_estimate, sde_dpmpp_2m_adaptive
+from pipeline.diffusion.adaptive import easy_first, region_denoiser, sde_dpmpp_2m_adaptive
 from pipeline.diffusion.generate import generate
 from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
 from pipeline.diffusion.regions import arrange, detail
 from pipeline.diffusion.samplers import ADAPTIVE
-from pipeline.diffusion.seeds import noise_like_seeds
-from pipeline.evaluation.conditions import Condition, build_condition
+from pipeline.diffusion.seeds import seeded_noise
+from pipeline.evaluation.conditions import CaptionSet, build_caption_set
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import prdc
 from pipeline.evaluation.retrieval import Judge, top_k
 from pipeline.evaluation.statistics import kid_by_unit, number_units
 from pipeline.launch import fingerprint
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import PATCH, CoreDenoiser, mean_square, set_dtype
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.rng import generator_for, key
-from pipeline.training.context import Run, precision
+from pipeline.training.context import TrainContext, precision
 from pipeline.training.denoising import DenoisingStep
 from pipeline.training.levels import SIGMA_MAX
 from pipeline.training.reports import save_grid
@@ -112,7 +112,7 @@ def train(name: str, seed: int, images: int, changes: Sequence[str], maps: str |
     folder = root / "runs" / "ablate" / f"{name}-{seed}" / digest[:16]
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "result/model/manifest.json").is_file():
-        run = Run(
+        run = TrainContext(
             "pretrain",
             {
                 "params": params.model_dump(mode="json"),
@@ -142,7 +142,7 @@ def yaml_of(path: Path) -> Any:
 # --- Inspecting a network.
 
 
-def held_out(dataset: PreparedDataset, snapshot: Snapshot) -> tuple[Tensor, Text, Tensor]:
+def held_out(dataset: PreparedDataset, snapshot: Snapshot) -> tuple[Tensor, Conditioning, Tensor]:
     """The test split: standardised images at the core's resolution, encoded names, uint8 images."""
     rows = dataset.split("test")
     grey = images_at(dataset, rows, dataset.low_resolution)
@@ -186,7 +186,7 @@ def inspect(name: str, seed: int) -> None:
     write(f"{name}-{seed}.json", {"images": len(x), **numbers})
 
 
-def agreement(core: CoreDenoiser, x: Tensor, noise: Tensor, text: Text, sigma: float) -> list[float]:
+def agreement(core: CoreDenoiser, x: Tensor, noise: Tensor, text: Conditioning, sigma: float) -> list[float]:
     """Spearman's correlation of predicted and true error over the patches of each image; none without the head."""
     if core.difficulty is None:
         return []
@@ -240,7 +240,9 @@ class Way(NamedTuple):
 
 
 @torch.no_grad()
-def make(snapshot: Snapshot, text: Text, seeds: Sequence[int], steps: int, way: Way) -> tuple[Tensor, int]:
+def make(
+    snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], steps: int, way: Way
+) -> tuple[Tensor, int]:
     """Pictures uint8 [N,3,R,R], one a seed, and calls of the denoiser for each."""
     if way.interval == "everywhere":
         sampling = snapshot.config["sampling"] | {"guidance_interval": [0.0, math.inf]}
@@ -254,8 +256,8 @@ def make(snapshot: Snapshot, text: Text, seeds: Sequence[int], steps: int, way: 
     device = next(core.parameters()).device
     for i in range(0, len(seeds), 64):
         part = text.select(slice(i, i + 64)).to(device)
-        draw = noise_like_seeds(seeds[i : i + 64], device)
-        estimate, lead = region_estimate(core, part), easy_first
+        draw = seeded_noise(seeds[i : i + 64], device)
+        estimate, lead = region_denoiser(core, part), easy_first
         if way.order == "random":
             shuffled = draw("order", core.resolution // PATCH)[:, :1]
             lead = partial(constant, easy_first(shuffled))
@@ -310,7 +312,7 @@ def judges(dataset: PreparedDataset, resolution: int) -> Judges:
 
 
 def measure(
-    made: Tensor, which: np.ndarray, condition: Condition, real: Tensor, by: Judges, vectors: Any
+    made: Tensor, which: np.ndarray, condition: CaptionSet, real: Tensor, by: Judges, vectors: Any
 ) -> dict[str, float]:
     """Numbers of pictures uint8 [N,3,R,R] of the captions `which` [N], against real ones of all captions."""
     (unit_real, unit_made), units = number_units(condition.bases, [condition.bases[i] for i in which])
@@ -333,15 +335,15 @@ def measure(
 class Wanted(NamedTuple):
     """Pictures to make: some of each held-out caption."""
 
-    condition: Condition
+    condition: CaptionSet
     which: np.ndarray  # caption of each picture
     seeds: list[int]
-    text: Text
+    text: Conditioning
 
 
 def wanted(dataset: PreparedDataset, network: str, draws: int = DRAWS) -> Wanted:
     """The same for all rows, but that the network without captions is told none."""
-    condition = build_condition(dataset, "heldout", "test", CAPTIONS, CAPTIONS, 0)
+    condition = build_caption_set(dataset, "heldout", "test", CAPTIONS, CAPTIONS, 0)
     draw, which = (grid.ravel() for grid in np.mgrid[:draws, : len(condition.rows)])
     seeds = [key(0, f"ablate/{condition.captions[i]}", int(j)) for i, j in zip(which, draw, strict=True)]
     text = dataset.text([condition.caption_ids[i] for i in which])

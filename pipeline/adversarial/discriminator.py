@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.artifacts import sha256_file
 from pipeline.errors import InputMissing, StorageError
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import CoreDenoiser
 from pipeline.models.layers import unit_rms
 from pipeline.models.resample import pool
@@ -24,7 +24,7 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 LITE0_STAGES = (2, 4, 10, 15)  # last block at 1/4, 1/8, 1/16 and 1/32 of the input
 
 
-class View(NamedTuple):
+class Perturbation(NamedTuple):
     """How a pair of real and fake images is looked at; the same for both, so that only content differs."""
 
     sigma: Tensor  # [B], noise for CoreFeatures
@@ -37,7 +37,7 @@ class FrozenFeatures(Protocol):
 
     channels: list[int]
 
-    def __call__(self, images: Tensor, text: Text, view: View) -> list[Tensor]:
+    def __call__(self, images: Tensor, text: Conditioning, view: Perturbation) -> list[Tensor]:
         """Feature maps of images [B,3,R,R]; gradients flow to the images."""
 
 
@@ -48,7 +48,7 @@ class CoreFeatures:
         self.core = core
         self.channels = list(core.net.encoder_channels)
 
-    def __call__(self, images: Tensor, text: Text, view: View) -> list[Tensor]:
+    def __call__(self, images: Tensor, text: Conditioning, view: Perturbation) -> list[Tensor]:
         """Feature maps, finest first. The text is withheld: heads see it, the encoder needs none."""
         while images.shape[-1] > self.core.resolution:
             images = pool(images)
@@ -83,7 +83,7 @@ class Lite0Features:
                 maps.append(x / self.scales[len(maps)])
         return maps
 
-    def __call__(self, images: Tensor, text: Text, view: View) -> list[Tensor]:
+    def __call__(self, images: Tensor, text: Conditioning, view: Perturbation) -> list[Tensor]:
         """Feature maps, finest first."""
         return self._features(images.roll(view.shift, dims=(2, 3)))
 
@@ -121,7 +121,7 @@ class Head(nn.Module):
         self.out = nn.Conv2d(width, 1, 1)
         self.text = nn.Linear(text_dim, width, bias=False)
 
-    def forward(self, features: Tensor, text: Text) -> Tensor:
+    def forward(self, features: Tensor, text: Conditioning) -> Tensor:
         """Map [B,C,H,W] to logits [B]."""
         x = F.leaky_relu(self.conv0(features), 0.2)
         x = F.leaky_relu(self.norm(self.conv1(x)), 0.2)
@@ -137,6 +137,6 @@ class Heads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(Head(c, text_dim) for c in channels)
 
-    def forward(self, features: Sequence[Tensor], text: Text) -> Tensor:
+    def forward(self, features: Sequence[Tensor], text: Conditioning) -> Tensor:
         """Map feature maps to logits [B]."""
         return torch.stack([head(f, text) for head, f in zip(self.heads, features, strict=True)]).mean(dim=0)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.generate import Generated, generate, in_batches
-from pipeline.diffusion.pyramid import lift
-from pipeline.diffusion.seeds import Draw, noise_like_seeds
-from pipeline.models.conditioning import Text
+from pipeline.diffusion.pyramid import to_next_octave
+from pipeline.diffusion.seeds import Draw, seeded_noise
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.snapshot import Snapshot
 
@@ -16,7 +16,12 @@ PASS_SIGMAS = {1: (), 2: (0.8,), 4: (1.9, 0.8, 0.3)}  # core levels after the fi
 
 
 def few_step(
-    denoiser: Denoiser, text: Text, draw: Draw, passes: int, sigma_start: float, start: Tensor | None = None
+    denoiser: Denoiser,
+    text: Conditioning,
+    draw: Draw,
+    passes: int,
+    sigma_start: float,
+    start: Tensor | None = None,
 ) -> list[Tensor]:
     """Make images in `passes` calls of a refined model: the estimate of every level, core first.
 
@@ -41,7 +46,9 @@ def few_step(
     for shell in pyramid[1:]:
         assert isinstance(shell, ShellDenoiser)
         sigma = 8 * shell.sigma_high_band
-        noisy = lift(estimate.denoised.detach(), sigma, draw(f"shell-{shell.resolution}", shell.resolution))
+        noisy = to_next_octave(
+            estimate.denoised.detach(), sigma, draw(f"shell-{shell.resolution}", shell.resolution)
+        )
         s = torch.full((len(x),), sigma, device=x.device)
         estimate = shell.add_octave(noisy, estimate, s, text)
         made.append(estimate.denoised)
@@ -50,13 +57,17 @@ def few_step(
 
 @torch.no_grad()
 def generate_refined(
-    snapshot: Snapshot, text: Text, seeds: Sequence[int], passes: int | None = None, batch_size: int = 64
+    snapshot: Snapshot,
+    text: Conditioning,
+    seeds: Sequence[int],
+    passes: int | None = None,
+    batch_size: int = 64,
 ) -> Generated:
     """Make one image a caption and seed in `passes` (one of the snapshot's; its fewest) of a refined model."""
     config, device = snapshot.config, next(snapshot.denoiser.parameters()).device
     nfe, images = passes or min(config["passes"]), []
     for part, rows in in_batches(text, seeds, batch_size):
-        draw = noise_like_seeds(rows, device)
+        draw = seeded_noise(rows, device)
         x = few_step(snapshot.denoiser, part.to(device), draw, nfe, config["sigma_start"])[-1]
         images.append(snapshot.statistics.to_uint8(x).cpu())
     return Generated(torch.cat(images), nfe)
@@ -64,7 +75,7 @@ def generate_refined(
 
 def generate_images(
     snapshot: Snapshot,
-    text: Text,
+    text: Conditioning,
     seeds: Sequence[int],
     num_steps: int | None = None,
     guidance: float | None = None,

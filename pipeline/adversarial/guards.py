@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.adversarial.discriminator import View
+from pipeline.adversarial.discriminator import Perturbation
 from pipeline.adversarial.few_step import few_step
-from pipeline.adversarial.losses import kernel_distance, spread
+from pipeline.adversarial.losses import kernel_distance, mean_pairwise_distance
 from pipeline.adversarial.step import (
     BASE_ERROR,
     BEST_NIMG,
@@ -19,11 +19,11 @@ from pipeline.adversarial.step import (
     SPREAD,
     AdversarialStep,
 )
-from pipeline.diffusion.seeds import Draw, noise_like_seeds
-from pipeline.models.conditioning import Text
+from pipeline.diffusion.seeds import Draw, seeded_noise
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.resample import pool
-from pipeline.training.distributed import from_first_worker, world
+from pipeline.training.distributed import broadcast, rank_and_size
 from pipeline.training.state import Learner, TrainState
 
 
@@ -38,7 +38,7 @@ class Guards:
 
     step: AdversarialStep
     images: Tensor  # real, standardised [n,3,R,R]
-    text: Text
+    text: Conditioning
     min_spread: float
     max_caption_error: float
 
@@ -46,29 +46,29 @@ class Guards:
         """Spatial means of the frozen features of [n,3,R,R] without noise: [n,d]."""
         n, size = len(images), pyramid_levels(self.step.student)[0].resolution
         sigma = torch.full((n,), 0.05, device=images.device)
-        view = View(sigma, torch.zeros(n, 3, size, size, device=images.device), (0, 0))
+        view = Perturbation(sigma, torch.zeros(n, 3, size, size, device=images.device), (0, 0))
         return torch.cat([f.mean(dim=(2, 3)) for f in self.step.features(images, self.text, view)], dim=1)
 
     @torch.no_grad()
     def measure(self, learner: Learner) -> Tensor:
         """(kernel distance, spread relative to real, caption error) of the averaged student: [3]."""
-        draw: Draw = noise_like_seeds(range(len(self.images)), self.images.device)
+        draw: Draw = seeded_noise(range(len(self.images)), self.images.device)
         with learner.using(learner.emas["ema"]):
             made = few_step(self.step.student, self.text, draw, 1, self.step.sigma_start)[-1]
         real, fake = self.describe(self.images), self.describe(made)
         mean, std = real.mean(dim=0), real.std(dim=0) + 1e-6
         real, fake = (real - mean) / std, (fake - mean) / std
         error = (pool(pool(made)) - pool(pool(self.images))).square().mean().sqrt()
-        relative = (spread(fake) / spread(real)).double()
+        relative = (mean_pairwise_distance(fake) / mean_pairwise_distance(real)).double()
         return torch.stack([kernel_distance(fake, real), relative, error.double()])
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Check now; updates state.extra and, on a rollback, the student."""
         learner, guard = state.learners["generator"], state.extra["guard"]
         found = torch.zeros(3, dtype=torch.float64, device=guard.device)
-        if world()[0] == 0:
+        if rank_and_size()[0] == 0:
             found.copy_(self.measure(learner))
-        score, relative, error = from_first_worker(found).tolist()
+        score, relative, error = broadcast(found).tolist()
         guard[SCORE], guard[SPREAD], guard[ERROR] = score, relative, error
         if state.nimg == 0:
             guard[BASE_ERROR] = error

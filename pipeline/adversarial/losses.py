@@ -38,7 +38,7 @@ def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
     return within - 2 * kernel(x, y).mean()
 
 
-def spread(features: Tensor) -> Tensor:
+def mean_pairwise_distance(features: Tensor) -> Tensor:
     """Mean distance between different rows of [n,d]; collapses with the generator."""
     n = len(features)
     return torch.cdist(features, features).sum() / (n * (n - 1))

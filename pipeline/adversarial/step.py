@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.adversarial.discriminator import FrozenFeatures, Heads, View
+from pipeline.adversarial.discriminator import FrozenFeatures, Heads, Perturbation
 from pipeline.adversarial.few_step import few_step
 from pipeline.adversarial.losses import difference_penalty, discriminator_loss, generator_loss
 from pipeline.data.dataset import Batches
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, pyramid_levels
 from pipeline.models.resample import pool
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
-from pipeline.training.distributed import average_gradient, my_shards, sum_over_workers
+from pipeline.training.distributed import average_gradient, local_shards, sum_over_workers
 from pipeline.training.hooks import failpoint
 from pipeline.training.schedule import linear_decay_lr
 from pipeline.training.state import TrainState
@@ -28,11 +28,11 @@ from pipeline.training.state import TrainState
 LR_SCALE, ROLLBACKS, BEST_SCORE, BEST_NIMG, BASE_ERROR, SPREAD, ERROR, SCORE = range(8)  # of extra["guard"]
 
 
-class Pair(NamedTuple):
+class PairedBatch(NamedTuple):
     """One shard of the batch, seen through the frozen features."""
 
-    text: Text
-    view: View
+    text: Conditioning
+    view: Perturbation
     real: Tensor  # [B,3,R,R]
     fake: Tensor  # [B,3,R,R], with graph
     fake_features: list[Tensor]  # with graph
@@ -79,11 +79,11 @@ class AdversarialStep:
         choice = torch.multinomial(torch.tensor(self.pass_probs), 1, generator=generator)
         return self.passes[int(choice)]
 
-    def features(self, images: Tensor, text: Text, view: View) -> list[Tensor]:
+    def features(self, images: Tensor, text: Conditioning, view: Perturbation) -> list[Tensor]:
         """All frozen feature maps."""
         return [f for network in self.frozen for f in network(images, text, view)]
 
-    def pair(self, nimg: int, shard: int, passes: int) -> Pair:
+    def pair(self, nimg: int, shard: int, passes: int) -> PairedBatch:
         """Make fakes for one shard and look at them and at their real partners."""
         device = next(self.student.parameters()).device
         images, text = self.batches.at(nimg, shard).to(device)
@@ -103,7 +103,7 @@ class AdversarialStep:
             low = pool(low)
         start = low + self.sigma_start * normal(core_resolution)
         made = few_step(self.student, text, draw, passes, self.sigma_start, start)
-        view = View(
+        view = Perturbation(
             sigma=(torch.randn(len(real), generator=generator, device=device) - 2).exp(),
             noise=normal(core_resolution),
             shift=self.draw_shift(generator, real.shape[-1]),
@@ -112,7 +112,7 @@ class AdversarialStep:
         with torch.no_grad():
             real_features = self.features(real, text, view)
         anchor = phase_error(fake, real, core_resolution)
-        return Pair(text, view, real, fake, self.features(fake, text, view), real_features, anchor)
+        return PairedBatch(text, view, real, fake, self.features(fake, text, view), real_features, anchor)
 
     @staticmethod
     def draw_shift(generator: torch.Generator, resolution: int) -> tuple[int, int]:
@@ -122,7 +122,7 @@ class AdversarialStep:
         dy, dx = torch.randint(-most, most + 1, (2,), generator=generator, device=device).tolist()
         return dy, dx
 
-    def penalties(self, pair: Pair, real: Tensor, fake: Tensor, nimg: int, shard: int) -> Tensor:
+    def penalties(self, pair: PairedBatch, real: Tensor, fake: Tensor, nimg: int, shard: int) -> Tensor:
         """Finite-difference R1 + R2, for logits `real` and `fake` of the pair."""
         device = pair.real.device
         generator = generator_for(self.seed, "penalty", nimg, shard, device)
@@ -140,7 +140,7 @@ class AdversarialStep:
         generator, discriminator = state.learners["generator"], state.learners["discriminator"]
         nimg = state.nimg
         passes = self.draw_passes(nimg)
-        shards = list(my_shards(self.shards))
+        shards = list(local_shards(self.shards))
         pairs = [self.pair(nimg, shard, passes) for shard in shards]
         penalise = (nimg // self.batch_size) % self.penalty_interval == 0
         scale = float(state.extra["guard"][LR_SCALE]) * linear_decay_lr(

@@ -61,7 +61,7 @@ def _upscale(args: argparse.Namespace) -> int:
     _check_png(args.out)
     with open(args.picture, "rb") as file:
         content = file.read(images.MAX_BYTES + 1)
-    picture, alpha = images.whole(content, str(args.picture))
+    picture, alpha = images.decode_full_size(content, str(args.picture))
     height, width = (args.factor * side for side in picture.shape[:2])
     if height * width > images.MAX_PIXELS:
         problem = f"would have {width}x{height} pixels, the most is {images.MAX_PIXELS}"

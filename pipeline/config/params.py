@@ -161,7 +161,7 @@ class Pretrain(Training):
     p_mean: float
     p_std: Positive
     ema_std: EmaStds
-    ema_moments: Moments
+    ema_snapshots: Moments
     early_images: Annotated[int, Field(ge=0)]
 
 
@@ -190,7 +190,7 @@ class Finetune(Training):
     degrade: Degrade
     p_std: Positive
     ema_std: EmaStds
-    ema_moments: Moments
+    ema_snapshots: Moments
     early_images: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-class Drawn(NamedTuple):
+class Transforms(NamedTuple):
     """What happens to each picture of a batch; float64 [n] each."""
 
     mirror: NDArray[np.float64]  # 0 or 1
@@ -77,12 +77,12 @@ class Drawn(NamedTuple):
         return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
-def draw(augment: Augment, seed: int, epochs: NDArray[np.int64], rows: NDArray[np.int64]) -> Drawn:
+def draw(augment: Augment, seed: int, epochs: NDArray[np.int64], rows: NDArray[np.int64]) -> Transforms:
     """Draw for the pictures `rows` [n] as they are seen in `epochs` [n]."""
     u = uniforms(seed, epochs, rows, DRAWS).T
     happens = u[:4] < augment.probability  # geometry: scale, angle, shift; colour
     normal = _normal(u[4:7])
-    return Drawn(
+    return Transforms(
         mirror=np.where(augment.mirror & (u[7] < 0.5) & (augment.probability > 0), 1.0, 0.0),
         log_scale=np.where(happens[0], normal[0] * augment.scale, 0.0),
         angle=np.where(happens[1], (2 * u[8] - 1) * math.radians(augment.rotate), 0.0),
@@ -102,7 +102,7 @@ def _normal(u: NDArray[np.float64]) -> NDArray[np.float64]:
     return normal
 
 
-def apply(images: Tensor, drawn: Drawn) -> Tensor:
+def apply(images: Tensor, drawn: Transforms) -> Tensor:
     """Change float32 images [n,3,R,R] in grey levels; pictures that nothing happens to keep their bits.
 
     Bilinear, with border pixels repeated outside. The hue turns about the grey axis (Rec. 601 luma)."""
@@ -123,7 +123,7 @@ def apply(images: Tensor, drawn: Drawn) -> Tensor:
     return images
 
 
-def _matrices(drawn: Drawn, rows: NDArray[np.int64]) -> Tensor:
+def _matrices(drawn: Transforms, rows: NDArray[np.int64]) -> Tensor:
     """Inverse maps, from output to input coordinates in [-1, 1]: float32 [n, 2, 3]."""
     size, angle = 2.0 ** drawn.log_scale[rows], drawn.angle[rows]
     cos, sin = np.cos(angle) / size, np.sin(angle) / size

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from pipeline.artifacts import read_manifest
-from pipeline.data.augment import Augment, Drawn, apply, draw
+from pipeline.data.augment import Augment, Transforms, apply, draw
 from pipeline.data.storage import Pictures, open_array
 from pipeline.errors import InputMissing
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.rng import generator_for
 
 
@@ -81,16 +81,16 @@ class PreparedDataset:
             out[i] = shards[number](place)
         return torch.from_numpy(out)
 
-    def text(self, caption_ids: Sequence[int]) -> Text:
+    def text(self, caption_ids: Sequence[int]) -> Conditioning:
         """Encoded captions: pooled [n,D], tokens [n,T,D] float32, mask [n,T]. An id of -1 is "no caption"."""
         return self.stored_text(caption_ids).float()
 
-    def stored_text(self, caption_ids: Sequence[int]) -> Text:
+    def stored_text(self, caption_ids: Sequence[int]) -> Conditioning:
         """`text` in float16, as it is stored."""
         ids = np.maximum(np.asarray(caption_ids, dtype=np.int64), 0)
         known = np.asarray(caption_ids)[:, None] >= 0
         pooled, tokens, mask = (self._text[name][ids] for name in ("pooled", "tokens", "mask"))
-        return Text(
+        return Conditioning(
             torch.from_numpy(pooled), torch.from_numpy(tokens), torch.from_numpy(mask.astype(bool) & known)
         )
 
@@ -105,10 +105,10 @@ class Batch(NamedTuple):
 
     images: Tensor  # uint8 [n,3,R,R], or uint16: sums over boxes of pixels
     box_pixels: int  # of a box; 1: they are no sums
-    text: Text  # float16
-    drawn: Drawn | None  # how they are augmented
+    text: Conditioning  # float16
+    drawn: Transforms | None  # how they are augmented
 
-    def to(self, device: str | torch.device) -> tuple[Tensor, Text]:
+    def to(self, device: str | torch.device) -> tuple[Tensor, Conditioning]:
         """Images in grey levels, float32 [n,3,R,R], augmented, and float32 texts that say how."""
         images, text = self.images.to(device).float() / self.box_pixels, self.text.to(device).float()
         if self.drawn is None:

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.regions import smooth
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import PATCH, Denoiser, expand
 
-Estimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (z, S by patches) -> (denoised, difficulty)
-MOST_AHEAD = 2  # steps of the grid that a patch may take at once
-MOST_RATIO = 3  # of a patch's step to its last one, in the extrapolation
+RegionDenoiser = Callable[
+    [Tensor, Tensor], tuple[Tensor, Tensor]
+]  # (z, S by patches) -> (denoised, difficulty)
+MAX_AHEAD = 2  # steps of the grid that a patch may take at once
+MAX_RATIO = 3  # of a patch's step to its last one, in the extrapolation
 
 
 def rank(difficulty: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ def next_place(place: Tensor, step: int, last: int, delta: float, lead: Tensor) 
     two steps ahead, since changes of the order would else make huge steps."""
     tau = (step + 1) / last
     target = (step + 1 + last * delta * 4 * tau * (1 - tau) * lead.double()).clamp(0, last)
-    return torch.minimum(torch.maximum(target, place), place + MOST_AHEAD)
+    return torch.minimum(torch.maximum(target, place), place + MAX_AHEAD)
 
 
 def sigma_at(place: Tensor, sigmas: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def sigma_at(place: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def sde_dpmpp_2m_adaptive(
-    estimate: Estimate,
+    estimate: RegionDenoiser,
     x: Tensor,
     sigmas: Tensor,
     draw: Callable[[int], Tensor],
@@ -80,7 +82,7 @@ def sde_dpmpp_2m_adaptive(
         h = (sigma / sigma_next).log()
         extrapolated = denoised
         if previous is not None:
-            ratio = (h / previous[1].clamp_min(1e-12)).clamp(max=MOST_RATIO)
+            ratio = (h / previous[1].clamp_min(1e-12)).clamp(max=MAX_RATIO)
             extrapolated = denoised + pixels(ratio / 2) * (denoised - previous[0])
         keep = -torch.expm1(-2 * h)  # 1 - (s'/s)^2
         x = pixels(1 - keep) * x + pixels(keep) * extrapolated + pixels(sigma_next * keep.sqrt()) * draw(i)
@@ -88,9 +90,9 @@ def sde_dpmpp_2m_adaptive(
     return estimate(x, sigma.to(x.dtype))[0]
 
 
-def region_estimate(
-    denoiser: Denoiser, text: Text, guidance: float = 1.0, interval: tuple[float, float] = (0.0, 0.0)
-) -> Estimate:
+def region_denoiser(
+    denoiser: Denoiser, text: Conditioning, guidance: float = 1.0, interval: tuple[float, float] = (0.0, 0.0)
+) -> RegionDenoiser:
     """`denoiser`, trained with regions, for the sampler above. With `guidance` other than 1 patches whose level,
     as the core sees it, lies within `interval` are guided away from the captionless estimate (two calls)."""
     assert denoiser.difficulty is not None, "this model was trained without regions"

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.diffusion.guidance import Denoise
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Estimate, ShellDenoiser
 from pipeline.models.resample import pool, upsample
 from pipeline.models.tiles import TILE, tile_octave, tiling
 
 
 @dataclass
-class Finish:
+class TileEarlyExit:
     """When tiles are finished, and what that saved in the pictures made so far."""
 
     tolerance: float  # predicted error (RMSE, standardised) below which a tile is finished
@@ -46,18 +46,18 @@ def predicted_error(moved: Tensor, changed: Tensor, sigma: Tensor, tile: int) ->
     return sigma[:, None] * (size[0] / size[1].clamp_min(1e-12)).sqrt()
 
 
-class OpenTiles:
+class ActiveTiles:
     """A shell that computes what is not finished of one batch of pictures: a denoiser for `Guided`, wrapped by
     `finishing` into one for a sampler."""
 
-    def __init__(self, shell: ShellDenoiser, pictures: int, finish: Finish) -> None:
+    def __init__(self, shell: ShellDenoiser, pictures: int, finish: TileEarlyExit) -> None:
         self.shell, self.finish = shell, finish
         self.cut = tiling(shell, min(finish.tile, shell.resolution))
         self.open = torch.ones(
             pictures, self.cut.side**2, dtype=torch.bool
         )  # on the CPU: it decides what runs
 
-    def __call__(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def __call__(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """Denoise the open tiles of [B,3,R,R]; what is finished is not to be used. With guidance the batch holds
         every picture several times.
 
@@ -74,9 +74,9 @@ class OpenTiles:
             out[rows] = shell.add_octave(noisy[rows], low, sigma[rows], text.select(rows)).denoised
         numbers = (is_open & ~whole[:, None]).flatten().nonzero()[:, 0].to(noisy.device)
         if len(numbers):
-            tiles = cut.numbered(numbers)
+            tiles = cut.from_index(numbers)
             made = tile_octave(shell, noisy, below, sigma, text, cut, tiles)
-            out = cut.paste(out, made.denoised, tiles)
+            out = cut.scatter(out, made.denoised, tiles)
         self.finish.computed += float(part.clamp(max=1).sum())
         self.finish.calls += len(noisy)
         return out
@@ -85,7 +85,7 @@ class OpenTiles:
         """`guided`, a denoiser around this one, with tiles finished after each of its calls."""
         before: list[tuple[Tensor, Tensor]] = []
 
-        def denoise(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        def denoise(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
             denoised = guided(noisy, sigma, text)
             if before:
                 z, kept = before.pop()

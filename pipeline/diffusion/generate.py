@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.early_exit import Finish
+from pipeline.diffusion.early_exit import TileEarlyExit
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.samplers import ADAPTIVE
 from pipeline.errors import ConfigError
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import SIGMA_DATA
 from pipeline.models.snapshot import Snapshot
 
@@ -25,7 +25,9 @@ class Generated(NamedTuple):
     share: float = 1.0  # of the work of its finest level that was done; less than 1 where tiles were finished
 
 
-def in_batches(text: Text, seeds: Sequence[int], batch_size: int) -> Iterator[tuple[Text, Sequence[int]]]:
+def in_batches(
+    text: Conditioning, seeds: Sequence[int], batch_size: int
+) -> Iterator[tuple[Conditioning, Sequence[int]]]:
     """Captions and seeds of each batch, in order."""
     for i in range(0, len(seeds), batch_size):
         yield text.select(slice(i, i + batch_size)), seeds[i : i + batch_size]
@@ -34,7 +36,7 @@ def in_batches(text: Text, seeds: Sequence[int], batch_size: int) -> Iterator[tu
 @torch.no_grad()
 def generate(
     snapshot: Snapshot,
-    text: Text,
+    text: Conditioning,
     seeds: Sequence[int],
     num_steps: int | None = None,
     guidance: float | None = None,
@@ -58,7 +60,7 @@ def generate(
     if sampler == ADAPTIVE:
         check_adaptive(snapshot, guide, sampling["finish"])
     device = next(snapshot.denoiser.parameters()).device
-    finish = Finish(HALF_A_GREY_LEVEL / max(snapshot.statistics.std)) if sampling["finish"] else None
+    finish = TileEarlyExit(HALF_A_GREY_LEVEL / max(snapshot.statistics.std)) if sampling["finish"] else None
     images, nfe = [], 0
     for part, rows in in_batches(text, seeds, batch_size):
         x, nfe = sample_pyramid(

@@ -11,18 +11,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import CoreDenoiser, Denoiser, ShellDenoiser
 from pipeline.models.resample import high_pass, pool, upsample
 
-Denoise = Callable[[Tensor, Tensor, Text], Tensor]
-Pair = tuple[Tensor, Tensor, int]  # estimate [B,3,R,R], the guide's, calls that both took
-Guide = Callable[[Denoise, Tensor, Tensor, Text], Pair]
+Denoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
+GuidedEstimates = tuple[Tensor, Tensor, int]  # estimate [B,3,R,R], the guide's, calls that both took
+Guide = Callable[[Denoise, Tensor, Tensor, Conditioning], GuidedEstimates]
 
 GUIDES = ("no_text", "early", "low")
 
 
-def without_text(denoiser: Denoise, noisy: Tensor, sigma: Tensor, text: Text) -> Pair:
+def without_text(denoiser: Denoise, noisy: Tensor, sigma: Tensor, text: Conditioning) -> GuidedEstimates:
     """Guide without captions; the two halves run as one batch and count as two calls."""
     second = torch.arange(2 * len(noisy), device=noisy.device) >= len(noisy)
     both = text.twice().without(second)
@@ -30,13 +30,15 @@ def without_text(denoiser: Denoise, noisy: Tensor, sigma: Tensor, text: Text) ->
     return estimate, away, 2
 
 
-def low_band(denoiser: Denoise, noisy: Tensor, sigma: Tensor, text: Text) -> Pair:
+def low_band(denoiser: Denoise, noisy: Tensor, sigma: Tensor, text: Conditioning) -> GuidedEstimates:
     """Guide by the level below: `U D_below(P z) = U P D(z)` for a shell, so that one call serves both."""
     estimate = denoiser(noisy, sigma, text)
     return estimate, upsample(pool(estimate)), 1
 
 
-def early_estimate(early: Denoiser, denoiser: Denoiser, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+def early_estimate(
+    early: Denoiser, denoiser: Denoiser, noisy: Tensor, sigma: Tensor, text: Conditioning
+) -> Tensor:
     """Estimate [B,3,R,R] of the early weights of `denoiser`: of its core, and of each shell around the finished
     level below, on which it was trained. So guided shells, too, keep the guided estimate below: P D_w = D_w P."""
     if isinstance(denoiser, CoreDenoiser):
@@ -54,7 +56,7 @@ def guide_of(name: str, denoiser: Denoiser, early: Denoiser | None) -> Guide:
     if name == "early":
         assert early is not None
 
-        def by_early(denoise: Denoise, noisy: Tensor, sigma: Tensor, text: Text) -> Pair:
+        def by_early(denoise: Denoise, noisy: Tensor, sigma: Tensor, text: Conditioning) -> GuidedEstimates:
             away = early_estimate(early, denoiser, noisy, sigma, text)
             return denoise(noisy, sigma, text), away, 2
 
@@ -84,7 +86,7 @@ class Guided:
         self.guide = guide
         self.nfe = 0
 
-    def __call__(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def __call__(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """Denoise [B,3,R,R]; all of sigma [B] must be equal."""
         level = float(sigma[0]) * self.scale
         if self.weight == 1 or not self.interval[0] <= level <= self.interval[1]:

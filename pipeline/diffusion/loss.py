@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pipeline.diffusion.noise import LowBand
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import ShellDenoiser, expand
 from pipeline.models.resample import high_pass, pool, upsample
 from pipeline.models.tiles import Tiles, Tiling, assess_tiles
@@ -22,7 +22,9 @@ class Trainable(Protocol):
     def difficulty(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Predicts ln E[error] of patches from (features, u); None: not trained with maps."""
 
-    def assess(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+    def assess(
+        self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
         """(weighted squared error, of the shape of sigma; decoder features)."""
 
     def logvar(self, sigma: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ def denoising_loss(
     images: Tensor,
     sigma: Tensor,
     noise: Tensor,
-    text: Text,
+    text: Conditioning,
     low: LowBand | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss and plain error of each image, or of each patch.
@@ -77,7 +79,7 @@ def tiled_loss(
     images: Tensor,
     sigma: Tensor,
     noise: Tensor,
-    text: Text,
+    text: Conditioning,
     cut: Tiling,
     tiles: Tiles,
     weight: Tensor,

@@ -13,18 +13,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.adaptive import region_estimate, sde_dpmpp_2m_adaptive
-from pipeline.diffusion.early_exit import Finish, OpenTiles
+from pipeline.diffusion.adaptive import region_denoiser, sde_dpmpp_2m_adaptive
+from pipeline.diffusion.early_exit import ActiveTiles, TileEarlyExit
 from pipeline.diffusion.guidance import Guided, guide_of
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.samplers import ADAPTIVE, History, integrate
-from pipeline.diffusion.seeds import _step_noise, noise_like_seeds
-from pipeline.models.conditioning import Text
+from pipeline.diffusion.seeds import seeded_noise, step_noise
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import PATCH, Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.resample import high_pass, upsample
 
 
-def lift(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
+def to_next_octave(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
     """From [B,3,R,R] at noise level sigma/2 to [B,3,2R,2R] at sigma: U low + HP(sigma noise).
 
     The noise of the result is exactly white; only the high band of the image is missing, so sigma must be
@@ -32,13 +32,13 @@ def lift(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
     return upsample(low) + high_pass(sigma * noise)
 
 
-def lift_of(lift_at: float | Sequence[float], octave: int) -> float:
+def handover_of(lift_at: float | Sequence[float], octave: int) -> float:
     """The lift to shell number `octave`, 0 the coarsest: of one number for all, or one a shell."""
     lifts = [lift_at] if isinstance(lift_at, float | int) else lift_at
     return lifts[min(octave, len(lifts) - 1)]
 
 
-def steps_below(above: ShellDenoiser, top: int, sigmas: Tensor, lift_at: float) -> int:
+def num_steps_before_handover(above: ShellDenoiser, top: int, sigmas: Tensor, lift_at: float) -> int:
     """How many steps of the grid `sigmas`, in units of the resolution `top`, come before the lift to `above`: until
     the noise is `lift_at` times the size of its high band, and at least one."""
     start = lift_at * above.sigma_high_band * top / above.resolution
@@ -48,7 +48,7 @@ def steps_below(above: ShellDenoiser, top: int, sigmas: Tensor, lift_at: float) 
 @torch.no_grad()
 def sample_pyramid(
     denoiser: Denoiser,
-    text: Text,
+    text: Conditioning,
     seeds: Sequence[int],
     num_steps: int,
     guidance: float,
@@ -59,7 +59,7 @@ def sample_pyramid(
     sampler: str = "heun",
     guide: str = "no_text",
     early: Denoiser | None = None,
-    finish: Finish | None = None,
+    finish: TileEarlyExit | None = None,
 ) -> tuple[Tensor, int]:
     """Sample coarse to fine with one of SAMPLERS or ADAPTIVE, guided by one of GUIDES (`early`: the early weights).
 
@@ -71,7 +71,7 @@ def sample_pyramid(
     computation (`finish`, which counts what is left; all samplers but ADAPTIVE).
 
     Returns (standardised images [N,3,R,R], denoiser calls an image)."""
-    draw = noise_like_seeds(seeds, text.pooled.device)
+    draw = seeded_noise(seeds, text.pooled.device)
     pyramid = pyramid_levels(denoiser)
     guides = pyramid_levels(early) if early else [None] * len(pyramid)
     core = pyramid[0]
@@ -83,21 +83,23 @@ def sample_pyramid(
         unit = level.resolution / top  # sigma here = sigma at the top * unit
         away = guide_of(guide, level, guides[i])
         guided = Guided(level, guidance, interval, core.resolution / level.resolution, away)
-        noise = partial(_step_noise, draw, level.resolution)
+        noise = partial(step_noise, draw, level.resolution)
         above = pyramid[i + 1] if i + 1 < len(pyramid) else None
         if isinstance(above, ShellDenoiser):
-            n = steps_below(above, top, sigmas, lift_of(lift_at, i))
+            n = num_steps_before_handover(above, top, sigmas, handover_of(lift_at, i))
             x = integrate(sampler, guided, x, sigmas[: n + 1] * unit, text, noise, history)
             history.lift()
-            x = lift(x, float(sigmas[n]) * 2 * unit, draw(f"lift-{above.resolution}", above.resolution))
+            x = to_next_octave(
+                x, float(sigmas[n]) * 2 * unit, draw(f"lift-{above.resolution}", above.resolution)
+            )
             sigmas = sigmas[n:]
         elif sampler == ADAPTIVE:
-            estimate = region_estimate(level, text, guidance, interval)
+            estimate = region_denoiser(level, text, guidance, interval)
             patch = PATCH * level.resolution // core.resolution
             x = sde_dpmpp_2m_adaptive(estimate, x, sigmas * unit, noise, patch)
             nfe += (len(sigmas) - 1) * (1 if guidance == 1 else 2)
         elif finish is not None and isinstance(level, ShellDenoiser):
-            guided.denoiser = tiles = OpenTiles(level, len(x), finish)
+            guided.denoiser = tiles = ActiveTiles(level, len(x), finish)
             x = integrate(sampler, tiles.finishing(guided), x, sigmas * unit, text, noise, history)
         else:
             x = integrate(sampler, guided, x, sigmas * unit, text, noise, history)

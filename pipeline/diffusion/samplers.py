@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.guidance import Denoise
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.resample import upsample
 
 
@@ -16,7 +16,7 @@ def _full(x: Tensor, sigma: Tensor) -> Tensor:
     return torch.full((len(x),), float(sigma), device=x.device, dtype=x.dtype)
 
 
-def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text) -> Tensor:
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Conditioning) -> Tensor:
     """Integrate the probability-flow ODE from x [B,3,R,R] at sigmas[0] down to sigmas[-1].
 
     Second order except for a last step to 0, which is Euler's (2206.00364, algorithm 1)."""
@@ -52,7 +52,7 @@ class History:
 
 
 def dpmpp_2m(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, text: Text, history: History | None = None
+    denoise: Denoise, x: Tensor, sigmas: Tensor, text: Conditioning, history: History | None = None
 ) -> Tensor:
     """DPM++(2M) (2211.01095, algorithm 2): the probability-flow ODE from x [B,3,R,R] at sigmas[0] down to
     sigmas[-1], one call a step, second order by extrapolating the last two estimates.
@@ -73,7 +73,7 @@ def sde_dpmpp_2m(
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
-    text: Text,
+    text: Conditioning,
     draw: Callable[[int], Tensor],
     history: History | None = None,
 ) -> Tensor:
@@ -103,7 +103,7 @@ def integrate(
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
-    text: Text,
+    text: Conditioning,
     draw: Callable[[int], Tensor],
     history: History | None = None,
 ) -> Tensor:

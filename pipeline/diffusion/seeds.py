@@ -10,7 +10,7 @@ from pipeline.rng import key
 Draw = Callable[[str, int], Tensor]
 
 
-def noise_like_seeds(seeds: Sequence[int], device: str | torch.device = "cpu") -> Draw:
+def seeded_noise(seeds: Sequence[int], device: str | torch.device = "cpu") -> Draw:
     """Return draw(purpose, resolution): standard normal [N,3,R,R], image i from seeds[i] alone.
 
     Drawn on the CPU, so that a seed means the same picture on every device."""
@@ -27,5 +27,5 @@ def noise_like_seeds(seeds: Sequence[int], device: str | torch.device = "cpu") -
     return draw
 
 
-def _step_noise(draw: Draw, resolution: int, i: int) -> Tensor:
+def step_noise(draw: Draw, resolution: int, i: int) -> Tensor:
     return draw(f"step-{resolution}-{i}", resolution)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import memorisation, metrics, retrieval, statistics
-from pipeline.evaluation.conditions import Condition, base_of
+from pipeline.evaluation.conditions import CaptionSet, family_of
 from pipeline.evaluation.features import Extractor, Whitening
 from pipeline.evaluation.metrics import Float64, Metric
 from pipeline.evaluation.samples import BASELINE, Samples
@@ -43,7 +43,7 @@ def build_reference(dataset: PreparedDataset, extractors: list[Extractor], seed:
         chosen = statistics.generator(seed, "reference").choice(len(rows), MAX_REFERENCE, replace=False)
         rows = rows[np.sort(chosen)]
     images = dataset.images(rows)
-    bases = [base_of(dataset.rows[row]) for row in rows]
+    bases = [family_of(dataset.rows[row]) for row in rows]
     ids = [dataset.caption_of(int(row)) for row in rows]
     raw = {extractor.name: extractor(images) for extractor in extractors}
     captioned = np.array([i >= 0 for i in ids])
@@ -57,7 +57,7 @@ def build_reference(dataset: PreparedDataset, extractors: list[Extractor], seed:
 
 
 @dataclass(frozen=True)
-class RealSide:
+class RealImages:
     """The real images with which samples of a condition are compared, and their captions as candidates."""
 
     images: Tensor
@@ -70,13 +70,13 @@ class RealSide:
     truth: Int64  # [n] candidate of each caption of the condition
 
 
-def real_side(
-    condition: Condition,
+def build_real_images(
+    condition: CaptionSet,
     dataset: PreparedDataset,
     reference: Reference,
     held_out: dict[str, Float64],
     seed: int,
-) -> RealSide:
+) -> RealImages:
     """Held-out samples are compared with the held-out images, others with all training images."""
     own = condition.split == "heldout"
     bases = condition.bases if own else reference.bases
@@ -84,7 +84,7 @@ def real_side(
     rng = statistics.generator(seed, f"bootstrap/{condition.split}")
     unique = sorted(set(condition.caption_ids))
     vectors = dataset.text(unique).pooled.double().numpy()
-    return RealSide(
+    return RealImages(
         condition.images if own else reference.images,
         {name: held_out[name] if own else reference.white(name) for name in reference.raw},
         units,
@@ -97,7 +97,7 @@ def real_side(
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelMeasures:
     """All metrics of one model on one condition, and what the report shows beside them."""
 
     metrics: dict[str, Metric]
@@ -107,13 +107,13 @@ class Measured:
 
 def measure(
     samples: Samples,
-    condition: Condition,
-    real: RealSide,
+    condition: CaptionSet,
+    real: RealImages,
     reference: Reference,
     extractors: list[Extractor],
     draws: int,
     held_out: memorisation.Neighbours,
-) -> Measured:
+) -> ModelMeasures:
     """Measure one model on one condition.
 
     Precision, recall, density and coverage depend on the sample count, so they use what every model has: the
@@ -123,7 +123,7 @@ def measure(
     found: dict[str, Metric] = {}
     kids = {}
     for extractor in extractors:
-        name, prefix = extractor.name, f"{extractor.name}_" if extractor.leak_suspect else ""
+        name, prefix = extractor.name, f"{extractor.name}_" if extractor.related_to_discriminator else ""
         fake = reference.whitening[name](raw[name])
         units = real.condition_units[samples.which]
         kids[name] = statistics.KidSamples.measure(real.white[name], real.units, fake, units, real.counts)
@@ -141,7 +141,7 @@ def measure(
     predicted = reference.judge.predict(np.concatenate(list(raw.values()), 1))
     for k in (1, 5):
         found[f"retrieval_top{k}"] = retrieval.top_k(predicted, real.candidates, real.truth[samples.which], k)
-    return Measured(found, kids, neighbours)
+    return ModelMeasures(found, kids, neighbours)
 
 
 def _frechet(real: Float64, fake: Float64) -> Metric:
@@ -169,7 +169,7 @@ def compare_sharpness(real: metrics.Sharpness, images: Tensor) -> dict[str, Metr
 
 
 def measure_real(
-    condition: Condition, real: RealSide, reference: Reference, raw: dict[str, Float64] | None
+    condition: CaptionSet, real: RealImages, reference: Reference, raw: dict[str, Float64] | None
 ) -> dict[str, Metric]:
     """What real pictures of the same captions score: how often they look like copies, and retrieval.
 
@@ -192,7 +192,7 @@ def measure_real(
 
 def measure_floors(
     reference: Reference,
-    held_out: Condition,
+    held_out: CaptionSet,
     white: dict[str, Float64],
     extractors: list[Extractor],
     seed: int,
@@ -200,7 +200,7 @@ def measure_floors(
     """What two sets of real images differ by."""
     floors = {}
     for extractor in extractors:
-        name, prefix = extractor.name, f"{extractor.name}_" if extractor.leak_suspect else ""
+        name, prefix = extractor.name, f"{extractor.name}_" if extractor.related_to_discriminator else ""
         train = reference.white(name)
         rng = statistics.generator(seed, f"floor/{name}")
         floors[f"{prefix}kid_train_test"] = statistics.kid_between(
@@ -214,12 +214,12 @@ def measure_floors(
     return floors
 
 
-def add_differences(measured: dict[str, Measured], extractors: list[Extractor]) -> None:
+def add_differences(measured: dict[str, ModelMeasures], extractors: list[Extractor]) -> None:
     """Add `kid_difference` to the baseline, paired by base, to the metrics of every other model."""
     for name, each in measured.items():
         if name == BASELINE:
             continue
         for extractor in extractors:
-            prefix = f"{extractor.name}_" if extractor.leak_suspect else ""
+            prefix = f"{extractor.name}_" if extractor.related_to_discriminator else ""
             paired = each.kid[extractor.name].minus(measured[BASELINE].kid[extractor.name])
             each.metrics[f"{prefix}kid_difference"] = paired

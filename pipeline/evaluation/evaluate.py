@@ -16,27 +16,27 @@ from pipeline.config.params import Params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import gate, memorisation, metrics, report
 from pipeline.evaluation.comparison import (
-    Measured,
+    ModelMeasures,
     Reference,
     add_differences,
+    build_real_images,
     build_reference,
     measure,
     measure_floors,
     measure_real,
-    real_side,
 )
-from pipeline.evaluation.conditions import build_conditions
+from pipeline.evaluation.conditions import build_caption_sets
 from pipeline.evaluation.features import Extractor, lite2, randconv
 from pipeline.evaluation.metrics import Metric
 from pipeline.evaluation.samples import BASELINE, Samples, _speed_line, latency, load_models, sample, speed
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 # --- All of it.
 
 
-def evaluate(params: Params, root: Path, say: Say = print, device: str = "cpu") -> dict[str, float]:
+def evaluate(params: Params, root: Path, say: Log = print, device: str = "cpu") -> dict[str, float]:
     """Evaluate the models below `root`; write reports/evaluation/ and reports/verdict.json there.
 
     Reads data/prepared, models/finetuned and models/refined. Returns the numbers to track:
@@ -48,7 +48,7 @@ def evaluate(params: Params, root: Path, say: Say = print, device: str = "cpu") 
     """
     dataset = PreparedDataset(root / "data" / "prepared")
     models = load_models(root / "models", params, device)
-    conditions = build_conditions(dataset, params)
+    conditions = build_caption_sets(dataset, params)
     held_out = conditions[0]
     extractors = [randconv(dataset.resolution, device=device), lite2(dataset.resolution, device)]
 
@@ -74,10 +74,10 @@ def evaluate(params: Params, root: Path, say: Say = print, device: str = "cpu") 
     held_neighbours = memorisation.nearest(held_out.images, reference.images, reference.bases)
     floors = measure_floors(reference, held_out, held_white, extractors, params.seed)
 
-    measured: dict[str, dict[str, Measured]] = {}
+    measured: dict[str, dict[str, ModelMeasures]] = {}
     tables: dict[str, dict[str, dict[str, Metric]]] = {}
     for condition in conditions:
-        real = real_side(condition, dataset, reference, held_white, params.seed)
+        real = build_real_images(condition, dataset, reference, held_white, params.seed)
         own = condition.split == "heldout"
         draws = min(params.evaluate.teacher_samples_per_caption, params.evaluate.samples_per_caption)
         measured[condition.split] = {
@@ -157,7 +157,7 @@ def as_results(
     described = {
         extractor.name: {
             "sha256": extractor.sha256,
-            "leak_suspect": int(extractor.leak_suspect),
+            "related_to_discriminator": int(extractor.related_to_discriminator),
             "dim": reference.raw[extractor.name].shape[1],
             "whitened_dim": reference.white(extractor.name).shape[1],
         }

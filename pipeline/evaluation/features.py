@@ -35,12 +35,12 @@ class Extractor:
     """A frozen feature extractor.
 
     `embed` maps float32 images [B,3,R,R] in 0..255 to features float32 [B,d]. `sha256` is of its weights.
-    `leak_suspect`: a discriminator of the refine stage may have learned to please it.
+    `related_to_discriminator`: a discriminator of the refine stage may have learned to please it.
     """
 
     name: str
     sha256: str
-    leak_suspect: bool
+    related_to_discriminator: bool
     embed: Callable[[Tensor], Tensor]
     device: str = "cpu"
 

@@ -284,7 +284,7 @@ def render(
 
     models = list(results["heldout"])
     splits = [split for split in ("heldout", "train") if split in results]
-    suspects = [name for name, e in results["extractors"].items() if e["leak_suspect"]]
+    suspects = [name for name, e in results["extractors"].items() if e["related_to_discriminator"]]
     main = next(name for name in results["extractors"] if name not in suspects)
     loader = PackageLoader("pipeline.evaluation")  # its folder templates/
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)

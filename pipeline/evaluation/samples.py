@@ -14,7 +14,7 @@ from pipeline.adversarial.few_step import generate_images
 from pipeline.config.params import Params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import metrics
-from pipeline.evaluation.conditions import Condition
+from pipeline.evaluation.conditions import CaptionSet
 from pipeline.evaluation.features import to_resolution
 from pipeline.evaluation.statistics import Int64
 from pipeline.models.snapshot import Snapshot, at_resolution, load_snapshot
@@ -46,7 +46,7 @@ class Samples:
     seconds: float
 
 
-def sample(model: Model, condition: Condition, dataset: PreparedDataset, params: Params) -> Samples:
+def sample(model: Model, condition: CaptionSet, dataset: PreparedDataset, params: Params) -> Samples:
     """Make the images. A seed depends on caption and draw alone, so that models are compared in pairs."""
     budget = params.evaluate
     num_captions = condition.num_teacher if model.slow else len(condition.rows)
@@ -68,7 +68,9 @@ def sample(model: Model, condition: Condition, dataset: PreparedDataset, params:
     return Samples(made.images, images, which, draw, made.nfe, made.share, seconds)
 
 
-def latency(model: Model, dataset: PreparedDataset, condition: Condition, repeats: int = 5) -> dict[str, Any]:
+def latency(
+    model: Model, dataset: PreparedDataset, condition: CaptionSet, repeats: int = 5
+) -> dict[str, Any]:
     """Speed of one image alone, as the median of some."""
     text = dataset.text(condition.caption_ids[:1])
     taken = []

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from pipeline.models.conditioning import Text
+    from pipeline.models.conditioning import Conditioning
     from pipeline.models.snapshot import Snapshot
     from pipeline.text.encoder import TextEncoder
 
@@ -111,15 +111,15 @@ class Generator:
             self.snapshot, picture, text, seed, factor, steps, strength, project, progress=progress
         )
 
-    def text(self, prompts: Sequence[str]) -> Text:
+    def text(self, prompts: Sequence[str]) -> Conditioning:
         """Encoded prompts; an empty one is no caption."""
         import torch
 
-        from pipeline.models.conditioning import Text
+        from pipeline.models.conditioning import Conditioning
         from pipeline.text.captions import normalise
 
         encoded = self.encoder.encode([normalise(prompt) for prompt in prompts])
-        return Text(*map(torch.from_numpy, encoded))
+        return Conditioning(*map(torch.from_numpy, encoded))
 
 
 def load_generator(folder: str | Path, device: str = "cpu") -> Generator:

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.diffusion.noise import karras_sigmas
-from pipeline.diffusion.pyramid import lift_of
+from pipeline.diffusion.pyramid import handover_of
 from pipeline.diffusion.samplers import integrate
 from pipeline.errors import ConfigError
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import ShellDenoiser, pyramid_levels
 from pipeline.models.resample import high_pass, upsample
 from pipeline.models.snapshot import Snapshot
@@ -41,7 +41,13 @@ Pixels = NDArray[np.uint8]
 
 @torch.no_grad()
 def add_high_band(
-    shell: ShellDenoiser, low: Tensor, text: Text, sigmas: Tensor, sigma_low: float, sampler: str, draw: Draw
+    shell: ShellDenoiser,
+    low: Tensor,
+    text: Conditioning,
+    sigmas: Tensor,
+    sigma_low: float,
+    sampler: str,
+    draw: Draw,
 ) -> Tensor:
     """The doubled images [N,3,2r,2r] of standardised `low` [N,3,r,r], r the size that the level below works at.
 
@@ -52,7 +58,7 @@ def add_high_band(
     noisy = low + sigma_low * draw("low", size)
     below, held = shell.below.estimate(noisy, level, text), upsample(noisy)
 
-    def denoise(high: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def denoise(high: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         return high_pass(shell.add_octave(held + high, below, sigma, text, level).denoised)
 
     start = high_pass(float(sigmas[0]) * draw("high", 2 * size))
@@ -77,7 +83,7 @@ def _cell(seed: int, purpose: str, row: int, column: int) -> Tensor:
 # --- Tiles.
 
 
-class Tiling(NamedTuple):
+class ImageTiles(NamedTuple):
     """Tiles along one side of a picture: `size` px each, the last `overlap` px of one are the first of the next."""
 
     length: int  # of the side
@@ -112,7 +118,7 @@ class Tiling(NamedTuple):
 # --- Grey levels.
 
 
-def fit(high: Tensor, low: Tensor) -> Tensor:
+def project_to_low_band(high: Tensor, low: Tensor) -> Tensor:
     """`low` [3,r,s] in 0..255, doubled, with the detail of `high` [3,2r,2s]: U low + HP high. In a 2x2 box where
     that would leave 0..255 the detail shrinks, so that the mean of every box stays that of `low`."""
     detail, base = high_pass(high[None])[0], upsample(low[None])[0]
@@ -151,7 +157,7 @@ def shells_for(snapshot: Snapshot, factor: int) -> list[ShellDenoiser]:
 def upscale(
     snapshot: Snapshot,
     picture: Pixels,
-    text: Text,
+    text: Conditioning,
     seed: int,
     factor: int = 2,
     num_steps: int = NUM_STEPS,
@@ -171,7 +177,7 @@ def upscale(
     tiles = [shell.resolution // 2 for shell in shells]
     laps = [2 * round(size * overlap / 2) for size in tiles]
     heights = [picture.shape[0] * 2**i for i in range(len(shells))]
-    total = sum(len(Tiling(*side).starts) for side in zip(heights, tiles, laps, strict=True))
+    total = sum(len(ImageTiles(*side).starts) for side in zip(heights, tiles, laps, strict=True))
     done = 0
     for number, shell in enumerate(shells):
         double = _double(shell, snapshot, text, num_steps, sigma_low, sampler)
@@ -183,7 +189,7 @@ def upscale(
             bottom = top + grey.shape[1]
             if project:
                 low = torch.from_numpy(picture[top // 2 : bottom // 2]).permute(2, 0, 1).float()
-                grey = fit(grey, low)
+                grey = project_to_low_band(grey, low)
             made[top:bottom] = grey.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
             top, done = bottom, done + 1
             if progress is not None:
@@ -193,11 +199,19 @@ def upscale(
 
 
 def _double(
-    shell: ShellDenoiser, snapshot: Snapshot, text: Text, num_steps: int, sigma_low: float, sampler: str
+    shell: ShellDenoiser,
+    snapshot: Snapshot,
+    text: Conditioning,
+    num_steps: int,
+    sigma_low: float,
+    sampler: str,
 ) -> Double:
     """`add_high_band` between grey levels, with one caption for all."""
     device = next(shell.parameters()).device
-    top = lift_of(snapshot.config["sampling"]["lift"], len(pyramid_levels(shell)) - 2) * shell.sigma_high_band
+    top = (
+        handover_of(snapshot.config["sampling"]["lift"], len(pyramid_levels(shell)) - 2)
+        * shell.sigma_high_band
+    )
     sigmas = karras_sigmas(num_steps, top, SIGMA_MIN)
 
     def double(images: Tensor, draw: Draw) -> Tensor:
@@ -217,7 +231,7 @@ def doubled_rows(
     """What `double` makes of a picture [H,W,3] in tiles of `size` px, a row of tiles at a time, from top to bottom:
     grey levels float32 [3,h,2W], whose heights sum to 2H."""
     height, width, _ = picture.shape
-    down, across = Tiling(height, size, overlap), Tiling(width, size, overlap)
+    down, across = ImageTiles(height, size, overlap), ImageTiles(width, size, overlap)
     carried = torch.zeros(3, 0, 2 * across.padded)  # what the row above left to its neighbour
     for i, top in enumerate(down.starts):
         row = _padded(picture[top : top + size], size, across.padded)

@@ -17,10 +17,10 @@ from typing import Any
 
 from pipeline.compute import ComputeProfile
 from pipeline.errors import Busy, PipelineError, describe
-from pipeline.launch.failures import FAILURE, Worker, guarded, raise_failure
+from pipeline.launch.failures import FAILURE, Worker, raise_failure, record_failure
 from pipeline.processes import signal_on_parent_death
 
-QUIET = {
+RAY_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -53,7 +53,7 @@ def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
     """A private, quiet Ray on this machine; or, where this process is a job's, the cluster's."""
     import logging
 
-    for key, value in QUIET.items():
+    for key, value in RAY_ENV.items():
         os.environ.setdefault(key, value)
     if not inside_job:
         require_token()
@@ -108,7 +108,7 @@ def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile:
         ),
     )
     try:
-        _aside(trainer.fit)
+        _in_thread(trainer.fit)
     except TrainingFailedError as error:
         raise_failure(Path(config["run_dir"]))
         if not isinstance(error, WorkerGroupError):
@@ -118,7 +118,7 @@ def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _aside(work: Callable[[], object]) -> None:
+def _in_thread(work: Callable[[], object]) -> None:
     """`work()` in a thread of its own: in the main one Ray's `fit` takes Ctrl-C over, and it ends with status 1."""
     outcome: Future[None] = Future()
 
@@ -136,7 +136,7 @@ def _aside(work: Callable[[], object]) -> None:
 
 @dataclass(frozen=True)
 class _RemoteWorker:
-    """`guarded(worker, config)` as an object that Ray can send.
+    """`record_failure(worker, config)` as an object that Ray can send.
 
     It is killed with its raylet: without its driver it would train on for seconds, beside the next attempt.
     """
@@ -145,7 +145,7 @@ class _RemoteWorker:
 
     def __call__(self, config: dict[str, Any]) -> None:
         signal_on_parent_death(signal.SIGKILL)
-        guarded(self.worker, config)
+        record_failure(self.worker, config)
 
 
 def _explain(stage: str, failures: Mapping[int, Exception], max_failures: int) -> Exception:
@@ -206,10 +206,10 @@ def map_under_ray(
         for row in mapped.iter_rows():
             yield row["answer"]
     except ray.exceptions.RayError as error:
-        raise _ours(error) or error from None
+        raise _user_error(error) or error from None
 
 
-def _ours(error: BaseException) -> Exception | None:
+def _user_error(error: BaseException) -> Exception | None:
     """The error for users, or of the operating system, that a remote worker raised."""
     seen: BaseException | None = error
     while seen is not None:

@@ -25,7 +25,7 @@ Worker = Callable[[dict[str, Any]], None]
 FAILURE = "failure.json"
 
 
-def guarded(worker: Worker, config: dict[str, Any]) -> None:
+def record_failure(worker: Worker, config: dict[str, Any]) -> None:
     """Run `worker`; a failure that a restart would only repeat is written to `run_dir/failure.json`.
 
     It is raised as well, since only Ray can stop the peers, which wait in a collective. The restart that
@@ -40,11 +40,11 @@ def guarded(worker: Worker, config: dict[str, Any]) -> None:
     except (RuntimeError, ConnectionError, TimeoutError):
         raise
     except Exception as exc:
-        artifacts.write_atomic(record, json.dumps(_portable(exc)))
+        artifacts.write_atomic(record, json.dumps(failure_record(exc)))
         raise
 
 
-def _portable(exc: Exception) -> dict[str, Any]:
+def failure_record(exc: Exception) -> dict[str, Any]:
     if isinstance(exc, PipelineError):
         return {"kind": type(exc).__name__, "args": list(exc.args)}
     if describe(exc) is not None and isinstance(exc, OSError):

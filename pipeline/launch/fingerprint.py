@@ -82,35 +82,35 @@ def digest_url(url: str) -> str:
     return artifacts.digest([[file.name, file.size, file.version] for file in RemoteTree(url).files()])
 
 
-def _names(entries: Sequence[Any]) -> list[str]:
+def entry_paths(entries: Sequence[Any]) -> list[str]:
     """Paths of `deps` or `outs`, each a path or {path: flags}."""
     return [next(iter(entry)) if isinstance(entry, Mapping) else str(entry) for entry in entries]
 
 
 def dependencies(stage: str, root: Path) -> dict[str, str]:
     """{path: digest} of all that `stage` depends on, code included."""
-    names = _names(_section(stage, root).get("deps", []))
+    names = entry_paths(stage_section(stage, root).get("deps", []))
     return {path: digest_url(path) if "://" in path else digest_path(root / path) for path in names}
 
 
 def outputs(stage: str, root: Path) -> list[str]:
     """Paths that `stage` writes."""
-    return _names(_section(stage, root).get("outs", []))
+    return entry_paths(stage_section(stage, root).get("outs", []))
 
 
-def _section(stage: str, root: Path) -> dict[str, Any]:
+def stage_section(stage: str, root: Path) -> dict[str, Any]:
     section: dict[str, Any] = read_stages(root)[stage]
     return section
 
 
-def _params_of(stage: str, root: Path) -> dict[str, Any]:
+def stage_params(stage: str, root: Path) -> dict[str, Any]:
     tree = _yaml(root / "params.yaml")
-    return {name: _lookup(tree, name) for name in _section(stage, root).get("params", [])}
+    return {name: _lookup(tree, name) for name in stage_section(stage, root).get("params", [])}
 
 
 def stage_fingerprint(stage: str, root: Path, deps: Mapping[str, str] | None = None) -> str:
     """Digest of what DVC compares for `stage` (its dependencies and parameters) and the checkpoint format."""
     compared = dict(deps if deps is not None else dependencies(stage, root))
     return artifacts.digest(
-        {"stage": stage, "deps": compared, "params": _params_of(stage, root), "format": CHECKPOINT_FORMAT}
+        {"stage": stage, "deps": compared, "params": stage_params(stage, root), "format": CHECKPOINT_FORMAT}
     )

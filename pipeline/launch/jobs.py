@@ -14,8 +14,8 @@ from pipeline import artifacts
 from pipeline.artifacts import copy_into_place
 from pipeline.compute import ComputeProfile
 from pipeline.errors import Busy, PipelineError, StorageError
-from pipeline.launch.execution import QUIET, execute
-from pipeline.launch.failures import FAILURE, Worker, _portable, raise_failure
+from pipeline.launch.execution import RAY_ENV, execute
+from pipeline.launch.failures import FAILURE, Worker, failure_record, raise_failure
 from pipeline.launch.fingerprint import digest_path
 from pipeline.launch.progress import POLL_SECONDS
 from pipeline.tracking import store
@@ -39,7 +39,7 @@ def run_as_job(
     Raises:
         StorageError: no answer from the cluster. Busy: the job was stopped or died.
     """
-    for key, value in QUIET.items():
+    for key, value in RAY_ENV.items():
         os.environ.setdefault(key, value)
     from ray.job_submission import JobSubmissionClient
 
@@ -90,7 +90,7 @@ def _quote(text: str) -> str:
 
 def _forwarded() -> dict[str, str]:
     names = ("CRESCENDO_FAILPOINT", "CRESCENDO_FAILPOINT_FILE")
-    return {**QUIET, **{name: os.environ[name] for name in names if name in os.environ}}
+    return {**RAY_ENV, **{name: os.environ[name] for name in names if name in os.environ}}
 
 
 def _living_job(client: Any, run_dir: str) -> str | None:
@@ -153,5 +153,5 @@ def run_job(run_dir: Path) -> None:
     try:
         execute(body["stage"], worker, body["config"], profile)
     except (PipelineError, OSError) as exc:
-        artifacts.write_atomic(run_dir / FAILURE, json.dumps(_portable(exc)))
+        artifacts.write_atomic(run_dir / FAILURE, json.dumps(failure_record(exc)))
         raise

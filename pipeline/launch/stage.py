@@ -30,14 +30,14 @@ from pipeline.errors import StorageError
 from pipeline.launch.execution import cpu_count, execute, inside_ray_job, map_under_ray, ray_session
 from pipeline.launch.failures import Worker
 from pipeline.launch.fingerprint import (
-    _names,
-    _params_of,
-    _section,
     dependencies,
     digest_path,
+    entry_paths,
     is_code,
     outputs,
     stage_fingerprint,
+    stage_params,
+    stage_section,
 )
 from pipeline.launch.jobs import link_storage, run_as_job
 from pipeline.launch.progress import ProgressWatch
@@ -168,7 +168,7 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
     root = (root or Path.cwd()).resolve()
     profile = load_profile(root)
     if profile.storage and inside_ray_job():
-        own = _names(_section(name, root).get("deps", [])) + outputs(name, root)
+        own = entry_paths(stage_section(name, root).get("deps", [])) + outputs(name, root)
         shared = [path for path in own if not is_code(path) and "://" not in path]
         link_storage(root, Path(profile.storage), shared)
     deps = dependencies(name, root)
@@ -178,7 +178,7 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
     with artifacts.lease(run_dir / "lease"):
         fresh = not any(found for state in STATES for found in run_dir.glob(state))
         tracker = stage_run.start_stage_run(
-            name, root, _params_of(name, root), inputs, fingerprint=fingerprint, fresh=fresh
+            name, root, stage_params(name, root), inputs, fingerprint=fingerprint, fresh=fresh
         )
         with tracker:
             yield Stage(name, params, profile, root, run_dir, fingerprint, inputs, tracker)

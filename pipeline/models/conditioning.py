@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Text(NamedTuple):
+class Conditioning(NamedTuple):
     """What an image is conditioned on: encoded captions, and in training how it was augmented.
 
     A row whose mask is False everywhere means "no caption"; labels of 0 (or None) mean "not augmented"."""
@@ -18,32 +18,32 @@ class Text(NamedTuple):
     mask: Tensor  # bool [B, T]
     augment: Tensor | None = None  # float32 [B, A], see pipeline.data.augment
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Text":
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         augment = None if self.augment is None else change(self.augment)
-        return Text(change(self.pooled), change(self.tokens), change(self.mask), augment)
+        return Conditioning(change(self.pooled), change(self.tokens), change(self.mask), augment)
 
-    def select(self, rows: Tensor | slice) -> "Text":
+    def select(self, rows: Tensor | slice) -> "Conditioning":
         """Return the captions of some rows."""
         return self._each(lambda t: t[rows])
 
-    def to(self, device: str | torch.device) -> "Text":
+    def to(self, device: str | torch.device) -> "Conditioning":
         """Move to a device."""
         return self._each(lambda t: t.to(device))
 
-    def float(self) -> "Text":
+    def float(self) -> "Conditioning":
         """As float32; prepared texts are stored as float16."""
         return self._replace(pooled=self.pooled.float(), tokens=self.tokens.float())
 
-    def twice(self) -> "Text":
+    def twice(self) -> "Conditioning":
         """The same batch again behind itself."""
         return self._each(lambda t: torch.cat([t, t]))
 
-    def without(self, dropped: Tensor) -> "Text":
+    def without(self, dropped: Tensor) -> "Conditioning":
         """Forget the captions where `dropped` (bool [B]) is True."""
         return self._replace(mask=self.mask & ~dropped[:, None])
 
 
-class Level(NamedTuple):
+class NoiseConditioning(NamedTuple):
     """The noise level as the blocks of one network see it."""
 
     emb: Tensor  # float32 [B,E], with caption and augmentation

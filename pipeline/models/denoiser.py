@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.conditioning import BAND_RANGE, Text, region_features
+from pipeline.models.conditioning import BAND_RANGE, Conditioning, region_features
 from pipeline.models.layers import Block, FourierFeatures, MPConv
 from pipeline.models.resample import high_pass, pool, resize, upsample
 from pipeline.models.shell import ShellNet
@@ -116,36 +116,38 @@ class CoreDenoiser(nn.Module):
         """Channels of the features handed to a shell."""
         return self.net.feature_channels
 
-    def estimate(self, noisy: Tensor, sigma: Tensor, text: Text) -> Estimate:
+    def estimate(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Estimate:
         """Denoise [B,3,R,R] at sigma [B] or [B,1,g,g]; also return the decoder features."""
         s = expand(sigma, self.resolution)
         norm = (s**2 + SIGMA_DATA**2).sqrt()
         c_skip, c_out, c_in = SIGMA_DATA**2 / norm**2, s * SIGMA_DATA / norm, 1 / norm
-        out, features = self.net((c_in * noisy).to(self.dtype), *_told(sigma, text))
+        out, features = self.net((c_in * noisy).to(self.dtype), *noise_conditioning(sigma, text))
         return Estimate(c_skip * noisy + c_out * out.float(), features)
 
-    def forward(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def forward(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """Denoise [B,3,R,R] at sigma [B]."""
         return self.estimate(noisy, sigma, text).denoised
 
-    def assess(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+    def assess(
+        self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
         """Squared error in units of c_out^2, mean over the pixels of an image [B] or of each patch [B,1,g,g],
         as sigma is; and the decoder features."""
         estimate = self.estimate(noisy, sigma, text)
         weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
         return weight * mean_square(estimate.denoised - images, sigma), estimate.features
 
-    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """The error of `assess`."""
         return self.assess(images, noisy, sigma, text)[0]
 
-    def encoder_features(self, noisy: Tensor, sigma: Tensor, text: Text) -> list[Tensor]:
+    def encoder_features(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> list[Tensor]:
         """Feature maps of each encoder level for noisy images [B,3,R,R]; what a discriminator looks at."""
         c_in = 1 / (expand(sigma, self.resolution) ** 2 + SIGMA_DATA**2).sqrt()
-        return self.net.encode((c_in * noisy).to(self.dtype), *_told(sigma, text))[1]
+        return self.net.encode((c_in * noisy).to(self.dtype), *noise_conditioning(sigma, text))[1]
 
 
-def _told(sigma: Tensor, text: Text) -> tuple[Tensor, Text, Tensor | None]:
+def noise_conditioning(sigma: Tensor, text: Conditioning) -> tuple[Tensor, Conditioning, Tensor | None]:
     c_noise, regions = split_level(sigma)
     return c_noise, text, regions
 
@@ -183,14 +185,21 @@ class ShellDenoiser(nn.Module):
         return math.sqrt(self.high_band_variance * 3 / 4)
 
     def add_octave(
-        self, noisy: Tensor, below: Estimate, sigma: Tensor, text: Text, low_sigma: Tensor | None = None
+        self,
+        noisy: Tensor,
+        below: Estimate,
+        sigma: Tensor,
+        text: Conditioning,
+        low_sigma: Tensor | None = None,
     ) -> Estimate:
         """Add the high band to the estimate of the level below. `noisy` [B,3,R,R] has its high band at sigma, its
         low band at `low_sigma`, of the shape of sigma (None: sigma / 2)."""
         s = expand(sigma, self.resolution)
-        return self.octave(noisy, below, s, *_told(sigma, text), self.told_bands(sigma, low_sigma))
+        return self.octave(
+            noisy, below, s, *noise_conditioning(sigma, text), self.band_conditioning(sigma, low_sigma)
+        )
 
-    def told_bands(self, sigma: Tensor, low_sigma: Tensor | None) -> Tensor | None:
+    def band_conditioning(self, sigma: Tensor, low_sigma: Tensor | None) -> Tensor | None:
         """What the network is told of a low band at a level of its own, if it can be."""
         return None if low_sigma is None or not self.net.bands else band_features(sigma, low_sigma)
 
@@ -200,7 +209,7 @@ class ShellDenoiser(nn.Module):
         below: Estimate,
         s: Tensor,
         c_noise: Tensor,
-        text: Text,
+        text: Conditioning,
         regions: Tensor | None,
         bands: Tensor | None,
     ) -> Estimate:
@@ -214,17 +223,24 @@ class ShellDenoiser(nn.Module):
         denoised = upsample(below.denoised) + high_pass(k_skip * noisy + k_out * out.float())
         return Estimate(denoised, features)
 
-    def estimate(self, noisy: Tensor, sigma: Tensor, text: Text, low_sigma: Tensor | None = None) -> Estimate:
+    def estimate(
+        self, noisy: Tensor, sigma: Tensor, text: Conditioning, low_sigma: Tensor | None = None
+    ) -> Estimate:
         """Denoise [B,3,R,R] at sigma [B] or [B,1,g,g]; also return the decoder features."""
         below = self.below.estimate(pool(noisy), sigma / 2 if low_sigma is None else low_sigma, text)
         return self.add_octave(noisy, below, sigma, text, low_sigma)
 
-    def forward(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def forward(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """Denoise [B,3,R,R] at sigma [B]."""
         return self.estimate(noisy, sigma, text).denoised
 
     def assess(
-        self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text, low_sigma: Tensor | None = None
+        self,
+        images: Tensor,
+        noisy: Tensor,
+        sigma: Tensor,
+        text: Conditioning,
+        low_sigma: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Squared error of the high band in units of k_out^2, mean over the kept dimensions of an image [B] or
         of each patch [B,1,g,g], as sigma is; and the decoder features.
@@ -234,7 +250,7 @@ class ShellDenoiser(nn.Module):
         estimate = self.add_octave(noisy, below, sigma, text, low_sigma)
         return self.high_error(estimate.denoised, images, sigma), estimate.features
 
-    def estimate_below(self, noisy: Tensor, low_sigma: Tensor, text: Text) -> Estimate:
+    def estimate_below(self, noisy: Tensor, low_sigma: Tensor, text: Conditioning) -> Estimate:
         """What the loss takes from the level below, for images [B,3,R,R]: detached unless `joint`."""
         with torch.set_grad_enabled(self.joint and torch.is_grad_enabled()):
             return self.below.estimate(pool(noisy), low_sigma, text)
@@ -245,7 +261,7 @@ class ShellDenoiser(nn.Module):
         weight = (sigma**2 + self.high_band_variance) / (sigma**2 * self.high_band_variance)
         return weight * mean_square(residual, sigma) * (4 / 3)
 
-    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """The error of `assess`."""
         return self.assess(images, noisy, sigma, text)[0]
 

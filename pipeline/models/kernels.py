@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.conditioning import REGION_FEATURES, Level, Text
+from pipeline.models.conditioning import REGION_FEATURES, Conditioning, NoiseConditioning
 from pipeline.models.layers import SILU_GAIN, MPConv
 from pipeline.models.resample import pool, resize
 
@@ -39,7 +39,7 @@ class KernelMix(nn.Module):
         self.squeeze = MPConv(channels, HIDDEN, kernel=1, gain=SILU_GAIN) if by_content else None
         self.by_content = nn.Parameter(torch.zeros(SCALES, HIDDEN)) if by_content else None
 
-    def shares(self, x: Tensor, level: Level) -> Tensor:
+    def mixing_weights(self, x: Tensor, level: NoiseConditioning) -> Tensor:
         """pi, float32: [B,3,H,W], or [B,3,1,1] where they are the same everywhere."""
         size = x.shape[-1]
         grid = max(size // 4, 1)
@@ -59,9 +59,9 @@ class KernelMix(nn.Module):
             return shares
         return F.interpolate(shares, size=(size, size), mode="bilinear", align_corners=False)
 
-    def forward(self, x: Tensor, level: Level) -> Tensor:
+    def forward(self, x: Tensor, level: NoiseConditioning) -> Tensor:
         """Mix [B,C,H,W], a SiLU; H and W are multiples of 4."""
-        shares = self.shares(x, level)
+        shares = self.mixing_weights(x, level)
         g, coarse, out = self.gain, x, x
         for k, branch in enumerate(self.branches):
             coarse = pool(coarse) if k else coarse
@@ -81,7 +81,11 @@ def mixes(denoiser: nn.Module) -> dict[str, KernelMix]:
 
 @torch.no_grad()
 def mean_kernel_px(
-    denoiser: nn.Module, images: Tensor, text: Text, sigmas: Sequence[float], generator: torch.Generator
+    denoiser: nn.Module,
+    images: Tensor,
+    text: Conditioning,
+    sigmas: Sequence[float],
+    generator: torch.Generator,
 ) -> dict[str, list[float]]:
     """Mean effective kernel, sum_k pi_k 3 * 2^k positions in px of the image, of each mix of a network.
 
@@ -92,7 +96,9 @@ def mean_kernel_px(
     def look(name: str, mix: nn.Module, inputs: Any, _: Any) -> None:
         assert isinstance(mix, KernelMix)
         sizes = 3 * mix.px * 2 ** torch.arange(SCALES, device=images.device)
-        found.setdefault(name, []).append(float((mix.shares(*inputs).mean(dim=(0, 2, 3)) * sizes).sum()))
+        found.setdefault(name, []).append(
+            float((mix.mixing_weights(*inputs).mean(dim=(0, 2, 3)) * sizes).sum())
+        )
 
     hooks = [mix.register_forward_hook(partial(look, block)) for block, mix in mixes(denoiser).items()]
     noise = torch.randn(images.shape, generator=generator, device=images.device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.models.conditioning import REGION_FEATURES, Level, Text
+from pipeline.models.conditioning import REGION_FEATURES, Conditioning, NoiseConditioning
 from pipeline.models.resample import resize
 
 
@@ -167,7 +167,7 @@ class TextAttention(nn.Module):
         self.null = nn.Parameter(torch.randn(1, 1, text_dim))
         self.proj = MPConv(channels, channels, kernel=1, gain=gain)
 
-    def forward(self, x: Tensor, text: Text) -> Tensor:
+    def forward(self, x: Tensor, text: Conditioning) -> Tensor:
         """Map pixels [B,C,H,W] and text to the attention branch [B,C,H,W]."""
         tokens = torch.cat([self.null.expand(len(x), -1, -1), text.tokens], dim=1).to(x.dtype)  # [B, 1+T, D]
         visible = F.pad(text.mask, (1, 0), value=True)[:, None, None]  # [B, 1, 1, 1+T]
@@ -192,7 +192,7 @@ class Embedding(nn.Module):
         self.augment = MPConv(augment_labels, channels, kernel=0) if augment_labels else None
         self.augment_gain = nn.Parameter(torch.zeros([])) if augment_labels else None
 
-    def forward(self, c_noise: Tensor, text: Text) -> Tensor:
+    def forward(self, c_noise: Tensor, text: Conditioning) -> Tensor:
         """Map c_noise [B] and text to [B, channels] in float32."""
         has_text = text.mask.any(dim=1, keepdim=True)
         pooled = unit_rms(torch.where(has_text, text.pooled, self.null), dim=-1)
@@ -255,13 +255,13 @@ class Block(nn.Module):
         self.mixer = mixer
         self.recompute = False  # keep only the input for the backward pass (arXiv 1604.06174)
 
-    def forward(self, x: Tensor, level: Level, text: Text) -> Tensor:
+    def forward(self, x: Tensor, level: NoiseConditioning, text: Conditioning) -> Tensor:
         """Map [B,C_in,H,W] to [B,C_out,H,W]."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._forward, x, level, text, use_reentrant=False)
         return self._forward(x, level, text)
 
-    def _forward(self, x: Tensor, level: Level, text: Text) -> Tensor:
+    def _forward(self, x: Tensor, level: NoiseConditioning, text: Conditioning) -> Tensor:
         if self.flavor == "enc":
             x = self.conv_skip(x) if self.conv_skip is not None else x
             x = unit_rms(x, dim=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.conditioning import Level, Text
+from pipeline.models.conditioning import Conditioning, NoiseConditioning
 from pipeline.models.kernels import KernelMix
 from pipeline.models.layers import Block, Embedding, MPConv, RegionConv, mp_cat, mp_sum
 from pipeline.models.resample import pool, resize, upsample
@@ -69,7 +69,7 @@ class ShellNet(nn.Module):
         low: Tensor,
         features: Tensor,
         c_noise: Tensor,
-        text: Text,
+        text: Conditioning,
         regions: Tensor | None = None,
         bands: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ class ShellNet(nn.Module):
         differs from that of the image; bands [B,4,g,g] or [B,4,1,1], how that of the low band differs from that of
         the high band. Returns ([B,3,R,R], features [B,C,R/patch,R/patch]).
         """
-        noise = Level(self.embedding(c_noise, text), c_noise, regions, bands)
+        noise = NoiseConditioning(self.embedding(c_noise, text), c_noise, regions, bands)
         if self.patch > 1:
             x, low = F.pixel_unshuffle(x, self.patch), F.pixel_unshuffle(low, self.patch // 2)
         else:

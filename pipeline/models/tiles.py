@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand, split_level
 from pipeline.models.kernels import SCALES
 from pipeline.models.resample import high_pass, resize
@@ -24,7 +24,7 @@ from pipeline.models.shell import ShellNet
 
 TILE = 64  # px
 TILED_FROM = 256  # px of a shell that is trained on tiles
-LEAST_CHANCE = (
+MIN_PROBABILITY = (
     1.0  # of a flat tile, to which one of mean detail adds 1 (docs/log.md: with 0.1 gradients are noisier)
 )
 
@@ -56,11 +56,11 @@ class Tiling:
         """A tile with its halo."""
         return self.tile + 2 * self.halo
 
-    def every(self, images: int, device: torch.device) -> Tiles:
+    def all_tiles(self, images: int, device: torch.device) -> Tiles:
         """All tiles of so many images."""
-        return self.numbered(torch.arange(images * self.side**2, device=device))
+        return self.from_index(torch.arange(images * self.side**2, device=device))
 
-    def numbered(self, numbers: Tensor) -> Tiles:
+    def from_index(self, numbers: Tensor) -> Tiles:
         """Tiles by their numbers [T] in a batch: images, then rows, then columns."""
         inside = numbers % self.side**2
         return Tiles(numbers // self.side**2, inside // self.side, inside % self.side)
@@ -80,13 +80,13 @@ class Tiling:
         size = self.tile * x.shape[-1] // self.resolution
         return _gather(x, tiles.rows, tiles.y * size, tiles.x * size, size)
 
-    def inner(self, x: Tensor, tiles: Tiles) -> Tensor:
+    def crop_halo(self, x: Tensor, tiles: Tiles) -> Tensor:
         """The tiles in their windows: [T,C,n,n] to [T,C,tile n/w,tile n/w]."""
         px = self.window // x.shape[-1]
         y, left = ((at * self.tile - self._start(at)) // px for at in (tiles.y, tiles.x))
         return _gather(x, torch.arange(len(x), device=x.device), y, left, self.tile // px)
 
-    def paste(self, x: Tensor, parts: Tensor, tiles: Tiles) -> Tensor:
+    def scatter(self, x: Tensor, parts: Tensor, tiles: Tiles) -> Tensor:
         """`x` [B,C,h,h] with the tiles `parts` [T,C,n,n] in their places; a new tensor."""
         n, count = parts.shape[-1], self.side
         cut = x.unflatten(3, (count, n)).unflatten(2, (count, n)).permute(0, 2, 4, 1, 3, 5)
@@ -139,14 +139,14 @@ def tile_octave(
     noisy: Tensor,
     below: Estimate,
     sigma: Tensor,
-    text: Text,
+    text: Conditioning,
     cut: Tiling,
     tiles: Tiles,
     low_sigma: Tensor | None = None,
 ) -> Estimate:
     """`shell.add_octave` for some tiles of the batch: [B,3,R,R] to an estimate of [T,3,tile,tile]."""
     c_noise, regions = split_level(sigma)
-    bands = shell.told_bands(sigma, low_sigma)
+    bands = shell.band_conditioning(sigma, low_sigma)
 
     def part_of(told: Tensor | None) -> Tensor | None:
         if told is None or told.shape[-1] == 1:
@@ -158,7 +158,7 @@ def tile_octave(
     part = Estimate(cut.windows(below.denoised, tiles), cut.windows(below.features, tiles))
     told = c_noise[tiles.rows], text.select(tiles.rows), part_of(regions), part_of(bands)
     made = shell.octave(cut.windows(noisy, tiles), part, s, *told)
-    return Estimate(cut.inner(made.denoised, tiles), cut.inner(made.features, tiles))
+    return Estimate(cut.crop_halo(made.denoised, tiles), cut.crop_halo(made.features, tiles))
 
 
 # --- Training.
@@ -175,11 +175,11 @@ def trained_tiles(denoiser: Denoiser) -> tuple[ShellDenoiser, Tiling, int] | Non
     return (denoiser, cut, max(whole // (4 * part), 1)) if 2 * part <= whole else None
 
 
-def chances(images: Tensor, variance: float, cut: Tiling) -> Tensor:
+def tile_probabilities(images: Tensor, variance: float, cut: Tiling) -> Tensor:
     """How likely each tile of clean images [B,3,R,R] is to be drawn: [B,N], in proportion to LEAST_CHANCE and the
     energy of its high band, in units of that of real images, `variance`."""
     energy = F.avg_pool2d(high_pass(images).square().mean(dim=1, keepdim=True), cut.tile).flatten(1)
-    chance = LEAST_CHANCE + energy * (4 / 3 / variance)
+    chance = MIN_PROBABILITY + energy * (4 / 3 / variance)
     return chance / chance.sum(dim=1, keepdim=True)
 
 
@@ -189,7 +189,7 @@ def draw_tiles(chance: Tensor, count: int, cut: Tiling, generator: torch.Generat
     picked = torch.multinomial(chance, count, replacement=True, generator=generator)
     first = torch.arange(len(chance), device=chance.device)[:, None] * chance.shape[1]
     weight = 1 / (chance.shape[1] * chance.gather(1, picked))
-    return cut.numbered((first + picked).flatten()), weight.flatten()
+    return cut.from_index((first + picked).flatten()), weight.flatten()
 
 
 def assess_tiles(
@@ -197,7 +197,7 @@ def assess_tiles(
     images: Tensor,
     noisy: Tensor,
     sigma: Tensor,
-    text: Text,
+    text: Conditioning,
     cut: Tiling,
     tiles: Tiles,
     low_sigma: Tensor | None = None,

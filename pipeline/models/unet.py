@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.conditioning import Level, Text
+from pipeline.models.conditioning import Conditioning, NoiseConditioning
 from pipeline.models.kernels import KernelMix
 from pipeline.models.layers import Block, Embedding, MPConv, RegionConv, mp_cat
 from pipeline.models.resample import pool, upsample
@@ -85,10 +85,10 @@ class UNet(nn.Module):
         self.out_gain = nn.Parameter(torch.zeros([]))
 
     def encode(
-        self, x: Tensor, c_noise: Tensor, text: Text, regions: Tensor | None = None
-    ) -> tuple[list[Tensor], list[Tensor], Level]:
+        self, x: Tensor, c_noise: Tensor, text: Conditioning, regions: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor], NoiseConditioning]:
         """Run the encoder on [B,3,R,R]. Returns (all skips, last feature map of each level, noise level)."""
-        noise = Level(self.embedding(c_noise, text), c_noise, regions)
+        noise = NoiseConditioning(self.embedding(c_noise, text), c_noise, regions)
         if self.patch > 1:
             x = F.pixel_unshuffle(x, self.patch)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
@@ -106,7 +106,7 @@ class UNet(nn.Module):
         return skips, levels, noise
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, text: Text, regions: Tensor | None = None
+        self, x: Tensor, c_noise: Tensor, text: Conditioning, regions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Map [B,3,R,R] to (prediction [B,3,R,R], decoder features [B,C,R/patch,R/patch]).
 

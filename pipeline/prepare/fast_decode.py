@@ -14,7 +14,7 @@ COPIED_PIXELS = 2**24  # of a PNG; the copies of a larger one would not fit into
 _PNG_EXIF = (b"eXIf", b"tEXtRaw profile type", b"zTXtRaw profile type", b"iTXtXML:com.adobe.xmp")
 
 
-def _is_plain(content: bytes, image: Image.Image) -> bool:
+def is_plain(content: bytes, image: Image.Image) -> bool:
     """Whether the pixels are 8-bit sRGB or grey, opaque, upright and alone, as far as the header tells."""
     return (
         image.mode in {"RGB", "L"}
@@ -41,7 +41,7 @@ def _png_chunks(content: bytes) -> Iterator[bytes]:
         place += 12 + int.from_bytes(content[place : place + 4], "big")
 
 
-def _quick(content: bytes, image: Image.Image, framing: Framing) -> Pixels | None:
+def decode_fast(content: bytes, image: Image.Image, framing: Framing) -> Pixels | None:
     """A plain file by torch's kernels: uint8 [H, W, 3], not yet padded. None where they cannot, or differ."""
     import torch
     from torch.nn.functional import interpolate

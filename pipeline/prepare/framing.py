@@ -33,7 +33,7 @@ class Picture(NamedTuple):
     mode: str  # Pillow's name of the file's pixel format, such as RGB, P or I;16
 
 
-class Cut(NamedTuple):
+class CropBox(NamedTuple):
     """The part of a picture to keep, and the size to give it."""
 
     left: int
@@ -43,14 +43,14 @@ class Cut(NamedTuple):
     size: Size
 
 
-def _cut(size: Size, framing: Framing) -> Cut:
+def _cut(size: Size, framing: Framing) -> CropBox:
     width, height = size
     if framing.fit == "pad":
         scale = framing.resolution / max(size)
-        return Cut(0, 0, width, height, (max(1, round(width * scale)), max(1, round(height * scale))))
+        return CropBox(0, 0, width, height, (max(1, round(width * scale)), max(1, round(height * scale))))
     side = min(size)
     left, top = (width - side) // 2, (height - side) // 2
-    return Cut(left, top, left + side, top + side, (framing.resolution, framing.resolution))
+    return CropBox(left, top, left + side, top + side, (framing.resolution, framing.resolution))
 
 
 def _padded(pixels: Pixels, framing: Framing) -> Pixels:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import BadData
-from pipeline.prepare.fast_decode import _is_plain, _quick
+from pipeline.prepare.fast_decode import decode_fast, is_plain
 from pipeline.prepare.framing import Framing, Picture, Pixels, _padded
 from pipeline.prepare.pillow import (
     _UPRIGHT,
@@ -33,7 +33,7 @@ MAX_PIXELS = 64 * 10**6
 MIN_SIDE = 8
 
 
-def frame(content: bytes, where: str, framing: Framing) -> Picture:
+def decode_square(content: bytes, where: str, framing: Framing) -> Picture:
     """Decode an image file, completely, and make it a square.
 
     Resampling is bicubic, antialiased where it shrinks, on the file's own values (palettes expanded).
@@ -53,7 +53,7 @@ def frame(content: bytes, where: str, framing: Framing) -> Picture:
         image = _open(content, where)
         mode, size = image.mode, image.size
         try:
-            pixels = _quick(content, image, framing) if _is_plain(content, image) else None
+            pixels = decode_fast(content, image, framing) if is_plain(content, image) else None
             if pixels is None:
                 image.load()
                 turn = _UPRIGHT.get(
@@ -68,10 +68,10 @@ def frame(content: bytes, where: str, framing: Framing) -> Picture:
             raise _damaged(where, exc) from None
 
 
-def whole(content: bytes, where: str) -> tuple[Pixels, Pixels | None]:
+def decode_full_size(content: bytes, where: str) -> tuple[Pixels, Pixels | None]:
     """Decode an image file at its own size, upright: (sRGB [H,W,3], alpha [H,W], or None where all is opaque).
 
-    What shines through is composited on white. Raises as `frame` does."""
+    What shines through is composited on white. Raises as `decode_square` does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = _open(content, where)
@@ -87,7 +87,7 @@ def whole(content: bytes, where: str) -> tuple[Pixels, Pixels | None]:
             pixels = np.array(_flat(image, profile, (255, 255, 255)), np.uint8)
         except MemoryError:
             raise
-        except Exception as exc:  # As in `frame`.
+        except Exception as exc:  # As in `decode_square`.
             raise _damaged(where, exc) from None
     return pixels, alpha if alpha is not None and alpha.min() < 255 else None
 

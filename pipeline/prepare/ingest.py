@@ -26,7 +26,7 @@ from pipeline.data import storage
 from pipeline.errors import BadData, PipelineError
 from pipeline.prepare.decoder import Decoder, Task
 from pipeline.prepare.framing import Picture, Pixels
-from pipeline.prepare.measure import Measured, measure
+from pipeline.prepare.measure import ImageMeasures, measure
 from pipeline.prepare.shards import box_sums
 from pipeline.prepare.sources.source import Item, Source
 
@@ -35,23 +35,25 @@ CODE = Path(__file__).parent
 DECODING = ("images.py", "measure.py", "decoder.py", "sources")  # what a decoded picture depends on
 LIBRARIES = ("numpy", "pillow", "torchvision", "kornia-rs", "resvg-py")
 Work = Callable[[list[Item]], int]
-Spread = Callable[[Callable[[], AbstractContextManager[Work]], Sequence[list[Item]]], Iterable[int]]
-Heard = Callable[[int, int], None]  # (done, total)
+TaskMapper = Callable[[Callable[[], AbstractContextManager[Work]], Sequence[list[Item]]], Iterable[int]]
+OnProgress = Callable[[int, int], None]  # (done, total)
 
 
 @dataclass(frozen=True)
-class Taken:
+class IngestedItem:
     """What became of one item: a picture, row `row` of its block, with its numbers; or a problem."""
 
     item: Item
     block: Path
     row: int
-    measured: Measured | None
+    measured: ImageMeasures | None
     problem: BadData | None
 
 
-def here(make: Callable[[], AbstractContextManager[Work]], blocks: Sequence[list[Item]]) -> Iterator[int]:
-    """The plainest `Spread`: one block after the other in this process."""
+def run_locally(
+    make: Callable[[], AbstractContextManager[Work]], blocks: Sequence[list[Item]]
+) -> Iterator[int]:
+    """The plainest `TaskMapper`: one block after the other in this process."""
     with make() as work:
         yield from map(work, blocks)
 
@@ -84,10 +86,10 @@ def ingest(
     items: Sequence[Item],
     layout: Layout,
     cache: Path,
-    spread: Spread,
+    spread: TaskMapper,
     processes: int,
-    heard: Heard,
-) -> list[Taken]:
+    heard: OnProgress,
+) -> list[IngestedItem]:
     """Take in all `items`, in their order; `spread` runs the blocks that the folder `cache` lacks.
 
     processes: decoding processes beside each worker that `spread` makes. heard: is told of progress.
@@ -104,7 +106,7 @@ def ingest(
             heard(done, len(items))
         # These were hashed a moment ago.
         known |= _known(cache, artifacts.read_manifest, {block for block, _ in known.values()})
-    taken = [_taken(item, *known[_key(item)]) for item in items]
+    taken = [_ingested(item, *known[_key(item)]) for item in items]
     _forget(cache, {each.block for each in taken})
     return taken
 
@@ -116,30 +118,32 @@ def _key(item: Item) -> tuple[str, str]:
 @contextmanager
 def block_maker(source: Source, layout: Layout, cache: Path, processes: int) -> Iterator[Work]:
     """`make_block` with decoding processes of its own."""
-    with Decoder(source.decode, processes, finish=partial(take_in, layout)) as decoder:
+    with Decoder(source.decode, processes, finish=partial(encode_images, layout)) as decoder:
         yield partial(make_block, source, layout, cache, decoder)
 
 
-class TakenIn(NamedTuple):
+class EncodedImage(NamedTuple):
     """What a decoder sends back of a picture."""
 
     stored: Pixels  # see `store.encode`
     sums: NDArray[np.uint16]  # see `shards.box_sums`
-    measured: Measured
+    measured: ImageMeasures
 
 
-def take_in(layout: Layout, pictures: list[Picture]) -> list[TakenIn]:
+def encode_images(layout: Layout, pictures: list[Picture]) -> list[EncodedImage]:
     """Measure decoded pictures, and bring them into the form that is stored."""
     measured = measure(pictures)
     planes = [np.ascontiguousarray(picture.pixels.transpose(2, 0, 1)) for picture in pictures]
     return [
-        TakenIn(storage.encode(pixels, layout.encoding), box_sums(pixels, layout.low_resolution), numbers)
+        EncodedImage(
+            storage.encode(pixels, layout.encoding), box_sums(pixels, layout.low_resolution), numbers
+        )
         for pixels, numbers in zip(planes, measured, strict=True)
     ]
 
 
 def make_block(
-    source: Source, layout: Layout, cache: Path, decoder: Decoder[TakenIn], items: list[Item]
+    source: Source, layout: Layout, cache: Path, decoder: Decoder[EncodedImage], items: list[Item]
 ) -> int:
     """Read, decode and measure `items`, and commit them to the cache as one block; how many they are."""
     rows: list[dict[str, Any]] = []
@@ -190,10 +194,10 @@ def _known(
     return found
 
 
-def _taken(item: Item, block: Path, row: dict[str, Any]) -> Taken:
+def _ingested(item: Item, block: Path, row: dict[str, Any]) -> IngestedItem:
     if item.flaw is not None or "problem" in row:
-        return Taken(item, block, -1, None, item.flaw or BadData(*row["problem"]))
-    return Taken(item, block, row["row"], Measured(**row["measured"]), None)
+        return IngestedItem(item, block, -1, None, item.flaw or BadData(*row["problem"]))
+    return IngestedItem(item, block, row["row"], ImageMeasures(**row["measured"]), None)
 
 
 def _forget(cache: Path, used: set[Path]) -> None:
@@ -203,23 +207,23 @@ def _forget(cache: Path, used: set[Path]) -> None:
             artifacts.remove(block)
 
 
-def stored_pictures(taken: Iterable[Taken]) -> Iterator[Pixels]:
+def stored_images(taken: Iterable[IngestedItem]) -> Iterator[Pixels]:
     """The pictures of items that have one, as they are stored."""
     return _rows(taken, lambda block: storage.Pictures(block, "images").stored)
 
 
-def stored_sums(taken: Iterable[Taken]) -> Iterator[NDArray[np.uint16]]:
+def stored_sums(taken: Iterable[IngestedItem]) -> Iterator[NDArray[np.uint16]]:
     """Their box sums, uint16 [3, r, r]."""
     return _rows(taken, lambda block: np.load(block / "low.npy", mmap_mode="r").__getitem__)
 
 
-def pictures_of(taken: Iterable[Taken]) -> Iterator[Pixels]:
+def pictures_of(taken: Iterable[IngestedItem]) -> Iterator[Pixels]:
     """The pictures, uint8 [R, R, 3]."""
-    for stored in stored_pictures(taken):
+    for stored in stored_images(taken):
         yield np.ascontiguousarray(storage.decode(stored).transpose(1, 2, 0))
 
 
-def _rows(taken: Iterable[Taken], open_block: Callable[[Path], Callable[[int], Any]]) -> Iterator[Any]:
+def _rows(taken: Iterable[IngestedItem], open_block: Callable[[Path], Callable[[int], Any]]) -> Iterator[Any]:
     """One row an item; a block is opened once for a run of its items."""
     for block, run in groupby(taken, key=lambda each: each.block):
         read = open_block(block)

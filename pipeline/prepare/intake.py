@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import BadData, ConfigError
-from pipeline.prepare.ingest import Taken
-from pipeline.prepare.measure import Measured, near_duplicates
+from pipeline.prepare.ingest import IngestedItem
+from pipeline.prepare.measure import ImageMeasures, near_duplicates
 from pipeline.prepare.sources.source import Item, Source
 from pipeline.prepare.splits import FRACTIONS
 from pipeline.prepare.validation import Record, Report
@@ -24,12 +24,14 @@ REPORTS = "reports/prepare"
 
 
 @dataclass
-class Intake:
+class SortedItems:
     """Where every item went."""
 
-    ok: list[Taken] = field(default_factory=list)
-    quarantined: list[Taken] = field(default_factory=list)
-    duplicates: list[tuple[Taken, Taken]] = field(default_factory=list)  # (left out, the one kept)
+    ok: list[IngestedItem] = field(default_factory=list)
+    quarantined: list[IngestedItem] = field(default_factory=list)
+    duplicates: list[tuple[IngestedItem, IngestedItem]] = field(
+        default_factory=list
+    )  # (left out, the one kept)
 
     def counts(self) -> dict[str, int]:
         """n_in = n_ok + n_quarantined + n_duplicate."""
@@ -38,12 +40,12 @@ class Intake:
 
 
 @dataclass(frozen=True)
-class Examined:
+class Inspection:
     """A source that was read, sorted out and validated; nothing of it is written yet but its Data Docs."""
 
     source: Source
     notes: tuple[BadData, ...]
-    intake: Intake
+    intake: SortedItems
     bases: list[str]  # of each usable picture: what stays in one split
     splits: dict[str, str]  # split of each base
     encoder: TextEncoder
@@ -93,10 +95,10 @@ def select(items: Sequence[Item], subset: Sequence[str]) -> list[Item]:
     return [item for item in items if item.group in subset or item.subgroup in subset]
 
 
-def sort_out(taken: Iterable[Taken]) -> Intake:
+def sort_out(taken: Iterable[IngestedItem]) -> SortedItems:
     """Every item as ok, quarantined or duplicate; of equal pictures the first is kept."""
-    intake = Intake()
-    seen: dict[str, Taken] = {}
+    intake = SortedItems()
+    seen: dict[str, IngestedItem] = {}
     for each in taken:
         if each.measured is None:
             intake.quarantined.append(each)
@@ -108,7 +110,7 @@ def sort_out(taken: Iterable[Taken]) -> Intake:
     return intake
 
 
-def families(taken: Sequence[Taken]) -> list[str]:
+def families(taken: Sequence[IngestedItem]) -> list[str]:
     """What each picture must share a split with: the family it belongs to or, where the source knows none, that of
     its near duplicates (named by the first of them)."""
     first = list(range(len(taken)))
@@ -126,13 +128,13 @@ def families(taken: Sequence[Taken]) -> list[str]:
     return [each.item.base or _measured(taken[root(i)]).pixels[:16] for i, each in enumerate(taken)]
 
 
-def _measured(taken: Taken) -> Measured:
+def _measured(taken: IngestedItem) -> ImageMeasures:
     assert taken.measured is not None
     return taken.measured
 
 
 def make_records(
-    images: Sequence[Taken], bases: Sequence[str], splits: dict[str, str], encoder: TextEncoder
+    images: Sequence[IngestedItem], bases: Sequence[str], splits: dict[str, str], encoder: TextEncoder
 ) -> list[Record]:
     """The table that is validated, one record an image."""
     names = [taken.item.captions[0] if taken.item.captions else None for taken in images]

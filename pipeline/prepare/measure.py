@@ -19,7 +19,7 @@ HASHED, LOW = 32, 8  # px a side of which the perceptual hash is made, and its f
 COSINES = np.cos(np.pi / HASHED * np.outer(np.arange(LOW), np.arange(HASHED) + 0.5))
 
 
-class Measured(NamedTuple):
+class ImageMeasures(NamedTuple):
     """Numbers of one picture. Grey levels are 0-255."""
 
     pixels: str  # sha256 of the framed pixels
@@ -33,7 +33,7 @@ class Measured(NamedTuple):
     phash: str  # 64-bit perceptual hash (of the low frequencies), 16 hexadecimal digits
 
 
-def measure(pictures: Sequence[Picture]) -> list[Measured]:
+def measure(pictures: Sequence[Picture]) -> list[ImageMeasures]:
     """Measure framed pixels, uint8 [R, R, 3] each, all of one size; many at once cost less each.
 
     The numbers do not depend on company, and all sums are exact, so that any machine finds the same.
@@ -42,7 +42,7 @@ def measure(pictures: Sequence[Picture]) -> list[Measured]:
     return [one for i in range(0, len(pictures), group) for one in _measure_group(pictures[i : i + group])]
 
 
-def _measure_group(pictures: Sequence[Picture]) -> Iterator[Measured]:
+def _measure_group(pictures: Sequence[Picture]) -> Iterator[ImageMeasures]:
     planes = np.ascontiguousarray(np.stack([picture.pixels.transpose(2, 0, 1) for picture in pictures]))
     grey = _grey(planes)
     histograms, small = _by_pillow(grey)
@@ -50,7 +50,7 @@ def _measure_group(pictures: Sequence[Picture]) -> Iterator[Measured]:
     for picture, own, (mean, std, entropy, sharpness), phash in zip(
         pictures, planes, numbers, _hashes(small), strict=True
     ):
-        yield Measured(
+        yield ImageMeasures(
             pixels=hashlib.sha256(own.data).hexdigest(),
             width=picture.width,
             height=picture.height,

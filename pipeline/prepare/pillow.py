@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from pipeline.prepare.framing import Cut, Framing, Pixels, Size, _cut
+from pipeline.prepare.framing import CropBox, Framing, Pixels, Size, _cut
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -73,7 +73,7 @@ def _continuous(image: Image.Image) -> Image.Image:
     return image
 
 
-def _resampled(image: Image.Image, cut: Cut) -> Image.Image:
+def _resampled(image: Image.Image, cut: CropBox) -> Image.Image:
     *box, size = cut
     if box != [0, 0, *image.size]:
         # Cropped first: given a box, Pillow lets pixels from outside of it shine in.

@@ -18,13 +18,21 @@ from pipeline import artifacts
 from pipeline.config.params import Data, Params
 from pipeline.errors import BadData
 from pipeline.prepare import shards, validation
-from pipeline.prepare.ingest import Layout, Spread, cache_key, here, ingest, stored_pictures, stored_sums
+from pipeline.prepare.ingest import (
+    Layout,
+    TaskMapper,
+    cache_key,
+    ingest,
+    run_locally,
+    stored_images,
+    stored_sums,
+)
 from pipeline.prepare.intake import (
     DATA_DOCS,
     PREPARED,
     QUARANTINE,
-    Examined,
-    Intake,
+    Inspection,
+    SortedItems,
     families,
     make_records,
     select,
@@ -47,7 +55,7 @@ def prepare(
     params: Params,
     root: Path,
     work: Path,
-    spread: Spread = here,
+    spread: TaskMapper = run_locally,
     processes: int = 1,
     progress: Progress = _silent,
 ) -> dict[str, Any]:
@@ -70,7 +78,7 @@ def prepare(
     gate_report(found.report)
     meta: dict[str, Any] = {}
     with artifacts.commit_directory(root / PREPARED, meta) as folder:
-        pictures, sums = stored_pictures(ok), stored_sums(ok)
+        pictures, sums = stored_images(ok), stored_sums(ok)
         shards.write_images(folder, pictures, sums, len(ok), data.resolution, found.encoding)
         unique = shards.write_index(folder, rows, [taken.item.captions for taken in ok])
         shards.write_text(folder, unique, found.encoder, work / "captions")
@@ -102,7 +110,7 @@ def check(params: Params, root: Path, docs: Path | None, say: Callable[[str], No
     data = params.data
     processes = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
-        found = examine(params, root, Path(scratch), docs, here, processes, _silent)
+        found = examine(params, root, Path(scratch), docs, run_locally, processes, _silent)
         metrics, problems = found.metrics(), problems_of(found)
         if docs is not None:
             counts = metrics["counts"]
@@ -131,10 +139,10 @@ def examine(
     root: Path,
     work: Path,
     docs: Path | None,
-    spread: Spread,
+    spread: TaskMapper,
     processes: int,
     progress: Progress,
-) -> Examined:
+) -> Inspection:
     """Read, decode, sort out, split and validate a source; see `prepare` for arguments and errors."""
     data = params.data
     source = open_source(data, root)
@@ -153,10 +161,10 @@ def examine(
     records = make_records(intake.ok, bases, splits, encoder)
     report = validation.validate(records, data.resolution, data.max_tokens, docs)
     progress("validation", 1, 1)
-    return Examined(source, listing.notes, intake, bases, splits, encoder, encoding, report)
+    return Inspection(source, listing.notes, intake, bases, splits, encoder, encoding, report)
 
 
-def gate_intake(intake: Intake, data: Data) -> None:
+def gate_intake(intake: SortedItems, data: Data) -> None:
     """Raise BadData if nothing is usable, or more than `max_bad_fraction` is not."""
     counts = intake.counts()
     bad, total = counts["n_quarantined"], counts["n_in"]

@@ -18,8 +18,8 @@ from pipeline.config.params import Data
 from pipeline.errors import BadData
 from pipeline.prepare import shards, validation
 from pipeline.prepare.framing import Pixels, tile
-from pipeline.prepare.ingest import Taken, pictures_of
-from pipeline.prepare.intake import DATA_DOCS, REPORTS, Examined
+from pipeline.prepare.ingest import IngestedItem, pictures_of
+from pipeline.prepare.intake import DATA_DOCS, REPORTS, Inspection
 from pipeline.prepare.sources.source import Item, Source
 
 SHEET = {"train": 64, "val": 16, "test": 32}  # Pictures of each split on the contact sheet,
@@ -28,7 +28,7 @@ SHEET_COLUMNS = 16
 SHEET_PIXELS = 96  # none larger than this.
 
 
-def quarantine(place: Path, found: Examined) -> None:
+def quarantine(place: Path, found: Inspection) -> None:
     """Write the quarantine folder: the bytes of every unusable file, and report.jsonl for all left out."""
     with artifacts.commit_directory(place) as folder:
         rows = []
@@ -46,7 +46,7 @@ def quarantine(place: Path, found: Examined) -> None:
         (folder / "report.jsonl").write_text(shards.dump_lines(rows), "ascii")
 
 
-def _problem(taken: Taken) -> BadData:
+def _problem(taken: IngestedItem) -> BadData:
     assert taken.problem is not None
     return taken.problem
 
@@ -65,9 +65,9 @@ def _keep(source: Source, item: Item, folder: Path, code: str) -> dict[str, Any]
     return {"sha256": name, "kept": kept.as_posix()}
 
 
-def contact_sheet(found: Examined) -> Pixels | None:
+def contact_sheet(found: Inspection) -> Pixels | None:
     """Some pictures of each split, evenly spaced: whole lines of train, then val, then test."""
-    shown: list[Taken] = []
+    shown: list[IngestedItem] = []
     pictures: list[Pixels] = []
     split_of = [found.splits[base] for base in found.bases]
     for split, most in SHEET.items():
@@ -85,7 +85,7 @@ def _shrink(picture: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(picture).resize((SHEET_PIXELS, SHEET_PIXELS)), np.uint8)
 
 
-def _write_reports(root: Path, data: Data, metrics: dict[str, Any], found: Examined) -> None:
+def _write_reports(root: Path, data: Data, metrics: dict[str, Any], found: Inspection) -> None:
     reports = root / REPORTS
     reports.mkdir(parents=True, exist_ok=True)
     sheet = contact_sheet(found)
@@ -104,7 +104,7 @@ def _write_reports(root: Path, data: Data, metrics: dict[str, Any], found: Exami
     )
 
 
-def problems_of(found: Examined) -> dict[str, list[str]]:
+def problems_of(found: Inspection) -> dict[str, list[str]]:
     """One line for each item that was left out, by code."""
     problems: dict[str, list[str]] = defaultdict(list)
     for taken in found.intake.quarantined:
@@ -114,7 +114,7 @@ def problems_of(found: Examined) -> dict[str, list[str]]:
     return dict(problems)
 
 
-def thumbnails(found: Examined) -> dict[str, str]:
+def thumbnails(found: Inspection) -> dict[str, str]:
     """PNG data URIs, by id, of the examples of failed expectations."""
     wanted = {name for outcome in found.report.outcomes if not outcome.success for name in outcome.examples}
     shown = [taken for taken in found.intake.ok if taken.item.id in wanted]

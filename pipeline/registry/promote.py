@@ -23,7 +23,7 @@ VERDICT = "reports/verdict.json"
 LOCK = "runs/promote.lock"
 MAX_TAG = 5000  # MLflow refuses longer tag values
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _is_rule(rule: Any) -> bool:
     )
 
 
-def promote(root: Path, name: str, allow_candidate: bool = False, say: Say = print) -> bool:
+def promote(root: Path, name: str, allow_candidate: bool = False, say: Log = print) -> bool:
     """Register `models/refined` under `name` as the candidate; make it the champion if its verdict passed.
 
     Returns whether it is the champion now; False only with `allow_candidate`.
@@ -97,9 +97,9 @@ def promote(root: Path, name: str, allow_candidate: bool = False, say: Say = pri
         version = _find_or_register(registry, name, root, digest, config, verdict, say)
         registry.set_alias(version, CANDIDATE)
         if verdict.passed:
-            _crown(registry, version, say)
+            _set_champion(registry, version, say)
             return True
-    return _refuse(verdict, version, allow_candidate, say)
+    return _keep_candidate(verdict, version, allow_candidate, say)
 
 
 def _read_model(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -120,7 +120,7 @@ def _find_or_register(
     digest: str,
     config: Mapping[str, Any],
     verdict: Verdict,
-    say: Say,
+    say: Log,
 ) -> Version:
     """The version of this digest, made if need be; its files have been fetched back and verified."""
     judged = _verdict_tags(verdict)
@@ -161,7 +161,7 @@ def _verdict_tags(verdict: Verdict) -> dict[str, str]:
     }
 
 
-def _crown(registry: Registry, version: Version, say: Say) -> None:
+def _set_champion(registry: Registry, version: Version, say: Log) -> None:
     """Move `champion`, and note in the version which one it replaced."""
     before = registry.aliases(version.name).get(CHAMPION)
     if before is not None and before != version.number:
@@ -173,7 +173,7 @@ def _crown(registry: Registry, version: Version, say: Say) -> None:
         say(f"version {version.number} is the champion" + (f", in place of {before}" if before else ""))
 
 
-def _refuse(verdict: Verdict, version: Version, allow_candidate: bool, say: Say) -> bool:
+def _keep_candidate(verdict: Verdict, version: Version, allow_candidate: bool, say: Log) -> bool:
     failed = "; ".join(verdict.failed)
     if not allow_candidate:
         problem = f"version {version.number} of {version.name} stays the candidate: {failed}"

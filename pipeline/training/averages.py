@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.diffusion.ema import Profile, mixing_weights
-from pipeline.training.distributed import world
+from pipeline.training.distributed import rank_and_size
 from pipeline.training.state import Learner, TrainState
 
 CANDIDATES = 9  # lengths from half the least tracked one to twice the greatest
@@ -40,7 +40,7 @@ class Averages:
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Store when due."""
-        if world()[0] == 0 and state.nimg in self.moments:
+        if rank_and_size()[0] == 0 and state.nimg in self.moments:
             tensors = {name: tensor.cpu().clone() for name, tensor in self.learner.emas.items()}
             with artifacts.commit_directory(self.path(state.nimg), {"nimg": state.nimg}) as folder:
                 save_file(tensors, folder / "averages.safetensors")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import artifacts
-from pipeline.training.distributed import from_first_worker, world
+from pipeline.training.distributed import broadcast, rank_and_size
 from pipeline.training.state import TrainState
 
 KEEP = 2  # verified checkpoints that stay
@@ -18,7 +18,7 @@ KEEP = 2  # verified checkpoints that stay
 
 def save(folder: Path, state: TrainState) -> None:
     """Commit the state at its `nimg` and drop older checkpoints; a no-op on other workers than the first."""
-    if world()[0]:
+    if rank_and_size()[0]:
         return
     path = folder / f"nimg-{state.nimg:012d}"
     tensors = {name: tensor.cpu().clone() for name, tensor in state.tensors().items()}
@@ -30,11 +30,11 @@ def save(folder: Path, state: TrainState) -> None:
 
 def resume(folder: Path, state: TrainState) -> None:
     """Load the newest checkpoint that verifies, if any, into `state`, on every worker."""
-    newest = artifacts.latest_valid(folder, "nimg-") if world()[0] == 0 else None
+    newest = artifacts.latest_valid(folder, "nimg-") if rank_and_size()[0] == 0 else None
     nimg = torch.tensor(int(newest.name.removeprefix("nimg-")) if newest else -1)
     if torch.cuda.is_available():
         nimg = nimg.cuda()
-    found = int(from_first_worker(nimg))
+    found = int(broadcast(nimg))
     if found >= 0:
         path = folder / f"nimg-{found:012d}" / "state.safetensors"
         state.load(load_file(path), found, str(path))

@@ -15,7 +15,7 @@ from pipeline.data.augment import LABELS, Augment
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.diffusion.generate import Generated, generate
 from pipeline.errors import ConfigError, StorageError
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, pyramid_levels, set_dtype
 from pipeline.models.kernels import mean_kernel_px, mixes
 from pipeline.models.resample import pool
@@ -23,14 +23,14 @@ from pipeline.models.snapshot import Snapshot, Weights, at_resolution, describe,
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for, key
 from pipeline.training import checkpoint
-from pipeline.training.distributed import world
+from pipeline.training.distributed import rank_and_size
 from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Progress, failpoint, read_records
 from pipeline.training.reports import GRID, save_grid, save_kernels, write_curves
 from pipeline.training.state import TrainState
 
 
-class Run:
+class TrainContext:
     """What every training stage needs: parameters, data, folders, device."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Run:
         """How the denoising stages vary their images."""
         return Augment(**self.params.augment.model_dump())
 
-    def told(self) -> dict[str, int | bool]:
+    def conditioning_options(self) -> dict[str, int | bool]:
         """The keyword values of a network that is told how images were augmented, and of noise by region."""
         return {
             "augment_labels": LABELS if self.augment.probability > 0 else 0,
@@ -76,14 +76,14 @@ class Run:
 
     def core_net(self) -> dict[str, Any]:
         """The keyword values of the core's network."""
-        return self.params.core.model_dump(mode="json", exclude={"resolution"}) | self.told()
+        return self.params.core.model_dump(mode="json", exclude={"resolution"}) | self.conditioning_options()
 
     def shell_nets(self) -> list[dict[str, Any]]:
         """The keyword values of each shell's network, coarse first."""
-        more = {**self.told(), "bands": self.params.finetune.upscale_probability > 0}
+        more = {**self.conditioning_options(), "bands": self.params.finetune.upscale_probability > 0}
         return [net | more for net in self.params.shell.nets()]
 
-    def images_and_names(self, rows: Sequence[int]) -> tuple[Tensor, Text, list[str]]:
+    def images_and_names(self, rows: Sequence[int]) -> tuple[Tensor, Conditioning, list[str]]:
         """Images uint8, encoded names and names of some rows, on the device."""
         ids = [self.dataset.caption_of(row) for row in rows]
         images = self.dataset.images(torch.tensor(rows, dtype=torch.int64).numpy())
@@ -96,10 +96,10 @@ class Run:
         return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else rows
 
     def train(
-        self, state: TrainState, step: Step, hooks: Sequence[Hook], phase: "Phase | None" = None
+        self, state: TrainState, step: Step, hooks: Sequence[Hook], phase: "GrowthRound | None" = None
     ) -> None:
         """Fit from the state's nimg to the end, with checkpoints; `hooks` begin with the progress file."""
-        s, phase = self.section, phase or Phase(self.folder)
+        s, phase = self.section, phase or GrowthRound(self.folder)
 
         def watched(state: TrainState) -> dict[str, Tensor]:
             failpoint("step", phase.start + state.nimg)
@@ -109,9 +109,9 @@ class Run:
         fit(state, watched, s.batch_size, s.num_images, [*hooks, saver])
         checkpoint.save(phase.folder / "checkpoints", state)
 
-    def progress(self, nimg: int, phase: "Phase | None" = None) -> Progress:
+    def progress(self, nimg: int, phase: "GrowthRound | None" = None) -> Progress:
         """The progress file, cut to what has been trained."""
-        s, phase = self.section, phase or Phase(self.folder)
+        s, phase = self.section, phase or GrowthRound(self.folder)
         path, total = self.folder / "progress.jsonl", phase.count * s.num_images
         return Progress(path, s.log_images, s.batch_size, total, nimg, phase.start)
 
@@ -157,7 +157,7 @@ class Run:
 
         `curves` has the metrics of each file curves{suffix}.csv; a suffix such as "_64" names a level below, which
         gets a sample grid as well."""
-        if world()[0]:
+        if rank_and_size()[0]:
             return
         records = read_records(self.folder / "progress.jsonl")
         parameters = sum(p.numel() for p in denoiser.parameters())
@@ -209,7 +209,7 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Phase:
+class GrowthRound:
     """One of `count` rounds of training: its folder (checkpoints, averages, result), and the stage's clock at its
     start. A stage that trains in one round has no other folder than its own."""
 
@@ -231,7 +231,7 @@ class Phase:
         return True
 
 
-def check_parent(parent: Snapshot, run: Run) -> None:
+def check_parent(parent: Snapshot, run: TrainContext) -> None:
     """Raise ConfigError where a model knows other captions than the data."""
     known, given = parent.config["text_encoder"], run.dataset.text_encoder
     if known != given:

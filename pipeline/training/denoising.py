@@ -17,14 +17,14 @@ from pipeline.data.dataset import Batches
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import LowBand
 from pipeline.diffusion.regions import bridge_maps
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.resample import pool
 from pipeline.models.statistics import Statistics
-from pipeline.models.tiles import Tiles, chances, draw_tiles, trained_tiles
+from pipeline.models.tiles import Tiles, draw_tiles, tile_probabilities, trained_tiles
 from pipeline.rng import generator_for, key
 from pipeline.training.cuda_graphs import Recorded
-from pipeline.training.distributed import average_gradient, my_shards, sum_over_workers
+from pipeline.training.distributed import average_gradient, local_shards, sum_over_workers
 from pipeline.training.fit import Step
 from pipeline.training.schedule import linear_decay_lr
 from pipeline.training.state import TrainState
@@ -33,13 +33,13 @@ DrawSigma = Callable[[int, torch.Generator], Tensor]
 DrawLow = Callable[[Tensor, Tensor, torch.Generator], LowBand]
 
 
-class Drawn(NamedTuple):
+class DrawnBatch(NamedTuple):
     """All that chance has to say of one shard's update."""
 
     images: Tensor  # standardised, float32 [B,3,R,R]
     sigma: Tensor  # [B] or [B,1,g,g]
     noise: Tensor  # [B,3,R,R]
-    text: Text
+    text: Conditioning
     low: LowBand | None = None
     tiles: tuple[Tiles, Tensor] | None = None  # and their weights, where not whole images are trained
 
@@ -71,7 +71,7 @@ class DenoisingStep:
     suffix: str = ""
     recorded: bool = False  # forth and back as a CUDA graph, with the same bits
     compiled: bool = False  # the loss by torch.compile, one graph; validation and samples stay as they are
-    accumulate: Callable[[Drawn], Tensor] = field(init=False)
+    accumulate: Callable[[DrawnBatch], Tensor] = field(init=False)
     losses: tuple[Callable[..., Loss], Callable[..., Loss]] = field(init=False)  # of whole images, of tiles
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class DenoisingStep:
         """(mean loss, mean plain error) of one shard."""
         return self.loss_of(self.draw(nimg, shard))
 
-    def draw(self, nimg: int, shard: int) -> Drawn:
+    def draw(self, nimg: int, shard: int) -> DrawnBatch:
         """One shard; seeds dropout as well."""
         device = next(self.denoiser.parameters()).device
         images, text = self.batches.at(nimg, shard).to(device)
@@ -107,10 +107,12 @@ class DenoisingStep:
         tiles, tiled = None, trained_tiles(self.denoiser)
         if tiled is not None:
             shell, cut, count = tiled
-            tiles = draw_tiles(chances(images, shell.high_band_variance, cut), count, cut, generator)
-        return Drawn(images, sigma, noise, text, low, tiles)
+            tiles = draw_tiles(
+                tile_probabilities(images, shell.high_band_variance, cut), count, cut, generator
+            )
+        return DrawnBatch(images, sigma, noise, text, low, tiles)
 
-    def loss_of(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    def loss_of(self, drawn: DrawnBatch) -> tuple[Tensor, Tensor]:
         """(mean loss, mean plain error) of one shard."""
         images, sigma, noise, text, low, tiles = drawn
         of_images, of_tiles = self.losses
@@ -123,7 +125,7 @@ class DenoisingStep:
             loss, error = of_tiles(shell, images, sigma, noise, text, cut, *tiles, low)
         return loss.mean(), error.mean()
 
-    def add_gradient(self, drawn: Drawn) -> Tensor:
+    def add_gradient(self, drawn: DrawnBatch) -> Tensor:
         """Add the gradient of one shard to what is there; (mean loss, mean plain error) [2]."""
         loss, error = self.loss_of(drawn)
         loss.backward()
@@ -135,7 +137,7 @@ class DenoisingStep:
 
     @torch.no_grad()
     def bridged(
-        self, images: Tensor, sigma: Tensor, noise: Tensor, text: Text, generator: torch.Generator
+        self, images: Tensor, sigma: Tensor, noise: Tensor, text: Conditioning, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """`bridge_maps` by the denoiser as it is now, of those images whose levels differ; the others keep theirs,
         and their noise."""
@@ -162,7 +164,7 @@ class DenoisingStep:
         set_learning(self.denoiser)
         lr = linear_decay_lr(self.lr, state.nimg, self.num_images, self.warmup_images)
         totals = torch.zeros(2, device=learner.weights.device)
-        for shard in my_shards(self.shards):
+        for shard in local_shards(self.shards):
             totals += self.accumulate(self.draw(state.nimg, shard))
         average_gradient(learner.grad, self.shards, state.nimg)
         learner.update(lr, state.nimg, self.batch_size)
@@ -193,7 +195,7 @@ def in_turn(steps: Sequence[Step]) -> Step:
 
 @torch.no_grad()
 def held_out_error(
-    denoiser: Denoiser, images: Tensor, text: Text, draw_sigma: DrawSigma, seed: int, repeats: int = 4
+    denoiser: Denoiser, images: Tensor, text: Conditioning, draw_sigma: DrawSigma, seed: int, repeats: int = 4
 ) -> float:
     """Mean weighted error on held-out images [n,3,R,R] (standardised), over fixed noise and levels.
 

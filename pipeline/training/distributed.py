@@ -7,14 +7,14 @@ from torch import Tensor
 from pipeline.errors import BadData
 
 
-def world() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """(rank, number of workers); (0, 1) outside a distributed run."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def my_shards(shards: int) -> range:
+def local_shards(shards: int) -> range:
     """The consecutive shards of the global batch that this worker takes, whole."""
-    rank, size = world()
+    rank, size = rank_and_size()
     if shards % size:
         raise BadData(
             "E-DAT-040", "params.yaml", f"{shards} shards do not divide among {size} workers", "change shards"
@@ -29,7 +29,7 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def from_first_worker(tensor: Tensor) -> Tensor:
+def broadcast(tensor: Tensor) -> Tensor:
     """Broadcast in place from rank 0 and return it."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast(tensor, 0)

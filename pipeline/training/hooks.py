@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.training import checkpoint
-from pipeline.training.distributed import world
+from pipeline.training.distributed import rank_and_size
 from pipeline.training.state import TrainState
 
 
@@ -46,13 +46,13 @@ class Progress:
         self.start = start
         self.sums: dict[str, float] = {}
         self.count = 0
-        if world()[0] == 0:
+        if rank_and_size()[0] == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             truncate(path, start + nimg)
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Collect, and write when due."""
-        if world()[0]:
+        if rank_and_size()[0]:
             return
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
@@ -63,7 +63,7 @@ class Progress:
 
     def write(self, nimg: int, metrics: dict[str, float]) -> None:
         """Append one record; a no-op on other workers than the first."""
-        if world()[0]:
+        if rank_and_size()[0]:
             return
         kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
         record = {"nimg": self.start + nimg, "total": self.total, "time": time.time(), "metrics": kept}
@@ -105,7 +105,7 @@ def failpoint(name: str, nimg: int) -> None:
     dies, so that a test also shows how the others are stopped."""
     if os.environ.get("CRESCENDO_FAILPOINT") != f"{name}:{nimg}":
         return
-    rank, size = world()
+    rank, size = rank_and_size()
     if rank + 1 == size:
         try:
             with open(os.environ["CRESCENDO_FAILPOINT_FILE"], "x") as file:

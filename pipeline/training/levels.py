@@ -19,7 +19,7 @@ from pipeline.config.params import Params
 from pipeline.data.degrade import Degrade, degrade
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.noise import LowBand, draw_low_band, lognormal_sigma, truncated_lognormal_sigma
-from pipeline.diffusion.pyramid import lift_of
+from pipeline.diffusion.pyramid import handover_of
 from pipeline.diffusion.regions import region_sigma
 from pipeline.models.denoiser import (
     PATCH,
@@ -34,9 +34,9 @@ from pipeline.models.snapshot import Snapshot, Weights
 from pipeline.models.statistics import Statistics
 from pipeline.training import checkpoint
 from pipeline.training.averages import Averages, moments_of
-from pipeline.training.context import Phase, Run
+from pipeline.training.context import GrowthRound, TrainContext
 from pipeline.training.denoising import DenoisingStep, DrawLow, DrawSigma, held_out_error, in_turn
-from pipeline.training.distributed import world
+from pipeline.training.distributed import rank_and_size
 from pipeline.training.fit import Hook
 from pipeline.training.hooks import Every
 from pipeline.training.state import Learner, TrainState
@@ -51,7 +51,7 @@ def ema_decays(stds: Sequence[float]) -> dict[str, Callable[[int, int], float]]:
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainedLevel:
     """One level of the pyramid in training, on its own loss, with its own learner.
 
     draw_sigma: noise levels of whole images; sigma_max: the highest one in maps of regions. suffix: of what has the
@@ -70,10 +70,10 @@ class Part:
         return nn.ModuleList(m for name, m in self.level.named_children() if name != "below")
 
 
-def train_parts(
-    run: Run,
-    phase: Phase,
-    parts: Sequence[Part],
+def train_levels(
+    run: TrainContext,
+    phase: GrowthRound,
+    parts: Sequence[TrainedLevel],
     statistics: Statistics,
     finish: Callable[[], dict[str, Any]],
     export: Callable[[dict[str, Any], dict[str, float], Weights | None], None],
@@ -105,7 +105,7 @@ def train_parts(
             denoiser=part.level,
             batches=run.batches(part.level.resolution, run.augment),
             statistics=statistics,
-            draw_sigma=by_region(part.level, p.regions.probability, part.draw_sigma, part.sigma_max),
+            draw_sigma=with_region_maps(part.level, p.regions.probability, part.draw_sigma, part.sigma_max),
             seed=p.seed,
             batch_size=s.batch_size,
             shards=s.shards,
@@ -113,7 +113,7 @@ def train_parts(
             warmup_images=s.warmup_images,
             num_images=s.num_images,
             text_dropout=s.text_dropout,
-            draw_low=by_band(run, part.level, statistics),
+            draw_low=low_band_sampler(run, part.level, statistics),
             bridge=p.regions.maps == "bridge",
             recorded=run.recorded,
             compiled=run.compiled,
@@ -137,7 +137,7 @@ def train_parts(
                 state.extra[name].copy_(learner.emas[first])
 
     def look(state: TrainState) -> None:
-        if world()[0]:
+        if rank_and_size()[0]:
             return
         with ExitStack() as averaged:
             for learner in learners:
@@ -151,14 +151,14 @@ def train_parts(
             # Guided without captions; the others come with the finished model.
             run.sample_grid(Snapshot(denoiser, finish(), ""), path, guide="no_text")
 
-    moments = moments_of(s.num_images, s.batch_size, s.ema_moments)
+    moments = moments_of(s.num_images, s.batch_size, s.ema_snapshots)
     averages = [
         Averages(phase.folder / f"averages{part.suffix}", learner, moments)
         for part, learner in zip(parts, learners, strict=True)
     ]
     hooks: list[Hook] = [progress, *averages, keep_early, Every(s.sample_images, s.batch_size, look)]
     run.train(state, in_turn(steps[::-1]), hooks, phase)
-    if world()[0]:
+    if rank_and_size()[0]:
         return
     numbers: dict[str, float] = {}
     with ExitStack() as chosen:
@@ -187,7 +187,7 @@ def early_weights(
     return weights
 
 
-def by_region(
+def with_region_maps(
     denoiser: Denoiser,
     probability: float,
     draw_sigma: Callable[[int, torch.Generator], Tensor],
@@ -206,7 +206,7 @@ def by_region(
     return draw
 
 
-def by_band(run: Run, level: Denoiser, statistics: Statistics) -> DrawLow | None:
+def low_band_sampler(run: TrainContext, level: Denoiser, statistics: Statistics) -> DrawLow | None:
     """How the low band of a shell that can be told of it gets a clock of its own and is degraded, in a share of
     the images; None for other levels."""
     if isinstance(level, CoreDenoiser) or not level.net.bands:
@@ -230,7 +230,7 @@ def noise_law(p: Params, level: Denoiser) -> tuple[DrawSigma, float]:
     if isinstance(level, CoreDenoiser):
         return partial(_lognormal, p.pretrain.p_mean, p.pretrain.p_std), SIGMA_MAX
     sigma = level.sigma_high_band
-    top = 2 * lift_of(p.sampling.lift, len(pyramid_levels(level)) - 2) * sigma
+    top = 2 * handover_of(p.sampling.lift, len(pyramid_levels(level)) - 2) * sigma
     return partial(_truncated, math.log(0.9 * sigma), p.finetune.p_std, top), top
 
 

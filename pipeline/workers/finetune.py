@@ -13,9 +13,9 @@ from pipeline.errors import ConfigError
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_shell, pyramid_levels
 from pipeline.models.snapshot import Snapshot, Weights, load_snapshot, save_snapshot
 from pipeline.rng import key
-from pipeline.training.context import Phase, Run, check_parent
-from pipeline.training.distributed import from_first_worker
-from pipeline.training.levels import Part, noise_law, train_parts
+from pipeline.training.context import GrowthRound, TrainContext, check_parent
+from pipeline.training.distributed import broadcast
+from pipeline.training.levels import TrainedLevel, noise_law, train_levels
 
 BELOW_LR = 0.1  # learning rate of levels that are trained further while shells grow around them
 
@@ -24,7 +24,7 @@ def finetune(config: dict[str, Any]) -> None:
     """Grow shells around a trained model, from its resolution to data.resolution.
 
     The model is that in the folder `config["init"]` (what finetune.init_from pins), or models/core."""
-    run = Run("finetune", config)
+    run = TrainContext("finetune", config)
     p, s = run.params, run.params.finetune
     origin = load_snapshot(config.get("init", run.root / CORE_MODEL), run.device)
     check_growth(origin, run)
@@ -35,19 +35,19 @@ def finetune(config: dict[str, Any]) -> None:
     numbers: dict[str, float] = {}
     grown = origin
     for i, fresh in enumerate(rounds):
-        phase = Phase(run.folder / f"to-{fresh[-1]}", i * s.num_images, len(rounds))
+        phase = GrowthRound(run.folder / f"to-{fresh[-1]}", i * s.num_images, len(rounds))
         last = i + 1 == len(rounds)
         if last or not phase.finished():
             denoiser = grow(run, grown.denoiser, fresh, variances, anew=i > 0)
-            grow_phase(run, phase, denoiser, fresh, origin, grown, numbers, last)
+            train_round(run, phase, denoiser, fresh, origin, grown, numbers, last)
         if not last:
-            from_first_worker(torch.zeros(1, device=run.device))  # it has written the result
+            broadcast(torch.zeros(1, device=run.device))  # it has written the result
             grown = load_snapshot(phase.result / "model", run.device)
             numbers |= json.loads((phase.result / "metrics.json").read_text())
 
 
 def grow(
-    run: Run, below: Denoiser, resolutions: Sequence[int], variances: Mapping[int, float], anew: bool
+    run: TrainContext, below: Denoiser, resolutions: Sequence[int], variances: Mapping[int, float], anew: bool
 ) -> Denoiser:
     """New shells around `below`. The first shell of a stage draws its weights from the stage's own stream, the
     others (`anew`, and all but the first of `resolutions`) each from one of their own."""
@@ -60,9 +60,9 @@ def grow(
     return below.to(run.device)
 
 
-def grow_phase(
-    run: Run,
-    phase: Phase,
+def train_round(
+    run: TrainContext,
+    phase: GrowthRound,
     denoiser: Denoiser,
     fresh: Sequence[int],
     origin: Snapshot,
@@ -78,7 +78,9 @@ def grow_phase(
         new = level.resolution in fresh
         if new or s.core != "frozen":
             suffix = "" if level.resolution == p.data.resolution else f"_{level.resolution}"
-            parts.append(Part(level, *noise_law(p, level), s.lr if new else BELOW_LR * s.lr, suffix, new))
+            parts.append(
+                TrainedLevel(level, *noise_law(p, level), s.lr if new else BELOW_LR * s.lr, suffix, new)
+            )
         if isinstance(level, ShellDenoiser):
             level.joint = s.core == "joint"
 
@@ -96,10 +98,10 @@ def grow_phase(
             save_snapshot(folder / "model", denoiser, config, early)
             (folder / "metrics.json").write_text(json.dumps(found))
 
-    train_parts(run, phase, parts, origin.statistics, finish, export, grown)
+    train_levels(run, phase, parts, origin.statistics, finish, export, grown)
 
 
-def check_growth(origin: Snapshot, run: Run) -> None:
+def check_growth(origin: Snapshot, run: TrainContext) -> None:
     """Raise ConfigError where the model to grow does not fit the parameters or the data."""
     p, s = run.params, run.params.finetune
     where, other = f"params.yaml: {run.stage}.init_from", "or start from another model (`crescendo pin`)"
@@ -121,7 +123,7 @@ def check_growth(origin: Snapshot, run: Run) -> None:
                 raise ConfigError("E-CFG-024", where, problem, f"write {built[name]} there, {other}")
     told = config["core"]["net"]
     for name, section in (("regions", "regions"), ("augment_labels", "augment")):
-        if run.told()[name] and run.told()[name] != told.get(name):
+        if run.conditioning_options()[name] and run.conditioning_options()[name] != told.get(name):
             problem = f"the model to grow was trained without {section} ({section}.probability 0)"
             raise ConfigError("E-CFG-022", where, problem, f"set {section}.probability to 0, {other}")
     if s.early_images and origin.early is None:

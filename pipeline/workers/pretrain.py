@@ -6,22 +6,22 @@ from typing import Any
 from pipeline.data.statistics import measure_statistics
 from pipeline.models.denoiser import build_core, pyramid_levels
 from pipeline.models.snapshot import Snapshot, Weights, at_resolution, load_snapshot
-from pipeline.training.context import Phase, Run, check_parent
+from pipeline.training.context import GrowthRound, TrainContext, check_parent
 from pipeline.training.denoising import DenoisingStep
-from pipeline.training.levels import Part, noise_law, train_parts
+from pipeline.training.levels import TrainedLevel, noise_law, train_levels
 
 
 def pretrain(config: dict[str, Any]) -> None:
     """Train the low-resolution core from scratch; or take it out of the model in the folder `config["init"]`, which
     `finetune` is going to grow (what finetune.init_from pins)."""
-    run = Run("pretrain", config)
+    run = TrainContext("pretrain", config)
     if "init" in config:
-        take_core(run, load_snapshot(config["init"], run.device))
+        extract_core(run, load_snapshot(config["init"], run.device))
     else:
         train_core(run)
 
 
-def take_core(run: Run, origin: Snapshot) -> None:
+def extract_core(run: TrainContext, origin: Snapshot) -> None:
     """Export the core inside of a model."""
     check_parent(origin, run)
     core = at_resolution(origin, pyramid_levels(origin.denoiser)[0].resolution)
@@ -30,7 +30,7 @@ def take_core(run: Run, origin: Snapshot) -> None:
     run.export(core.denoiser, config, {"num_images": 0}, {"": ["loss", "error"]}, early)
 
 
-def train_core(run: Run, make_step: Callable[..., DenoisingStep] = DenoisingStep) -> None:
+def train_core(run: TrainContext, make_step: Callable[..., DenoisingStep] = DenoisingStep) -> None:
     """`pretrain`, with another update if one is given."""
     p = run.params
     statistics = measure_statistics(run.dataset, p.core.resolution)
@@ -43,5 +43,5 @@ def train_core(run: Run, make_step: Callable[..., DenoisingStep] = DenoisingStep
     def export(config: dict[str, Any], numbers: dict[str, float], early: Weights | None) -> None:
         run.export(denoiser, config, numbers, {"": ["loss", "error"]}, early)
 
-    part = Part(denoiser, *noise_law(p, denoiser), lr=p.pretrain.lr, make_step=make_step)
-    train_parts(run, Phase(run.folder), [part], statistics, finish, export)
+    part = TrainedLevel(denoiser, *noise_law(p, denoiser), lr=p.pretrain.lr, make_step=make_step)
+    train_levels(run, GrowthRound(run.folder), [part], statistics, finish, export)

@@ -14,15 +14,17 @@ from pipeline.errors import ConfigError
 from pipeline.models.denoiser import ShellDenoiser, pyramid_levels, set_dtype, set_recompute
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.training import checkpoint
-from pipeline.training.context import Run, check_parent
-from pipeline.training.distributed import world
+from pipeline.training.context import TrainContext, check_parent
+from pipeline.training.distributed import rank_and_size
 from pipeline.training.hooks import Every, due
 from pipeline.training.state import Learner, TrainState
 
 
 def refine(config: dict[str, Any]) -> None:
     """Adversarial refinement into a model of few passes; keeps the best state that the guards saw."""
-    run = Run("refine", config, lambda snapshot, text, seeds, **_: generate_refined(snapshot, text, seeds))
+    run = TrainContext(
+        "refine", config, lambda snapshot, text, seeds, **_: generate_refined(snapshot, text, seeds)
+    )
     p, s = run.params, run.params.refine
     parent = load_snapshot(run.root / "models/finetuned", run.device)
     if parent.resolution != p.data.resolution:
@@ -83,7 +85,7 @@ def refine(config: dict[str, Any]) -> None:
         return run.snapshot_config("refined", student, parent.statistics, parent, **more)
 
     def look(state: TrainState) -> None:
-        if world()[0] == 0:
+        if rank_and_size()[0] == 0:
             with generator.using(generator.emas["ema"]):
                 snapshot = Snapshot(student, finish(), "")
                 run.sample_grid(snapshot, run.folder / "samples" / f"nimg-{state.nimg:012d}.png")

@@ -7,7 +7,7 @@ import time
 
 from pipeline.errors import BadData, ConfigError
 from pipeline.prepare.framing import Framing, Picture
-from pipeline.prepare.images import frame
+from pipeline.prepare.images import decode_square
 
 
 def act(content, where):
@@ -54,5 +54,5 @@ def limits():
 
 def weigh(content: bytes, where: str, framing: Framing) -> tuple[Picture, int]:
     """A framed picture, and the most memory in MB that this process ever held."""
-    picture = frame(content, where, framing)
+    picture = decode_square(content, where, framing)
     return picture, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

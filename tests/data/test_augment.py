@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.augment import DRAWS, LABELS, Augment, Drawn, apply, draw, uniforms
+from pipeline.data.augment import DRAWS, LABELS, Augment, Transforms, apply, draw, uniforms
 
 ALL = Augment(probability=0.5, mirror=True, scale=0.2, rotate=30.0, shift=0.1, hue=180.0)
 ROWS, EPOCHS = np.arange(4000), np.full(4000, 3)
 
 
-def only(**changes: float) -> Drawn:
-    zero = {name: np.zeros(1) for name in Drawn._fields}
-    return Drawn(**{**zero, **{name: np.array([value]) for name, value in changes.items()}})
+def only(**changes: float) -> Transforms:
+    zero = {name: np.zeros(1) for name in Transforms._fields}
+    return Transforms(**{**zero, **{name: np.array([value]) for name, value in changes.items()}})
 
 
 def test_numbers_are_uniform_and_independent() -> None:

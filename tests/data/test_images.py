@@ -11,7 +11,7 @@ from PIL import Image, ImageCms, ImageOps
 from pipeline.errors import BadData
 from pipeline.prepare import fast_decode, images
 from pipeline.prepare.framing import Framing, box_mean, tile
-from pipeline.prepare.images import frame
+from pipeline.prepare.images import decode_square
 from pipeline.prepare.pillow import scale_to_bytes
 
 WHITE = (255, 255, 255)
@@ -42,7 +42,7 @@ def photo(width, height, seed=0):
 
 
 def framed(content, resolution=SIDE, fit="crop", background=WHITE):
-    return frame(content, "raw/a.png", Framing(resolution, fit, background))
+    return decode_square(content, "raw/a.png", Framing(resolution, fit, background))
 
 
 def pixels_of(content, **how):
@@ -72,13 +72,13 @@ def refused(content):
 def ways(monkeypatch):
     """Counts the files that go the quick way."""
     calls = []
-    quick = fast_decode._quick
+    quick = fast_decode.decode_fast
 
     def counting(content, image, framing):
         calls.append(image.format)
         return quick(content, image, framing)
 
-    monkeypatch.setattr(images, "_quick", counting)
+    monkeypatch.setattr(images, "decode_fast", counting)
     return calls
 
 
@@ -107,7 +107,7 @@ def test_the_quick_way_agrees_with_pillow_within_80_db(kind, settings, mode, way
 def test_at_any_scale_the_two_ways_differ_by_rounding_only(size, resolution, off, monkeypatch):
     content = encoded(photo(*size), "WEBP", lossless=True)
     quick = {fit: pixels_of(content, resolution=resolution, fit=fit).astype(int) for fit in ("crop", "pad")}
-    monkeypatch.setattr(images, "_is_plain", lambda content, image: False)
+    monkeypatch.setattr(images, "is_plain", lambda content, image: False)
     for fit, pixels in quick.items():
         other = pixels_of(content, resolution=resolution, fit=fit)
         assert abs(pixels - other).max() <= off and psnr(pixels, other) >= 65
@@ -117,7 +117,7 @@ def test_each_way_is_deterministic(monkeypatch):
     content = encoded(photo(120, 90), "JPEG")
     for _ in range(2):
         assert np.array_equal(pixels_of(content), pixels_of(content))
-        monkeypatch.setattr(images, "_is_plain", lambda content, image: False)
+        monkeypatch.setattr(images, "is_plain", lambda content, image: False)
 
 
 def oriented(orientation):
@@ -398,7 +398,7 @@ def test_tiles_lie_in_rows():
 def whole(image: Image.Image, **options: object) -> tuple[np.ndarray, np.ndarray | None]:
     file = io.BytesIO()
     image.save(file, "PNG", **options)
-    return images.whole(file.getvalue(), "a.png")
+    return images.decode_full_size(file.getvalue(), "a.png")
 
 
 def test_a_whole_picture_keeps_its_size_and_values() -> None:
@@ -442,4 +442,4 @@ def test_a_transparent_picture_on_white_is_what_it_was_made_from() -> None:
 @pytest.mark.parametrize(("content", "code"), [(b"", "E-IMG-001"), (b"words", "E-IMG-003")])
 def test_a_whole_picture_that_is_none_is_refused(content: bytes, code: str) -> None:
     with pytest.raises(BadData, match=code):
-        images.whole(content, "a.png")
+        images.decode_full_size(content, "a.png")

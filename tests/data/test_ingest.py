@@ -14,7 +14,7 @@ from pipeline.errors import BadData
 from pipeline.launch import execution
 from pipeline.prepare import ingest as module
 from pipeline.prepare.framing import Framing
-from pipeline.prepare.ingest import Layout, Taken, here, ingest, pictures_of, stored_sums
+from pipeline.prepare.ingest import IngestedItem, Layout, ingest, pictures_of, run_locally, stored_sums
 from pipeline.prepare.shards import box_sums
 from pipeline.prepare.sources.folder import Folder
 
@@ -36,7 +36,7 @@ def write(root: Path, number: int) -> None:
 
 
 class Counting:
-    """A `Spread` that notes how many items it was given; dies before block number `dies`."""
+    """A `TaskMapper` that notes how many items it was given; dies before block number `dies`."""
 
     def __init__(self, dies: int = 1000) -> None:
         self.items, self.dies = 0, dies
@@ -44,14 +44,16 @@ class Counting:
     def __call__(
         self, make: Callable[[], AbstractContextManager[Any]], blocks: Sequence[Any]
     ) -> Iterator[int]:
-        for number, count in enumerate(here(make, blocks)):
+        for number, count in enumerate(run_locally(make, blocks)):
             if number == self.dies:
                 raise KeyboardInterrupt
             self.items += count
             yield count
 
 
-def take(source: Folder, cache: Path, spread: module.Spread, layout: Layout = LAYOUT) -> list[Taken]:
+def take(
+    source: Folder, cache: Path, spread: module.TaskMapper, layout: Layout = LAYOUT
+) -> list[IngestedItem]:
     return ingest(source, source.listing().items, layout, cache, spread, 1, lambda done, total: None)
 
 
@@ -127,7 +129,7 @@ def test_ray_takes_in_what_one_process_does(
 
     encoded = Layout(16, 8, "png")
     spread, alone = (
-        take(source, tmp_path / f"cache{i}", s, encoded) for i, s in enumerate((under_ray, here))
+        take(source, tmp_path / f"cache{i}", s, encoded) for i, s in enumerate((under_ray, run_locally))
     )
     assert [(t.item, t.row, t.measured) for t in spread] == [(t.item, t.row, t.measured) for t in alone]
     good, other = ([t for t in taken if t.measured is not None] for taken in (spread, alone))

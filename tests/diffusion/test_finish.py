@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.diffusion import generate, pyramid
-from pipeline.diffusion.early_exit import Finish, OpenTiles, predicted_error
+from pipeline.diffusion.early_exit import ActiveTiles, TileEarlyExit, predicted_error
 from pipeline.diffusion.guidance import Denoise
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.samplers import ADAPTIVE, SAMPLERS, integrate
 from pipeline.errors import ConfigError
 from pipeline.models import tiles
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import ShellDenoiser, build_core, build_shell
 from pipeline.models.resample import pool
 from pipeline.models.snapshot import Snapshot
@@ -26,10 +26,10 @@ from pipeline.models.tiles import tiling
 TILE = 16
 
 
-def captions(n: int) -> Text:
+def captions(n: int) -> Conditioning:
     g = torch.Generator().manual_seed(7)
     mask = torch.ones(n, 3, dtype=torch.bool)
-    return Text(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ def shell() -> ShellDenoiser:
 class Reference:
     """Whole images at every call; what is finished is masked. Written from the rule, without tiles."""
 
-    def __init__(self, shell: ShellDenoiser, pictures: int, finish: Finish) -> None:
+    def __init__(self, shell: ShellDenoiser, pictures: int, finish: TileEarlyExit) -> None:
         self.shell, self.finish = shell, finish
         self.open = torch.ones(
             pictures, 1, shell.resolution // TILE, shell.resolution // TILE, dtype=torch.bool
         )
 
-    def __call__(self, noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def __call__(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         return self.shell(noisy, sigma, text)
 
     def finishing(self, guided: Denoise) -> Denoise:
@@ -65,7 +65,7 @@ class Reference:
         def rms(x: Tensor) -> Tensor:
             return F.avg_pool2d(x.square().mean(dim=1, keepdim=True), TILE).sqrt()
 
-        def denoise(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        def denoise(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
             denoised = guided(noisy, sigma, text)
             if seen:
                 z, kept = seen[-1]
@@ -79,7 +79,9 @@ class Reference:
         return denoise
 
 
-def made_by(shell: ShellDenoiser, finish: Finish | None, n: int = 2, **options: object) -> tuple[Tensor, int]:
+def made_by(
+    shell: ShellDenoiser, finish: TileEarlyExit | None, n: int = 2, **options: object
+) -> tuple[Tensor, int]:
     settings = {"num_steps": 12, "guidance": 1.5, "interval": (0.3, 5.0), "lift_at": 30.0, "finish": finish}
     text = captions(2).select(slice(n))
     return sample_pyramid(shell, text, list(range(n)), **{**settings, **options})
@@ -95,7 +97,7 @@ def tolerance_for(shell: ShellDenoiser, monkeypatch: pytest.MonkeyPatch, **optio
 
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.diffusion.early_exit.predicted_error", watch)
-        made_by(shell, Finish(0.0, TILE), **options)
+        made_by(shell, TileEarlyExit(0.0, TILE), **options)
     return float(errors[0].quantile(0.97))
 
 
@@ -113,10 +115,10 @@ def test_a_picture_equals_that_of_whole_images_with_a_mask(
         return tiles.tile_octave(*args)
 
     monkeypatch.setattr("pipeline.diffusion.early_exit.tile_octave", counted)
-    finish = Finish(tolerance, TILE)
+    finish = TileEarlyExit(tolerance, TILE)
     picture, nfe = made_by(shell, finish, **options)
-    monkeypatch.setattr(pyramid, "OpenTiles", Reference)
-    reference, same = made_by(shell, Finish(tolerance, TILE), **options)
+    monkeypatch.setattr(pyramid, "ActiveTiles", Reference)
+    reference, same = made_by(shell, TileEarlyExit(tolerance, TILE), **options)
     torch.testing.assert_close(picture, reference, atol=1e-5, rtol=1e-5)
     assert nfe == same and 0 < finish.share < 1 and ran > 0  # by tiles at times, and whole at others
     plain, _ = made_by(shell, None, **options)
@@ -124,7 +126,7 @@ def test_a_picture_equals_that_of_whole_images_with_a_mask(
 
 
 def test_nothing_finished_gives_the_bits_of_the_plain_sampler(shell: ShellDenoiser) -> None:
-    finish = Finish(0.0, TILE)
+    finish = TileEarlyExit(0.0, TILE)
     picture, nfe = made_by(shell, finish)
     plain, calls = made_by(shell, None)
     assert torch.equal(picture, plain) and nfe == calls and finish.share == 1
@@ -134,14 +136,14 @@ def test_a_picture_does_not_depend_on_what_is_finished_beside_it(
     shell: ShellDenoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tolerance = tolerance_for(shell, monkeypatch, sampler="dpmpp_2m")
-    together, _ = made_by(shell, Finish(tolerance, TILE), n=2, sampler="dpmpp_2m")
-    alone, _ = made_by(shell, Finish(tolerance, TILE), n=1, sampler="dpmpp_2m")
+    together, _ = made_by(shell, TileEarlyExit(tolerance, TILE), n=2, sampler="dpmpp_2m")
+    alone, _ = made_by(shell, TileEarlyExit(tolerance, TILE), n=1, sampler="dpmpp_2m")
     torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_a_finished_tile_keeps_its_estimate_and_costs_nothing(shell: ShellDenoiser) -> None:
-    finish = Finish(math.inf, TILE)  # after the second call everything is
-    opened = OpenTiles(shell, 1, finish)
+    finish = TileEarlyExit(math.inf, TILE)  # after the second call everything is
+    opened = ActiveTiles(shell, 1, finish)
     denoise = opened.finishing(opened)
     g = torch.Generator().manual_seed(0)
     z = [torch.randn(1, 3, 128, 128, generator=g) for _ in range(4)]
@@ -164,7 +166,7 @@ def test_the_predicted_error_is_that_of_exact_denoisers(sampler: str) -> None:
     g = torch.Generator().manual_seed(1)
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def exact(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def exact(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         denoised = noisy * (field**2 / (field**2 + sigma[:, None, None, None] ** 2))
         seen.append((noisy, denoised, sigma))
         return denoised
@@ -228,12 +230,12 @@ def test_the_level_below_sees_the_noise_that_it_is_told_of(
     pooled: list[tuple[Tensor, Tensor]] = []
     estimate = shell.below.estimate
 
-    def watch(noisy: Tensor, sigma: Tensor, text: Text) -> object:
+    def watch(noisy: Tensor, sigma: Tensor, text: Conditioning) -> object:
         pooled.append((noisy, sigma))
         return estimate(noisy, sigma, text)
 
     monkeypatch.setattr(shell.below, "estimate", watch)
-    opened = OpenTiles(shell, 1, Finish(math.inf, TILE))
+    opened = ActiveTiles(shell, 1, TileEarlyExit(math.inf, TILE))
     g = torch.Generator().manual_seed(2)
 
     def draw(_):

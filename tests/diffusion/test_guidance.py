@@ -8,7 +8,7 @@ import torch
 from pipeline.config.params import Sampling
 from pipeline.diffusion.guidance import GUIDES, Guided, early_estimate, guide_of
 from pipeline.diffusion.pyramid import sample_pyramid
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell
 from pipeline.models.resample import high_pass, pool, upsample
 
@@ -16,10 +16,10 @@ CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "at
 SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}
 
 
-def captions(n: int) -> Text:
+def captions(n: int) -> Conditioning:
     g = torch.Generator().manual_seed(7)
     mask = torch.ones(n, 3, dtype=torch.bool)
-    return Text(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 def model(seed: int) -> ShellDenoiser:

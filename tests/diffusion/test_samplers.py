@@ -19,8 +19,8 @@ from pipeline.diffusion import samplers
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.samplers import ADAPTIVE, SAMPLERS, integrate, sde_dpmpp_2m
-from pipeline.diffusion.seeds import Draw, noise_like_seeds
-from pipeline.models.conditioning import Text
+from pipeline.diffusion.seeds import Draw, seeded_noise
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels
 from pipeline.models.resample import pool, upsample
 
@@ -30,10 +30,10 @@ Array = Any  # float64 numpy array
 Estimate = Callable[[Array, float], Array]  # (noisy, sigma) -> denoised
 
 
-def captions(n: int) -> Text:
+def captions(n: int) -> Conditioning:
     g = torch.Generator().manual_seed(7)
     mask = torch.ones(n, 3, dtype=torch.bool)
-    return Text(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def pyramid() -> Denoiser:
     return denoiser.eval().requires_grad_(False)
 
 
-def mixture(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+def mixture(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
     """Exact for a mixture of three Gaussians in each pixel: smooth, and far from linear."""
     s2 = sigma[:, None, None, None, None] ** 2
     centres = torch.tensor([-1.0, 0.2, 1.1], dtype=noisy.dtype)
@@ -57,7 +57,7 @@ def mixture(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
     return (log.softmax(-1) * (centres + 0.09 / (0.09 + s2) * (noisy[..., None] - centres))).sum(-1)
 
 
-def gaussian(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+def gaussian(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
     """Exact for data N(0.3, 0.5^2)."""
     return 0.3 + (noisy - 0.3) * (0.25 / (0.25 + sigma[:, None, None, None] ** 2))
 
@@ -203,7 +203,7 @@ def test_the_state_has_the_precision_of_its_start(sampler: str, dtype: torch.dty
     x = torch.full((1, 3, 4, 4), 9.0, dtype=dtype)
     seen: list[torch.dtype] = []
 
-    def denoise(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def denoise(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         seen.extend((noisy.dtype, sigma.dtype))
         return gaussian(noisy, sigma, text)
 
@@ -233,7 +233,7 @@ def test_the_low_band_does_not_notice_a_lift(
 ) -> None:
     """Where shells add nothing, and noise is none after the start, the 2x2 means go the way of the core alone."""
 
-    def estimate(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def estimate(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         if noisy.shape[-1] == 16:
             return mixture(noisy, sigma, text)
         return upsample(estimate(pool(noisy), sigma / 2, text))
@@ -244,7 +244,7 @@ def test_the_low_band_does_not_notice_a_lift(
 
     for level in pyramid_levels(pyramid):
         monkeypatch.setattr(level, "forward", estimate)
-    monkeypatch.setattr(pyramid_module, "noise_like_seeds", lambda *_: draw)
+    monkeypatch.setattr(pyramid_module, "seeded_noise", lambda *_: draw)
 
     def low_band() -> Tensor:
         x, _ = sample_pyramid(pyramid, captions(1), [0], 9, 1.0, (0.3, 5.0), 8.0, sampler=sampler)
@@ -265,7 +265,7 @@ def test_a_picture_and_its_noise_do_not_depend_on_the_batch(
     drawn: dict[tuple[int, str, int], Tensor] = {}
 
     def recorded(seeds: list[int], device: Any = "cpu") -> Draw:
-        draw = noise_like_seeds(seeds, device)
+        draw = seeded_noise(seeds, device)
 
         def watch(purpose: str, resolution: int) -> Tensor:
             rows = draw(purpose, resolution)
@@ -276,7 +276,7 @@ def test_a_picture_and_its_noise_do_not_depend_on_the_batch(
 
         return watch
 
-    monkeypatch.setattr(pyramid_module, "noise_like_seeds", recorded)
+    monkeypatch.setattr(pyramid_module, "seeded_noise", recorded)
     text, seeds = captions(8), list(range(40, 48))
 
     def made(rows: slice) -> Tensor:

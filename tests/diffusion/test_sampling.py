@@ -11,19 +11,19 @@ from torch import Tensor
 from pipeline.diffusion import pyramid
 from pipeline.diffusion.guidance import Guided
 from pipeline.diffusion.noise import karras_sigmas, truncated_lognormal_sigma
-from pipeline.diffusion.pyramid import lift, sample_pyramid
+from pipeline.diffusion.pyramid import sample_pyramid, to_next_octave
 from pipeline.diffusion.samplers import heun, sde_dpmpp_2m
-from pipeline.diffusion.seeds import noise_like_seeds
-from pipeline.models.conditioning import Text
+from pipeline.diffusion.seeds import seeded_noise
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.resample import pool
 
 
-def no_text(n: int) -> Text:
-    return Text(torch.zeros(n, 4), torch.zeros(n, 2, 4), torch.zeros(n, 2, dtype=torch.bool))
+def no_text(n: int) -> Conditioning:
+    return Conditioning(torch.zeros(n, 4), torch.zeros(n, 2, 4), torch.zeros(n, 2, dtype=torch.bool))
 
 
-def gaussian_denoiser(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+def gaussian_denoiser(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
     """Exact for data N(0, 0.5^2)."""
     return noisy * (0.25 / (0.25 + sigma[:, None, None, None] ** 2))
 
@@ -58,7 +58,7 @@ def test_heun_agrees_with_a_plain_python_implementation() -> None:
 def test_the_stochastic_sampler_draws_from_a_mixture_with_the_right_weights() -> None:
     centres, std, weights = torch.tensor([-1.0, 0.2, 1.1]), 0.1, torch.tensor([0.5, 0.2, 0.3])
 
-    def exact(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def exact(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         s2 = sigma[:, None, None, None] ** 2
         log = weights.log() - (noisy[..., None] - centres) ** 2 / (2 * (std**2 + s2[..., None]))
         mean = centres + std**2 / (std**2 + s2[..., None]) * (noisy[..., None] - centres)
@@ -87,17 +87,20 @@ def test_the_last_step_of_the_stochastic_sampler_returns_the_estimate() -> None:
 def test_lifted_noise_is_white_and_keeps_the_low_band() -> None:
     generator = torch.Generator().manual_seed(2)
     low = 0.7 * torch.randn(20000, 1, 2, 2, generator=generator)
-    z = lift(low, 1.4, torch.randn(20000, 1, 4, 4, generator=generator))
+    z = to_next_octave(low, 1.4, torch.randn(20000, 1, 4, 4, generator=generator))
     torch.testing.assert_close(pool(z), low, atol=1e-6, rtol=0)
     covariance = torch.cov(z.flatten(1).T)
     assert (covariance - 1.96 * torch.eye(16)).abs().max() < 0.07
 
 
 def test_guidance_of_one_calls_once_and_guidance_in_the_interval_calls_twice() -> None:
-    def denoiser(noisy: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def denoiser(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         return noisy * 0 + text.mask.any(dim=1).float()[:, None, None, None]
 
-    x, text = torch.zeros(3, 1, 2, 2), Text(torch.zeros(3, 4), torch.zeros(3, 2, 4), torch.ones(3, 2) > 0)
+    x, text = (
+        torch.zeros(3, 1, 2, 2),
+        Conditioning(torch.zeros(3, 4), torch.zeros(3, 2, 4), torch.ones(3, 2) > 0),
+    )
     plain = Guided(denoiser, 1.0, (0.3, 5.0))
     assert float(plain(x, torch.full((3,), 1.0), text).mean()) == 1 and plain.nfe == 1
     guided = Guided(denoiser, 3.0, (0.3, 5.0))
@@ -106,9 +109,9 @@ def test_guidance_of_one_calls_once_and_guidance_in_the_interval_calls_twice() -
 
 
 def test_a_seed_gives_the_same_noise_in_any_batch() -> None:
-    alone, among = noise_like_seeds([5])("noise", 4), noise_like_seeds([1, 5, 9])("noise", 4)
+    alone, among = seeded_noise([5])("noise", 4), seeded_noise([1, 5, 9])("noise", 4)
     assert torch.equal(alone[0], among[1])
-    assert not torch.equal(alone, noise_like_seeds([5])("lift", 4))
+    assert not torch.equal(alone, seeded_noise([5])("lift", 4))
 
 
 def test_truncated_levels_stay_below_the_bound_and_keep_their_median() -> None:
@@ -128,7 +131,7 @@ def test_each_shell_takes_over_at_its_own_lift(monkeypatch: pytest.MonkeyPatch) 
         model = build_shell(model, 4, variance, {"patch": 2, "channels": 8})
     steps: list[int] = []
 
-    def counted(sampler: str, denoise: Any, x: Tensor, sigmas: Tensor, text: Text, *_: Any) -> Tensor:
+    def counted(sampler: str, denoise: Any, x: Tensor, sigmas: Tensor, text: Conditioning, *_: Any) -> Tensor:
         steps.append(len(sigmas) - 1)
         return x
 

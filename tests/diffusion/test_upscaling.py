@@ -6,24 +6,24 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.inference.upscaling import (
-    Tiling,
+    ImageTiles,
     add_high_band,
     canvas,
     doubled_rows,
-    fit,
     karras_sigmas,
+    project_to_low_band,
     shells_for,
     to_grey,
     upscale,
 )
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.resample import pool, upsample
 from pipeline.models.snapshot import Snapshot
 
 NET = {"patch": 1, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}
 SHELL = {"patch": 1, "channels": 8, "num_blocks": 1, "bands": True}
-NOTHING = Text(torch.zeros(1, 8), torch.zeros(1, 3, 8), torch.zeros(1, 3, dtype=torch.bool))
+NOTHING = Conditioning(torch.zeros(1, 8), torch.zeros(1, 3, 8), torch.zeros(1, 3, dtype=torch.bool))
 
 
 def model(size: int = 16, shells: int = 1, kind: str = "finetuned", **net: object) -> Snapshot:
@@ -65,7 +65,7 @@ def test_noise_is_a_function_of_seed_and_place() -> None:
 @pytest.mark.parametrize(("size", "overlap"), [(16, 4), (16, 8), (32, 8), (8, 0)])
 def test_shares_of_neighbours_sum_to_one_and_none_counts_at_its_border(size: int, overlap: int) -> None:
     for length in (1, size - 1, size, size + 1, 3 * size, 97):
-        tiles = Tiling(length, size, overlap)
+        tiles = ImageTiles(length, size, overlap)
         total = torch.zeros(tiles.padded)
         for i, start in enumerate(tiles.starts):
             share = tiles.share(i)
@@ -148,7 +148,7 @@ def test_the_means_of_boxes_are_the_picture_within_one_level(factor: int) -> Non
 def test_detail_shrinks_where_it_would_leave_the_range() -> None:
     low = torch.tensor([0.0, 100.0, 250.0, 255.0]).expand(3, 1, 4)
     high = 40 * torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
-    made = fit(high, low)
+    made = project_to_low_band(high, low)
     assert float(made.min()) >= 0 and float(made.max()) <= 255.0001
     torch.testing.assert_close(pool(made[None])[0], low, atol=1e-4, rtol=0)
     assert not made[:, :, :2].any() and (made[:, :, 6:] == 255).all()

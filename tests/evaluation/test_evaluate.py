@@ -43,7 +43,9 @@ def write_models(root: Path) -> None:
 
 def other(resolution: int, device: str = "cpu") -> Extractor:
     """In place of EfficientNet, which is tested by itself: a second random network."""
-    return dataclasses.replace(randconv(resolution, seed=1, device=device), name="lite2", leak_suspect=True)
+    return dataclasses.replace(
+        randconv(resolution, seed=1, device=device), name="lite2", related_to_discriminator=True
+    )
 
 
 def with_budget(params: Params, **changes: int) -> Params:
@@ -210,7 +212,7 @@ def test_seeds_depend_on_caption_and_draw_so_that_models_are_compared_in_pairs(
 ) -> None:
     dataset = PreparedDataset(root / "data/prepared")
     models = {model.name: model for model in samples.load_models(root / "models", params, "cpu")}
-    condition = conditions.build_conditions(dataset, params)[0]
+    condition = conditions.build_caption_sets(dataset, params)[0]
     fewer = dataclasses.replace(
         condition,
         rows=condition.rows[:3],

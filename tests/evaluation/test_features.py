@@ -27,7 +27,7 @@ def test_randconv_has_known_weights_and_512_features() -> None:
     extractor = features.randconv(64)
     assert extractor.sha256 == "5c439206520d9b38d6a9936c107a7e8d2a0378ace5749196ee04db12b140ec0c"
     assert extractor(pictures(3)).shape == (3, 512)
-    assert not extractor.leak_suspect
+    assert not extractor.related_to_discriminator
 
 
 def test_another_seed_gives_another_network_with_another_hash() -> None:
@@ -52,7 +52,7 @@ def test_features_do_not_depend_on_the_batch(build: object) -> None:
 def test_lite2_gives_1280_features_and_is_leak_suspect() -> None:
     extractor = features.lite2(64)
     assert extractor(pictures(2)).shape == (2, 1280)
-    assert extractor.leak_suspect
+    assert extractor.related_to_discriminator
 
 
 def test_lite2_sees_what_its_pixels_show() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.diffusion.loss import denoising_loss
 from pipeline.diffusion.noise import LOW_SIGMAS, LowBand, draw_low_band
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import ShellDenoiser, band_features, build_core, build_shell
 from pipeline.models.resample import high_pass, pool
 
@@ -15,10 +15,10 @@ NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "att
 SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
 
 
-def captions(n: int) -> Text:
+def captions(n: int) -> Conditioning:
     g = torch.Generator().manual_seed(7)
     mask = torch.ones(n, 3, dtype=torch.bool)
-    return Text(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 def shell(seed: int, spread: float = 0.5, **more: bool) -> ShellDenoiser:

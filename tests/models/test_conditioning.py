@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.diffusion.loss import denoising_loss
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import CoreDenoiser, Denoiser, ShellDenoiser, build_core, build_shell
 from pipeline.models.layers import Embedding, TextAttention
 from pipeline.models.resample import high_pass, upsample
@@ -16,10 +16,10 @@ CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "at
 SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
 
 
-def captions(n: int, dim: int = 8, known: bool = True) -> Text:
+def captions(n: int, dim: int = 8, known: bool = True) -> Conditioning:
     g = torch.Generator().manual_seed(7)
     mask = torch.full((n, 3), known)
-    return Text(torch.randn(n, dim, generator=g), torch.randn(n, 3, dim, generator=g), mask)
+    return Conditioning(torch.randn(n, dim, generator=g), torch.randn(n, 3, dim, generator=g), mask)
 
 
 def silu(x: float) -> float:
@@ -103,7 +103,7 @@ def by_hand() -> Embedding:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_the_pooled_caption_joins_the_noise_level_or_its_null_does(known: bool) -> None:
-    text = Text(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 1, 2), torch.tensor([[known]]))
+    text = Conditioning(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 1, 2), torch.tensor([[known]]))
     emb = by_hand()(torch.tensor([0.3]), text)
     # Unit root mean square: (3, 4) / sqrt 12.5, (5, -12) / sqrt 84.5. The sum of two is divided by sqrt 2.
     pooled = (0.8485281, 1.1313708) if known else (0.5439283, -1.3054279)
@@ -132,11 +132,11 @@ def test_a_pixel_attends_to_the_visible_tokens_and_to_the_null() -> None:
     # All of unit root mean square: the query (sqrt 2, 0), the keys (0, sqrt 2) of the null and (sqrt 2, 0) of the
     # first token, the values (sqrt 2, 0) and (0, sqrt 2). Logits are 0 and 2 / sqrt 2.
     share = math.exp(math.sqrt(2)) / (1 + math.exp(math.sqrt(2)))  # of the first token
-    out = attention(x, Text(torch.zeros(1, 2), tokens, torch.tensor([[True, False]])))
+    out = attention(x, Conditioning(torch.zeros(1, 2), tokens, torch.tensor([[True, False]])))
     assert out.flatten().tolist() == pytest.approx(
         [math.sqrt(2) * (1 - share), math.sqrt(2) * share], rel=1e-5
     )
-    alone = attention(x, Text(torch.zeros(1, 2), tokens, torch.tensor([[False, False]])))
+    alone = attention(x, Conditioning(torch.zeros(1, 2), tokens, torch.tensor([[False, False]])))
     assert alone.flatten().tolist() == pytest.approx([math.sqrt(2), 0], abs=1e-6)
 
 

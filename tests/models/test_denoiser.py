@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.models.conditioning import Level, Text
+from pipeline.models.conditioning import Conditioning, NoiseConditioning
 from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, ShellDenoiser, build_core, build_shell
 from pipeline.models.layers import (
     Block,
@@ -24,10 +24,10 @@ from pipeline.models.resample import high_pass, pool, upsample
 NET = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
 
 
-def captions(n: int, known: bool = True) -> Text:
+def captions(n: int, known: bool = True) -> Conditioning:
     g = torch.Generator().manual_seed(7)
     mask = torch.full((n, 3), known)
-    return Text(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
@@ -122,7 +122,7 @@ def test_gradients_agree_with_finite_differences_in_float64() -> None:
     core = build_core(16, 8, NET).double()
     randomised(core)
     core.dtype = torch.float64
-    text = Text(*(t.double() if t.is_floating_point() else t for t in captions(1)[:3]))
+    text = Conditioning(*(t.double() if t.is_floating_point() else t for t in captions(1)[:3]))
     x, sigma = torch.randn(1, 3, 16, 16, dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64)
     weight = core.net.conv_out.weight
     direction = torch.randn_like(weight)
@@ -152,7 +152,7 @@ def test_padding_tokens_do_not_matter(core: CoreDenoiser) -> None:
     changed = text.tokens.clone()
     changed[:, 2] += 5
     a = core(x, sigma, text._replace(mask=mask))
-    torch.testing.assert_close(a, core(x, sigma, Text(text.pooled, changed, mask)))
+    torch.testing.assert_close(a, core(x, sigma, Conditioning(text.pooled, changed, mask)))
 
 
 def test_layers_preserve_magnitude() -> None:
@@ -224,7 +224,9 @@ def test_a_block_is_what_the_paper_draws(flavor: str) -> None:
     mask = F.pad(text.mask, (1, 0), value=True)
     y = attend(conv(other.q, expected).flatten(2), k, v, mask)
     expected = mp_sum(expected, conv(other.proj, y), 0.3)
-    torch.testing.assert_close(block(x, Level(emb, torch.zeros(3)), text), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        block(x, NoiseConditioning(emb, torch.zeros(3)), text), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_frozen_filters_are_made_ready_once_and_follow_what_is_loaded() -> None:

@@ -5,20 +5,20 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
-from pipeline.adversarial.discriminator import CoreFeatures, Heads, Lite0Features, View, load_lite0
-from pipeline.models.conditioning import Text
+from pipeline.adversarial.discriminator import CoreFeatures, Heads, Lite0Features, Perturbation, load_lite0
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import build_core
 from pipeline.models.statistics import Statistics
 
 STATISTICS = Statistics((0.4, 0.3, 0.2), (0.6, 0.6, 0.6))
 
 
-def view(n: int, sigma: float = 0.05) -> View:
-    return View(torch.full((n,), sigma), torch.zeros(n, 3, 16, 16), (0, 0))
+def view(n: int, sigma: float = 0.05) -> Perturbation:
+    return Perturbation(torch.full((n,), sigma), torch.zeros(n, 3, 16, 16), (0, 0))
 
 
-def captions(n: int) -> Text:
-    return Text(torch.randn(n, 8), torch.randn(n, 3, 8), torch.ones(n, 3, dtype=torch.bool))
+def captions(n: int) -> Conditioning:
+    return Conditioning(torch.randn(n, 8), torch.randn(n, 3, 8), torch.ones(n, 3, dtype=torch.bool))
 
 
 def test_statistics_invert() -> None:

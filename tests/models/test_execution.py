@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.diffusion.loss import denoising_loss
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, set_recompute
 from pipeline.models.layers import MPConv
 
@@ -16,8 +16,8 @@ NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "att
 SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
 
 
-def no_text(n: int) -> Text:
-    return Text(torch.zeros(n, 8), torch.zeros(n, 3, 8), torch.zeros(n, 3, dtype=torch.bool))
+def no_text(n: int) -> Conditioning:
+    return Conditioning(torch.zeros(n, 8), torch.zeros(n, 3, 8), torch.zeros(n, 3, dtype=torch.bool))
 
 
 def model(shell: bool, new: bool) -> Denoiser:

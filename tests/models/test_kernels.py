@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.conditioning import Level, Text, region_features
+from pipeline.models.conditioning import Conditioning, NoiseConditioning, region_features
 from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.kernels import KernelMix, mean_kernel_px
 from pipeline.training.reports import save_kernels
@@ -17,13 +17,15 @@ NET = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "att
 MODES = ["fixed", "noise", "content", "both"]
 
 
-def no_text(n: int) -> Text:
-    return Text(torch.zeros(n, 8), torch.zeros(n, 3, 8), torch.zeros(n, 3, dtype=torch.bool))
+def no_text(n: int) -> Conditioning:
+    return Conditioning(torch.zeros(n, 8), torch.zeros(n, 3, 8), torch.zeros(n, 3, dtype=torch.bool))
 
 
-def level(n: int, dtype: torch.dtype = torch.float32) -> Level:
+def level(n: int, dtype: torch.dtype = torch.float32) -> NoiseConditioning:
     r = torch.linspace(-1, 1, 16, dtype=dtype).view(1, 1, 4, 4).expand(n, -1, -1, -1)
-    return Level(torch.zeros(n, 1), torch.linspace(-1, 1, n, dtype=dtype), region_features(r).to(dtype))
+    return NoiseConditioning(
+        torch.zeros(n, 1), torch.linspace(-1, 1, n, dtype=dtype), region_features(r).to(dtype)
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -103,7 +105,7 @@ def test_kernels_cost_twelve_multiply_adds_a_channel_and_position() -> None:
     with torch.device("meta"):
         mix, x = KernelMix(channels, "both", px=1), torch.empty(1, channels, size, size)
         with FlopCounterMode(display=False) as counter:
-            mix(x, Level(torch.empty(1, 1), torch.empty(1)))
+            mix(x, NoiseConditioning(torch.empty(1, 1), torch.empty(1)))
     branches = 9 * channels * (1 + 1 / 4 + 1 / 16) * size**2
     content = (channels * 8 + 8 * 3) * (size // 4) ** 2
     by_level = 2 * 3

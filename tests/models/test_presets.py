@@ -8,7 +8,7 @@ import torch
 from ruamel.yaml import YAML
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import build_core, build_shell
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
@@ -41,7 +41,7 @@ def test_a_preset_has_the_size_it_is_meant_to_have(name: str, millions: float, g
             model = build_shell(model, TEXT_DIM, 0.04, {**tree["shell"], "channels": channels})
         assert model.resolution == tree["data"]["resolution"]
         mask = torch.ones(1, tokens, dtype=torch.bool)
-        text = Text(torch.empty(1, TEXT_DIM), torch.empty(1, tokens, TEXT_DIM), mask)
+        text = Conditioning(torch.empty(1, TEXT_DIM), torch.empty(1, tokens, TEXT_DIM), mask)
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, model.resolution, model.resolution), torch.ones(1), text)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.05)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.adaptive import region_estimate, sde_dpmpp_2m_adaptive
+from pipeline.diffusion.adaptive import region_denoiser, sde_dpmpp_2m_adaptive
 from pipeline.diffusion.loss import denoising_loss
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.regions import region_sigma
 from pipeline.diffusion.samplers import ADAPTIVE, sde_dpmpp_2m
-from pipeline.models.conditioning import Text, region_features
+from pipeline.models.conditioning import Conditioning, region_features
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, split_level
 from pipeline.models.layers import renormalize_
 from pipeline.models.resample import pool
@@ -21,10 +21,10 @@ NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "att
 SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
 
 
-def captions(n: int) -> Text:
+def captions(n: int) -> Conditioning:
     g = torch.Generator().manual_seed(7)
     mask = torch.ones(n, 3, dtype=torch.bool)
-    return Text(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 def random_denoiser(seed: int, shell: bool, kernels: str = "off", regions: bool = True) -> Denoiser:
@@ -169,7 +169,7 @@ def test_without_leads_the_adaptive_sampler_is_the_plain_one_bit_for_bit(steps: 
 
     with torch.no_grad():
         plain = sde_dpmpp_2m(model, 80 * x, sigmas, captions(2), draw)
-        estimate = region_estimate(model, captions(2))
+        estimate = region_denoiser(model, captions(2))
         adaptive = sde_dpmpp_2m_adaptive(estimate, 80 * x, sigmas, draw, patch=4, delta=0.0)
         assert torch.equal(plain, adaptive)
         if steps > 2:
@@ -183,8 +183,8 @@ def test_guidance_by_region_is_plain_outside_of_its_interval() -> None:
     sigma[:, :, :4] = 20.0  # as the core sees it: 0.5 below, 10 above
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        plain, _ = region_estimate(model, captions(1))(x, sigma)
-        guided, _ = region_estimate(model, captions(1), 3.0, (0.3, 5.0))(x, sigma)
+        plain, _ = region_denoiser(model, captions(1))(x, sigma)
+        guided, _ = region_denoiser(model, captions(1), 3.0, (0.3, 5.0))(x, sigma)
         nothing = model(x, sigma, captions(1).without(torch.tensor([True])))
     torch.testing.assert_close(guided[:, :, :32], plain[:, :, :32])
     torch.testing.assert_close(guided[:, :, 32:], (nothing + 3 * (plain - nothing))[:, :, 32:])

@@ -10,18 +10,18 @@ from torch import Tensor
 from pipeline.data.dataset import Batch
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import LowBand
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import ShellDenoiser, build_core, build_shell
 from pipeline.models.resample import pool
 from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import (
-    LEAST_CHANCE,
+    MIN_PROBABILITY,
     Tiling,
-    chances,
     coarsest_px,
     draw_tiles,
     receptive_radius,
     tile_octave,
+    tile_probabilities,
     tiling,
     trained_tiles,
 )
@@ -38,10 +38,10 @@ SHAPES = [  # patch of the shell and of the level below, blocks, kernels
 ]
 
 
-def captions(n: int) -> Text:
+def captions(n: int) -> Conditioning:
     g = torch.Generator().manual_seed(7)
     mask = torch.ones(n, 3, dtype=torch.bool)
-    return Text(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 def shell_of(
@@ -90,7 +90,7 @@ def test_a_tile_with_its_halo_equals_the_whole_pass(
     images, sigma, noise = drawn(shell)
     if regions:
         sigma = levels_of(sigma, shell.below.resolution // 4)
-    tiles = cut.numbered(torch.tensor([0, 36, 63, 64 + 5, 64 + 27]))  # corners, the middle, an edge
+    tiles = cut.from_index(torch.tensor([0, 36, 63, 64 + 5, 64 + 27]))  # corners, the middle, an edge
     with torch.no_grad():
         low = shell.below.estimate(pool(images + noise), sigma / 2, captions(2))
         whole = shell.add_octave(images + noise, low, sigma, captions(2))
@@ -108,7 +108,7 @@ def test_a_tile_is_told_of_its_low_band(regions: bool) -> None:
         sigma = levels_of(sigma, shell.below.resolution // 4)
     held = sigma * torch.tensor([0.1, 4.0]).view(-1, *[1] * (sigma.ndim - 1))
     low = LowBand(0.9 * pool(images), held)
-    tiles = cut.every(2, images.device)
+    tiles = cut.all_tiles(2, images.device)
     given = shell, images, sigma, noise, captions(2)
     weight = torch.ones(len(tiles.rows))
     with torch.no_grad():
@@ -124,11 +124,11 @@ def test_a_tile_is_told_of_its_low_band(regions: bool) -> None:
 def test_tiles_go_back_to_their_places(side: int) -> None:
     x = torch.randn(2, 3, 32, 32)
     cut = Tiling(64, 64 // side, 0)
-    tiles = cut.every(2, x.device)
-    some = cut.numbered(torch.tensor([0, 2 * side**2 - 1]))
-    assert torch.equal(cut.paste(torch.zeros_like(x), cut.tiles(x, tiles), tiles), x)
+    tiles = cut.all_tiles(2, x.device)
+    some = cut.from_index(torch.tensor([0, 2 * side**2 - 1]))
+    assert torch.equal(cut.scatter(torch.zeros_like(x), cut.tiles(x, tiles), tiles), x)
     before = x.clone()
-    pasted = cut.paste(x, cut.tiles(x, some) + 1, some)
+    pasted = cut.scatter(x, cut.tiles(x, some) + 1, some)
     assert torch.equal(x, before) and int((pasted != x).sum()) == 2 * 3 * (32 // side) ** 2
     torch.testing.assert_close(cut.tiles(pasted, some), cut.tiles(x, some) + 1)
 
@@ -145,7 +145,7 @@ def test_the_receptive_radius_is_how_far_the_shell_looks_and_no_px_more(
     noisy = torch.randn(1, 3, resolution, resolution, dtype=torch.float64, requires_grad=True)
     low = torch.randn(1, 3, resolution // 2, resolution // 2, dtype=torch.float64)
     features = torch.randn(1, 8, resolution // 2 // below, resolution // 2 // below, dtype=torch.float64)
-    text = Text(*(t.double() if t.is_floating_point() else t for t in captions(1)[:3]))
+    text = Conditioning(*(t.double() if t.is_floating_point() else t for t in captions(1)[:3]))
     c_noise = torch.zeros(1, dtype=torch.float64)
     out, _ = shell.net(torch.cat([noisy]), low, features, c_noise, text)
     start = resolution // 2
@@ -170,9 +170,9 @@ def test_weighted_tiles_have_the_loss_and_gradient_of_whole_images_on_average(re
 
     loss, error = denoising_loss(shell, images, sigma, noise, captions(2))
     cut = tiling(shell, 32)
-    chance = chances(images, shell.high_band_variance, cut)
+    chance = tile_probabilities(images, shell.high_band_variance, cut)
     weight = 1 / (chance.shape[1] * chance.flatten())
-    tiles = cut.every(2, images.device)
+    tiles = cut.all_tiles(2, images.device)
     losses, errors = tiled_loss(shell, images, sigma, noise, captions(2), cut, tiles, weight)
     likely = chance.flatten() / len(images)
     mean_loss = (likely * losses.flatten(1).mean(dim=1) if regions else likely * losses).sum()
@@ -187,7 +187,7 @@ def test_tiles_are_drawn_as_often_as_they_are_likely() -> None:
     shell = shell_of(resolution=128)
     images, _, _ = drawn(shell)
     cut, n = tiling(shell, 32), 20000
-    chance = chances(images, shell.high_band_variance, cut)
+    chance = tile_probabilities(images, shell.high_band_variance, cut)
     tiles, weight = draw_tiles(chance, n, cut, torch.Generator().manual_seed(0))
     number = (tiles.rows * cut.side + tiles.y) * cut.side + tiles.x
     found = torch.bincount(number, minlength=chance.numel()).double()
@@ -207,9 +207,9 @@ def test_detail_is_drawn_more_often_than_a_flat_tile() -> None:
     images = torch.zeros(1, 3, 128, 128)
     images[..., :64, :64] = torch.randn(3, 64, 64)
     variance = float(torch.randn(3, 64, 64).square().mean())
-    chance = chances(images, variance, Tiling(128, 64, 0))[0]
+    chance = tile_probabilities(images, variance, Tiling(128, 64, 0))[0]
     assert chance.sum() == pytest.approx(1)
-    assert float(chance[0] / chance[1]) == pytest.approx(1 + 1 / LEAST_CHANCE, rel=0.05)
+    assert float(chance[0] / chance[1]) == pytest.approx(1 + 1 / MIN_PROBABILITY, rel=0.05)
     assert torch.equal(chance[1:], chance[1].expand(3))
 
 

@@ -14,7 +14,7 @@ from pipeline.config.params import parse_params
 from pipeline.diffusion.ema import Profile, gamma_of_std, mixing_weights, power_decay, profile_product
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.errors import StorageError
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import CoreDenoiser, build_core
 from pipeline.models.layers import MPConv
 from pipeline.models.snapshot import load_snapshot
@@ -81,7 +81,7 @@ def trained(folder: Path, stds: tuple[float, ...]) -> Averages:
         TrainState({"net": learner}),
         Averages(folder, learner, moments_of(BATCH * STEPS, BATCH, 16)),
     )
-    text = Text(torch.zeros(BATCH, 4), torch.zeros(BATCH, 2, 4), torch.zeros(BATCH, 2) > 0)
+    text = Conditioning(torch.zeros(BATCH, 4), torch.zeros(BATCH, 2, 4), torch.zeros(BATCH, 2) > 0)
     for step in range(STEPS):
         g = generator_for(0, "data", state.nimg)
         images = 0.5 * torch.randn(BATCH, 3, 1, 1, generator=g) * torch.ones(1, 1, 8, 8)
@@ -138,7 +138,7 @@ def test_candidates_are_the_tracked_lengths_and_those_that_the_stored_ones_deter
 def test_a_run_chooses_by_held_out_error_and_a_resumed_one_chooses_the_same_bits(
     tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree = {**tiny_tree, "pretrain": {**tiny_tree["pretrain"], "ema_moments": 4, "early_images": 24}}
+    tree = {**tiny_tree, "pretrain": {**tiny_tree["pretrain"], "ema_snapshots": 4, "early_images": 24}}
     whole, broken = (config_of(tree, tiny_root, tmp_path / name) for name in ("whole", "broken"))
 
     def stop(name: str, nimg: int) -> None:

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from pipeline.data.dataset import Batch
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.diffusion.regions import region_sigma
-from pipeline.models.conditioning import Text
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels, set_dtype
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
@@ -78,7 +78,7 @@ class Noise:
         tokens = torch.randn(4, 3, 8, generator=generator)
         mask = torch.rand(4, 3, generator=generator) < 0.7
         images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-        return Batch(images, 1, Text(tokens.mean(1), tokens, mask), None)
+        return Batch(images, 1, Conditioning(tokens.mean(1), tokens, mask), None)
 
 
 def trained(
@@ -137,9 +137,9 @@ def trained(
     return learner.weights.detach().clone(), losses
 
 
-def no_text(device: str) -> Text:
+def no_text(device: str) -> Conditioning:
     mask = torch.zeros(1, 3, dtype=torch.bool)
-    return Text(torch.zeros(1, 8), torch.zeros(1, 3, 8), mask).to(device)
+    return Conditioning(torch.zeros(1, 8), torch.zeros(1, 3, 8), mask).to(device)
 
 
 @pytest.mark.parametrize("kind", ["regions", "tiles"])

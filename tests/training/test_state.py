@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.adversarial.losses import difference_penalty, kernel_distance, spread
+from pipeline.adversarial.losses import difference_penalty, kernel_distance, mean_pairwise_distance
 from pipeline.adversarial.step import phase_error
 from pipeline.diffusion.ema import gamma_of_std, halflife_decay, power_decay
 from pipeline.errors import BadData, StorageError
@@ -16,7 +16,7 @@ from pipeline.models.layers import MPConv
 from pipeline.models.resample import pool
 from pipeline.rng import generator_for
 from pipeline.training import checkpoint
-from pipeline.training.distributed import average_gradient, my_shards
+from pipeline.training.distributed import average_gradient, local_shards
 from pipeline.training.hooks import Progress, due, read_records
 from pipeline.training.schedule import linear_decay_lr
 from pipeline.training.state import Learner, TrainState
@@ -159,7 +159,7 @@ def test_random_streams_depend_on_every_part_of_the_key() -> None:
 def test_a_gradient_that_is_not_finite_stops_training() -> None:
     with pytest.raises(BadData, match="training at image 64: the gradient is not finite"):
         average_gradient(torch.tensor([1.0, math.nan]), 1, 64)
-    assert list(my_shards(3)) == [0, 1, 2]
+    assert list(local_shards(3)) == [0, 1, 2]
 
 
 def test_progress_is_cut_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_kernel_distance_agrees_with_the_definition() -> None:
     yy = sum(k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / 30
     xy = sum(k(a, b) for a in x for b in y) / 42
     assert float(kernel_distance(x, y)) == pytest.approx(xx + yy - 2 * xy, rel=1e-9)
-    assert float(spread(torch.tensor([[0.0], [2.0]]))) == 2
+    assert float(mean_pairwise_distance(torch.tensor([[0.0], [2.0]]))) == 2
     one, half = torch.ones(3), torch.full((3,), 0.5)
     assert float(difference_penalty(one, half, weight=0.3, std=0.1)) == pytest.approx(0.3 / 0.01 * 0.25)
 

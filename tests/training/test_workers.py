@@ -135,7 +135,7 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
     shutil.copytree(tiny_root / "data", tmp_path / "data")
     tree = {**tiny_tree, "sampling": {**tiny_tree["sampling"], "guide": "early"}}
     for stage in ("pretrain", "finetune"):
-        tree[stage] = {**tree[stage], "early_images": 16, "ema_moments": 3}
+        tree[stage] = {**tree[stage], "early_images": 16, "ema_snapshots": 3}
     config = config_of(tree, tmp_path, tmp_path / "runs/pretrain")
 
     def stop(name: str, nimg: int) -> None:
@@ -250,7 +250,7 @@ def test_models_with_kernels_and_regions_train_and_grow_only_on_their_like(
 def test_without_kernels_no_image_is_looked_at_for_their_picture(
     trained: Path, tiny_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = context.Run("pretrain", config_of(tiny_tree, trained, tmp_path / "run"))
+    run = context.TrainContext("pretrain", config_of(tiny_tree, trained, tmp_path / "run"))
     monkeypatch.setattr(run, "images_and_names", None)
     run.kernel_picture(load_snapshot(trained / "models/core"), tmp_path / "kernels.png")
     assert not (tmp_path / "kernels.png").exists()

@@ -285,7 +285,7 @@ class TreeSource:
 
     def decode(self, content: bytes, where: str) -> Picture:
         """See `images.frame`."""
-        return images.frame(content, where, self._framing)
+        return images.decode_square(content, where, self._framing)
 
 
 class Folder(TreeSource):

@@ -155,7 +155,7 @@ class Parquet:
 
     def decode(self, content: bytes, where: str) -> Picture:
         """See `images.frame`."""
-        return images.frame(content, where, self._framing)
+        return images.decode_square(content, where, self._framing)
 
 
 def _only(path: Path) -> File:

@@ -228,4 +228,4 @@ class Torchvision:
 
     def decode(self, content: bytes, where: str) -> Picture:
         """See `images.frame`."""
-        return images.frame(content, where, self._framing)
+        return images.decode_square(content, where, self._framing)
