@@ -16,12 +16,15 @@ from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.errors import ConfigError
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import load_snapshot, save_snapshot
-from pipeline.training import context, levels
+from pipeline.training import context
 from pipeline.training.denoising import DenoisingStep
 from pipeline.training.hooks import read_records
 from pipeline.training.state import Learner
-from pipeline.workers import finetune, pretrain
+from pipeline.workers.finetune import finetune
+from pipeline.workers.pretrain import pretrain
+from pipeline.workers.refine import refine
 
+WORKERS = {"pretrain": pretrain, "finetune": finetune, "refine": refine}
 STAGES = {"pretrain": "core", "finetune": "finetuned", "refine": "refined"}
 
 
@@ -44,7 +47,7 @@ def trained(tiny_tree: dict[str, Any], tiny_root: Path, tmp_path_factory: pytest
     shutil.copytree(tiny_root / "data", root / "data")
     for stage, kind in STAGES.items():
         run_dir = root / "runs" / stage
-        getattr(levels, stage)(config_of(tiny_tree, root, run_dir))
+        WORKERS[stage](config_of(tiny_tree, root, run_dir))
         shutil.copytree(run_dir / "result" / "model", root / "models" / kind)
     return root
 
@@ -106,9 +109,9 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.training.context.failpoint", stop)
         with pytest.raises(KeyboardInterrupt):
-            getattr(levels, stage)(config)
+            WORKERS[stage](config)
     assert (artifacts.latest_valid(tmp_path / "run/checkpoints", "nimg-") is None) == (stop_at == 8)
-    getattr(levels, stage)(config)
+    WORKERS[stage](config)
     whole, resumed = last_state(trained / "runs" / stage), last_state(tmp_path / "run")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -145,10 +148,10 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.training.context.failpoint", stop)
         with pytest.raises(KeyboardInterrupt):
-            pretrain.pretrain(config)
+            pretrain(config)
     then = last_state(tmp_path / "runs/pretrain")  # at 16
     assert torch.equal(then["extra.early"], then["net.ema.0.05"])
-    pretrain.pretrain(config)
+    pretrain(config)
     assert torch.equal(last_state(tmp_path / "runs/pretrain")["extra.early"], then["extra.early"])
     shutil.copytree(tmp_path / "runs/pretrain/result/model", tmp_path / "models/core")
     core = load_snapshot(tmp_path / "models/core")
@@ -157,7 +160,7 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
     assert early is not None
     flat = Learner(early.requires_grad_(), (0.9, 0.99)).weights.detach()  # in the order of the state
     torch.testing.assert_close(flat, then["extra.early"], rtol=0.05, atol=0.05)  # but for its projection
-    finetune.finetune(config_of(tree, tmp_path, tmp_path / "runs/finetune"))
+    finetune(config_of(tree, tmp_path, tmp_path / "runs/finetune"))
     grown = load_snapshot(tmp_path / "runs/finetune/result/model")
     assert grown.early is not None and grown.config["sampling"]["guide"] == "early"
     assert (
@@ -181,7 +184,7 @@ def test_a_guide_without_weights_is_refused_in_one_line(
         generate_images(load_snapshot(trained / "models/core"), text, [1], guide="early")
     tree = {**tiny_tree, "finetune": {**tiny_tree["finetune"], "early_images": 16}}
     with pytest.raises(ConfigError, match="the model to grow has no early weights"):
-        finetune.finetune(config_of(tree, trained, tmp_path / "run"))
+        finetune(config_of(tree, trained, tmp_path / "run"))
 
 
 def test_a_share_of_images_teaches_a_shell_to_upscale(
@@ -189,7 +192,7 @@ def test_a_share_of_images_teaches_a_shell_to_upscale(
 ) -> None:
     more = {"upscale_probability": 0.5, "degrade": {"jpeg": [30, 95], "blur": 1.0}}
     tree = {**tiny_tree, "finetune": {**tiny_tree["finetune"], **more}}
-    finetune.finetune(config_of(tree, trained, tmp_path / "run"))
+    finetune(config_of(tree, trained, tmp_path / "run"))
     grown = load_snapshot(tmp_path / "run/result/model")
     assert grown.config["shells"][0]["net"]["bands"] is True
     gains = [p for name, p in grown.denoiser.net.named_parameters() if "band_" in name and "gain" in name]
@@ -232,11 +235,11 @@ def test_models_with_kernels_and_regions_train_and_grow_only_on_their_like(
     regions = {"probability": 0.5, "maps": "random"}
     tree = {**tiny_tree, "regions": regions, "shell": {**tiny_tree["shell"], "kernels": "both"}}
     with pytest.raises(ConfigError, match="was trained without regions .regions.probability 0"):
-        finetune.finetune(config_of(tree, trained, tmp_path / "refused"))
+        finetune(config_of(tree, trained, tmp_path / "refused"))
     shutil.copytree(trained / "data", tmp_path / "data")
     for stage, kind in STAGES.items():
         config = config_of(tree, tmp_path, tmp_path / "runs" / stage)
-        getattr(levels, stage)(config)
+        WORKERS[stage](config)
         shutil.copytree(tmp_path / "runs" / stage / "result" / "model", tmp_path / "models" / kind)
     core, grown = (load_snapshot(tmp_path / "models" / kind).denoiser for kind in ("core", "finetuned"))
     for model in (core, grown):
@@ -270,12 +273,12 @@ def test_bridges_resume_with_the_bits_of_an_unbroken_run_at_every_level(
 
     for stage, kind in (("pretrain", "core"), ("finetune", "finetuned")):
         whole, broken = (config_of(tree, tmp_path, tmp_path / f"runs/{stage}{i}") for i in (0, 1))
-        getattr(levels, stage)(whole)
+        WORKERS[stage](whole)
         with monkeypatch.context() as patch:
             patch.setattr("pipeline.training.context.failpoint", stop)
             with pytest.raises(KeyboardInterrupt):
-                getattr(levels, stage)(broken)
-        getattr(levels, stage)(broken)
+                WORKERS[stage](broken)
+        WORKERS[stage](broken)
         models = [Path(config["run_dir"]) / "result/model" for config in (whole, broken)]
         first, second = (model / "model.safetensors" for model in models)
         assert first.read_bytes() == second.read_bytes()
@@ -287,7 +290,7 @@ def test_a_model_of_another_size_is_refused_in_one_line(
 ) -> None:
     config = config_of(tiny_tree, trained, tmp_path / "run")
     with pytest.raises(ConfigError, match="the model to grow makes 16 px, data.resolution is 16"):
-        finetune.finetune({**config, "init": str(trained / "models/finetuned")})
+        finetune({**config, "init": str(trained / "models/finetuned")})
 
 
 def test_a_model_of_other_shape_or_captions_is_refused_in_one_line_that_says_what_differs(
@@ -295,18 +298,18 @@ def test_a_model_of_other_shape_or_captions_is_refused_in_one_line_that_says_wha
 ) -> None:
     wider = {**tiny_tree, "core": {**tiny_tree["core"], "channels": 24}}
     with pytest.raises(ConfigError, match=r"core.channels is 16 in the model to grow, 24 in params.yaml"):
-        finetune.finetune(config_of(wider, trained, tmp_path / "run"))
+        finetune(config_of(wider, trained, tmp_path / "run"))
     finer = {**tiny_tree, "core": {**tiny_tree["core"], "resolution": 16}}
     finer["data"] = {**tiny_tree["data"], "resolution": 32}
     with pytest.raises(ConfigError, match=r"core.resolution is 8 in the model to grow, 16 in params.yaml"):
-        finetune.finetune(config_of(finer, trained, tmp_path / "run"))
+        finetune(config_of(finer, trained, tmp_path / "run"))
     shutil.copytree(trained / "models/core", tmp_path / "models/core")
     snapshot = load_snapshot(tmp_path / "models/core")
     encoder = {**snapshot.config["text_encoder"], "name": "label"}
     save_snapshot(tmp_path / "models/core", snapshot.denoiser, {**snapshot.config, "text_encoder": encoder})
     shutil.copytree(trained / "data", tmp_path / "data")
     with pytest.raises(ConfigError, match="text encoder's name is label in the model, random in the data"):
-        finetune.finetune(config_of(tiny_tree, tmp_path, tmp_path / "run"))
+        finetune(config_of(tiny_tree, tmp_path, tmp_path / "run"))
     varied = {**tiny_tree, "augment": {**tiny_tree["augment"], "probability": 0.5}}
     with pytest.raises(ConfigError, match="was trained without augment .augment.probability 0"):
-        finetune.finetune(config_of(varied, trained, tmp_path / "run"))
+        finetune(config_of(varied, trained, tmp_path / "run"))
