@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.strict_yaml import Section, _parse, _read_yaml, _require
+from pipeline.config.strict_yaml import Section, parse_section, read_yaml, require
 from pipeline.errors import ConfigError
 
 PROFILE_VARIABLE = "CRESCENDO_COMPUTE"
@@ -42,9 +42,9 @@ class ComputeProfile(Section):
     @model_validator(mode="after")
     def _check(self) -> ComputeProfile:
         absolute = self.storage is None or Path(self.storage).is_absolute()
-        _require(absolute, f"storage: {self.storage!r} is not an absolute path")
+        require(absolute, f"storage: {self.storage!r} is not an absolute path")
         needs = self.address is None or self.storage is not None
-        _require(needs, "storage: a cluster (address) needs a folder that its nodes share")
+        require(needs, "storage: a cluster (address) needs a folder that its nodes share")
         return self
 
 
@@ -56,4 +56,4 @@ def load_profile(root: str | os.PathLike[str] = ".", name: str | None = None) ->
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
         problem = f"there is no compute profile {name!r} in infra/compute"
         raise ConfigError("E-CFG-007", PROFILE_VARIABLE, problem, f"choose one of: {known}")
-    return _parse(ComputeProfile, _read_yaml(folder / f"{name}.yaml"), f"infra/compute/{name}.yaml")
+    return parse_section(ComputeProfile, read_yaml(folder / f"{name}.yaml"), f"infra/compute/{name}.yaml")

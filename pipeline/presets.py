@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.config.params import parse_params
-from pipeline.config.strict_yaml import _read_yaml
+from pipeline.config.strict_yaml import read_yaml
 from pipeline.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ def apply_preset(root: Path, name: str) -> list[str]:
     if name not in known:
         fix = f"choose one of: {', '.join(known) or 'none'}"
         raise ConfigError("E-CFG-017", "presets", f"there is no preset {name!r}", fix)
-    changes = _read_yaml(root / "presets" / f"{name}.yaml")
+    changes = read_yaml(root / "presets" / f"{name}.yaml")
     return change_params(root, changes, f"params.yaml with presets/{name}.yaml")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli.images import MAX_IMAGES, _check_png
+from pipeline.cli.images import MAX_IMAGES, check_png
 from pipeline.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ def _data_show(args: argparse.Namespace) -> int:
 
     if not 1 <= args.num <= MAX_IMAGES:
         raise ConfigError("E-CFG-043", "--num", f"{args.num} is out of range", f"choose 1 to {MAX_IMAGES}")
-    _check_png(args.out)
+    check_png(args.out)
     dataset = PreparedDataset(Path("data/prepared"))
     rows = dataset.split(args.split)
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(args.num, len(rows))).astype(int))]

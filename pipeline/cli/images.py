@@ -7,13 +7,13 @@ import math
 import sys
 from pathlib import Path
 
-from pipeline.cli.models import _load
+from pipeline.cli.models import load_model
 from pipeline.errors import BadData, ConfigError
 
 MAX_IMAGES = 4096  # one grid, held in memory
 
 
-def _check_png(path: Path) -> None:
+def check_png(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise ConfigError("E-CFG-044", "--out", f"{str(path)!r} is no PNG file", "let it end in .png")
 
@@ -25,12 +25,12 @@ def _generate(args: argparse.Namespace) -> int:
     total = args.num * len(args.prompts)
     if args.num < 1 or total > MAX_IMAGES:
         raise ConfigError("E-CFG-043", "--num", f"makes {total} pictures", f"choose 1 to {MAX_IMAGES} in all")
-    _check_png(args.out)
+    check_png(args.out)
     if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
         raise ConfigError("E-CFG-045", "--guidance", f"{args.guidance} is out of range", "choose 0 or more")
     for seed in (args.seed, args.seed + args.num - 1):
         check_seed(seed)
-    generator = _load(args.model, Path.cwd())
+    generator = load_model(args.model, Path.cwd())
     if generator.snapshot.config["kind"] == "refined":
         for option, value in (
             ("--guidance", args.guidance),
@@ -58,7 +58,7 @@ def _upscale(args: argparse.Namespace) -> int:
     from pipeline.inference.generator import encode_png
     from pipeline.prepare import images
 
-    _check_png(args.out)
+    check_png(args.out)
     with open(args.picture, "rb") as file:
         content = file.read(images.MAX_BYTES + 1)
     picture, alpha = images.decode_full_size(content, str(args.picture))
@@ -66,7 +66,7 @@ def _upscale(args: argparse.Namespace) -> int:
     if height * width > images.MAX_PIXELS:
         problem = f"would have {width}x{height} pixels, the most is {images.MAX_PIXELS}"
         raise BadData("E-IMG-004", str(args.out), problem, "scale the picture down, or choose --factor 2")
-    generator = _load(args.model, Path.cwd())
+    generator = load_model(args.model, Path.cwd())
     if not any(shell["net"].get("bands") for shell in generator.snapshot.config["shells"]):
         hint = "it is better at it after training with finetune.upscale_probability above 0"
         print(f"note: this model was not trained to upscale; {hint}", file=sys.stderr)

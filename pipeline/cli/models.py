@@ -20,7 +20,7 @@ def _promote(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(model: str | None, root: Path) -> Generator:
+def load_model(model: str | None, root: Path) -> Generator:
     """The model that was asked for, or the best there is; says which."""
     from pipeline.inference.generator import load_generator
 

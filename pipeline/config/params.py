@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config.strict_yaml import Section, _parse, _read_yaml, _require
+from pipeline.config.strict_yaml import Section, parse_section, read_yaml, require
 
 SOURCES = r"folder|archive|parquet|torchvision:[A-Za-z0-9]+|openmoji==\d+(\.\d+)*"
 ENCODERS = r"minilm|label|clip:\S+"
@@ -54,12 +54,12 @@ class Data(Section):
     def _check(self) -> Data:
         known = re.fullmatch(SOURCES, self.source)
         choices = "folder, archive, parquet, torchvision:CIFAR10 or openmoji==17.0.0"
-        _require(bool(known), f"source: {self.source!r} is unknown. Fix: write {choices}")
+        require(bool(known), f"source: {self.source!r} is unknown. Fix: write {choices}")
         encoder = re.fullmatch(ENCODERS, self.text_encoder)
         choices = "minilm, label, or clip:NAME (a folder, or a name on the hub)"
-        _require(bool(encoder), f"text_encoder: {self.text_encoder!r} is unknown. Fix: write {choices}")
-        _require(len(self.background) == 3, "background: needs 3 numbers (red, green, blue)")
-        _require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
+        require(bool(encoder), f"text_encoder: {self.text_encoder!r} is unknown. Fix: write {choices}")
+        require(len(self.background) == 3, "background: needs 3 numbers (red, green, blue)")
+        require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
         return self
 
 
@@ -77,13 +77,13 @@ class Core(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Core:
-        _require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
+        require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
         maps = [self.resolution // self.patch // 2**level for level in range(len(self.channel_mult))]
-        _require(maps[-1] >= 1, f"channel_mult: {len(maps)} levels are too many for {self.resolution} px")
+        require(maps[-1] >= 1, f"channel_mult: {len(maps)} levels are too many for {self.resolution} px")
         for size in self.attention:
-            _require(size in maps, f"attention: {size} is no feature map of this network, which has {maps}")
+            require(size in maps, f"attention: {size} is no feature map of this network, which has {maps}")
         effective = self.kernels == "off" or self.resolution >= 32
-        _require(
+        require(
             effective,
             f"kernels: have no effect in a core of {self.resolution} px; it needs 32. Fix: write off",
         )
@@ -113,7 +113,7 @@ class Regions(Section):
     @model_validator(mode="after")
     def _check(self) -> Regions:
         effective = self.maps == "random" or self.probability > 0
-        _require(effective, "maps: 'bridge' has no effect without probability above 0. Fix: write random")
+        require(effective, "maps: 'bridge' has no effect without probability above 0. Fix: write random")
         return self
 
 
@@ -132,10 +132,10 @@ class Training(Section):
     @model_validator(mode="after")
     def _check_clocks(self) -> Training:
         batch = self.batch_size
-        _require(batch % self.shards == 0, f"shards: batch_size {batch} is not divisible by {self.shards}")
+        require(batch % self.shards == 0, f"shards: batch_size {batch} is not divisible by {self.shards}")
         for name in ("num_images", "checkpoint_images", "log_images", "sample_images"):
             value = getattr(self, name)
-            _require(value % batch == 0, f"{name}: {value} is not a multiple of batch_size {batch}")
+            require(value % batch == 0, f"{name}: {value} is not a multiple of batch_size {batch}")
         return self
 
 
@@ -174,7 +174,7 @@ class Degrade(Section):
     @model_validator(mode="after")
     def _check(self) -> Degrade:
         good = not self.jpeg or (len(self.jpeg) == 2 and self.jpeg[0] <= self.jpeg[1])
-        _require(good, "jpeg: needs two qualities, the lower one first, or none")
+        require(good, "jpeg: needs two qualities, the lower one first, or none")
         return self
 
 
@@ -198,12 +198,12 @@ class Finetune(Training):
         source, pinned = self.init_from, bool(self.init_sha256)
         cure = f"run `crescendo pin {source}`"
         fixed = not source.startswith("models:") or re.fullmatch(r"models:/[^/@]+/\d+", source)
-        _require(bool(fixed), f"init_from: {source!r} is no fixed version of a model. Fix: {cure}")
+        require(bool(fixed), f"init_from: {source!r} is no fixed version of a model. Fix: {cure}")
         own = source == CORE_MODEL
-        _require(
+        require(
             own or pinned, f"init_sha256: is empty, {source} needs the digest of its snapshot. Fix: {cure}"
         )
-        _require(not (own and pinned), f"init_sha256: {CORE_MODEL} has none here. Fix: write ''")
+        require(not (own and pinned), f"init_sha256: {CORE_MODEL} has none here. Fix: write ''")
         return self
 
 
@@ -229,13 +229,13 @@ class Refine(Training):
     def _check(self) -> Refine:
         for name in ("discriminators", "passes"):
             values = getattr(self, name)
-            _require(len(set(values)) == len(values), f"{name}: an entry is given twice")
+            require(len(set(values)) == len(values), f"{name}: an entry is given twice")
         same = len(self.pass_probs) == len(self.passes)
-        _require(same, f"pass_probs: needs {len(self.passes)} numbers, one for each of passes")
+        require(same, f"pass_probs: needs {len(self.passes)} numbers, one for each of passes")
         total = math.fsum(self.pass_probs)
-        _require(abs(total - 1) < 1e-6, f"pass_probs: the sum is {total:g}, must be 1")
+        require(abs(total - 1) < 1e-6, f"pass_probs: the sum is {total:g}, must be 1")
         check, batch = self.check_images, self.batch_size
-        _require(check % batch == 0, f"check_images: {check} is not a multiple of batch_size {batch}")
+        require(check % batch == 0, f"check_images: {check} is not a multiple of batch_size {batch}")
         return self
 
 
@@ -258,12 +258,12 @@ class Sampling(Section):
     @model_validator(mode="after")
     def _check(self) -> Sampling:
         whole = self.sampler != "adaptive" or not self.finish
-        _require(whole, "finish: has no effect on the adaptive sampler. Fix: write false")
+        require(whole, "finish: has no effect on the adaptive sampler. Fix: write false")
         low_high = self.guidance_interval
         plain = self.sampler != "adaptive" or self.guide == "no_text"
-        _require(plain, f"guide: {self.guide!r} cannot guide the adaptive sampler. Fix: write no_text")
+        require(plain, f"guide: {self.guide!r} cannot guide the adaptive sampler. Fix: write no_text")
         good = len(low_high) == 2 and low_high[0] < low_high[1]
-        _require(good, "guidance_interval: needs two numbers, the lower one first")
+        require(good, "guidance_interval: needs two numbers, the lower one first")
         return self
 
 
@@ -309,37 +309,35 @@ class Params(Section):
     def _check(self) -> Params:
         top, low = self.data.resolution, self.core.resolution
         problem = f"data.resolution: {top} is not core.resolution ({low}) doubled once or more"
-        _require(top > low, problem)
-        _require(top <= 16 * low, f"data.resolution: {top} is more than 16 times core.resolution ({low})")
+        require(top > low, problem)
+        require(top <= 16 * low, f"data.resolution: {top} is more than 16 times core.resolution ({low})")
         octaves = (top // low).bit_length() - 1
         problem = f"needs {octaves} numbers, one for each octave from core.resolution ({low}) to"
         for key, values in (("shell.channels", self.shell.channels), ("sampling.lift", self.sampling.lift)):
             fits = len(values) == octaves or (key == "sampling.lift" and len(values) == 1)
-            _require(fits, f"{key}: {problem} data.resolution ({top})")
+            require(fits, f"{key}: {problem} data.resolution ({top})")
         small = self.regions.probability > 0 and low < 8
-        _require(
+        require(
             not small, f"regions.probability: a core of {low} px has too few patches of 4 px; it needs 8 px"
         )
         fits = self.regions.maps == "random" or self.finetune.upscale_probability == 0
         cure = "write random, or finetune.upscale_probability: 0.0"
-        _require(fits, f"regions.maps: 'bridge' needs low bands without a clock of their own. Fix: {cure}")
+        require(fits, f"regions.maps: 'bridge' needs low bands without a clock of their own. Fix: {cure}")
         coarse = low // self.shell.patch  # positions of the first shell's coarse feature map
         fits = self.shell.kernels == "off" or coarse >= 4
-        _require(
-            fits, f"shell.kernels: a feature map of {coarse} positions has no room for them; they need 4"
-        )
+        require(fits, f"shell.kernels: a feature map of {coarse} positions has no room for them; they need 4")
         for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             kept, seen = section.early_images, section.num_images
-            _require(kept <= seen, f"{name}.early_images: {kept} is more than {name}.num_images ({seen})")
+            require(kept <= seen, f"{name}.early_images: {kept} is more than {name}.num_images ({seen})")
         early = self.sampling.guide != "early" or (self.pretrain.early_images and self.finetune.early_images)
-        _require(bool(early), "sampling.guide: 'early' needs pretrain.early_images and finetune.early_images")
+        require(bool(early), "sampling.guide: 'early' needs pretrain.early_images and finetune.early_images")
         regions = self.sampling.sampler != "adaptive" or self.regions.probability > 0
-        _require(regions, "sampling.sampler: 'adaptive' needs regions.probability above 0")
+        require(regions, "sampling.sampler: 'adaptive' needs regions.probability above 0")
         degraded = bool(self.finetune.degrade.jpeg) or self.finetune.degrade.blur > 0
         effective = self.finetune.upscale_probability > 0 or not degraded
-        _require(effective, "finetune.degrade: has no effect without finetune.upscale_probability above 0")
+        require(effective, "finetune.degrade: has no effect without finetune.upscale_probability above 0")
         foreign = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
-        _require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")
+        require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")
         return self
 
 
@@ -350,9 +348,9 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
         ConfigError: unknown key, wrong type, out of range, contradiction, not YAML.
         InputMissing: there is no such file.
     """
-    return parse_params(_read_yaml(Path(path)), source=Path(path).name)
+    return parse_params(read_yaml(Path(path)), source=Path(path).name)
 
 
 def parse_params(tree: Mapping[str, Any], source: str = "params.yaml") -> Params:
     """Check a tree of values, such as a parsed file or `Params.model_dump(mode="json")`."""
-    return _parse(Params, tree, source)
+    return parse_section(Params, tree, source)

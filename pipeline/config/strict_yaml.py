@@ -21,7 +21,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
 
@@ -29,7 +29,7 @@ def _require(condition: bool, message: str) -> None:
 _Model = TypeVar("_Model", bound=Section)
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
+def read_yaml(path: Path) -> Mapping[str, Any]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -70,7 +70,7 @@ def _freeze(value: Any, budget: list[int]) -> Any:
     return value
 
 
-def _parse(model: type[_Model], tree: Mapping[str, Any], source: str) -> _Model:
+def parse_section(model: type[_Model], tree: Mapping[str, Any], source: str) -> _Model:
     try:
         frozen = _freeze(tree, [_MAX_NODES])
     except (ValueError, RecursionError) as exc:
