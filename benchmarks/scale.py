@@ -24,7 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import machine, significant, table
-from benchmarks.train import TEXT_DIM, Pictures, count_parameters, flops, say, seconds_of
+from benchmarks.train.counting import count_parameters, flops
+from benchmarks.train.crescendo import Pictures
+from benchmarks.train.settings import TEXT_DIM
+from benchmarks.train.timing import say, seconds_of
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma

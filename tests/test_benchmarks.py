@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import coarse, data, measure, samplers, scale, train, upscale
+from benchmarks import coarse, measure, samplers, scale, upscale
+from benchmarks.data import decode, load, prepare, store, wait
+from benchmarks.train import settings, tables
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.models.denoiser import build_core, build_shell, pyramid_levels
@@ -47,46 +49,46 @@ def test_what_lacks_a_package_takes_no_part():
 
 
 def test_decode_table_has_every_contender():
-    text = data.decode_table(count=3, repeats=1, px=64)
-    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(data.DECODERS)
+    text = decode.decode_table(count=3, repeats=1, px=64)
+    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(decode.DECODERS)
 
 
 def test_prepare_table_says_what_is_decoded_again(monkeypatch):
-    monkeypatch.setattr(data, "Bound", lambda cores: nullcontext(lambda work, *args: work(*args)))
+    monkeypatch.setattr(prepare, "Bound", lambda cores: nullcontext(lambda work, *args: work(*args)))
     monkeypatch.setattr(validation, "validate", lambda *_: validation.Report(()))  # which takes seconds
-    text = data.prepare_table(count=8, repeats=1, px=64, cores=(1,))
+    text = prepare.prepare_table(count=8, repeats=1, px=64, cores=(1,))
     assert "1 decoded" in text
     assert "Pillow, np.save" in text
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_load_table_has_every_contender():
-    text = data.load_table(count=128, repeats=1, side=16, seconds=0.001)
-    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(data.LOADERS)
+    text = load.load_table(count=128, repeats=1, side=16, seconds=0.001)
+    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(load.LOADERS)
 
 
 def test_wait_table_has_both_denoising_stages():
-    text = data.wait_table(count=24, repeats=1)
+    text = wait.wait_table(count=24, repeats=1)
     assert [line.split("|")[1].strip() for line in lines(text)[2:]] == ["pretrain", "finetune"]
 
 
 def test_store_table_has_every_kind_size_and_codec():
-    text = data.store_table(count=1, repeats=1)
-    assert len(lines(text)) == 2 + 2 * 2 * len(data.CODECS)
+    text = store.store_table(count=1, repeats=1)
+    assert len(lines(text)) == 2 + 2 * 2 * len(store.CODECS)
 
 
 @pytest.mark.parametrize("equal", ["parameters", "multiply-adds"])
 def test_step_table_has_every_contender(equal):
-    setting = train.Setting(torch.device("cpu"), torch.float32, 16, 2, seconds=0.001, repeats=1)
-    text = train.step_table(train.TINY, setting, equal, weigh=False)
-    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(train.CONTENDERS)
+    setting = settings.Setting(torch.device("cpu"), torch.float32, 16, 2, seconds=0.001, repeats=1)
+    text = tables.step_table(settings.TINY, setting, equal, weigh=False)
+    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(settings.CONTENDERS)
 
 
 def test_update_table_has_every_contender():
-    setting = train.Setting(torch.device("cpu"), torch.float32, 16, 2, seconds=0.001, repeats=1)
-    names = [line.split("|")[1].strip() for line in lines(train.update_table(train.TINY, setting))[2:]]
-    assert names[0].startswith(train.OURS)
-    assert names[1:] == list(train.UPDATES)
+    setting = settings.Setting(torch.device("cpu"), torch.float32, 16, 2, seconds=0.001, repeats=1)
+    names = [line.split("|")[1].strip() for line in lines(tables.update_table(settings.TINY, setting))[2:]]
+    assert names[0].startswith(settings.OURS)
+    assert names[1:] == list(tables.UPDATES)
 
 
 def test_structural_similarity_is_that_of_the_paper():
@@ -200,7 +202,7 @@ def test_ways_to_sample_differ_in_cost_as_their_steps_do(tmp_path):
     assert (tmp_path / "out/ways.png").read_bytes().startswith(b"\x89PNG")
 
 
-TINY = scale.Shape(train.TINY.core, train.TINY.shells, train.TINY.core_resolution)
+TINY = scale.Shape(settings.TINY.core, settings.TINY.shells, settings.TINY.core_resolution)
 
 
 def test_scale_table_has_every_octave_and_plans_what_takes_too_long():

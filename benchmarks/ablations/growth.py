@@ -32,7 +32,8 @@ from torch import Tensor
 from benchmarks.ablations.run import FOLDER, SHOWN, overridden, rounded, wanted, write, yaml_of
 from benchmarks.coarse import WholePyramid, at_full_resolution
 from benchmarks.scale import steps_at_levels
-from benchmarks.train import Pictures, flops
+from benchmarks.train.counting import flops
+from benchmarks.train.crescendo import Pictures
 from benchmarks.upscale import ours, psnr, resampled, ssim
 from pipeline.config.params import Params, parse_params
 from pipeline.data.dataset import PreparedDataset

@@ -1,0 +1,1 @@
+"""Data: decoding, preparation, loading and storage, each beside its peers."""

@@ -1,0 +1,1 @@
+"""A whole training update beside those of the peers."""

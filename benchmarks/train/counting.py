@@ -1,0 +1,77 @@
+"""Parameters and multiply-adds, and the search for plans of equal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.train.crescendo import Pictures, build_levels
+from benchmarks.train.peers import BUILDERS, PLANS, WIDTHS
+from benchmarks.train.settings import Cost, Plan, Size
+
+TOLERANCE = 0.1  # of what is to be equal
+
+
+def flops(work: Callable[[], Any]) -> int:
+    """Floating-point operations of `work`, products and sums each counted; attention as plain products."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Numbers that the module holds as parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def own_cost(size: Size) -> Cost:
+    """Of all levels, in one pass, without allocating them."""
+    text = Pictures(1, 1).text.to("meta")
+    with torch.device("meta"), torch.no_grad():
+        top = build_levels(size)[-1]
+        images = torch.zeros(1, 3, top.resolution, top.resolution)
+        return Cost(count_parameters(top), flops(lambda: top(images, torch.ones(1), text)) / 2)
+
+
+@cache
+def peer_cost(name: str, plan: Plan, resolution: int) -> Cost:
+    """Of a plan, without allocating it."""
+    with torch.device("meta"), torch.no_grad():
+        net = BUILDERS[name](plan, resolution)
+        images, times = torch.zeros(1, 3, resolution, resolution), torch.zeros(1, dtype=torch.long)
+        return Cost(count_parameters(net), flops(lambda: net(images, times)) / 2)
+
+
+def plans_near(name: str, resolution: int, target: float, of: Callable[[Cost], float]) -> Iterator[Plan]:
+    """For each kind of plan, the two widths about the target."""
+    for multiples, blocks in PLANS[name]:
+        if resolution >> (len(multiples) - 1) < 2:
+            continue
+        low, high = 0, len(WIDTHS) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            small = of(peer_cost(name, Plan(WIDTHS[middle], multiples, blocks), resolution)) < target
+            low, high = (middle, high) if small else (low, middle)
+        yield from (Plan(WIDTHS[i], multiples, blocks) for i in (low, high))
+
+
+def choose(name: str, resolution: int, target: Cost, equal: str) -> Plan:
+    """The first kind of plan that can be within 10% of the target; else what is nearest."""
+    field_ = {"parameters": "parameters", "multiply-adds": "macs"}[equal]
+    goal = getattr(target, field_)
+
+    def distance(plan: Plan) -> float:
+        return abs(getattr(peer_cost(name, plan, resolution), field_) / goal - 1)
+
+    found = []
+    for plan in plans_near(name, resolution, goal, lambda cost: getattr(cost, field_)):
+        if distance(plan) <= TOLERANCE:
+            return plan
+        found.append(plan)
+    return min(found, key=distance)
