@@ -55,7 +55,7 @@ def tables(args: argparse.Namespace) -> Iterator[str]:
 
 def main() -> None:
     """Print tables, or the profile."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=tuple(SIZES), help="of our networks; demo on a CPU, small on a GPU")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"))
