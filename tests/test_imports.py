@@ -22,10 +22,12 @@ ROWS = (
     ("diffusion", "data"),
     ("models", "text", "compute", "presets"),
     ("config", "artifacts", "tracking"),
-    ("errors", "rng", "processes"),
+    ("errors", "rng", "processes", "progress"),
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
-NOT_COMPARED = ("launch", "tracking", "registry", "cli", "compute", "presets", "processes", "errors")
+NOT_COMPARED = (
+    "launch", "tracking", "registry", "cli", "compute", "presets", "processes", "progress", "errors",
+)  # fmt: skip
 STAGES = ("prepare", "pretrain", "finetune", "refine", "evaluate")  # in order
 CORE = sorted(
     str(path.relative_to(ROOT))

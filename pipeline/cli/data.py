@@ -1,4 +1,4 @@
-"""`crescendo data`: look at images before they are trained on."""
+"""`crescendo data`: check a source of images, and show prepared ones, before training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,31 @@ from pipeline.cli.images import MAX_IMAGES, check_png
 from pipeline.errors import ConfigError
 
 
-def _data_check(args: argparse.Namespace) -> int:
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `data check` and `data show`."""
+    data = commands.add_parser("data", help="check and show images before training")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser(
+        "check",
+        help="validate a source and report what `prepare` would do with it",
+        description="Reads, decodes and validates a source as the prepare stage does, but writes nothing except "
+        "a report. The exit status is the one the stage would end with.",
+    )
+    check.add_argument(
+        "source",
+        nargs="?",
+        help="a folder, a zip, tar or Parquet file, or a source as params.yaml has it (default: its own)",
+    )
+    check.add_argument("--docs", type=Path, help="folder to write Data Docs to (default: none)")
+    check.set_defaults(run=_check)
+    show = actions.add_parser("show", help="draw a contact sheet of prepared images with their captions")
+    show.add_argument("--split", choices=("train", "val", "test"), default="train", help="(train)")
+    show.add_argument("--num", type=int, default=48, help="images, evenly spaced over the split (48)")
+    show.add_argument("--out", type=Path, default=Path("data.png"), help="PNG file to write (data.png)")
+    show.set_defaults(run=_show)
+
+
+def _check(args: argparse.Namespace) -> int:
     from pipeline.config.params import load_params
     from pipeline.prepare.prepare import check
     from pipeline.prepare.sources.load import data_of
@@ -21,7 +45,7 @@ def _data_check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _data_show(args: argparse.Namespace) -> int:
+def _show(args: argparse.Namespace) -> int:
     import numpy as np
 
     from pipeline.data.dataset import PreparedDataset

@@ -13,6 +13,77 @@ from pipeline.errors import BadData, ConfigError
 MAX_IMAGES = 4096  # one grid, held in memory
 
 
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `generate` and `upscale`."""
+    _add_generate(commands)
+    _add_upscale(commands)
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="generate images from prompts",
+        description="Generates one image per prompt and seed, as a PNG grid.",
+    )
+    generate.add_argument(
+        "prompts", nargs="+", metavar="PROMPT", help='what to show, such as "grinning face"'
+    )
+    generate.add_argument("--num", type=int, default=16, help="images per prompt (16)")
+    generate.add_argument(
+        "--steps",
+        type=int,
+        help="passes of a refined model, sampler steps of others (the model's own default)",
+    )
+    generate.add_argument(
+        "--seed", type=int, default=0, help="seed of the first image; the next one has seed + 1 (0)"
+    )
+    generate.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (grid.png)")
+    generate.add_argument(
+        "--model",
+        help="models:/NAME@ALIAS, models:/NAME/3 or a folder (champion, candidate or models/refined)",
+    )
+    generate.add_argument("--guidance", type=float, help="guidance strength, 1 = off; not for refined models")
+    generate.add_argument(
+        "--guide",
+        help="guide away from: no_text, early or low (the model's own default); not for refined models",
+    )
+    generate.add_argument(
+        "--sampler",
+        help="heun, dpmpp_2m, sde_dpmpp_2m or adaptive (the model's own default); not for refined models",
+    )
+    generate.add_argument("--resolution", type=int, help="px, of any level of the model (the finest)")
+    generate.set_defaults(run=_generate)
+
+
+def _add_upscale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    upscale = commands.add_parser(
+        "upscale",
+        help="enlarge an image by 2 or 4",
+        description="Adds detail to an image of any size with the shells of a fine-tuned model, tile by tile. The "
+        "result is sRGB; transparency is enlarged by plain interpolation.",
+    )
+    upscale.add_argument(
+        "image", type=Path, metavar="IMAGE", help="PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF file"
+    )
+    upscale.add_argument("--factor", type=int, choices=(2, 4), default=2, help="(2)")
+    upscale.add_argument(
+        "--out", type=Path, default=Path("upscaled.png"), help="PNG file to write (upscaled.png)"
+    )
+    upscale.add_argument("--prompt", default="", help="what the image shows (default: no prompt)")
+    upscale.add_argument("--model", default="models/finetuned", help="a folder (models/finetuned)")
+    upscale.add_argument(
+        "--steps", type=int, help="sampler steps; 1 gives the mean of all likely details (8)"
+    )
+    upscale.add_argument(
+        "--strength", type=float, help="noise added to the image, 0.005 to 0.5: more invents more (0.05)"
+    )
+    upscale.add_argument(
+        "--no-project", action="store_true", help="allow the result's 2x2 means to differ from the image"
+    )
+    upscale.add_argument("--seed", type=int, default=0, help="of the detail (0)")
+    upscale.set_defaults(run=_upscale)
+
+
 def check_png(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise ConfigError("E-CFG-044", "--out", f"{str(path)!r} is no PNG file", "let it end in .png")
@@ -57,11 +128,12 @@ def _upscale(args: argparse.Namespace) -> int:
     from pipeline import artifacts
     from pipeline.inference.generator import encode_png
     from pipeline.prepare import images
+    from pipeline.progress import ProgressBar
 
     check_png(args.out)
-    with open(args.picture, "rb") as file:
+    with open(args.image, "rb") as file:
         content = file.read(images.MAX_BYTES + 1)
-    picture, alpha = images.decode_full_size(content, str(args.picture))
+    picture, alpha = images.decode_full_size(content, str(args.image))
     height, width = (args.factor * side for side in picture.shape[:2])
     if height * width > images.MAX_PIXELS:
         problem = f"would have {width}x{height} pixels, the most is {images.MAX_PIXELS}"
@@ -70,23 +142,18 @@ def _upscale(args: argparse.Namespace) -> int:
     if not any(shell["net"].get("bands") for shell in generator.snapshot.config["shells"]):
         hint = "it is better at it after training with finetune.upscale_probability above 0"
         print(f"note: this model was not trained to upscale; {hint}", file=sys.stderr)
-    made = generator.upscale(
-        picture,
-        args.prompt,
-        args.seed,
-        args.factor,
-        args.steps,
-        args.strength,
-        not args.no_project,
-        _show_rows,
-    )
+    with ProgressBar("upscale", "rows") as on_progress:
+        made = generator.upscale(
+            picture,
+            args.prompt,
+            args.seed,
+            args.factor,
+            args.steps,
+            args.strength,
+            not args.no_project,
+            on_progress,
+        )
     whole = made if alpha is None else images.with_alpha(made, alpha)
     artifacts.write_atomic(args.out, encode_png(torch.from_numpy(whole).permute(2, 0, 1)))
     print(f"wrote {width}x{height} px to {args.out}")
     return 0
-
-
-def _show_rows(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r\033[Kupscale: row {done} of {total}", end=end, file=sys.stderr, flush=True)

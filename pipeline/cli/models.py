@@ -12,6 +12,20 @@ if TYPE_CHECKING:
     from pipeline.registry.package import Registry
 
 
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `promote`."""
+    promote = commands.add_parser(
+        "promote",
+        help="register models/refined; make it the champion if its verdict passed",
+        description="Registers models/refined as the candidate, and moves the alias `champion` to it if "
+        "reports/verdict.json passed. If not, ends with status 1 and names the rule that failed.",
+    )
+    promote.add_argument(
+        "--allow-candidate", action="store_true", help="end with status 0 even if it stays the candidate"
+    )
+    promote.set_defaults(run=_promote)
+
+
 def _promote(args: argparse.Namespace) -> int:
     from pipeline.config.params import load_params
     from pipeline.registry.promote import promote

@@ -6,6 +6,29 @@ import argparse
 from pathlib import Path
 
 
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `preset` and `pin`."""
+    preset = commands.add_parser(
+        "preset",
+        help="apply a file of presets/ to params.yaml",
+        description="Writes the values of presets/NAME.yaml into params.yaml and keeps its comments; see "
+        "`git diff` afterwards. Without a name, lists the presets.",
+    )
+    preset.add_argument("name", nargs="?")
+    preset.set_defaults(run=_preset)
+    pin = commands.add_parser(
+        "pin",
+        help="choose the model that the finetune stage grows",
+        description="Verifies a model and writes its address and its digest into params.yaml (finetune.init_from, "
+        "finetune.init_sha256); comments are kept. An alias is resolved to the version it currently points to.",
+    )
+    pin.add_argument(
+        "model",
+        help="models:/NAME@ALIAS, models:/NAME/3 or a folder; models/core is the pretrain stage's own",
+    )
+    pin.set_defaults(run=_pin)
+
+
 def _preset(args: argparse.Namespace) -> int:
     from pipeline.presets import apply_preset, presets
 

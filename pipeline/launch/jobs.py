@@ -17,7 +17,7 @@ from pipeline.errors import Busy, PipelineError, StorageError
 from pipeline.launch.execution import RAY_ENV, execute
 from pipeline.launch.failures import FAILURE, Worker, failure_record, raise_failure
 from pipeline.launch.fingerprint import digest_path
-from pipeline.launch.progress import POLL_SECONDS
+from pipeline.launch.watch import POLL_SECONDS
 from pipeline.tracking import store
 
 JOB = "job.json"

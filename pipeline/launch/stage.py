@@ -40,7 +40,7 @@ from pipeline.launch.fingerprint import (
     stage_section,
 )
 from pipeline.launch.jobs import link_storage, run_as_job
-from pipeline.launch.progress import ProgressWatch
+from pipeline.launch.watch import ProgressWatch
 from pipeline.processes import signal_on_parent_death
 from pipeline.tracking import stage_run
 
@@ -107,7 +107,7 @@ class Stage:
                 execute(self.name, worker, config, self.profile)
         artifacts.verify_directory(self.run_dir / "result")
 
-    def spread(
+    def map_tasks(
         self, make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
     ) -> Iterator[Any]:
         """`make()`'s function on every task: in this process, or on the cores of Ray; answers as they come."""

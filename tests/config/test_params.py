@@ -3,7 +3,6 @@
 import copy
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 from pipeline.compute import load_profile
 from pipeline.config.params import Params, load_params, parse_params
 from pipeline.errors import ConfigError, InputMissing, PipelineError
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "params.yaml").read_text()
 TREE = load_params(ROOT / "params.yaml").model_dump(mode="json")
 CORE, PASSES = TREE["core"]["resolution"], len(TREE["refine"]["passes"])

@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
+from ruamel.yaml import YAML
 
 from pipeline import artifacts
 from pipeline.compute import ComputeProfile
 from pipeline.errors import BadData, StorageError
 from pipeline.launch import execution, jobs
 from pipeline.workers import pretrain
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT
 
 
 def free_port() -> int:
@@ -126,8 +125,7 @@ def test_stages_submitted_by_hand_read_and_write_the_shared_storage(
         shutil.copy(ROOT / name, checkout)
     params = config_of(tiny_tree, checkout, tmp_path / "unused")["params"]
     params["data"] = {**params["data"], "source": "folder", "subset": [], "text_encoder": "label"}
-    with open(checkout / "params.yaml", "w") as file:
-        yaml.safe_dump(params, file)
+    YAML(typ="safe").dump(params, checkout / "params.yaml")
     (checkout / "infra/compute").mkdir(parents=True)
     (checkout / "infra/compute/nfs.yaml").write_text(f"workers: 1\nstorage: {storage}\n")
     environment = json.dumps({"env_vars": {"CRESCENDO_COMPUTE": "nfs"}})
@@ -155,3 +153,11 @@ def test_no_cluster_is_one_line(tiny_tree: dict[str, Any], tiny_root: Path, tmp_
     with pytest.raises(StorageError, match="no Ray cluster takes the job") as caught:
         jobs.run_as_job("pretrain", pretrain.pretrain, config, profile, ["data/prepared"])
     assert "\n" not in str(caught.value)
+
+
+def test_inputs_reach_the_shared_storage_once_a_digest(project: Path, tmp_path: Path) -> None:
+    storage, run_dir = tmp_path / "nfs", tmp_path / "nfs/runs/toy/1"
+    for _ in range(2):
+        view = jobs.share_inputs(project, storage, run_dir, ["data/in"])
+    assert (view / "data/in/x").read_text() == "1"
+    assert len(list((storage / "inputs").iterdir())) == 1

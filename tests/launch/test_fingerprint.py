@@ -1,0 +1,42 @@
+"""Fingerprints: what DVC compares for a stage, as one digest."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputMissing
+from pipeline.launch import fingerprint
+
+
+def test_the_fingerprint_follows_code_inputs_and_the_stages_own_params_only(project: Path) -> None:
+    first = fingerprint.stage_fingerprint("toy", project)
+    params = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(params.replace("other: 2", "other: 3") + "# comment\n")
+    assert fingerprint.stage_fingerprint("toy", project) == first
+    (project / "params.yaml").write_text(params.replace("1e-4", "2e-4"))
+    assert fingerprint.stage_fingerprint("toy", project) != first
+    (project / "params.yaml").write_text(params)
+    (project / "code.py").write_text("pass  # changed\n")
+    assert fingerprint.stage_fingerprint("toy", project) != first
+    (project / "code.py").write_text("pass\n")
+    assert fingerprint.stage_fingerprint("toy", project) == first
+    assert fingerprint.outputs("toy", project) == ["out", "other"]
+
+
+def test_what_lies_behind_a_url_is_known_by_names_and_sizes() -> None:
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.pipe("/bucket/a.png", b"one")
+    before = fingerprint.digest_url("memory://bucket")
+    assert fingerprint.digest_url("memory://bucket") == before
+    store.pipe("/bucket/b.png", b"two")
+    assert fingerprint.digest_url("memory://bucket") != before
+    with pytest.raises(InputMissing, match="E-INP-061 nowhere://bucket"):
+        fingerprint.digest_url("nowhere://bucket")
+
+
+def test_a_missing_dependency_is_named(project: Path) -> None:
+    (project / "code.py").unlink()
+    with pytest.raises(InputMissing, match=r"code\.py: is missing"):
+        fingerprint.stage_fingerprint("toy", project)

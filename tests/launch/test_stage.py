@@ -1,0 +1,65 @@
+"""A stage: its lease, its finished runs, its end with DVC."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import artifacts
+from pipeline.config.params import load_params
+from pipeline.errors import Busy
+from pipeline.launch.stage import open_stage
+from tests.conftest import ROOT
+from tests.launch.toy import toy
+
+
+def toy_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The stage of `project`, in process, with its own tracking store."""
+    (project / "infra/compute").mkdir(parents=True, exist_ok=True)
+    (project / "infra/compute/local.yaml").write_text("workers: 0\n")
+    for name in ("MLFLOW_TRACKING_URI", "CRESCENDO_COMPUTE", "CRESCENDO_RUNS"):
+        monkeypatch.delenv(name, raising=False)
+    return open_stage("toy", load_params(ROOT / "params.yaml"), project)
+
+
+def test_a_finished_run_exports_again_without_training(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with toy_stage(project, monkeypatch) as stage:
+        stage.run(toy)
+        stage.export({"result": "out"})
+        with pytest.raises(Busy, match=str(os.getpid())):
+            with toy_stage(project, monkeypatch):
+                raise AssertionError("two at once")
+    assert (project / "out/starts").read_text() == "0 1"
+    (project / "out/starts").unlink()
+    with toy_stage(project, monkeypatch) as stage:
+        stage.run(lambda config: pytest.fail("trained again"))
+        stage.export({"result": "out"})
+    artifacts.verify_directory(project / "out")
+    assert "finished before" in capsys.readouterr().err
+
+
+def test_a_stage_is_stopped_by_the_death_of_its_parent() -> None:
+    code = (
+        "import subprocess, sys, time, os\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time\\n"
+        "from pipeline import errors\\n"
+        "from pipeline.launch import stage\\n"
+        "def main():\\n  stage.die_with_dvc(); print(1, flush=True); time.sleep(60)\\n"
+        "errors.run_main(main)'], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); os._exit(0)\n"
+    )
+    environment = {**os.environ, "DVC_STAGE": "toy"}
+    parent = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "stopped" in parent.stderr  # The pipe closes only when the grandchild has ended, too.
