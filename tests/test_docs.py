@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.main import parser
+from pipeline.cli.main import build_parser
 from tests.test_imports import ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def commands() -> set[str]:
         found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
         return dict(found[0].choices) if found else {}
 
-    top = below(parser())
+    top = below(build_parser())
     return {*top, *(f"{name} {inner}" for name, own in top.items() for inner in below(own))}
 
 
