@@ -1,12 +1,16 @@
 # `make demo` runs everything; `make check` is what CI runs. The environment is made from requirements.lock.
-PYTHON ?= python3.11
-BIN := .venv/bin
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+# The newest Python that runs and can make an environment; a name on the path may be a shim that does neither.
+PYTHONS := python3.13 python3.12 python3.11
+PYTHON ?= $(or $(shell for p in $(PYTHONS); do $$p -c 'import ensurepip' 2>/dev/null && echo $$p && break; done),\
+	$(error PYTHON: none of $(PYTHONS) runs here with venv. Fix: install one, or type make PYTHON=/path/to/python3.12))
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .PHONY: demo test check nightly ablate lock clean
 
-demo: .venv/.stamp
+demo: $(VENV)/.stamp
 	dvc repro
 	crescendo promote --allow-candidate
 	@printf '\n%s\n' 'Look at:'
@@ -15,48 +19,48 @@ demo: .venv/.stamp
 		'reports/data_docs/index.html     what validation found in the data'
 	@printf '%s\n' 'Type next:'
 	@printf '  %s\n' \
-		'. .venv/bin/activate' \
+		'. $(BIN)/activate' \
 		'crescendo generate "grinning face" --num 16 --steps 4 --out grid.png' \
 		'dvc metrics show' \
 		'dvc exp run -S refine.anchor=2.0 && dvc metrics diff' \
 		'mlflow ui --backend-store-uri sqlite:///mlflow.db'
 
-test: .venv/.stamp
+test: $(VENV)/.stamp
 	python -m pytest
 
-check: .venv/.stamp
+check: $(VENV)/.stamp
 	ruff check .
 	ruff format --check .
 	mypy pipeline
 	$(MAKE) test
 
 # What takes too long for every run: ten thousand damaged images.
-nightly: .venv/.stamp
+nightly: $(VENV)/.stamp
 	CRESCENDO_MUTANTS=10000 python -m pytest tests/data/test_hostile_images.py
 
 # What each part of the core is worth, and growing it, into docs/ablations.md; some hours. What is done stays done.
-ablate: .venv/.stamp
+ablate: $(VENV)/.stamp
 	dvc repro prepare
 	cd benchmarks/ablations && dvc repro
 	python -m benchmarks.ablations.growth
 	python -m benchmarks.ablations.table
 
 # Two steps: pip cannot check hashes of an editable install.
-.venv/.stamp: requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
+$(VENV)/.stamp: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-# Pins everything below pyproject.toml's ranges, with hashes and without index lines.
+# Pins everything below pyproject.toml's ranges, for all supported Pythons, with hashes and without index lines.
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet uv
-	.venv-lock/bin/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes \
-		--no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock
+	.venv-lock/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock
 	rm -rf .venv-lock
 
 # Working state, caches and the environment; results (data, models, reports) and the tracking store stay.
 clean:
-	rm -rf .venv .venv-lock runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find pipeline stages tests -name __pycache__ -type d -prune -exec rm -rf {} +
