@@ -46,9 +46,12 @@ ablate: $(VENV)/.stamp
 	python -m benchmarks.ablations.table
 
 # Two steps: pip cannot check hashes of an editable install.
-$(VENV)/.stamp: requirements.lock pyproject.toml
+$(VENV)/.locked: requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	touch $@
+
+$(VENV)/.stamp: $(VENV)/.locked pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
