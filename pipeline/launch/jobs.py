@@ -64,7 +64,7 @@ def run_as_job(
                 "working_dir": str(root),
                 "excludes": [
                     "/.git",
-                    "/.venv",
+                    "/.venv*",
                     "/.dvc",
                     "/data",
                     "/models",
