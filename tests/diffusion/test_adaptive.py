@@ -2,7 +2,7 @@
 
 Five components in six dimensions, each dimension a patch. A sampler is judged by the total variation between the
 weights of the components in its samples and the true ones, beside that of fair draws of the same size (the floor).
-A few seeds each, for the sake of time; docs/method.md has means over more.
+A few seeds each, for the sake of time; docs/results.md has means over more.
 """
 
 from collections.abc import Callable
