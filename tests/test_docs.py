@@ -62,6 +62,15 @@ def test_every_path_of_the_project_exists(page: Path) -> None:
         assert any(ROOT.glob(path)), f"{path} is missing"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in HISTORY], ids=name_of)
+def test_every_name_is_in_the_file_that_a_page_gives_for_it(page: Path) -> None:
+    text = re.sub(r"\s+", " ", page.read_text(encoding="utf-8"))
+    for name, path in re.findall(r"`([A-Za-z_]+)`(?: in | \()`([a-z_/]+\.py)`", text):
+        assert re.search(rf"^(?:class |def )?{name}\b", (ROOT / path).read_text(), re.MULTILINE), (
+            f"{name}, {path}"
+        )
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_exists(page: Path) -> None:
     known = commands()
@@ -73,7 +82,7 @@ def test_every_command_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_example_of_a_command_has_valid_arguments(page: Path) -> None:
     for line in re.findall(r"^ {4}crescendo (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
-        parser().parse_args(shlex.split(line, comments=True))  # leaves by SystemExit where they are not
+        build_parser().parse_args(shlex.split(line, comments=True))  # leaves by SystemExit where they are not
 
 
 def test_the_diagram_of_packages_has_the_rows_that_the_imports_obey() -> None:
