@@ -1,4 +1,4 @@
-"""Presets: files of values that are written into params.yaml, comments kept."""
+"""Presets: files of values to write into params.yaml, whose comments are kept."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.config.params import parse_params
-from pipeline.config.strict_yaml import read_yaml
+from pipeline.config.strict_yaml import parse_yaml, read_yaml
 from pipeline.errors import ConfigError
 
 
 def presets(root: Path) -> dict[str, str]:
-    """{name: the first line of its comment} of the files in presets/."""
-    found = {}
-    for path in sorted((root / "presets").glob("*.yaml")):
-        found[path.stem] = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
-    return found
+    """{name: first line of its comment} of the files in presets/."""
+    paths = sorted((root / "presets").glob("*.yaml"))
+    return {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in paths}
 
 
 def apply_preset(root: Path, name: str) -> list[str]:
-    """Write the values of presets/NAME.yaml into params.yaml, comments kept; one line a value that changed.
+    """Write the values of presets/NAME.yaml into params.yaml, keeping comments; one line per changed value.
 
-    Raises ConfigError where there is no such preset, or the result would not be valid (nothing is written then).
+    Raises ConfigError if there is no such preset, or if the result would not be valid; nothing is written then.
     """
     known = presets(root)
     if name not in known:
@@ -35,20 +33,23 @@ def apply_preset(root: Path, name: str) -> list[str]:
 
 
 def change_params(root: Path, changes: Mapping[str, Any], what: str) -> list[str]:
-    """Write values into params.yaml, comments kept; one line a value that changed.
+    """Write values into params.yaml, keeping comments; one line per changed value.
 
-    Raises ConfigError, which names `what`, where the result would not be valid (nothing is written then)."""
+    Raises ConfigError, which names `what`, if the result would not be valid; nothing is written then.
+    """
     from ruamel.yaml import YAML
 
+    read_yaml(root / "params.yaml")  # Raises where the file is missing or not YAML.
     yaml = YAML()
-    yaml.width = 4096  # No line is folded.
+    yaml.width = 4096  # Folds no line.
     yaml.indent(mapping=2, sequence=4, offset=2)
     params = yaml.load((root / "params.yaml").read_text(encoding="utf-8"))
     lines = list(_merge(params, changes, ""))
     text = io.StringIO()
     yaml.dump(params, text)
-    parse_params(YAML(typ="safe").load(text.getvalue()), what)
-    artifacts.write_atomic(root / "params.yaml", text.getvalue())
+    content = text.getvalue().encode()
+    parse_params(parse_yaml(content, what), what)
+    artifacts.write_atomic(root / "params.yaml", content)
     return lines
 
 

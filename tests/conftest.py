@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.config.params import Params, parse_params
+from pipeline.config.strict_yaml import read_yaml
 from pipeline.data import storage
 from pipeline.launch import execution
 from pipeline.prepare.shards import box_sums, write_images
@@ -18,16 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 execution.require_token()  # Ray reads it once a process, so all tests share it.
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-
-    tree: dict[str, Any] = YAML(typ="safe").load(path.read_text())
-    return tree
-
-
 def merge_tiny(tree: dict[str, Any]) -> dict[str, Any]:
     """`tree` (of params.yaml) with the changes of tests/tiny.yaml."""
-    changes = _yaml(ROOT / "tests/tiny.yaml")
+    changes = read_yaml(ROOT / "tests/tiny.yaml")
     return {
         key: {**value, **changes[key]} if isinstance(changes.get(key), dict) else value
         for key, value in tree.items()
@@ -37,7 +31,7 @@ def merge_tiny(tree: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tiny_tree() -> dict[str, Any]:
     """params.yaml at tiny size, as plain values."""
-    return merge_tiny(_yaml(ROOT / "params.yaml"))
+    return merge_tiny(read_yaml(ROOT / "params.yaml"))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
+
+from pipeline.config.strict_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 # Rows of the house: a package imports only from rows below its own.
@@ -108,7 +109,7 @@ def closure(start: str) -> set[str]:
 
 def deps_of(stage: str, dvc_yaml: Path = ROOT / "dvc.yaml") -> list[str]:
     """Code that dvc.yaml names for a stage, relative to the root."""
-    entries = YAML(typ="safe").load(dvc_yaml.read_text())["stages"][stage]["deps"]
+    entries = read_yaml(dvc_yaml)["stages"][stage]["deps"]
     paths = [(dvc_yaml.parent / entry).resolve() for entry in entries if "$" not in entry]
     names = [path.relative_to(ROOT).as_posix() for path in paths]
     return [name for name in names if name.startswith(("pipeline/", "stages/", "benchmarks/"))]

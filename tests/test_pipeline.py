@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from pipeline.config.strict_yaml import read_yaml
 from tests.conftest import ROOT, merge_tiny, write_prepared
 
 BINARIES = Path(sys.executable).parent
@@ -48,14 +49,12 @@ def run(
 
 def write_params(folder: Path, **sections: dict[str, Any]) -> None:
     """Tiny params.yaml with two octaves, with some keys of some sections changed."""
-    yaml = YAML(typ="safe")
-    tree = merge_tiny(yaml.load((ROOT / "params.yaml").read_text()))
+    tree = merge_tiny(read_yaml(ROOT / "params.yaml"))
     tree["data"].update(subset=["heart", "geometric"], resolution=32)
     tree["shell"]["channels"] = [16, 8]
     for name, changes in sections.items():
         tree[name].update(changes)
-    with open(folder / "params.yaml", "w") as file:
-        yaml.dump(tree, file)
+    YAML(typ="safe").dump(tree, folder / "params.yaml")
 
 
 def copy_checkout(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""YAML files as frozen, strict models: read, refuse what is not known, suggest what was meant."""
+"""YAML files as frozen, strict models: unknown keys are refused, with a suggestion. The one reader of YAML."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Section(BaseModel):
 
 
 def require(condition: bool, message: str) -> None:
+    """Raise the ValueError of a validator: `key: problem`, or `key: problem. Fix: what to do`."""
     if not condition:
         raise ValueError(message)
 
@@ -29,17 +30,26 @@ def require(condition: bool, message: str) -> None:
 _Model = TypeVar("_Model", bound=Section)
 
 
-def read_yaml(path: Path) -> Mapping[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML 1.2 file, read as DVC reads it.
 
-    source, fix = path.name, "correct this line"
+    Raises:
+        InputMissing: there is no such file.
+        ConfigError: it is too large, not YAML, or not keys and values.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise InputMissing(
-            "E-INP-001", str(path), "is missing", "run inside a checkout of the project"
-        ) from None
+        fix = "run inside a checkout of the project"
+        raise InputMissing("E-INP-001", str(path), "is missing", fix) from None
+    return parse_yaml(content, path.name)
+
+
+def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
+    """`read_yaml` of a file's bytes; errors name `source`."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
     if len(content) > _MAX_BYTES:
         raise ConfigError("E-CFG-005", source, f"has {len(content)} bytes", f"keep it below {_MAX_BYTES}")
     try:
@@ -47,19 +57,19 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     except MarkedYAMLError as exc:
         line = f"line {exc.problem_mark.line + 1}: " if exc.problem_mark else ""
         problem = str(exc.problem or exc.context or "cannot be parsed").strip().split("\n")[0]
-        raise ConfigError("E-CFG-005", source, f"{line}{problem}", fix) from None
+        raise ConfigError("E-CFG-005", source, f"{line}{problem}", "correct this line") from None
     except (YAMLError, RecursionError, ValueError) as exc:
         problem = f"is not YAML 1.2 in UTF-8 ({type(exc).__name__})"
         raise ConfigError("E-CFG-005", source, problem, "write plain keys and values") from None
     if tree is None:
-        tree = {}
+        return {}
     if not isinstance(tree, dict):
         raise ConfigError("E-CFG-005", source, f"holds a {type(tree).__name__}", "write keys and values")
     return tree
 
 
 def _freeze(value: Any, budget: list[int]) -> Any:
-    """Lists as tuples, which strict models want; `budget` stops a few lines of aliases from exploding."""
+    """Lists as tuples, which strict models require; `budget` limits the values that YAML aliases may expand to."""
     budget[0] -= 1
     if budget[0] < 0:
         raise ValueError(f"more than {_MAX_NODES} values")
@@ -71,6 +81,7 @@ def _freeze(value: Any, budget: list[int]) -> Any:
 
 
 def parse_section(model: type[_Model], tree: Mapping[str, Any], source: str) -> _Model:
+    """`tree` as a `model`. Raises ConfigError, which names `source` and the first wrong key."""
     try:
         frozen = _freeze(tree, [_MAX_NODES])
     except (ValueError, RecursionError) as exc:
@@ -78,7 +89,7 @@ def parse_section(model: type[_Model], tree: Mapping[str, Any], source: str) -> 
     try:
         return model.model_validate(frozen)
     except ValidationError as exc:
-        # An unknown key is most often a misspelt one, which would be reported as missing too.
+        # An unknown key is usually a misspelt one, which would be reported as missing, too.
         first = min(exc.errors(), key=lambda error: error["type"] != "extra_forbidden")
         raise _explain(model, dict(first), source) from None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
+from pipeline.config.strict_yaml import read_yaml
 from pipeline.errors import ConfigError, InputMissing
 
 CHECKPOINT_FORMAT = 2  # Another one starts other runs instead of failing to load.
@@ -18,7 +19,7 @@ IGNORED = ("__pycache__", "*.pyc", "*.tmp-*", "*.old-*")  # as .dvcignore has th
 
 def read_stages(root: Path) -> dict[str, Any]:
     """The stages of dvc.yaml, with `${section.key}` replaced by the values of params.yaml."""
-    tree, params = _yaml(root / "dvc.yaml"), _yaml(root / "params.yaml")
+    tree, params = read_yaml(root / "dvc.yaml"), read_yaml(root / "params.yaml")
 
     def fill(value: Any) -> Any:
         if isinstance(value, str):
@@ -31,14 +32,6 @@ def read_stages(root: Path) -> dict[str, Any]:
 
     stages: dict[str, Any] = fill(tree["stages"])
     return stages
-
-
-def _yaml(path: Path) -> Any:
-    from ruamel.yaml import YAML
-
-    if not path.is_file():
-        raise InputMissing("E-INP-030", str(path), "is missing", "run from the root of a checkout")
-    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
 
 
 def _lookup(tree: Any, dotted: str) -> Any:
@@ -104,7 +97,7 @@ def stage_section(stage: str, root: Path) -> dict[str, Any]:
 
 
 def stage_params(stage: str, root: Path) -> dict[str, Any]:
-    tree = _yaml(root / "params.yaml")
+    tree = read_yaml(root / "params.yaml")
     return {name: _lookup(tree, name) for name in stage_section(stage, root).get("params", [])}
 
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.config.params import load_params
 from pipeline.errors import ConfigError
-from pipeline.presets import apply_preset
+from pipeline.presets import apply_preset, presets
 from tests.conftest import ROOT
 
 
@@ -18,7 +18,7 @@ def test_a_preset_changes_its_values_and_keeps_the_comments(
     shutil.copytree(ROOT / "presets", root / "presets")
     shutil.copy(ROOT / "params.yaml", root / "params.yaml")
     assert main.run(["preset"]) == 0
-    assert "cifar10-128  CIFAR-10, enlarged to 128 px" in capsys.readouterr().out
+    assert f"cifar10-128  {presets(ROOT)['cifar10-128']}" in capsys.readouterr().out
     assert main.run(["preset", "cifar10-128"]) == 0
     assert "data.source: openmoji==17.0.0 -> torchvision:CIFAR10" in capsys.readouterr().out
     params = load_params(root / "params.yaml")

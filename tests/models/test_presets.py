@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.config.strict_yaml import read_yaml
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import build_core, build_shell
 
@@ -16,8 +16,7 @@ TEXT_DIM = 384
 
 
 def read(name: str) -> dict[str, Any]:
-    tree: dict[str, Any] = YAML(typ="safe").load((PRESETS / f"{name}.yaml").read_text())
-    return tree
+    return read_yaml(PRESETS / f"{name}.yaml")
 
 
 @pytest.mark.parametrize(
