@@ -36,7 +36,7 @@ check: $(VENV)/.stamp
 
 # What takes too long for every run: ten thousand damaged images.
 nightly: $(VENV)/.stamp
-	CRESCENDO_MUTANTS=10000 python -m pytest tests/data/test_hostile_images.py
+	CRESCENDO_MUTANTS=10000 python -m pytest tests/prepare/test_hostile_images.py
 
 # What each part of the core is worth, and growing it, into docs/ablations.md; some hours. What is done stays done.
 ablate: $(VENV)/.stamp

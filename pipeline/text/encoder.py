@@ -1,11 +1,8 @@
-"""What every text encoder does, and what the transformers among them share."""
+"""What a text encoder does, and how captions go through one in batches."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +11,8 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Encoded = tuple[Float32, Float32, NDArray[np.bool_]]
 Halves = tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.bool_]]
-_SETTING = "data.text_encoder"
-_BATCH = 64
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+SETTING = "data.text_encoder"
+BATCH_SIZE = 64
 
 
 class TextEncoder(Protocol):
@@ -45,40 +41,16 @@ class TextEncoder(Protocol):
         ...
 
 
-def _in_batches(
+def encode_batches(
     captions: Sequence[str], max_tokens: int, dim: int, encode_batch: Callable[[list[str]], Encoded]
 ) -> Encoded:
-    """`TextEncoder.encode` by batches of one size: vectors do not depend on how many there are."""
+    """`TextEncoder.encode` in batches of one size, so that vectors do not depend on the number of captions."""
     pooled = np.zeros((len(captions), dim), np.float32)
     tokens = np.zeros((len(captions), max_tokens, dim), np.float32)
     mask = np.zeros((len(captions), max_tokens), np.bool_)
     present = [i for i, caption in enumerate(captions) if caption.strip()]
-    for start in range(0, len(present), _BATCH):
-        rows = present[start : start + _BATCH]
-        batch = encode_batch([captions[i] for i in rows] + [""] * (_BATCH - len(rows)))
+    for start in range(0, len(present), BATCH_SIZE):
+        rows = present[start : start + BATCH_SIZE]
+        batch = encode_batch([captions[i] for i in rows] + [""] * (BATCH_SIZE - len(rows)))
         pooled[rows], tokens[rows], mask[rows] = (array[: len(rows)] for array in batch)
     return pooled, tokens, mask
-
-
-def _tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> Any:
-    """Padded to `max_tokens` always; what is beyond is cut, the markers of begin and end are kept."""
-    return tokenizer(texts, padding="max_length", truncation=True, max_length=max_tokens, return_tensors="pt")
-
-
-def _count_tokens(tokenizer: Any, captions: Sequence[str]) -> list[int]:
-    return [len(ids) for ids in tokenizer(list(captions), verbose=False)["input_ids"]] if captions else []
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' reports on loading, and its progress bars, off the terminal."""
-    logging = importlib.import_module("transformers.utils.logging")
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

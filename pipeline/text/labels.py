@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline import artifacts
 from pipeline.errors import ConfigError
-from pipeline.text.encoder import _SETTING, Encoded
+from pipeline.text.encoder import SETTING, Encoded
 
 MIN_LABELS, MAX_LABELS = 8, 4096
 
@@ -26,7 +26,7 @@ class Labels:
         self.labels = sorted({caption for caption in captions if caption.strip()})
         if len(self.labels) > MAX_LABELS:
             problem = f"'label' found {len(self.labels)} different captions, the most is {MAX_LABELS}"
-            raise ConfigError("E-CFG-014", _SETTING, problem, "use 'minilm', which reads any text")
+            raise ConfigError("E-CFG-014", SETTING, problem, "use 'minilm', which reads any text")
         self.dim = max(len(self.labels), MIN_LABELS)
         self._rows = {label: row for row, label in enumerate(self.labels)}
 

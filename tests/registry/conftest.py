@@ -11,7 +11,7 @@ import torch
 from pipeline import artifacts
 from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.snapshot import describe, save_snapshot
-from pipeline.text.minilm import MINILM_SHA256
+from pipeline.text.minilm import SHA256 as MINILM_SHA256
 
 ROOT = Path(__file__).parents[2]
 CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}

@@ -139,7 +139,7 @@ def test_no_process_is_left_after_the_end_or_an_exception():
 
 def test_decoders_die_with_a_parent_that_is_killed():
     code = (
-        "from pipeline.data.decoder import Decoder\n"
+        "from pipeline.prepare.decoder import Decoder\n"
         "from deeds import act\n"
         "decoder = Decoder(act, processes=1)\n"
         "print(*decoder.map([(b'pid', 'a')]), flush=True)\n"
