@@ -1,8 +1,8 @@
-"""Files that must not lie: atomic writes, directories with a manifest of sha256, leases.
+"""Atomic writes, directories with a manifest of sha256 digests, and leases.
 
-A directory is written beside its place, its `manifest.json` last, everything fsynced, and renamed
-into place; a reader sees the old directory or the new one, never half of one. Standard library and
-safetensors only.
+A directory is written under a temporary name, its `manifest.json` last, synced to disk, and renamed into
+place: a reader sees the old directory or the new one, never half of one. Standard library and safetensors
+only.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def digest(obj: Any) -> str:
 
 
 def fsync_path(path: str | os.PathLike[str]) -> None:
-    """Force a file or directory to its disk."""
+    """Sync a file or directory to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -59,7 +59,7 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write a file so that readers, and a crash, see all of it or the old one. Makes parent folders."""
+    """Write a file so that readers, even after a crash, see the old content or the new. Creates parent folders."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp-{_token()}")
@@ -79,13 +79,13 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
 def commit_directory(
     path: str | os.PathLike[str], meta: dict[str, Any] | None = None, forced: bool = True
 ) -> Iterator[Path]:
-    """Yield a temporary directory that becomes `path`, with a manifest, when the block ends well.
+    """Yield a temporary directory that becomes `path`, with a manifest, when the block ends without error.
 
-    `meta` (JSON values) is read at the end of the block, so that it may be filled inside. Whatever
-    was at `path` is replaced as a whole. If the block raises, nothing changes; what the system refused to a
-    safetensors writer is raised as the OSError it was. One writer at a time: hold a `lease` where
-    there may be more. `forced`: to the disk. Without, a machine that fails may leave a directory that does not
-    verify, which will do for a cache.
+    `meta` (JSON values) is read at the end of the block, so it may be filled inside. Whatever was at `path` is
+    replaced as a whole; if the block raises, nothing changes. An operating system error inside safetensors is
+    raised as the OSError it was. One writer at a time: hold a `lease` if there may be more. With `forced`,
+    everything is synced to disk; without, a crash of the machine may leave a directory that does not verify,
+    which is good enough for a cache.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,8 +99,8 @@ def commit_directory(
         _swap(temporary, target, aside=target.with_name(f"{target.name}.old-{token}"))
     except BaseException as exc:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(exc, SafetensorError) and (found := re.search(r"os error (\d+)", str(exc))):
-            number = int(found[1])
+        if isinstance(exc, SafetensorError) and (match := re.search(r"os error (\d+)", str(exc))):
+            number = int(match[1])
             raise OSError(number, os.strerror(number), str(target)) from exc
         raise
 
@@ -110,7 +110,7 @@ def _token() -> str:
 
 
 def _seal(directory: Path, meta: dict[str, Any], forced: bool) -> None:
-    assert not (directory / MANIFEST).exists(), "the manifest is written here, last"
+    assert not (directory / MANIFEST).exists(), "the manifest is written last, by commit_directory"
     files = {name: _describe(directory / name) for name in _files_below(directory)}
     body = {"schema": SCHEMA, "meta": meta, "files": files}
     text = json.dumps({**body, "digest": digest(body)}, sort_keys=True, indent=1, allow_nan=False)
@@ -142,7 +142,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _files_below(directory: Path) -> list[str]:
-    """Relative POSIX names of all files below `directory`, sorted; links and devices are refused."""
+    """Relative POSIX names of all files below `directory`, sorted. Raises StorageError for links and devices."""
     names = []
     for folder, subfolders, files in os.walk(directory):
         for name in subfolders + files:
@@ -156,7 +156,7 @@ def _files_below(directory: Path) -> list[str]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it."""
+    """Remove a file, or a folder with its contents."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -168,13 +168,13 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # It lives, and is not ours.
+    except PermissionError:  # It runs, as another user.
         return True
     return True
 
 
 def _tidy(target: Path) -> None:
-    """Clear what killed writers of `target` left: half-written copies go, a version moved aside returns."""
+    """Clean up after killed writers of `target`: remove partial copies, restore a version that was moved aside."""
     pattern = re.compile(re.escape(target.name) + r"\.(tmp|old)-(\d+)-[0-9a-f]{8}")
     for sibling in sorted(target.parent.iterdir()):
         match = pattern.fullmatch(sibling.name)
@@ -190,17 +190,17 @@ def _tidy(target: Path) -> None:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of an artifact directory, checked against its own digest (files are not read).
+    """The manifest of an artifact directory, checked against its own digest; files are not read.
 
     Raises:
-        StorageError: there is none, or it is damaged, or of a schema this version does not know.
+        StorageError: it is missing or damaged, or has a schema that this version does not know.
     """
     where = Path(path, MANIFEST)
-    fix = "restore the folder or make it again"
+    fix = "restore the folder or recreate it"
     try:
         manifest = json.loads(where.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise StorageError("E-IO-011", str(path), f"has no {MANIFEST}, so it is not complete", fix) from None
+        raise StorageError("E-IO-011", str(path), f"has no {MANIFEST}, so it is incomplete", fix) from None
     except ValueError:
         raise StorageError("E-IO-012", str(where), "is not JSON", fix) from None
     if not isinstance(manifest, dict) or set(manifest) != {"schema", "meta", "files", "digest"}:
@@ -217,13 +217,13 @@ def verify_directory(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Check every file of an artifact directory against its manifest, and return the manifest.
 
     Raises:
-        StorageError: naming the first file that is missing, unexpected, or of other size or sha256.
+        StorageError: names the first file that is missing, unexpected, or differs in size or sha256.
     """
     directory = Path(path)
     manifest = read_manifest(directory)
     expected, present = manifest["files"], set(_files_below(directory))
     for name in sorted(present | set(expected)):
-        where, fix = str(directory / name), "restore the folder or make it again"
+        where, fix = str(directory / name), "restore the folder or recreate it"
         if name not in present:
             raise StorageError("E-IO-015", where, "is missing", fix)
         if name not in expected:
@@ -232,23 +232,23 @@ def verify_directory(path: str | os.PathLike[str]) -> dict[str, Any]:
         if size != expected[name]["size"]:
             problem = f"has {size} bytes, expected {expected[name]['size']}"
             raise StorageError("E-IO-017", where, problem, fix)
-        found = sha256_file(directory / name)
-        if found != expected[name]["sha256"]:
-            problem = f"has sha256 {found[:12]}, expected {expected[name]['sha256'][:12]}"
+        actual = sha256_file(directory / name)
+        if actual != expected[name]["sha256"]:
+            problem = f"has sha256 {actual[:12]}, expected {expected[name]['sha256'][:12]}"
             raise StorageError("E-IO-018", where, problem, fix)
     return manifest
 
 
 def directory_digest(path: str | os.PathLike[str]) -> str:
-    """Digest of an artifact directory: of its meta and its files' sizes and sha256, by its manifest."""
+    """Digest of an artifact directory from its manifest: covers meta, and each file's name, size and sha256."""
     return str(read_manifest(path)["digest"])
 
 
 def latest_valid(parent: str | os.PathLike[str], prefix: str) -> Path | None:
-    """The child directory `prefix*` with the greatest name that verifies, or None.
+    """The last child directory `prefix*`, by name, that verifies, or None.
 
-    Damaged ones on the way are moved to `parent/quarantine/` beside a file that tells the reason, and
-    what killed writers left half-written is removed: to be called by the one process that writes.
+    Damaged ones after it are moved to `parent/quarantine/`, each with a file that gives the reason, and partial
+    copies of killed writers are removed. So only the process that writes may call it.
     """
     folder = Path(parent)
     if not folder.is_dir():
@@ -282,7 +282,7 @@ def _quarantine(path: Path, reason: str) -> None:
 
 @contextlib.contextmanager
 def lease(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold the file `path` (made if need be) exclusively for the block; the kernel frees it on death.
+    """Lock the file `path` (created if missing) for the block; the kernel releases it if the process dies.
 
     Raises:
         Busy: another process holds it; the message names its pid.
@@ -304,7 +304,7 @@ def lease(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def copy_into_place(source: Path, target: Path) -> None:
-    """Copy a file or folder beside `target` and rename it there; what was there is replaced as a whole."""
+    """Copy a file or folder to `target`, atomically; whatever was there is replaced as a whole."""
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
     temporary, aside = (target.with_name(f"{target.name}.{kind}-{token}") for kind in ("tmp", "old"))
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,16 +16,16 @@ PROFILE_VARIABLE = "CRESCENDO_COMPUTE"
 
 
 class ComputeProfile(Section):
-    """Where a stage runs. Nothing here changes a result's meaning, and nothing here makes a stage stale.
+    """Where a stage runs. Nothing here changes what is computed or makes a stage stale.
 
     workers: processes of a training stage; 0 trains in the calling process.
-    threads: CPU threads a worker; 0 divides the machine's cores by the workers.
-    max_failures: restarts from the last checkpoint before a stage gives up; -1 is without end.
-    address: dashboard URL of a Ray cluster (jobs API); null runs here.
-    storage: absolute folder that all nodes share; null is the working tree.
-    recompute: compute activations again in the backward pass, for less memory; about a third more time.
-    cuda_graphs: on a GPU, record the passes of a training step once and replay them; not with recompute.
-    compile: on a GPU, torch.compile the denoising losses: a minute or two a level, then 1.5 times as fast.
+    threads: CPU threads per worker; 0 divides the machine's cores among the workers.
+    max_failures: restarts from the last checkpoint before a stage gives up; -1 = unlimited.
+    address: dashboard URL of a Ray cluster (jobs API); null runs on this machine.
+    storage: absolute path of a folder that all nodes share; null uses the working tree.
+    recompute: recompute activations in the backward pass, for less memory and about a third more time.
+    cuda_graphs: on a GPU, record the passes of a training step once and replay them; has no effect with recompute.
+    compile: on a GPU, torch.compile the denoising losses: takes a minute or two per level, then 1.5 times as fast.
     """
 
     workers: Annotated[int, Field(ge=0, le=4096)] = 0

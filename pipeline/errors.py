@@ -2,15 +2,15 @@
 
     PipelineError
     |- ConfigError    78  E-CFG-nnn   params.yaml, compute profile, command line
-    |- InputMissing   66  E-INP-nnn   a file, folder or package is not there
-    |- BadData        65  E-DAT-nnn   the data failed validation, or too much of it is bad
+    |- InputMissing   66  E-INP-nnn   a file, folder or package is missing
+    |- BadData        65  E-DAT-nnn   the data failed validation, or too much of it is unusable
     |- StorageError   74  E-IO-nnn    disk full, unreadable or changed bytes
-    |- Busy           75  E-BUSY-nnn  another process holds it; try again
+    |- Busy           75  E-BUSY-nnn  another process holds a resource; try again
     |- AccessError    77  E-ACC-nnn   no permission
-    `- GateFailed      1  E-GATE-nnn  the verdict says no; nothing is broken
+    `- GateFailed      1  E-GATE-nnn  the model did not pass its evaluation; nothing is broken
 
-Other statuses: 0 ok, 70 a bug (with its traceback), 75 also for a run that was told to stop.
-The numbers are those of BSD's sysexits.h. Standard library only; every error survives pickling.
+Other statuses: 0 success, 70 a bug (with its traceback), 75 also for a run stopped by Ctrl-C or SIGTERM.
+The numbers follow BSD's sysexits.h. Standard library only; every error survives pickling.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def one_line(text: object) -> str:
-    """`text` with every control character escaped, so that it prints as exactly one line."""
+    """`text` on one line, with control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 class PipelineError(Exception):
-    """An error that a user can cure: what is wrong, where, with which value, and what to do.
+    """An error that a user can fix: what is wrong, where, with which value, and what to do.
 
     Args:
         code: stable identifier, such as `E-CFG-001`.
@@ -64,25 +64,25 @@ class PipelineError(Exception):
 
 
 class ConfigError(PipelineError):
-    """A setting is unknown, of the wrong kind, out of range, or contradicts another."""
+    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
 
     exit_status = 78
 
 
 class InputMissing(PipelineError):
-    """A file, folder, package or model that a command needs is not there."""
+    """A file, folder, package or model that a command needs is missing."""
 
     exit_status = 66
 
 
 class BadData(PipelineError):
-    """The data set failed its validation, or too much of it is unusable."""
+    """The data set failed validation, or too much of it is unusable."""
 
     exit_status = 65
 
 
 class StorageError(PipelineError):
-    """Bytes could not be written or read, or are not those that were written."""
+    """Bytes could not be written or read, or differ from what was written."""
 
     exit_status = IO_ERROR
 
@@ -100,7 +100,7 @@ class AccessError(PipelineError):
 
 
 class GateFailed(PipelineError):
-    """A promotion gate said no. Status 1, as `grep` and `test` answer a plain no."""
+    """The model did not pass the promotion gate. Status 1, as for a negative answer of `grep` or `test`."""
 
     exit_status = 1
 
@@ -129,7 +129,7 @@ def describe(exc: BaseException) -> str | None:
             return one_line(f"E-ACC-001 {where}{reason}. Fix: check owner, mode and mount of this path")
         return one_line(f"E-IO-002 {where}{reason}. Fix: check the path and its disk, then run it again")
     if isinstance(exc, KeyboardInterrupt):
-        return "stopped. The same command continues where this one left off"
+        return "stopped; run the same command again to continue"
     return None
 
 
@@ -138,9 +138,9 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` and leave the process with its status, or with that of the exception it raised.
+    """Run `main` and exit with its status, or with the status of the exception it raised.
 
-    SIGTERM is treated as Ctrl-C: the program unwinds, and ends with 75.
+    SIGTERM is treated as Ctrl-C: the program unwinds and exits with 75.
     """
     try:
         if threading.current_thread() is threading.main_thread():
@@ -148,7 +148,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         status = main() or OK
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has left (`crescendo status | head`): there is nobody to tell.
+        # The reader has closed the pipe, as in `crescendo preset | head`: nobody is left to report to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = OK
     except Exception as exc:  # noqa: BLE001 - the outermost frame of every program

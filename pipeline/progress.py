@@ -16,6 +16,7 @@ class _Line(tqdm):  # type: ignore[misc]  # tqdm has no types
     """A bar that is rewritten in place on a terminal, and printed now and then as a whole line elsewhere."""
 
     monitor_interval = 0  # Without tqdm's own thread: processes are forked beside a bar.
+    disable: bool
     _printed: int | None = None
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Artifact directories: all or nothing, and every change of a byte is found."""
+"""Artifact directories: written whole or not at all, and every changed byte is detected."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_a_failed_block_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("forced", [True, False])
-def test_only_what_is_forced_waits_for_the_disk(tmp_path, monkeypatch, forced):
+def test_only_forced_directories_are_synced_to_disk(tmp_path, monkeypatch, forced):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
     with artifacts.commit_directory(tmp_path / "x", forced=forced) as folder:
@@ -88,14 +88,14 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("words", DAMAGES)
-def test_damage_is_found_and_named(tmp_path, words):
+def test_damage_is_detected_and_named(tmp_path, words):
     make(tmp_path / "x")
     DAMAGES[words](tmp_path / "x")
     with pytest.raises(StorageError, match=words):
         artifacts.verify_directory(tmp_path / "x")
 
 
-def test_an_edited_manifest_is_found(tmp_path):
+def test_an_edited_manifest_is_detected(tmp_path):
     path = make(tmp_path / "x", meta={"kid": 0.5}) / "manifest.json"
     path.write_text(path.read_text().replace("0.5", "0.1"))
     with pytest.raises(StorageError, match="own digest"):

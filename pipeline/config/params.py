@@ -1,8 +1,8 @@
 """params.yaml and compute profiles as frozen, strict models.
 
 `params.yaml` says what is computed; a profile (`infra/compute/NAME.yaml`, chosen by CRESCENDO_COMPUTE)
-says where. Both are read by ruamel.yaml's safe loader, as DVC reads them (YAML 1.2: `1e-4` is a number,
-`no` is a word, a key given twice is an error). Whatever is not known is refused, with a suggestion.
+says where. Both are read by ruamel.yaml's safe loader, as DVC reads them (YAML 1.2: `1e-4` is a number, `no`
+a string, a duplicate key an error). Unknown keys are refused, with a suggestion.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pipeline.config.strict_yaml import Section, parse_section, read_yaml, requi
 
 SOURCES = r"folder|archive|parquet|torchvision:[A-Za-z0-9]+|openmoji==\d+(\.\d+)*"
 ENCODERS = r"minilm|label|clip:\S+"
-CORE_MODEL = "models/core"  # which the finetune stage grows, unless another model is pinned
-Count = Annotated[int, Field(ge=1, le=10**10)]  # Clocks are in training images.
+CORE_MODEL = "models/core"  # what the finetune stage grows unless another model is pinned
+Count = Annotated[int, Field(ge=1, le=10**10)]  # Clocks count training images.
 Size = Annotated[int, Field(ge=1, le=16384)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -81,17 +81,20 @@ class Core(Section):
         maps = [self.resolution // self.patch // 2**level for level in range(len(self.channel_mult))]
         require(maps[-1] >= 1, f"channel_mult: {len(maps)} levels are too many for {self.resolution} px")
         for size in self.attention:
-            require(size in maps, f"attention: {size} is no feature map of this network, which has {maps}")
+            require(
+                size in maps,
+                f"attention: {size} is not a feature map size of this network; choose from {maps}",
+            )
         effective = self.kernels == "off" or self.resolution >= 32
         require(
             effective,
-            f"kernels: have no effect in a core of {self.resolution} px; it needs 32. Fix: write off",
+            f"kernels: have no effect in a core of {self.resolution} px; they need 32 px. Fix: write off",
         )
         return self
 
 
 class Shell(Section):
-    """Shape of the shells, each of which doubles the resolution; `channels` of each, coarse first."""
+    """Shape of the shells, each of which doubles the resolution; one entry of `channels` each, coarse first."""
 
     patch: Literal[1, 2, 4]
     channels: Annotated[tuple[Annotated[int, Field(ge=8, le=2048)], ...], Field(min_length=1)]
@@ -105,7 +108,7 @@ class Shell(Section):
 
 
 class Regions(Section):
-    """Noise levels that differ by region, in the training of core and shell."""
+    """Noise levels that differ by region, in the training of core and shells."""
 
     probability: Fraction
     maps: Literal["random", "bridge"]
@@ -144,7 +147,7 @@ EmaStds = Annotated[tuple[EmaStd, ...], Field(min_length=1)]
 
 
 class Augment(Section):
-    """How training images are varied, at which strength (see pipeline/data/augment.py)."""
+    """How training images are augmented, and how strongly (see pipeline/data/augment.py)."""
 
     probability: Fraction
     mirror: bool
@@ -166,7 +169,7 @@ class Pretrain(Training):
 
 
 class Degrade(Section):
-    """What pictures that are trained to be upscaled went through (see pipeline/data/degrade.py)."""
+    """How images that train upscaling are degraded first (see pipeline/data/degrade.py)."""
 
     jpeg: tuple[Annotated[int, Field(ge=1, le=100)], ...]
     blur: Annotated[float, Field(ge=0, le=16)]
@@ -179,7 +182,7 @@ class Degrade(Section):
 
 
 class Finetune(Training):
-    """Shells around a trained model. `num_images` is that of each phase (`order`)."""
+    """Shells around a trained model. `num_images` is per growth round (see `order`)."""
 
     init_from: str = Field(min_length=1)
     init_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
@@ -196,14 +199,14 @@ class Finetune(Training):
     @model_validator(mode="after")
     def _check(self) -> Finetune:
         source, pinned = self.init_from, bool(self.init_sha256)
-        cure = f"run `crescendo pin {source}`"
+        fix = f"run `crescendo pin {source}`"
         fixed = not source.startswith("models:") or re.fullmatch(r"models:/[^/@]+/\d+", source)
-        require(bool(fixed), f"init_from: {source!r} is no fixed version of a model. Fix: {cure}")
+        require(bool(fixed), f"init_from: {source!r} does not name a fixed version of a model. Fix: {fix}")
         own = source == CORE_MODEL
         require(
-            own or pinned, f"init_sha256: is empty, {source} needs the digest of its snapshot. Fix: {cure}"
+            own or pinned, f"init_sha256: is empty, {source} needs the digest of its snapshot. Fix: {fix}"
         )
-        require(not (own and pinned), f"init_sha256: {CORE_MODEL} has none here. Fix: write ''")
+        require(not (own and pinned), f"init_sha256: {CORE_MODEL} takes none. Fix: write ''")
         return self
 
 
@@ -318,17 +321,20 @@ class Params(Section):
             require(fits, f"{key}: {problem} data.resolution ({top})")
         small = self.regions.probability > 0 and low < 8
         require(
-            not small, f"regions.probability: a core of {low} px has too few patches of 4 px; it needs 8 px"
+            not small, f"regions.probability: a core of {low} px has too few regions of 4 px; it needs 8 px"
         )
         fits = self.regions.maps == "random" or self.finetune.upscale_probability == 0
-        cure = "write random, or finetune.upscale_probability: 0.0"
-        require(fits, f"regions.maps: 'bridge' needs low bands without a clock of their own. Fix: {cure}")
+        fix = "write random, or finetune.upscale_probability: 0.0"
+        conflict = "cannot be combined with finetune.upscale_probability, which noises low bands separately"
+        require(fits, f"regions.maps: 'bridge' {conflict}. Fix: {fix}")
         coarse = low // self.shell.patch  # positions of the first shell's coarse feature map
         fits = self.shell.kernels == "off" or coarse >= 4
-        require(fits, f"shell.kernels: a feature map of {coarse} positions has no room for them; they need 4")
+        require(
+            fits, f"shell.kernels: a feature map of {coarse} positions is too small for them; they need 4"
+        )
         for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
-            kept, seen = section.early_images, section.num_images
-            require(kept <= seen, f"{name}.early_images: {kept} is more than {name}.num_images ({seen})")
+            first, total = section.early_images, section.num_images
+            require(first <= total, f"{name}.early_images: {first} is more than {name}.num_images ({total})")
         early = self.sampling.guide != "early" or (self.pretrain.early_images and self.finetune.early_images)
         require(bool(early), "sampling.guide: 'early' needs pretrain.early_images and finetune.early_images")
         regions = self.sampling.sampler != "adaptive" or self.regions.probability > 0
@@ -336,8 +342,8 @@ class Params(Section):
         degraded = bool(self.finetune.degrade.jpeg) or self.finetune.degrade.blur > 0
         effective = self.finetune.upscale_probability > 0 or not degraded
         require(effective, "finetune.degrade: has no effect without finetune.upscale_probability above 0")
-        foreign = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
-        require(not foreign, f"evaluate.num_passes: {foreign} is not among refine.passes")
+        unknown = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
+        require(not unknown, f"evaluate.num_passes: {unknown} is not among refine.passes")
         return self
 
 

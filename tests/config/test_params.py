@@ -1,4 +1,4 @@
-"""params.yaml and compute profiles: everything unknown or contradictory is refused in one line with a cure."""
+"""params.yaml and compute profiles: everything unknown or contradictory is refused in one line, with a fix."""
 
 import copy
 import pickle
@@ -60,13 +60,13 @@ def test_params_are_frozen():
         parse_params(TREE).finetune.lr = 1.0
 
 
-def test_a_misspelt_key_is_answered_with_the_right_one():
+def test_a_misspelt_key_gets_a_suggestion():
     tree = changed("finetune.lrr", 0.1)
     assert refusal(tree) == "E-CFG-001 params.yaml: finetune.lrr: unknown key. Fix: did you mean 'lr'?"
     assert "did you mean 'finetune'?" in refusal(changed("finetun", {}))
 
 
-def test_a_misspelt_key_is_told_before_the_one_that_it_leaves_missing():
+def test_a_misspelt_key_is_reported_before_the_missing_one():
     tree = changed("finetune.lr", ...)
     tree["finetune"]["lrr"] = 0.1
     assert "did you mean 'lr'?" in refusal(tree)
@@ -93,7 +93,7 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         ("refine.check_images", 9, "refine.check_images: 9 is not a multiple of batch_size"),
         ("core.resolution", 24, "core.resolution: 24 is not a power of two"),
         ("data.resolution", CORE, f"data.resolution: {CORE} is not core.resolution ({CORE}) doubled once"),
-        ("core.attention", [5], "core.attention: 5 is no feature map of this network"),
+        ("core.attention", [5], "core.attention: 5 is not a feature map size of this network"),
         ("core.channel_mult", [1] * 9, "core.channel_mult: 9 levels are too many"),
         ("core.kernels", "all", "core.kernels: 'all' is not valid"),
         ("core.kernels", True, "core.kernels: True is not valid"),
@@ -120,10 +120,10 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         (
             "finetune.init_from",
             "models:/a@b",
-            "init_from: 'models:/a@b' is no fixed version of a model. Fix: run `cr",
+            "init_from: 'models:/a@b' does not name a fixed version of a model. Fix: run `cr",
         ),
         ("finetune.init_from", "models:/a/2", "finetune.init_sha256: is empty, models:/a/2 needs the digest"),
-        ("finetune.init_sha256", "0" * 64, "finetune.init_sha256: models/core has none here. Fix: write ''"),
+        ("finetune.init_sha256", "0" * 64, "finetune.init_sha256: models/core takes none. Fix: write ''"),
         ("finetune.init_sha256", "0", "finetune.init_sha256: '0' is not valid"),
         ("finetune.degrade.jpeg", [90, 30], "finetune.degrade.jpeg: needs two qualities"),
         ("finetune.degrade.jpeg", [30, 101], "finetune.degrade.jpeg[1]"),
@@ -147,7 +147,7 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         ("data", None, "data"),
     ],
 )
-def test_what_is_out_of_range_or_contradicts_is_refused(key, value, words):
+def test_values_out_of_range_or_in_conflict_are_refused(key, value, words):
     assert words in refusal(changed(key, value))
 
 
@@ -159,14 +159,14 @@ def test_a_lift_is_one_number_or_one_an_octave():
         assert parse_params(tree).sampling.lift == kept
 
 
-def test_bridges_and_low_bands_with_a_clock_of_their_own_exclude_each_other():
+def test_bridges_and_the_training_of_upscaling_exclude_each_other():
     tree = changed("regions", {"probability": 0.5, "maps": "bridge"})
     assert parse_params(tree).regions.maps == "bridge"
     tree["finetune"]["upscale_probability"] = 0.2
-    assert "regions.maps: 'bridge' needs low bands without a clock of their own" in refusal(tree)
+    assert "regions.maps: 'bridge' cannot be combined with finetune.upscale_probability" in refusal(tree)
 
 
-def test_the_adaptive_sampler_takes_no_guide_but_captions():
+def test_the_adaptive_sampler_is_guided_by_captions_only():
     tree = changed("sampling.sampler", "adaptive")
     tree["sampling"]["guide"] = "low"
     assert "sampling.guide: 'low' cannot guide the adaptive sampler. Fix: write no_text" in refusal(tree)
@@ -197,7 +197,7 @@ def test_the_adaptive_sampler_finishes_no_tiles():
     ],
     ids=["twice", "open", "tab", "list", "empty", "text", "tag", "deep", "large", "latin1", "aliases"],
 )  # fmt: skip
-def test_a_file_that_is_no_plain_yaml_is_refused_in_one_line(tmp_path, text, words):
+def test_a_file_that_is_not_plain_yaml_is_refused_in_one_line(tmp_path, text, words):
     path = tmp_path / "params.yaml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
@@ -250,7 +250,7 @@ def test_a_profile_is_chosen_by_the_environment_and_has_defaults(tmp_path, monke
 
 
 @pytest.mark.parametrize("name", ["ther", "../here", "a b"])
-def test_an_unknown_profile_is_answered_with_those_there_are(tmp_path, monkeypatch, name):
+def test_an_unknown_profile_is_refused_with_a_list_of_profiles(tmp_path, monkeypatch, name):
     with pytest.raises(ConfigError, match="choose one of: here"):
         profile(tmp_path, monkeypatch, "", name)
 
