@@ -12,8 +12,8 @@ def main() -> None:
     """Sample, measure, judge and report."""
     params = load_params()
     with open_stage("evaluate", params) as stage:
-        found = evaluate(params, stage.root, say=lambda line: print(f"evaluate: {line}", file=sys.stderr))
-        stage.log_metrics(found)
+        metrics = evaluate(params, stage.root, lambda line: print(f"evaluate: {line}", file=sys.stderr))
+        stage.log_metrics(metrics)
         stage.log_artifact("reports/evaluation")
         stage.log_artifact("reports/verdict.json")
 

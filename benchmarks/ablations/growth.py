@@ -42,7 +42,7 @@ from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.evaluation.features import LITE2_RESOLUTIONS, Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import kid
-from pipeline.evaluation.statistics import kid_by_unit, number_units
+from pipeline.evaluation.statistics import kid_by_family, number_families
 from pipeline.models.denoiser import (
     CoreDenoiser,
     Denoiser,
@@ -312,10 +312,10 @@ class Judges(NamedTuple):
 
     def kid_of(self, made: Tensor, which: np.ndarray, bases: Sequence[str], real: Tensor) -> dict[str, float]:
         """KID of pictures uint8 [N,3,R,R] of captions number `which` [N], against real ones of all captions."""
-        (unit_real, unit_made), units = number_units(bases, [bases[i] for i in which])
+        (unit_real, unit_made), units = number_families(bases, [bases[i] for i in which])
         every = np.ones((1, units))
         return {
-            f"kid_{e.name}": float(kid_by_unit(w(e(real)), unit_real, w(e(made)), unit_made, every)[0])
+            f"kid_{e.name}": float(kid_by_family(w(e(real)), unit_real, w(e(made)), unit_made, every)[0])
             for e, w in self.fitted
         }
 
@@ -374,7 +374,7 @@ def pictures(name: str, seed: int, snapshot: Snapshot, sample: Sample) -> dict[s
     path = results() / f"{name}-{seed}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_grid(path, made[shown], columns=SHOWN // 2)
-    return by.kid_of(made, which, condition.bases, by.dataset.images(condition.rows))
+    return by.kid_of(made, which, condition.families, by.dataset.images(condition.rows))
 
 
 def results() -> Path:

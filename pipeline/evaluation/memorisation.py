@@ -1,9 +1,9 @@
-"""Which samples copy a training picture.
+"""Which samples copy a training image.
 
-A sample is a copy if its nearest training base is less than a third as far as the second nearest (arXiv
-2505.16959), in pixels at 32 px, mirrored pictures included. No detector is reliable (arXiv 2306.04675), so
-the report also shows the nearest pictures. The data-copying test C_T (arXiv 2004.05675) asks, for the whole
-set, whether samples lie closer to the training set than other real pictures do.
+A sample is a copy if its nearest training family is less than a third as far as the second nearest (arXiv
+2505.16959), in pixels at 32 px, mirrored images included. No detector is reliable (arXiv 2306.04675), so the
+report also shows the nearest images. The data-copying test C_T (arXiv 2004.05675) asks, for the whole set,
+whether samples lie closer to the training set than other real images do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.evaluation.metrics import Float64, Metric, distances, enough
-from pipeline.evaluation.statistics import Int64, number_units
+from pipeline.evaluation.statistics import Int64, number_families
 
 COPY_RATIO = 1 / 3
 RESOLUTION = 32
@@ -24,10 +24,10 @@ RESOLUTION = 32
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For each of n samples: row of the nearest training image, its distance, and that of the second base."""
+    """For each of n samples: the nearest training image, its distance, and the distance of the second family."""
 
-    row: Int64
-    d1: Float64  # RMS difference a pixel and channel, grey levels 0..255
+    row: Int64  # of the training images
+    d1: Float64  # RMS difference per pixel and channel, grey levels 0..255
     d2: Float64
 
     @property
@@ -43,19 +43,19 @@ def _pixels(images: Tensor) -> Float64:
     return pixels
 
 
-def nearest(samples: Tensor, train: Tensor, bases: Sequence[str]) -> Neighbours:
-    """Nearest training images and bases of uint8 samples [N,3,R,R] in uint8 train [M,3,R,R]."""
+def nearest(samples: Tensor, train: Tensor, families: Sequence[str]) -> Neighbours:
+    """Nearest of uint8 training images [M,3,R,R], with their families [M], for uint8 samples [N,3,R,R]."""
     pixels = _pixels(samples)
-    apart = np.minimum(distances(pixels, _pixels(train)), distances(pixels, _pixels(train.flip(-1))))
-    (unit,), num_units = number_units(bases)
-    by_base = np.full((num_units, len(samples)), np.inf)
-    np.minimum.at(by_base, unit, apart.T)
-    two = np.partition(by_base, 1, axis=0)[:2] if num_units > 1 else np.vstack([by_base, by_base])
-    return Neighbours(apart.argmin(1).astype(np.int64), two[0], two[1])
+    between = np.minimum(distances(pixels, _pixels(train)), distances(pixels, _pixels(train.flip(-1))))
+    (family,), num_families = number_families(families)
+    by_family = np.full((num_families, len(samples)), np.inf)
+    np.minimum.at(by_family, family, between.T)
+    two = np.partition(by_family, 1, axis=0)[:2] if num_families > 1 else np.vstack([by_family, by_family])
+    return Neighbours(between.argmin(1).astype(np.int64), two[0], two[1])
 
 
 def copies(neighbours: Neighbours) -> Metric:
-    """Share of samples that are copies."""
+    """Fraction of samples that are copies."""
     n = len(neighbours.row)
     if not enough("copies", n):
         return Metric.refused("copies", n)
@@ -63,15 +63,15 @@ def copies(neighbours: Neighbours) -> Metric:
 
 
 def copying_score(samples: Neighbours, held_out: Neighbours) -> Metric:
-    """C_T without cells: z-score of the Mann-Whitney test on distances to the training set.
+    """C_T without cells: z-score of the Mann-Whitney test on distances to the training set, without correction
+    for ties.
 
-    Below -3, samples lie closer to the training set than held-out real pictures do; blurry ones do as well,
-    since a blurred picture is nearer to everything."""
-    from scipy.stats import rankdata
+    Below -3, samples lie closer to the training set than held-out real images do. Blurry samples do so, too, since
+    a blurred image is nearer to everything."""
+    from scipy.stats import mannwhitneyu
 
     n, m = len(samples.d1), len(held_out.d1)
     if not enough("kid", n, m):
         return Metric.refused("kid", min(n, m))
-    ranks = rankdata(np.concatenate([samples.d1, held_out.d1]))
-    u = ranks[:n].sum() - n * (n + 1) / 2
+    u = mannwhitneyu(samples.d1, held_out.d1, method="asymptotic").statistic
     return Metric(float((u - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12)), min(n, m))

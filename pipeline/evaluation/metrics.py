@@ -1,4 +1,4 @@
-"""Distances between two sets of images, on features or pixels. All in float64.
+"""Distances between two sets of images, on features or pixels, in float64.
 
 KID: unbiased squared maximum mean discrepancy (Binkowski et al., arXiv 1801.01401). FD: Frechet distance
 (arXiv 1706.08500), by eigenvalues. Precision and recall: Kynkaanniemi et al. (arXiv 1904.06991); density and
@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.adversarial.losses import kernel_distance
+
 Float64 = NDArray[np.float64]
 
-# Fewest images, in the smaller of the two sets, with which a number means something.
+# Minimum number of images, in the smaller of the two sets, for a number to mean something.
 NEEDS: Mapping[str, int] = {
     "kid": 50,
     "fd": 200,
@@ -35,7 +37,7 @@ NEEDS: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A number with its sample count and, where there is one, its 95% interval; or the reason for none."""
+    """A number with its sample count and perhaps its 95% interval; or the reason why there is no number."""
 
     value: float | None
     n: int
@@ -45,7 +47,7 @@ class Metric:
 
     @classmethod
     def refused(cls, name: str, n: int) -> Metric:
-        """`fd: n=14, needs 200`."""
+        """Without a value: there are too few images, as in `fd: n=14, needs 200`."""
         return cls(None, n, reason=f"{name}: n={n}, needs {NEEDS[name]}")
 
     def as_json(self) -> dict[str, Any]:
@@ -59,7 +61,7 @@ class Metric:
 
 
 def rounded(value: float | None) -> float | None:
-    """`value` with six significant digits; None for None and for what is not finite."""
+    """`value` with six significant digits; None for None and for values that are not finite."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.6g}")
@@ -81,10 +83,7 @@ def cubic_kernel(x: Float64, y: Float64) -> Float64:
 
 def kid(real: Float64, fake: Float64) -> float:
     """Kernel distance between features [n,d] and [m,d]: unbiased, so it may fall below 0."""
-    n, m = len(real), len(fake)
-    kxx, kyy = cubic_kernel(real, real), cubic_kernel(fake, fake)
-    within = (kxx.sum() - np.trace(kxx)) / (n * (n - 1)) + (kyy.sum() - np.trace(kyy)) / (m * (m - 1))
-    return float(within - 2 * cubic_kernel(real, fake).mean())
+    return float(kernel_distance(torch.from_numpy(real), torch.from_numpy(fake)))
 
 
 def frechet_distance(real: Float64, fake: Float64) -> float:
@@ -104,8 +103,8 @@ def frechet_distance(real: Float64, fake: Float64) -> float:
 def distances(x: Float64, y: Float64) -> Float64:
     """Euclidean distances between rows of x [n,d] and y [m,d]: [n,m]."""
     squared = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * (x @ y.T)
-    apart: Float64 = np.sqrt(np.maximum(squared, 0))
-    return apart
+    between: Float64 = np.sqrt(np.maximum(squared, 0))
+    return between
 
 
 def prdc(real: Float64, fake: Float64, k: int = 5) -> dict[str, float]:
@@ -126,9 +125,9 @@ def prdc(real: Float64, fake: Float64, k: int = 5) -> dict[str, float]:
 
 def _neighbour_radius(x: Float64, k: int) -> Float64:
     """Distance of each row to its k-th nearest other row."""
-    apart = distances(x, x)
-    np.fill_diagonal(apart, np.inf)
-    radius: Float64 = np.partition(apart, k - 1, axis=1)[:, k - 1]
+    within = distances(x, x)
+    np.fill_diagonal(within, np.inf)
+    radius: Float64 = np.partition(within, k - 1, axis=1)[:, k - 1]
     return radius
 
 
@@ -140,7 +139,7 @@ class Sharpness:
     """How sharp each image of a set is, in grey levels 0..255.
 
     top_octave: power of luminance in the upper half of the radial frequencies, [n];
-    laplacian: variance of the 5-point Laplacian, [n]; gradient: 1024 quantiles of the gradient's size.
+    laplacian: variance of the 5-point Laplacian, [n]; gradient: 1024 quantiles of the gradient magnitude.
     """
 
     top_octave: Float64
@@ -155,7 +154,7 @@ def sharpness(images: Tensor) -> Sharpness:
     R = grey.shape[-1]
     power = torch.fft.fft2(grey, norm="ortho").abs().square()
     f = torch.fft.fftfreq(R, dtype=torch.float64)
-    radius = (f[:, None] ** 2 + f[None] ** 2).sqrt()  # cycles a pixel
+    radius = (f[:, None] ** 2 + f[None] ** 2).sqrt()  # cycles per pixel
     top = (radius >= 0.25) & (radius < 0.5)
     inner = grey[:, 1:-1, 1:-1]
     neighbours = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
@@ -168,13 +167,13 @@ def sharpness(images: Tensor) -> Sharpness:
 
 
 def log_power_gap(real: Float64, fake: Float64) -> float:
-    """Log ratio of mean top-octave power, fake to real: 0 is as sharp, negative is blurrier."""
+    """Log ratio of mean top-octave power, fake to real: 0 is equally sharp, negative is blurrier."""
     return float(np.log((fake.mean() + 1e-12) / (real.mean() + 1e-12)))
 
 
 def compare_sharpness(real: Sharpness, fake: Sharpness) -> dict[str, float]:
-    """`top_octave` (see log_power_gap), `laplacian` (ratio of mean variance, 1 = as sharp) and `gradient`
-    (Wasserstein-1 distance between gradient sizes, grey levels)."""
+    """`top_octave` (see log_power_gap), `laplacian` (ratio of mean variance, 1 = equally sharp) and
+    `gradient` (Wasserstein-1 distance between gradient magnitudes, grey levels)."""
     return {
         "top_octave": log_power_gap(real.top_octave, fake.top_octave),
         "laplacian": float(fake.laplacian.mean() / (real.laplacian.mean() + 1e-12)),

@@ -1,7 +1,7 @@
-"""Pictures and the page that a person looks at: caption grids, nearest neighbours, a chart, index.html.
+"""The report for people: caption grids, nearest neighbours, a chart, and index.html.
 
-Captions are data: they are drawn as pixels, and escaped in HTML. Nothing is chosen by hand: the grids show
-the first captions of the random order in which they were evaluated, and the first sample of each.
+Captions are data: they are drawn as pixels, and escaped in HTML. Nothing is chosen by hand: the grids show the
+first captions in the random order of the evaluation, and the first sample of each.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 GRID_CAPTIONS = 16
 GRID_COLUMNS = 8
-TILE = 128  # px; a whole multiple of usual resolutions, so that pixels stay square
+TILE = 128  # px; a multiple of usual resolutions, so that pixels stay square
 INK, FAINT, RED = (34, 34, 40), (120, 120, 130), (190, 40, 40)
 
 
 def title_of(model: str) -> str:
-    """A model's name for people: `refined_2` is `refined, 2 passes`."""
+    """The name of a model or split as the report prints it: `refined_2` is `refined, 2 passes`."""
     kind, _, passes = model.partition("_")
     if passes:
         return f"{kind}, {passes} {'pass' if passes == '1' else 'passes'}"
     return {"finetuned": "fine-tuned", "heldout": "held-out"}.get(model, model)
 
 
-# --- Pictures.
+# --- Figures.
 
 
 def _font(size: int) -> FreeTypeFont:
@@ -47,7 +47,7 @@ def _font(size: int) -> FreeTypeFont:
 
 def _wrap(text: str, font: FreeTypeFont, width: int, lines: int) -> str:
     """`text` on at most `lines` lines of `width` px, the last one cut with an ellipsis."""
-    done: list[str] = []
+    wrapped: list[str] = []
     words = text.split()
     line = ""
     while words:
@@ -57,32 +57,32 @@ def _wrap(text: str, font: FreeTypeFont, width: int, lines: int) -> str:
             line = longer
         elif not line:  # one word, wider than the line
             cut = max(n for n in range(1, len(word) + 1) if n == 1 or font.getlength(word[:n]) <= width)
-            line, rest = word[:cut], word[cut:]
-            words = [rest, *words] if rest else words
-            done, line = [*done, line], ""
+            wrapped.append(word[:cut])
+            words = [word[cut:], *words] if word[cut:] else words
         else:
-            done, line = [*done, line], ""
+            wrapped.append(line)
+            line = ""
             words.insert(0, word)
-    done += [line] if line else []
-    if len(done) > lines:
-        last = done[lines - 1]
+    wrapped += [line] if line else []
+    if len(wrapped) > lines:
+        last = wrapped[lines - 1]
         while last and font.getlength(last + "\u2026") > width:
             last = last[:-1]
-        done = [*done[: lines - 1], last + "\u2026"]
-    return "\n".join(done)
+        wrapped = [*wrapped[: lines - 1], last + "\u2026"]
+    return "\n".join(wrapped)
 
 
 def _tile(image: Tensor, size: int) -> Image.Image:
-    """uint8 [3,R,R] as a picture of `size` px: pixels enlarged as squares, or averaged."""
+    """uint8 [3,R,R] at `size` px: pixels enlarged as squares, or averaged."""
     from PIL import Image
 
-    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    grows = picture.width <= size
-    return picture.resize((size, size), Image.Resampling.NEAREST if grows else Image.Resampling.BOX)
+    tile = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    enlarge = tile.width <= size
+    return tile.resize((size, size), Image.Resampling.NEAREST if enlarge else Image.Resampling.BOX)
 
 
 def draw_captions(path: Path, captions: Sequence[str], real: Tensor, shown: Mapping[str, Tensor]) -> None:
-    """Rows: real, then every model; columns: captions, written above them. uint8 images [n,3,R,R]."""
+    """Rows: the real images, then each model's; columns: captions, written above. All uint8 [n,3,R,R]."""
     from PIL import Image, ImageDraw
 
     count = min(GRID_CAPTIONS, len(captions))
@@ -137,13 +137,13 @@ def draw_neighbours(
     captions: Sequence[str],
     train: Tensor,
     train_captions: Sequence[str],
-    found: Neighbours,
+    neighbours: Neighbours,
     pairs: int = 12,
 ) -> None:
-    """Pairs of a sample and its nearest training image: first those most like copies, then first samples."""
+    """Samples beside their nearest training images: `pairs` of those most like copies, then of the first ones."""
     from PIL import Image, ImageDraw
 
-    suspects = np.argsort(found.ratio, kind="stable")[:pairs].tolist()
+    suspects = np.argsort(neighbours.ratio, kind="stable")[:pairs].tolist()
     others = [i for i in range(len(samples)) if i not in set(suspects)][:pairs]
     font, size, columns, text_height, head = _font(12), 96, 6, 70, 34
     width = 2 * size + 18
@@ -159,11 +159,11 @@ def draw_neighbours(
         for place, i in enumerate(chosen):
             x, y = place % columns * width + 4, top + head + place // columns * (size + text_height)
             sheet.paste(_tile(samples[i], size), (x, y))
-            sheet.paste(_tile(train[int(found.row[i])], size), (x + size + 2, y))
+            sheet.paste(_tile(train[int(neighbours.row[i])], size), (x + size + 2, y))
             draw.rectangle((x - 1, y - 1, x + 2 * size + 2, y + size), outline=(225, 225, 230))
-            ratio = float(found.ratio[i])
-            asked, nearest = captions[i], train_captions[int(found.row[i])]
-            for column, text in enumerate((asked, nearest)):
+            ratio = float(neighbours.ratio[i])
+            texts = captions[i], train_captions[int(neighbours.row[i])]
+            for column, text in enumerate(texts):
                 wrapped = _wrap(text, font, size - 2, 3)
                 draw.multiline_text((x + column * (size + 2), y + size + 3), wrapped, INK, font, spacing=2)
             colour = RED if ratio < COPY_RATIO else FAINT
@@ -173,7 +173,7 @@ def draw_neighbours(
 
 
 def draw_quality(path: Path, results: Mapping[str, Any]) -> None:
-    """Three panels beside each other: KID with intervals and floor, sharpness, retrieval."""
+    """Three panels side by side: KID with intervals and floor, sharpness, retrieval."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -212,7 +212,7 @@ def draw_quality(path: Path, results: Mapping[str, Any]) -> None:
     titles = (
         "KID, lower is better (grey: two real sets)",
         "Sharpness: log power of top octave, 0 = real",
-        "Caption retrieval top-1 (dashed: real pictures)",
+        "Caption retrieval top-1 (dashed: real images)",
     )
     for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title, fontsize=10)
@@ -231,26 +231,32 @@ def draw_quality(path: Path, results: Mapping[str, Any]) -> None:
 # --- The page.
 
 COLUMNS = {
-    "kid": ("KID", "kernel distance to the real images; lower is better, two equal sets have 0"),
+    "kid": ("KID", "kernel distance to the real images; lower is better, 0 for samples of one distribution"),
     "kid_difference": ("KID - teacher's", "paired by caption; below 0 is better than the fine-tuned model"),
     "fd": ("FD", "Frechet distance; lower is better"),
-    "precision": ("precision", "share of samples that look real"),
-    "recall": ("recall", "share of real images that the model could have made"),
-    "density": ("density", "how many real neighbourhoods a sample lies in; about 1 for real"),
-    "coverage": ("coverage", "share of real images with a sample nearby"),
-    "top_octave": ("sharpness", "log power of the finest octave relative to real; 0 is as sharp"),
-    "laplacian": ("Laplacian", "variance relative to real; 1 is as sharp"),
+    "precision": ("precision", "fraction of samples that look real"),
+    "recall": ("recall", "fraction of real images that lie within the neighbourhood of a sample"),
+    "density": ("density", "number of real neighbourhoods around a sample; about 1 for real images"),
+    "coverage": ("coverage", "fraction of real images with a sample in their neighbourhood"),
+    "top_octave": (
+        "sharpness",
+        "log power of the finest octave relative to the real images; 0 is equally sharp",
+    ),
+    "laplacian": ("Laplacian", "variance relative to the real images; 1 is equally sharp"),
     "gradient": ("edges", "distance between gradient histograms, grey levels; lower is better"),
-    "retrieval_top1": ("retrieval", "share whose caption is found first among all of the split's"),
-    "retrieval_top5": ("top 5", "the same among the first five"),
-    "copies": ("copies", "share of samples that copy a training image (d1/d2 < 1/3)"),
-    "copying_score": ("C_T", "below -3: closer to the training set than real pictures are"),
+    "retrieval_top1": (
+        "retrieval",
+        "fraction of samples whose caption ranks first among all captions of the split",
+    ),
+    "retrieval_top5": ("top 5", "fraction of samples whose caption is among the first five"),
+    "copies": ("copies", "fraction of samples that copy a training image (d1/d2 < 1/3)"),
+    "copying_score": ("C_T", "below -3: closer to the training set than real images are"),
 }
 PERCENT = {"precision", "recall", "coverage", "retrieval_top1", "retrieval_top5", "copies"}
 
 
 def number(value: float | None, percent: bool = False) -> str:
-    """A number as the page shows it; a dash for none."""
+    """A number as the page shows it; a dash for None."""
     if value is None:
         return "\u2013"
     return f"{value:.1%}" if percent else f"{value:.3g}"
@@ -263,29 +269,29 @@ def render(
     captions: Sequence[str],
     core_resolution: int,
 ) -> str:
-    """The page, self-contained but for the pictures beside it. All values are escaped."""
+    """The page; it refers to the images in its own folder, and to nothing else. All values are escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    def cell(found: Mapping[str, Any] | None, key: str) -> Markup:
-        if found is None:
+    def cell(metric: Mapping[str, Any] | None, key: str) -> Markup:
+        if metric is None:
             return Markup("")
         percent = key in PERCENT or key.split("_", 1)[-1] in PERCENT
-        if found["value"] is None:
-            return Markup('<span class="none">{}</span>').format(found.get("reason", "none"))
-        note = f"n={found['n']}"
-        if "low" in found:
-            note = f"{number(found['low'])} \u2026 {number(found['high'])}, {note}"
-        return Markup("{}<small>{}</small>").format(number(found["value"], percent), note)
+        if metric["value"] is None:
+            return Markup('<span class="none">{}</span>').format(metric.get("reason", "none"))
+        note = f"n={metric['n']}"
+        if "low" in metric:
+            note = f"{number(metric['low'])} \u2026 {number(metric['high'])}, {note}"
+        return Markup("{}<small>{}</small>").format(number(metric["value"], percent), note)
 
     def columns(split: str, prefix: str) -> list[tuple[str, str, str]]:
-        present = {key for found in results[split].values() for key in found}
+        present = {key for row in results[split].values() for key in row}
         return [(prefix + key, *text) for key, text in COLUMNS.items() if prefix + key in present]
 
     models = list(results["heldout"])
     splits = [split for split in ("heldout", "train") if split in results]
-    suspects = [name for name, e in results["extractors"].items() if e["related_to_discriminator"]]
-    main = next(name for name in results["extractors"] if name not in suspects)
+    related = [name for name, e in results["extractors"].items() if e["related_to_discriminator"]]
+    main = next(name for name in results["extractors"] if name not in related)
     loader = PackageLoader("pipeline.evaluation")  # its folder templates/
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html.j2").render(
@@ -296,9 +302,7 @@ def render(
         failed=[rule["name"].replace("_", " ") for rule in verdict["rules"] if not rule["passed"]],
         facts=_facts(results, throughput),
         tables=[
-            (split, name, "" if name == main else f"{name}_")
-            for split in splits
-            for name in (main, *suspects)
+            (split, name, "" if name == main else f"{name}_") for split in splits for name in (main, *related)
         ],
         columns=columns,
         cell=cell,
@@ -319,7 +323,7 @@ def _speed_name(key: str) -> str:
 
 
 def _facts(results: Mapping[str, Any], throughput: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The few numbers at the top, as (label, value)."""
+    """The headline numbers, as (label, value)."""
     candidate, baseline = results["gate"]["candidate"], results["gate"]["baseline"]
     mine, teacher = results["heldout"][candidate], results["heldout"][baseline]
     fast, slow = (throughput[f"heldout/{name}"]["images_per_second"] for name in (candidate, baseline))
@@ -327,7 +331,7 @@ def _facts(results: Mapping[str, Any], throughput: Mapping[str, Any]) -> list[tu
     facts = [
         (f"KID; {number(teacher['kid']['value'])} {title_of(baseline)}", number(mine["kid"]["value"])),
         (
-            f"captions found; {number(retrieval, True)} for real pictures",
+            f"captions retrieved; {number(retrieval, True)} for real images",
             number(mine["retrieval_top1"]["value"], True),
         ),
         ("of held-out samples are copies", number(mine["copies"]["value"], True)),
@@ -340,9 +344,9 @@ def _facts(results: Mapping[str, Any], throughput: Mapping[str, Any]) -> list[tu
 def _copying(results: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
     lines = []
     for split in splits:
-        for model, found in results[split].items():
-            each = found.get("copies")
-            if each:
-                text = each.get("reason") or f"{number(each['value'], True)} of {each['n']}"
+        for model, row in results[split].items():
+            copies = row.get("copies")
+            if copies:
+                text = copies.get("reason") or f"{number(copies['value'], True)} of {copies['n']}"
                 lines.append(f"{title_of(split)} captions, {title_of(model)}: {text}")
     return lines

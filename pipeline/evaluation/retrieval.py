@@ -1,9 +1,9 @@
-"""Does a picture show what its caption says? A ridge regression from image features to the caption's vector.
+"""Does an image show what its caption says? A ridge regression from image features to the caption's vector.
 
-It is fitted on real training pictures only. A picture then retrieves, among all captions of its split, the
-one whose vector has the largest cosine with its own predicted one. The figure beside it is that of the real
-pictures: what this judge can do at best. Real training pictures are judged by a regression that has not seen
-their base (5 folds).
+It is fitted on real training images only. An image then retrieves, among all captions of its split, the one whose
+vector has the largest cosine similarity with the vector predicted for the image. Real images are scored beside the
+samples: they show the best that this judge can do. Real training images are judged by a regression that has not
+seen their family (5 folds).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.evaluation.features import Standardiser
 from pipeline.evaluation.metrics import Float64, Metric, enough
-from pipeline.evaluation.statistics import Int64, number_units
+from pipeline.evaluation.statistics import Int64, number_families
 
 LAMBDAS = (30.0, 100.0, 300.0, 1e3, 3e3, 1e4)
 FOLDS = 5
@@ -23,7 +23,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Judge:
-    """A fitted regression, and its out-of-fold predictions for the real pictures it was fitted on."""
+    """A fitted regression, and its out-of-fold predictions for the real images it was fitted on."""
 
     features: Standardiser
     vectors: Standardiser
@@ -32,19 +32,21 @@ class Judge:
     out_of_fold: Float64  # [n, e]
 
     @classmethod
-    def fit(cls, features: Float64, vectors: Float64, bases: Sequence[str]) -> Judge:
-        """Fit features [n,d] to caption vectors [n,e]; the ridge with the best out-of-fold cosine is taken.
+    def fit(cls, features: Float64, vectors: Float64, families: Sequence[str]) -> Judge:
+        """Fit features [n,d] to caption vectors [n,e], with the ridge of the best out-of-fold cosine similarity.
 
         Closed form in the n samples: W = X^T (X X^T + ridge I)^-1 Y."""
-        by_feature, by_vector = Standardiser.fit(features), Standardiser.fit(vectors)
-        x, y = by_feature(features), by_vector(vectors)
+        scale_features, scale_vectors = Standardiser.fit(features), Standardiser.fit(vectors)
+        x, y = scale_features(features), scale_vectors(vectors)
         gram = x @ x.T
-        (unit,), num_units = number_units(bases)
-        fold = np.random.default_rng(0).permutation(num_units)[unit] % min(FOLDS, max(num_units, 2))
-        tried = [(_out_of_fold(gram, y, fold, ridge), ridge) for ridge in LAMBDAS]
-        predicted, ridge = max(tried, key=lambda each: float((_unit(each[0]) * _unit(y)).sum(1).mean()))
+        (family,), num_families = number_families(families)
+        fold = np.random.default_rng(0).permutation(num_families)[family] % min(FOLDS, max(num_families, 2))
+        trials = [(_out_of_fold(gram, y, fold, ridge), ridge) for ridge in LAMBDAS]
+        predicted, ridge = max(
+            trials, key=lambda trial: float((_normalise(trial[0]) * _normalise(y)).sum(1).mean())
+        )
         weights = x.T @ np.linalg.solve(gram + ridge * np.eye(len(x)), y)
-        return cls(by_feature, by_vector, weights, ridge, predicted)
+        return cls(scale_features, scale_vectors, weights, ridge, predicted)
 
     def predict(self, features: Float64) -> Float64:
         """Predicted standardised caption vectors [n,e] of features [n,d]."""
@@ -62,17 +64,17 @@ def _out_of_fold(gram: Float64, y: Float64, fold: Int64, ridge: float) -> Float6
     return predicted
 
 
-def _unit(x: Float64) -> Float64:
-    unit: Float64 = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return unit
+def _normalise(x: Float64) -> Float64:
+    normalised: Float64 = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return normalised
 
 
 def top_k(predicted: Float64, candidates: Float64, truth: Int64, k: int) -> Metric:
-    """Share of predictions [n,e] whose true candidate (row number in candidates [c,e]) is among the k of
-    largest cosine."""
+    """Fraction of predictions [n,e] whose true candidate (its row in candidates [c,e]) is among the k of largest
+    cosine similarity."""
     n = len(predicted)
     if not enough("retrieval", n, len(candidates)):
         return Metric.refused("retrieval", min(n, len(candidates)))
-    cosine = _unit(predicted) @ _unit(candidates).T
+    cosine = _normalise(predicted) @ _normalise(candidates).T
     of_truth = cosine[np.arange(n), truth][:, None]
     return Metric(float(((cosine > of_truth).sum(1) < k).mean()), n)

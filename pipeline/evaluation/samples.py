@@ -1,8 +1,9 @@
-"""Sampling the models that are compared, and how long it took."""
+"""Sampling the models that are compared, and how long it takes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,60 +26,94 @@ BASELINE = "finetuned"
 
 @dataclass(frozen=True)
 class Model:
-    """A snapshot as it is sampled: `num_steps` passes of a refined model, or None for its own default."""
+    """A snapshot and how it is sampled: `num_steps` passes of a refined model; None for its own default."""
 
     name: str
     snapshot: Snapshot
     num_steps: int | None
-    slow: bool
+    slow: bool  # draws fewer captions and samples, since it needs many calls per image
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images of one model for one condition; image i shows caption which[i], as its draw[i]-th sample."""
+    """Images of one model for one caption set; image i shows caption which[i], as its draw[i]-th sample."""
 
-    native: Tensor  # uint8 [N,3,r,r], as made
+    native: Tensor  # uint8 [N,3,r,r], as sampled
     images: Tensor  # uint8 [N,3,R,R], as compared
     which: Int64
     draw: Int64
     nfe: int
-    share: float  # of the work of the finest level that was done
+    share: float  # fraction of the finest level's computation that was needed
     seconds: float
 
 
-def sample(model: Model, condition: CaptionSet, dataset: PreparedDataset, params: Params) -> Samples:
-    """Make the images. A seed depends on caption and draw alone, so that models are compared in pairs."""
+def sample(model: Model, caption_set: CaptionSet, dataset: PreparedDataset, params: Params) -> Samples:
+    """Sample a caption set. Seeds depend on caption and draw alone, so that models are compared in pairs."""
     budget = params.evaluate
-    num_captions = condition.num_teacher if model.slow else len(condition.rows)
+    num_captions = caption_set.num_teacher if model.slow else len(caption_set.rows)
     draws = 1
-    if condition.split == "heldout":
+    if caption_set.split == "heldout":
         draws = budget.teacher_samples_per_caption if model.slow else budget.samples_per_caption
     draw, which = (grid.ravel() for grid in np.mgrid[:draws, :num_captions])
     seeds = [
-        key(params.seed, f"evaluate/{condition.captions[i]}", int(j))
+        key(params.seed, f"evaluate/{caption_set.captions[i]}", int(j))
         for i, j in zip(which, draw, strict=True)
     ]
-    text = dataset.text([condition.caption_ids[i] for i in which])
+    text = dataset.text([caption_set.caption_ids[i] for i in which])
     start = time.perf_counter()
-    made = generate_images(
+    result = generate_images(
         model.snapshot, text, seeds, num_steps=model.num_steps, batch_size=budget.batch_size
     )
     seconds = time.perf_counter() - start
-    images = to_resolution(made.images, dataset.resolution)
-    return Samples(made.images, images, which, draw, made.nfe, made.share, seconds)
+    images = to_resolution(result.images, dataset.resolution)
+    return Samples(result.images, images, which, draw, result.nfe, result.share, seconds)
+
+
+def sample_all(
+    models: Sequence[Model],
+    caption_sets: Sequence[CaptionSet],
+    dataset: PreparedDataset,
+    params: Params,
+    log: Callable[[str], None],
+) -> tuple[dict[str, dict[str, Samples]], dict[str, Any]]:
+    """Samples by split and model, and the content of throughput.json; the first caption set is the held-out one."""
+    samples: dict[str, dict[str, Samples]] = {}
+    throughput: dict[str, Any] = {}
+    for caption_set in caption_sets:
+        split = caption_set.split
+        samples[split] = {}
+        for model in models:
+            result = sample(model, caption_set, dataset, params)
+            samples[split][model.name] = result
+            throughput[f"{split}/{model.name}"] = speed(
+                len(result.images), result.nfe, result.share, result.seconds
+            )
+            log(_describe(model.name, split, result))
+    for model in models:
+        if not model.slow:
+            throughput[f"one_image/{model.name}"] = latency(model, dataset, caption_sets[0])
+    return samples, throughput
+
+
+def _describe(model: str, split: str, samples: Samples) -> str:
+    n, rate = len(samples.images), len(samples.images) / max(samples.seconds, 1e-9)
+    calls = "call" if samples.nfe == 1 else "calls"
+    return (
+        f"sampled {n} images of {model} on {split} captions, {samples.nfe} {calls} each, {rate:.1f} images/s"
+    )
 
 
 def latency(
-    model: Model, dataset: PreparedDataset, condition: CaptionSet, repeats: int = 5
+    model: Model, dataset: PreparedDataset, caption_set: CaptionSet, repeats: int = 5
 ) -> dict[str, Any]:
-    """Speed of one image alone, as the median of some."""
-    text = dataset.text(condition.caption_ids[:1])
-    taken = []
-    for i in range(repeats + 1):  # the first one warms up
+    """Speed of a single image: the median of `repeats`, after one to warm up."""
+    text = dataset.text(caption_set.caption_ids[:1])
+    seconds = []
+    for i in range(repeats + 1):
         start = time.perf_counter()
-        made = generate_images(model.snapshot, text, [i], num_steps=model.num_steps)
-        taken.append(time.perf_counter() - start)
-    return speed(1, made.nfe, made.share, float(np.median(taken[1:])))
+        result = generate_images(model.snapshot, text, [i], num_steps=model.num_steps)
+        seconds.append(time.perf_counter() - start)
+    return speed(1, result.nfe, result.share, float(np.median(seconds[1:])))
 
 
 def speed(images: int, nfe: int, share: float, seconds: float) -> dict[str, Any]:
@@ -95,8 +130,8 @@ def speed(images: int, nfe: int, share: float, seconds: float) -> dict[str, Any]
 
 
 def load_models(folder: Path, params: Params, device: str) -> list[Model]:
-    """The core inside of the fine-tuned model, that model, and the refined one once for each number of passes,
-    fewest first."""
+    """The core of the fine-tuned model, the fine-tuned model, and the refined one with each number of passes, in
+    ascending order."""
     refined, finetuned = (load_snapshot(folder / name, device) for name in ("refined", "finetuned"))
     core = at_resolution(finetuned, int(finetuned.config["core"]["resolution"]))
     return [
@@ -104,9 +139,3 @@ def load_models(folder: Path, params: Params, device: str) -> list[Model]:
         Model(BASELINE, finetuned, None, slow=True),
         *(Model(f"refined_{n}", refined, n, slow=False) for n in sorted(params.evaluate.num_passes)),
     ]
-
-
-def _speed_line(model: str, split: str, made: Samples) -> str:
-    n, rate = len(made.images), len(made.images) / max(made.seconds, 1e-9)
-    calls = "call" if made.nfe == 1 else "calls"
-    return f"sampled {n} images of {model} on {split} captions, {made.nfe} {calls} each, {rate:.1f} images/s"

@@ -1,7 +1,7 @@
 """How sure a number is: bootstrap intervals and noise floors.
 
-The unit that is resampled is the base picture (an emoji with all its variants, in all its samples), since
-pictures of one base are alike. The kernel matrices are summed by base once; then a bootstrap of KID is a few
+What is resampled is the family (an emoji with all its variants, and all samples of their captions), since
+images of one family are alike. The kernel matrices are summed by family once; then a bootstrap of KID is a few
 products of small matrices.
 """
 
@@ -25,44 +25,48 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, *purpose.encode()])
 
 
-def resample_counts(num_units: int, rng: np.random.Generator, times: int = BOOTSTRAPS) -> Float64:
-    """How often each unit is drawn in each bootstrap: float64 [times, num_units]."""
-    counts = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=times)
+def resample_counts(num_families: int, rng: np.random.Generator, times: int = BOOTSTRAPS) -> Float64:
+    """How often each family is drawn in each bootstrap: float64 [times, num_families]."""
+    counts = rng.multinomial(num_families, np.full(num_families, 1 / num_families), size=times)
     return counts.astype(np.float64)
 
 
 class KernelSums:
-    """Kernel and pair sums between two sets of features, by unit. Pairs within one unit are left out.
+    """Kernel and pair sums between two sets of features, by family. Pairs within one family are left out.
 
-    Such pairs (an image with itself, two samples of one caption, a sample with the real picture of its
-    caption) are no independent draws; counted, they would bias KID by how many samples a caption has."""
+    Such pairs (an image with itself, two samples of one caption, a sample with the real image of its caption)
+    are not independent draws; counted, they would bias KID by the number of samples per caption."""
 
-    def __init__(self, x: Float64, unit_x: Int64, y: Float64, unit_y: Int64, num_units: int) -> None:
-        member_x, member_y = _one_hot(unit_x, num_units), _one_hot(unit_y, num_units)
-        self.kernel = member_x.T @ cubic_kernel(x, y) @ member_y  # [U, U]
+    def __init__(self, x: Float64, family_x: Int64, y: Float64, family_y: Int64, num_families: int) -> None:
+        member_x, member_y = _one_hot(family_x, num_families), _one_hot(family_y, num_families)
+        self.kernel = member_x.T @ cubic_kernel(x, y) @ member_y  # [F, F]
         self.pairs = np.outer(member_x.sum(0), member_y.sum(0))
         np.fill_diagonal(self.kernel, 0)
         np.fill_diagonal(self.pairs, 0)
 
     def mean(self, counts: Float64) -> Float64:
-        """Mean kernel if unit u is counted counts[:,u] times, for counts [B,U]: [B]."""
+        """Mean kernel if family f is counted counts[:,f] times, for counts [B,F]: [B]."""
         total = ((counts @ self.kernel) * counts).sum(1)
         mean: Float64 = total / np.maximum(((counts @ self.pairs) * counts).sum(1), 1e-12)
         return mean
 
 
-def _one_hot(unit: Int64, num_units: int) -> Float64:
-    return np.eye(num_units)[unit]
+def _one_hot(family: Int64, num_families: int) -> Float64:
+    return np.eye(num_families)[family]
 
 
-def kid_by_unit(real: Float64, unit_real: Int64, fake: Float64, unit_fake: Int64, counts: Float64) -> Float64:
-    """KID over pairs of different units, for each row of `counts` [B,U]: [B].
+def kid_by_family(
+    real: Float64, family_real: Int64, fake: Float64, family_fake: Int64, counts: Float64
+) -> Float64:
+    """KID over pairs of different families, for each row of `counts` [B,F]: [B].
 
-    Units number the bases of both sets alike. With a row of ones, and no unit given twice, it is `kid`."""
-    U = counts.shape[1]
-    within_real = KernelSums(real, unit_real, real, unit_real, U).mean(counts)
-    within_fake = KernelSums(fake, unit_fake, fake, unit_fake, U).mean(counts)
-    return within_real + within_fake - 2 * KernelSums(real, unit_real, fake, unit_fake, U).mean(counts)
+    Families of both sets are numbered together (see number_families). With a row of ones, and one image in each
+    family, it equals `metrics.kid`."""
+    num_families = counts.shape[1]
+    within_real = KernelSums(real, family_real, real, family_real, num_families).mean(counts)
+    within_fake = KernelSums(fake, family_fake, fake, family_fake, num_families).mean(counts)
+    between = KernelSums(real, family_real, fake, family_fake, num_families).mean(counts)
+    return within_real + within_fake - 2 * between
 
 
 def interval(values: Float64) -> tuple[float, float]:
@@ -71,15 +75,15 @@ def interval(values: Float64) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def number_units(*groups: Sequence[str]) -> tuple[list[Int64], int]:
-    """Number the bases of several sets alike: one int64 array a set, and how many bases there are."""
+def number_families(*groups: Sequence[str]) -> tuple[list[Int64], int]:
+    """Number the families of several sets together: one int64 array per set, and the number of families."""
     names = {name: i for i, name in enumerate(sorted({name for group in groups for name in group}))}
     return [np.array([names[name] for name in group], dtype=np.int64) for group in groups], len(names)
 
 
 @dataclass(frozen=True)
 class KidSamples:
-    """KID of two sets and its bootstraps; those of two models with one `counts` are paired."""
+    """KID of two sets with its bootstraps; two models measured with the same `counts` are paired."""
 
     value: float
     bootstraps: Float64  # [B]
@@ -87,57 +91,57 @@ class KidSamples:
 
     @classmethod
     def measure(
-        cls, real: Float64, unit_real: Int64, fake: Float64, unit_fake: Int64, counts: Float64
+        cls, real: Float64, family_real: Int64, fake: Float64, family_fake: Int64, counts: Float64
     ) -> KidSamples:
-        """See kid_by_unit; `n` is the number of images in the smaller set."""
+        """See kid_by_family; `n` is the number of images in the smaller set."""
         with_all = np.concatenate([np.ones((1, counts.shape[1])), counts])
-        values = kid_by_unit(real, unit_real, fake, unit_fake, with_all)
+        values = kid_by_family(real, family_real, fake, family_fake, with_all)
         return cls(float(values[0]), values[1:], min(len(real), len(fake)))
 
     @property
     def metric(self) -> Metric:
-        """KID with its 95% interval, or its refusal."""
+        """KID with its 95% interval, or the reason why there are too few images."""
         if not enough("kid", self.n):
             return Metric.refused("kid", self.n)
         return Metric(self.value, self.n, *interval(self.bootstraps))
 
     def minus(self, other: KidSamples) -> Metric:
-        """The difference to another model's on the same resamples, with its 95% interval."""
+        """KID minus that of another model on the same resamples, with the 95% interval of the difference."""
         n = min(self.n, other.n)
         if not enough("kid", n):
             return Metric.refused("kid", n)
         return Metric(self.value - other.value, n, *interval(self.bootstraps - other.bootstraps))
 
 
-# --- Noise floors: what two sets of real images already differ by.
+# --- Noise floors: by how much two sets of real images differ.
 
 
 def kid_between(
-    a: Float64, bases_a: Sequence[str], b: Float64, bases_b: Sequence[str], rng: np.random.Generator
+    a: Float64, families_a: Sequence[str], b: Float64, families_b: Sequence[str], rng: np.random.Generator
 ) -> Metric:
-    """KID of two real sets with no base in common, such as train and test, with its bootstrap interval."""
-    (unit_a, unit_b), num_units = number_units(bases_a, bases_b)
-    return KidSamples.measure(a, unit_a, b, unit_b, resample_counts(num_units, rng)).metric
+    """KID of two real sets without a common family, such as train and test, with its bootstrap interval."""
+    (family_a, family_b), num_families = number_families(families_a, families_b)
+    return KidSamples.measure(a, family_a, b, family_b, resample_counts(num_families, rng)).metric
 
 
 def kid_of_halves(
-    real: Float64, bases: Sequence[str], size: int, rng: np.random.Generator, splits: int = SPLITS
+    real: Float64, families: Sequence[str], size: int, rng: np.random.Generator, splits: int = SPLITS
 ) -> Metric:
-    """KID of two disjoint random parts of one real set, each of about `size` images (half the set, if less).
+    """KID of two disjoint random parts of one real set, each of about `size` images (at most half the set).
 
-    Bases are not torn apart. The value is the mean over splits (0 in expectation), the interval holds 95% of
-    them: what two real sets of that size differ by."""
-    (unit,), num_units = number_units(bases)
+    Families stay together. The value is the mean over splits (0 in expectation), the interval holds 95% of them:
+    by how much two real sets of that size differ."""
+    (family,), num_families = number_families(families)
     first, second = np.zeros((2, splits, len(real)))
     for i in range(splits):
-        in_first = rng.permutation(num_units)[unit] < num_units // 2
+        in_first = rng.permutation(num_families)[family] < num_families // 2
         order = rng.permutation(len(real))
         first[i, order[in_first[order]][:size]] = 1
         second[i, order[~in_first[order]][:size]] = 1
     n = int(min(first.sum(1).min(), second.sum(1).min()))
     if not enough("kid", n):
         return Metric.refused("kid", n)
-    pairs = (unit[:, None] != unit[None]).astype(np.float64)
+    pairs = (family[:, None] != family[None]).astype(np.float64)
     kernel = cubic_kernel(real, real) * pairs
 
     def mean(a: Float64, b: Float64) -> Float64:
@@ -149,7 +153,7 @@ def kid_of_halves(
 
 
 def sharpness_of_halves(power: Float64, size: int, rng: np.random.Generator, splits: int = 1000) -> Metric:
-    """|log ratio of top-octave power| that 95% of pairs of real sets of `size` images stay below."""
+    """The 95% quantile of |log ratio of top-octave power| between two real sets of `size` images."""
     size = min(size, len(power) // 2)
     if not enough("sharpness", size):
         return Metric.refused("sharpness", size)

@@ -1,1 +1,1 @@
-"""The model registry: packaging a snapshot, registering it, promoting it, and making pictures with it."""
+"""The model registry: packaging a snapshot, registering and promoting it, and pinning the model to fine-tune."""

@@ -1,16 +1,18 @@
-"""What the registry holds: packaging a snapshot as an MLflow model, finding its versions, fetching them back.
+"""The model registry: packaging a snapshot as an MLflow model, finding its versions, fetching them.
 
-A version is known by the digest of its snapshot (tag `crescendo.model_digest`), and what is fetched is verified
-against the manifest that travels with it and against that tag: a registry is not trusted to give back what was
-put in. Aliases are set blindly by MLflow, so they are read back here.
+A version is identified by the digest of its snapshot (tag `crescendo.model_digest`). The registry is not trusted:
+fetched files are verified against their manifest, and the manifest against that tag. MLflow does not check who else
+sets an alias, so aliases are read back after they are set.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import re
 import shutil
+import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import artifacts
 from pipeline.errors import Busy, ConfigError, InputMissing, StorageError, one_line
+from pipeline.registry import local
 from pipeline.tracking import runs, store
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 CANDIDATE, CHAMPION = "candidate", "champion"
 DIGEST_TAG = "crescendo.model_digest"
 SERVED = Path(__file__).with_name("served.py")
-# What `served.py` imports of this package, and what that imports.
+# The modules of this package that `served.py` needs.
 CODE = (
     "__init__.py",
     "errors.py",
@@ -56,7 +59,7 @@ REGISTRY_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<v
 
 @dataclass(frozen=True)
 class Version:
-    """A version of the registered model; `tags` as MLflow has them."""
+    """A version of a registered model, with its tags in MLflow."""
 
     name: str
     number: str
@@ -64,20 +67,28 @@ class Version:
 
     @property
     def digest(self) -> str | None:
-        """Digest of the snapshot inside; None where something else registered it."""
+        """Digest of the snapshot inside; None if the version was registered by other software."""
         return self.tags.get(DIGEST_TAG)
 
 
 class Registry:
-    """The registry that `MLFLOW_TRACKING_URI` names, or that of the repository at `root`.
+    """The registry at `MLFLOW_TRACKING_URI`, by default the SQLite file of the repository at `root`.
 
-    Every method raises StorageError, in one line, when the registry fails.
+    A SQLite file is read without mlflow (see local.py). Every method raises StorageError, in one line, when the
+    registry fails.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        with self._failing():
-            self.client, self.experiment = _connect(root)
+        self._database = local.database_of(store.tracking_uri(root))
+
+    @functools.cached_property
+    def _connection(self) -> tuple[MlflowClient, str]:
+        return store.connect(self.root)
+
+    @property
+    def _client(self) -> MlflowClient:
+        return self._connection[0]
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
@@ -86,7 +97,7 @@ class Registry:
             yield
         except store.failures() as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # of this machine's disk: told apart in the outermost frame
+                raise  # by this machine's disk; run_main explains it
             reason = store.one_line_of(error)
             fix = "check MLFLOW_TRACKING_URI and that its server runs, then run it again"
             raise StorageError("E-IO-040", f"registry {where}", reason, fix) from error
@@ -95,38 +106,48 @@ class Registry:
 
     def aliases(self, name: str) -> dict[str, str]:
         """{alias: version number} of the model `name`; empty if there is no such model."""
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                return local.read_aliases(self._database, name)
         with self._failing():
-            found = _registered(self.client, name)
-            return {} if found is None else {alias: str(version) for alias, version in found.items()}
+            aliases = _aliases(self._client, name) or {}
+            return {alias: str(number) for alias, number in aliases.items()}
 
     def version(self, name: str, number: str) -> Version:
         """One version. Raises InputMissing if there is none."""
-        with self._failing():
-            found = [
-                v for v in self.client.search_model_versions(f"name = '{name}'") if str(v.version) == number
-            ]
-        if not found:
+        tags = self._tags(name, number)
+        if tags is None:
             raise _no_model(f"models:/{name}/{number}")
-        return Version(name, number, dict(found[0].tags))
+        return Version(name, number, tags)
+
+    def _tags(self, name: str, number: str) -> dict[str, str] | None:
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                version = local.read_version(self._database, name, number)
+                return None if version is None else dict(version.tags)
+        with self._failing():
+            versions = self._client.search_model_versions(f"name = '{name}'")
+            return next((dict(each.tags) for each in versions if str(each.version) == number), None)
 
     def with_digest(self, name: str, digest: str) -> Version | None:
         """The oldest version whose snapshot has this digest."""
         with self._failing():
-            if _registered(self.client, name) is None:
+            if _aliases(self._client, name) is None:
                 return None
             query = f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
-            found = sorted(self.client.search_model_versions(query), key=lambda v: int(v.version))
-        return Version(name, str(found[0].version), dict(found[0].tags)) if found else None
+            versions = self._client.search_model_versions(query)
+        oldest = min(versions, key=lambda version: int(version.version), default=None)
+        return None if oldest is None else Version(name, str(oldest.version), dict(oldest.tags))
 
     def resolve(self, uri: str) -> Version:
-        """The version that `models:/NAME@ALIAS` or `models:/NAME/NUMBER` means.
+        """The version at `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.
 
-        Raises ConfigError for another form, InputMissing if there is none.
+        Raises ConfigError for an address of another form, InputMissing if there is no such version.
         """
         match = REGISTRY_URI.fullmatch(uri)
         if match is None or "'" in uri:
             form = "write models:/NAME@champion, models:/NAME/3 or a folder"
-            raise ConfigError("E-CFG-040", "model", f"{uri!r} is no address of a model", form)
+            raise ConfigError("E-CFG-040", "model", f"{uri!r} is not the address of a model", form)
         number = match["version"] or self.aliases(match["name"]).get(match["alias"])
         if number is None:
             raise _no_model(uri)
@@ -135,66 +156,69 @@ class Registry:
     def fetch(self, version: Version, folder: Path) -> Path:
         """Download `version` into `folder`; path of its snapshot, verified.
 
-        Raises StorageError if files are missing or changed, or if it holds another snapshot than its tag says.
+        Raises StorageError if files are missing or changed, or if the snapshot's digest differs from the tag.
         """
-        import mlflow
-        from mlflow.models import Model
-
         where, fix = f"models:/{version.name}/{version.number}", "delete that version and promote it again"
         with self._failing():
-            copy = Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(folder)))
-            inside = Model.load(str(copy)).flavors["python_function"].get("artifacts", {})
-        snapshot = (copy / inside.get("snapshot", {}).get("path", "artifacts")).resolve()
-        if not snapshot.is_relative_to(copy.resolve()):
-            raise StorageError("E-IO-042", where, "its snapshot lies outside of it", fix)
-        artifacts.verify_directory(snapshot)
-        found = artifacts.directory_digest(snapshot)
-        if version.digest != found:
-            problem = f"holds snapshot {found[:12]}, its tag says {str(version.digest)[:12]}"
+            copy = self._download(version, where, folder)
+        snapshots = [path for path in copy.glob("artifacts/*") if path.is_dir()]
+        if len(snapshots) != 1:
+            raise StorageError("E-IO-042", where, "does not hold a snapshot", fix)
+        digest = str(artifacts.verify_directory(snapshots[0])["digest"])
+        if version.digest != digest:
+            problem = f"holds snapshot {digest[:12]}, its tag says {str(version.digest)[:12]}"
             raise StorageError("E-IO-042", where, problem, fix)
-        return snapshot
+        return snapshots[0]
+
+    def _download(self, version: Version, uri: str, folder: Path) -> Path:
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                stored = local.read_version(self._database, version.name, version.number)
+                if stored is not None and stored.folder is not None:
+                    return Path(shutil.copytree(stored.folder, folder / "model"))
+        store.connect(self.root)  # downloads go to the tracking URI that this sets
+        import mlflow
+
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
 
     # --- Writing.
 
     def register(self, name: str, snapshot: Path, digest: str, tags: Mapping[str, str]) -> Version:
-        """Package `snapshot`, whose digest this is, and make it a new version with these tags."""
+        """Package `snapshot`, whose digest is `digest`, and register it as a new version with these tags."""
         tags = {**tags, DIGEST_TAG: digest}
         with self._failing():
-            run, _ = runs.child_run(self.client, self.experiment, self.root, "promote", "promote", digest)
-            info_id, uri = _log_model(snapshot, run, tags)
-            self.client.set_terminated(run)
-            if _registered(self.client, name) is None:
-                self.client.create_registered_model(name)
-            made = self.client.create_model_version(name, uri, run, tags=dict(tags), model_id=info_id)
-        return Version(name, str(made.version), tags)
+            client, experiment = self._connection
+            run, _ = runs.child_run(client, experiment, self.root, "promote", "promote", digest)
+            model_id, uri = _log_model(snapshot, run, tags)
+            client.set_terminated(run)
+            if _aliases(client, name) is None:
+                client.create_registered_model(name)
+            version = client.create_model_version(name, uri, run, tags=dict(tags), model_id=model_id)
+        return Version(name, str(version.version), tags)
 
     def set_tags(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Set tags of a version."""
+        """Set tags of a version; its other tags stay."""
         with self._failing():
             for key, value in tags.items():
-                self.client.set_model_version_tag(version.name, version.number, key, value)
+                self._client.set_model_version_tag(version.name, version.number, key, value)
 
     def set_alias(self, version: Version, alias: str) -> None:
-        """Point `alias` to `version`. Raises Busy if another has moved it when it is read back."""
+        """Point `alias` to `version`. Raises Busy if another process has moved it when it is read back."""
         with self._failing():
             if self.aliases(version.name).get(alias) != version.number:
-                self.client.set_registered_model_alias(version.name, alias, version.number)
-        found = self.aliases(version.name).get(alias)
-        if found != version.number:
-            problem = f"points to version {found} after it was set to {version.number}"
-            fix = "somebody else promotes at this moment: run it again when they are done"
+                self._client.set_registered_model_alias(version.name, alias, version.number)
+        number = self.aliases(version.name).get(alias)
+        if number != version.number:
+            problem = f"points to version {number} after it was set to {version.number}"
+            fix = "another promotion is running: run this one again when it has finished"
             raise Busy("E-BUSY-040", f"models:/{version.name}@{alias}", problem, fix)
-
-
-def _connect(root: Path) -> tuple[MlflowClient, str]:
-    return store.connect(root)
 
 
 def _no_model(uri: str) -> InputMissing:
     return InputMissing("E-INP-040", one_line(uri), "there is no such model", "run `crescendo promote` first")
 
 
-def _registered(client: MlflowClient, name: str) -> dict[str, str] | None:
+def _aliases(client: MlflowClient, name: str) -> dict[str, str] | None:
     """Aliases of a registered model; None if there is no such model."""
     from mlflow.exceptions import MlflowException
 
@@ -207,12 +231,12 @@ def _registered(client: MlflowClient, name: str) -> dict[str, str] | None:
 
 
 def requirements() -> list[str]:
-    """What a registered model needs, pinned to what is installed here (without build tags such as +cu130)."""
+    """Requirements of a registered model, pinned to the versions installed here (without tags such as +cu130)."""
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
 def copy_code(target: Path) -> Path:
-    """Copy the sources that a registered model needs to `target/pipeline`."""
+    """Copy the modules that a registered model needs to `target/pipeline`."""
     package = Path(__file__).parents[1]
     for pattern in CODE:
         for source in sorted(package.glob(pattern)):
@@ -223,7 +247,7 @@ def copy_code(target: Path) -> Path:
 
 
 def _log_model(snapshot: Path, run: str, tags: Mapping[str, str]) -> tuple[str, str]:
-    """Log `snapshot` as a pyfunc from code under `run`; its model id and the URI of its files."""
+    """Log `snapshot` to `run` as a pyfunc model from code; its model id and the URI of its files."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -238,7 +262,7 @@ def _log_model(snapshot: Path, run: str, tags: Mapping[str, str]) -> tuple[str, 
         mlflow.start_run(run_id=run),
         warnings.catch_warnings(),
     ):
-        # It asks for an input example, from which it would infer what is stated here.
+        # MLflow asks for an input example to infer the signature, which is given here.
         warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
         info = mlflow.pyfunc.log_model(
             name="generator",

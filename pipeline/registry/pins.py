@@ -1,7 +1,7 @@
-"""Which model the finetune stage grows: an address in params.yaml, and the digest of the snapshot found there.
+"""Which model the finetune stage grows: an address in params.yaml, and the digest of the snapshot at that address.
 
-DVC does not see a registry or a foreign folder change, so the digest is the dependency: `pin` writes it, `fetch`
-refuses any other snapshot.
+DVC does not notice changes of a registry or of a folder outside, so the digest is the dependency: `pin` writes it,
+and `fetch` refuses any other snapshot.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pipeline.registry.package import Registry
 
 
 def pin(root: Path, address: str) -> list[str]:
-    """Write `address` and the digest of its model into params.yaml, comments kept; one line a value that changed.
+    """Write `address` and the digest of its model into params.yaml, keeping comments; a line per changed value.
 
-    An alias becomes the version that it means now. Raises ConfigError, InputMissing or StorageError where there is
-    no such model, or its files are damaged, or params.yaml would not be valid; nothing is written then.
+    An alias is replaced by the version it points to. Raises ConfigError, InputMissing or StorageError, and writes
+    nothing, if there is no such model, its files are damaged, or params.yaml would not be valid.
     """
     fixed, digest = resolve(root, address)
     changes = {"finetune": {"init_from": fixed, "init_sha256": digest}}
@@ -29,7 +29,7 @@ def pin(root: Path, address: str) -> list[str]:
 
 
 def resolve(root: Path, address: str) -> tuple[str, str]:
-    """(address without alias, digest of the verified snapshot); models/core, which DVC follows, needs no digest."""
+    """(address without alias, digest of the verified snapshot); models/core, which DVC tracks, needs no digest."""
     if address.startswith("models:"):
         registry = Registry(root)
         version = registry.resolve(address)
@@ -42,9 +42,9 @@ def resolve(root: Path, address: str) -> tuple[str, str]:
 
 
 def fetch(root: Path, address: str, digest: str, cache: Path) -> Path:
-    """The snapshot with this digest, as a folder of `cache`: from an earlier call, else from `address`.
+    """The snapshot with this digest as a folder of `cache`: from an earlier call, else from `address`.
 
-    Raises StorageError where another snapshot is there now."""
+    Raises StorageError if another snapshot is at `address` now."""
     target = cache / digest
     if target.exists() and _verified(target, str(target)) == digest:
         return target
@@ -70,16 +70,15 @@ def pinned(stage: Stage, section: Finetune) -> dict[str, str]:
 
 
 def _verified(folder: Path, address: str) -> str:
-    """Digest of a snapshot, all of whose files are as they were written."""
+    """Digest of the snapshot in `folder`, whose files are verified."""
     if not all((folder / name).is_file() for name in (artifacts.MANIFEST, "model.safetensors")):
         fix = "name a folder that holds one, or models:/NAME/3"
         raise InputMissing("E-INP-042", address, "no model snapshot here", fix)
     return str(artifacts.verify_directory(folder)["digest"])
 
 
-def _expect(wanted: str, found: str, address: str) -> None:
-    if wanted != found:
-        problem = f"holds snapshot {found[:12]}, finetune.init_sha256 expects {wanted[:12]}"
-        raise StorageError(
-            "E-IO-043", address, problem, f"run `crescendo pin {address}`, or bring that one back"
-        )
+def _expect(expected: str, digest: str, address: str) -> None:
+    if digest != expected:
+        problem = f"holds snapshot {digest[:12]}, finetune.init_sha256 expects {expected[:12]}"
+        fix = f"run `crescendo pin {address}`, or restore that snapshot"
+        raise StorageError("E-IO-043", address, problem, fix)

@@ -1,7 +1,7 @@
-"""Promotion: register the refined model, and make it the champion if the verdict on it says so.
+"""Promotion: register the refined model, and make it the champion if its verdict passed.
 
-It may be stopped anywhere and run again: a version is found by its snapshot's digest, and only a version whose
-files came back whole gets an alias. The rules themselves are in `evaluation/gate.py`; this only obeys.
+It may be interrupted anywhere and run again: a version is found by its snapshot's digest, and gets an alias only
+after its files were fetched back and verified. The rules themselves are in `evaluation/gate.py`.
 """
 
 from __future__ import annotations
@@ -23,48 +23,58 @@ VERDICT = "reports/verdict.json"
 LOCK = "runs/promote.lock"
 MAX_TAG = 5000  # MLflow refuses longer tag values
 
-Log = Callable[[str], None]
+
+@dataclass(frozen=True)
+class RuleResult:
+    """One rule of a verdict (`evaluation.gate.Rule`, as read from a file)."""
+
+    name: str
+    passed: bool
+    value: float | None
+    threshold: float | None
+    reason: str
+
+    def __str__(self) -> str:
+        """The rule and its numbers, as in `recall 0.5 (threshold 0.9): below 0.95 of the baseline's 0.947`."""
+        numbers = "" if self.value is None else f" {self.value:.4g}"
+        if self.value is not None and self.threshold is not None:
+            numbers += f" (threshold {self.threshold:.4g})"
+        return f"{self.name}{numbers}: {self.reason.removeprefix(f'{self.name}: ')}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What reports/verdict.json says about one model."""
+    """The content of reports/verdict.json: whether one model passed, and the rules."""
 
     passed: bool
     model_digest: str
     data_digest: str
-    rules: tuple[Mapping[str, Any], ...]
+    rules: tuple[RuleResult, ...]
 
     @property
     def failed(self) -> list[str]:
-        """A few words about each rule that is not met."""
-        return [_explain(rule) for rule in self.rules if not rule["passed"]]
-
-
-def _explain(rule: Mapping[str, Any]) -> str:
-    value, threshold = rule.get("value"), rule.get("threshold")
-    numbers = "" if value is None else f" {value:.4g}"
-    numbers += "" if value is None or threshold is None else f" (threshold {threshold:.4g})"
-    reason = str(rule.get("reason") or "no reason given").removeprefix(f"{rule['name']}: ")
-    return f"{rule['name']}{numbers}: {reason}"
+        """Each failed rule in words."""
+        return [str(rule) for rule in self.rules if not rule.passed]
 
 
 def read_verdict(path: Path) -> Verdict:
-    """Read and check a verdict. Raises InputMissing if there is none, BadData if it is not one."""
+    """Read and check a verdict. Raises InputMissing if there is no file, BadData if it is not a valid verdict."""
     fix = "run `dvc repro evaluate`"
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputMissing("E-INP-041", str(path), "is missing", fix) from None
     except ValueError:
-        raise BadData("E-DAT-050", str(path), "is not JSON", fix) from None
+        raise BadData("E-DAT-044", str(path), "is not JSON", fix) from None
     kinds = {"passed": bool, "model_digest": str, "data_digest": str, "rules": list}
-    whole = isinstance(tree, dict) and all(isinstance(tree.get(key), kind) for key, kind in kinds.items())
-    if not whole or not all(_is_rule(rule) for rule in tree["rules"]):
-        raise BadData("E-DAT-050", str(path), "is not a verdict", fix)
-    rules = tuple(tree["rules"])
-    if not rules or tree["passed"] != all(rule["passed"] for rule in rules):
-        raise BadData("E-DAT-050", str(path), "contradicts itself: `passed` is not that of its rules", fix)
+    complete = isinstance(tree, dict) and all(isinstance(tree.get(key), kind) for key, kind in kinds.items())
+    if not complete or not all(_is_rule(rule) for rule in tree["rules"]):
+        raise BadData("E-DAT-044", str(path), "is not a verdict", fix)
+    rules = tuple(_parse_rule(rule) for rule in tree["rules"])
+    if not rules or tree["passed"] != all(rule.passed for rule in rules):
+        raise BadData(
+            "E-DAT-044", str(path), "contradicts itself: `passed` does not follow from its rules", fix
+        )
     return Verdict(tree["passed"], tree["model_digest"], tree["data_digest"], rules)
 
 
@@ -77,15 +87,20 @@ def _is_rule(rule: Any) -> bool:
     )
 
 
-def promote(root: Path, name: str, allow_candidate: bool = False, say: Log = print) -> bool:
+def _parse_rule(rule: Mapping[str, Any]) -> RuleResult:
+    reason = str(rule.get("reason") or "no reason given")
+    return RuleResult(rule["name"], rule["passed"], rule.get("value"), rule.get("threshold"), reason)
+
+
+def promote(root: Path, name: str, allow_candidate: bool = False, log: Callable[[str], None] = print) -> bool:
     """Register `models/refined` under `name` as the candidate; make it the champion if its verdict passed.
 
     Returns whether it is the champion now; False only with `allow_candidate`.
 
     Raises:
         GateFailed: the verdict did not pass (the model stays the candidate).
-        InputMissing, StorageError, BadData: model or verdict is missing, damaged, or not of each other.
-        Busy: another promotion runs.
+        InputMissing, StorageError, BadData: model or verdict is missing, damaged, or they do not match.
+        Busy: another promotion is running.
     """
     with artifacts.lease(root / LOCK):
         digest, config = _read_model(root / MODEL)
@@ -94,16 +109,16 @@ def promote(root: Path, name: str, allow_candidate: bool = False, say: Log = pri
             problem = f"judges model {verdict.model_digest[:12]}, {MODEL} is {digest[:12]}"
             raise BadData("E-DAT-042", VERDICT, problem, "run `dvc repro evaluate`")
         registry = Registry(root)
-        version = _find_or_register(registry, name, root, digest, config, verdict, say)
+        version = _find_or_register(registry, name, root, config, verdict, log)
         registry.set_alias(version, CANDIDATE)
         if verdict.passed:
-            _set_champion(registry, version, say)
+            _set_champion(registry, version, log)
             return True
-    return _keep_candidate(verdict, version, allow_candidate, say)
+    return _keep_candidate(verdict, version, allow_candidate, log)
 
 
 def _read_model(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Digest and config of the refined snapshot, which is built and filled once to see that it works."""
+    """Digest and config of the refined snapshot; the model is built and loaded once to see that it works."""
     from pipeline.models.snapshot import load_snapshot
 
     snapshot = load_snapshot(folder)
@@ -117,43 +132,41 @@ def _find_or_register(
     registry: Registry,
     name: str,
     root: Path,
-    digest: str,
     config: Mapping[str, Any],
     verdict: Verdict,
-    say: Log,
+    log: Callable[[str], None],
 ) -> Version:
-    """The version of this digest, made if need be; its files have been fetched back and verified."""
-    judged = _verdict_tags(verdict)
+    """The version of the judged model, registered if there is none yet; its files are fetched back and verified."""
+    digest, tags = verdict.model_digest, _verdict_tags(verdict)
     version = registry.with_digest(name, digest)
     if version is None:
-        tags = {**_lineage_tags(root, digest, config, verdict), **judged}
-        version = registry.register(name, root / MODEL, digest, tags)
-        say(f"registered {MODEL} ({digest[:12]}) as version {version.number} of {name}")
+        version = registry.register(name, root / MODEL, digest, _lineage_tags(root, config, verdict) | tags)
+        log(f"registered {MODEL} ({digest[:12]}) as version {version.number} of {name}")
     else:
-        say(f"{MODEL} ({digest[:12]}) already is version {version.number} of {name}")
-        registry.set_tags(version, judged)
+        log(f"{MODEL} ({digest[:12]}) already is version {version.number} of {name}")
+        registry.set_tags(version, tags)
     with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
         registry.fetch(version, Path(folder))
     return version
 
 
-def _lineage_tags(root: Path, digest: str, config: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
-    """Where the model comes from; what is not known has no tag."""
+def _lineage_tags(root: Path, config: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
+    """Where the model comes from; unknown facts have no tag."""
     lineage = config.get("lineage", {})
-    known = {
+    facts = {
         "crescendo.data_digest": lineage.get("data") or verdict.data_digest,
         "crescendo.validation": lineage.get("validation"),
         "crescendo.parent_digest": lineage.get("parent"),
         "crescendo.init_from": lineage.get("init_from"),  # the model that was grown
         "crescendo.init_digest": lineage.get("init_sha256"),
         "crescendo.git_commit": runs.git_commit(root),
-        "crescendo.run_id": runs.find_run_by_output(MODEL, digest, root),
+        "crescendo.run_id": runs.find_run_by_output(MODEL, verdict.model_digest, root),
     }
-    return {key: str(value) for key, value in known.items() if value}
+    return {key: str(value) for key, value in facts.items() if value}
 
 
 def _verdict_tags(verdict: Verdict) -> dict[str, str]:
-    rules = {rule["name"]: rule["passed"] for rule in verdict.rules}
+    rules = {rule.name: rule.passed for rule in verdict.rules}
     return {
         "crescendo.verdict": "passed" if verdict.passed else "failed",
         "crescendo.verdict_rules": artifacts.canonical_json(rules)[:MAX_TAG],
@@ -161,23 +174,25 @@ def _verdict_tags(verdict: Verdict) -> dict[str, str]:
     }
 
 
-def _set_champion(registry: Registry, version: Version, say: Log) -> None:
-    """Move `champion`, and note in the version which one it replaced."""
+def _set_champion(registry: Registry, version: Version, log: Callable[[str], None]) -> None:
+    """Move `champion` to `version`, and tag it with the version that it replaced."""
     before = registry.aliases(version.name).get(CHAMPION)
     if before is not None and before != version.number:
         registry.set_tags(version, {"crescendo.replaced": before})
     registry.set_alias(version, CHAMPION)
     if before == version.number:
-        say(f"version {version.number} already is the champion")
+        log(f"version {version.number} already is the champion")
     else:
-        say(f"version {version.number} is the champion" + (f", in place of {before}" if before else ""))
+        log(f"version {version.number} is the champion" + (f", in place of {before}" if before else ""))
 
 
-def _keep_candidate(verdict: Verdict, version: Version, allow_candidate: bool, say: Log) -> bool:
+def _keep_candidate(
+    verdict: Verdict, version: Version, allow_candidate: bool, log: Callable[[str], None]
+) -> bool:
     failed = "; ".join(verdict.failed)
     if not allow_candidate:
         problem = f"version {version.number} of {version.name} stays the candidate: {failed}"
-        fix = "look at reports/evaluation/index.html, or accept it as it is with --allow-candidate"
+        fix = "see reports/evaluation/index.html, or accept the candidate with --allow-candidate"
         raise GateFailed("E-GATE-001", VERDICT, problem, fix)
-    say(f"version {version.number} stays the candidate, because a rule failed: {failed}")
+    log(f"version {version.number} stays the candidate, because a rule failed: {failed}")
     return False

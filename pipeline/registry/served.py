@@ -1,8 +1,8 @@
-"""The registered model, which MLflow stores as this file and runs again when it loads it ("models from code").
+"""The registered model: MLflow stores this file, and executes it when it loads the model ("models from code").
 
-No pickle: the weights are the snapshot's safetensors, the modules it needs lie beside it as sources.
-Input: a column `prompt` (string). Output: a column `image` (PNG bytes). Params: `seed`, the first row's; row i
-has seed + i. `steps`, the number of passes, and `resolution`, px of any level of the model; 0 is the model's own.
+No pickle: the weights are the snapshot's safetensors, and the modules that it imports are stored beside it.
+Input: a column `prompt` (string). Output: a column `image` (PNG bytes). Params: `seed` of the first row, row i has
+seed + i; `steps`, the number of passes, and `resolution` in px, of any level of the model; 0 is the model's own.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class TextToImage(PythonModel):  # type: ignore[misc]  # mlflow is not read by t
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """[n] prompts to [n] PNG files; raises ConfigError for a seed, passes or a resolution it cannot do."""
+        """[n] prompts to [n] PNG files; raises ConfigError for a seed, steps or a resolution out of range."""
         assert self._generator is not None, "mlflow calls load_context first"
-        given = params or {}
+        params = params or {}
         prompts = [str(prompt) for prompt in model_input["prompt"]]
         if not prompts:
             return pd.DataFrame({"image": pd.Series([], dtype=object)})
-        first, steps, resolution = (int(given.get(name, 0)) for name in ("seed", "steps", "resolution"))
+        first, steps, resolution = (int(params.get(name, 0)) for name in ("seed", "steps", "resolution"))
         seeds = range(first, first + len(prompts))
         images = self._generator.images(prompts, seeds, steps or None, resolution=resolution or None)
         return pd.DataFrame({"image": [encode_png(image) for image in images]})

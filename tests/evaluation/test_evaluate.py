@@ -82,7 +82,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(params: Params, root: Path) -> tuple[dict[str, float], list[str]]:
     """What `evaluate` returns and says."""
     lines: list[str] = []
-    return evaluation.evaluate(params, root, say=lines.append), lines
+    return evaluation.evaluate(params, root, log=lines.append), lines
 
 
 @pytest.fixture(scope="module")

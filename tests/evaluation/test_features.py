@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.adversarial import efficientnet
 from pipeline.errors import StorageError
 from pipeline.evaluation import features
 from pipeline.evaluation.metrics import kid
@@ -69,7 +70,7 @@ def test_lite2_sees_what_its_pixels_show() -> None:
 
 
 def test_weights_that_are_not_the_known_file_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "LITE2_SHA256", "0" * 64)
+    monkeypatch.setitem(efficientnet.SHA256, "lite2", "0" * 64)
     with pytest.raises(StorageError, match=r"E-IO-050.*expected 000000000000"):
         features.lite2(64)
 

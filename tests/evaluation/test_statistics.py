@@ -13,8 +13,8 @@ def normal(n: int, seed: int, d: int = 4, shift: float = 0.0) -> np.ndarray:
 
 def test_kid_by_unit_is_plain_kid_where_every_image_is_its_own_base() -> None:
     x, y = normal(8, 0), normal(6, 1, shift=1)
-    (ux, uy), U = statistics.number_units([f"x{i}" for i in range(8)], [f"y{i}" for i in range(6)])
-    found = statistics.kid_by_unit(x, ux, y, uy, np.ones((1, U)))
+    (ux, uy), U = statistics.number_families([f"x{i}" for i in range(8)], [f"y{i}" for i in range(6)])
+    found = statistics.kid_by_family(x, ux, y, uy, np.ones((1, U)))
     assert found[0] == pytest.approx(kid(x, y), rel=1e-12)
 
 
@@ -23,7 +23,7 @@ def test_a_bootstrap_equals_the_sums_over_the_drawn_images() -> None:
     x, y = normal(7, 0), normal(9, 1)
     bases_x = list("abcdeff")
     bases_y = list("aabbccghh")  # shares bases with x, two samples of some
-    (ux, uy), U = statistics.number_units(bases_x, bases_y)
+    (ux, uy), U = statistics.number_families(bases_x, bases_y)
     counts = statistics.resample_counts(U, rng, times=5)
 
     def mean(a: np.ndarray, ua: np.ndarray, b: np.ndarray, ub: np.ndarray, c: np.ndarray) -> float:
@@ -37,7 +37,7 @@ def test_a_bootstrap_equals_the_sums_over_the_drawn_images() -> None:
         return total / pairs
 
     expected = [mean(x, ux, x, ux, c) + mean(y, uy, y, uy, c) - 2 * mean(x, ux, y, uy, c) for c in counts]
-    assert statistics.kid_by_unit(x, ux, y, uy, counts) == pytest.approx(expected, rel=1e-10)
+    assert statistics.kid_by_family(x, ux, y, uy, counts) == pytest.approx(expected, rel=1e-10)
 
 
 def test_more_samples_of_each_caption_do_not_bias_kid() -> None:
@@ -47,7 +47,7 @@ def test_more_samples_of_each_caption_do_not_bias_kid() -> None:
         real, captions = normal(30, seed), normal(30, seed + 5000)
         fake = np.concatenate([captions + 0.01 * normal(30, seed + 9000 + i) for i in range(4)])
         unit = np.arange(30)
-        values.append(statistics.kid_by_unit(real, unit, fake, np.tile(unit, 4), np.ones((1, 30)))[0])
+        values.append(statistics.kid_by_family(real, unit, fake, np.tile(unit, 4), np.ones((1, 30)))[0])
     assert abs(np.mean(values)) < 3 * np.std(values) / len(values) ** 0.5
 
 
@@ -61,7 +61,7 @@ def test_the_interval_of_kid_covers_the_truth_about_as_often_as_it_says() -> Non
     covered = 0
     for seed in range(40):
         real, fake = normal(60, seed), normal(60, seed + 5000)  # the true distance is 0
-        (a, b), U = statistics.number_units([f"r{i}" for i in range(60)], [f"f{i}" for i in range(60)])
+        (a, b), U = statistics.number_families([f"r{i}" for i in range(60)], [f"f{i}" for i in range(60)])
         counts = statistics.resample_counts(U, np.random.default_rng(seed), times=100)
         metric = statistics.KidSamples.measure(real, a, fake, b, counts).metric
         assert metric.low is not None

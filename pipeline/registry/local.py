@@ -1,0 +1,62 @@
+"""Reading a registry that is a SQLite file without mlflow, whose import takes as long as that of torch.
+
+The tables are those of MLflow 3. `Registry` asks MLflow wherever this raises sqlite3.Error (no such file, other
+tables, a damaged file), so that creating a store, upgrading it and explaining its errors stay MLflow's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+TIMEOUT = 10.0  # seconds to wait for a writer
+
+
+@dataclass(frozen=True)
+class LocalVersion:
+    """A version of a registered model: its tags, and the folder of its files (None: not on this machine)."""
+
+    tags: Mapping[str, str]
+    folder: Path | None
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of the tracking URI `sqlite:///FILE`; None for others, or where the registry is elsewhere."""
+    if not uri.startswith("sqlite:///") or os.environ.get("MLFLOW_REGISTRY_URI"):
+        return None
+    return Path(uri.removeprefix("sqlite:///"))
+
+
+def read_aliases(database: Path, name: str) -> dict[str, str]:
+    """{alias: version number} of the model `name`; empty if there is no such model. Raises sqlite3.Error."""
+    query = "SELECT alias, version FROM registered_model_aliases WHERE name = ? AND workspace = 'default'"
+    return {alias: str(version) for alias, version in _rows(database, query, name)}
+
+
+def read_version(database: Path, name: str, number: str) -> LocalVersion | None:
+    """One version of the model `name`; None if there is none. Raises sqlite3.Error."""
+    where = "WHERE name = ? AND version = ? AND workspace = 'default'"
+    query = f"SELECT storage_location FROM model_versions {where} AND current_stage != 'Deleted_Internal'"
+    locations = _rows(database, query, name, number)
+    if not locations:
+        return None
+    tags = _rows(database, f"SELECT key, value FROM model_version_tags {where}", name, number)
+    return LocalVersion(dict(tags), _folder_of(locations[0][0]))
+
+
+def _rows(database: Path, query: str, *values: str) -> list[tuple[Any, ...]]:
+    address = f"{database.resolve().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(address, timeout=TIMEOUT, uri=True)) as connection:
+        return connection.execute(query, values).fetchall()
+
+
+def _folder_of(location: str | None) -> Path | None:
+    parts = urlsplit(location or "")
+    folder = Path(unquote(parts.path))
+    return folder if parts.scheme == "file" and not parts.netloc and folder.is_dir() else None
