@@ -36,8 +36,8 @@ def resolve(root: Path, address: str) -> tuple[str, str]:
         with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
             digest = _verified(registry.fetch(version, Path(scratch)), address)
         return f"models:/{version.name}/{version.number}", digest
-    folder, base = (root / address).resolve(), root.resolve()
-    fixed = folder.relative_to(base).as_posix() if folder.is_relative_to(base) else str(folder)
+    folder, project = (root / address).resolve(), root.resolve()
+    fixed = folder.relative_to(project).as_posix() if folder.is_relative_to(project) else str(folder)
     return fixed, "" if fixed == CORE_MODEL else _verified(folder, address)
 
 

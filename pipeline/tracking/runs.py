@@ -1,4 +1,4 @@
-"""MLflow runs of the pipeline: one parent, one child a stage, found again by their tags."""
+"""MLflow runs of the pipeline: one parent, one child per stage, found by their tags."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 
 def git_commit(root: Path) -> str | None:
-    """Commit of the work tree; `CRESCENDO_GIT_COMMIT` where there is no git (a cluster); None if neither."""
-    given = os.environ.get("CRESCENDO_GIT_COMMIT")
-    if given:
-        return given
+    """Commit of the work tree: `CRESCENDO_GIT_COMMIT` (for machines without git), else from git; or None."""
+    if commit := os.environ.get("CRESCENDO_GIT_COMMIT"):
+        return commit
     try:
         answer = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"],
@@ -35,7 +34,7 @@ def git_commit(root: Path) -> str | None:
 
 
 def pipeline_id(root: Path) -> str:
-    """The parent run's identity: digest of git commit, params.yaml's bytes and `DVC_EXP_NAME`."""
+    """Identity of the parent run: digest of the git commit, params.yaml and `DVC_EXP_NAME`."""
     params = root / "params.yaml"
     identity = {
         "commit": git_commit(root),
@@ -46,7 +45,7 @@ def pipeline_id(root: Path) -> str:
 
 
 def _equal(key: str, value: str) -> str:
-    """One comparison of MLflow's filter language; our keys and values hold no quotes."""
+    """A comparison in MLflow's filter language; our keys and values contain no quotes."""
     return f"tags.`{key}` = '{value}'"
 
 
@@ -64,24 +63,24 @@ def find_or_create_run(
     tags: Mapping[str, str] | None = None,
     unfinished: bool = False,
 ) -> str:
-    """Id of the oldest run that carries the `identity` tags, created with `tags` too when there is none.
+    """Id of the oldest run with the `identity` tags; if there is none, it is created, with `tags` as well.
 
-    MLflow retries a create request whose answer was lost, so two runs may come of one: hence oldest, looked up
-    again after creating. With `unfinished` a run that has ended well is passed over.
+    MLflow repeats a create request whose response was lost, which may create two runs: hence the oldest, searched
+    again after creating. `unfinished` ignores finished runs.
     """
     conditions = [_equal(key, value) for key, value in identity.items()]
     if unfinished:
         conditions.append("attributes.status != 'FINISHED'")
     condition = " and ".join(conditions)
-    found = _search(client, experiment, condition)
-    if not found:
+    run_ids = _search(client, experiment, condition)
+    if not run_ids:
         run = client.create_run(experiment, run_name=name, tags={**identity, **(tags or {})})
-        found = _search(client, experiment, condition) or [run.info.run_id]
-    return found[0]
+        run_ids = _search(client, experiment, condition) or [run.info.run_id]
+    return run_ids[0]
 
 
 def parent_run(client: MlflowClient, experiment: str, root: Path) -> str:
-    """Id of the pipeline's parent run, found or created by the tag `crescendo.pipeline`."""
+    """Id of the pipeline's parent run, found by the tag `crescendo.pipeline`, or created."""
     commit = git_commit(root)
     name = os.environ.get("DVC_EXP_NAME") or (f"pipeline-{commit[:7]}" if commit else "pipeline")
     identity = {"crescendo.kind": "pipeline", "crescendo.pipeline": pipeline_id(root)}
@@ -100,8 +99,8 @@ def child_run(
 ) -> tuple[str, str]:
     """(run id, parent id) of the run of `kind` called `name` with the fingerprint `key`, found or created.
 
-    A run that another pipeline began (another commit or params file, the same stage fingerprint) is continued
-    where it is, and this pipeline's parent points to it with the tag `stage.<name>`.
+    A run that another pipeline started (another commit or params file, but the same stage fingerprint) is continued
+    under its own parent; this pipeline's parent refers to it by the tag `stage.<name>`.
     """
     parent = parent_run(client, experiment, root)
     run = find_or_create_run(
@@ -118,12 +117,12 @@ def child_run(
 
 def find_producer(client: MlflowClient, experiment: str, path: str, digest: str) -> str | None:
     """Id of the newest run that wrote the output `path` with this digest."""
-    found = _search(client, experiment, _equal(f"output.{path}", digest), newest=True)
-    return found[0] if found else None
+    run_ids = _search(client, experiment, _equal(f"output.{path}", digest), newest=True)
+    return run_ids[0] if run_ids else None
 
 
 def find_run_by_output(path: str, digest: str, root: Path) -> str | None:
-    """As `find_producer`, from nothing but the repository; None also where nothing was ever tracked."""
+    """As `find_producer`, in the store of the repository at `root`; None also if nothing was ever tracked."""
     if not store_exists(root):
         return None
     client, experiment = connect(root)

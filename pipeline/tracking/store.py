@@ -1,4 +1,4 @@
-"""The MLflow store: where it is, and how to reach it quietly."""
+"""The MLflow store: its address, and a client that prints nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 EXPERIMENT = "crescendo"
-STORE = "mlflow.db"  # in the repository root, where no server is named
+STORE = "mlflow.db"  # in the repository root, without a tracking server
 
 
 def tracking_uri(root: Path) -> str:
@@ -23,7 +23,7 @@ def tracking_uri(root: Path) -> str:
 
 
 def store_exists(root: Path) -> bool:
-    """False where nothing can have been tracked yet: no server is named and the default file is missing."""
+    """False if nothing can have been tracked: no server is set and the default file does not exist."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (root / STORE).is_file()
 
 
@@ -36,14 +36,14 @@ def public_uri(uri: str) -> str:
 
 
 def artifact_location(uri: str) -> str | None:
-    """Folder URI for a new experiment's artifacts: beside a SQLite file; a server chooses its own (None)."""
+    """URI of the artifact folder of a new experiment: beside a SQLite file; None if the server chooses it."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
 
 
 def quiet_mlflow(timeout: int = 10) -> None:
-    """Import mlflow so that it prints nothing, sends no telemetry and gives up on a dead server in `timeout` s."""
+    """Import mlflow, without prints and telemetry; requests to a dead server fail after `timeout` seconds."""
     for key, value in {
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -54,16 +54,16 @@ def quiet_mlflow(timeout: int = 10) -> None:
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(key, value)
-    import mlflow  # noqa: F401  (its import sets up logging; the levels below must come after)
+    import mlflow  # noqa: F401  (sets log levels, so those below must come after)
 
     for name in ("mlflow", "alembic", "sqlalchemy"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def connect(root: Path, timeout: int = 10) -> tuple[MlflowClient, str]:
-    """A client for `tracking_uri(root)` and the experiment's id; makes the database and the experiment.
+    """A client for `tracking_uri(root)` and the experiment's id; creates the database and the experiment.
 
-    The experiment is `MLFLOW_EXPERIMENT_NAME`, else `crescendo`. Raises what MLflow raises (`failures()`).
+    The experiment is `MLFLOW_EXPERIMENT_NAME`, else `crescendo`. Raises the exceptions of MLflow (`failures()`).
     """
     quiet_mlflow(timeout)
     import mlflow
@@ -77,7 +77,7 @@ def connect(root: Path, timeout: int = 10) -> tuple[MlflowClient, str]:
     if experiment is None:
         try:
             return client, client.create_experiment(name, artifact_location=artifact_location(uri))
-        except MlflowException:  # another process made it first; anything else shows again here
+        except MlflowException:  # probably created by another process meanwhile
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
@@ -85,7 +85,7 @@ def connect(root: Path, timeout: int = 10) -> tuple[MlflowClient, str]:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a missing, broken or full tracking store raises; bugs of ours raise something else."""
+    """Exceptions of a missing, broken or full tracking store; our own bugs raise others."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -93,7 +93,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def one_line_of(error: Exception, limit: int = 160) -> str:
-    """What a tracking server said, short and without passwords."""
+    """The message of a tracking server on one line, shortened and without passwords."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    text = re.sub(r"//[^/@\s]+@", "//", text)  # no passwords of a URI
+    text = re.sub(r"//[^/@\s]+@", "//", text)  # user and password of a URI
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -42,7 +42,7 @@ def write_models(root: Path) -> None:
 
 
 def other(resolution: int, device: str = "cpu") -> Extractor:
-    """In place of EfficientNet, which is tested by itself: a second random network."""
+    """In place of EfficientNet, which has its own tests: a second random network."""
     return dataclasses.replace(
         randconv(resolution, seed=1, device=device), name="lite2", related_to_discriminator=True
     )
@@ -80,7 +80,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(params: Params, root: Path) -> tuple[dict[str, float], list[str]]:
-    """What `evaluate` returns and says."""
+    """What `evaluate` returns and logs."""
     lines: list[str] = []
     return evaluation.evaluate(params, root, log=lines.append), lines
 
@@ -102,10 +102,10 @@ def small(params: Params, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return root, run(with_budget(params, train_captions=0), root)[0]
 
 
-def test_the_report_holds_every_model_metric_and_picture(
+def test_the_report_holds_every_model_metric_and_figure(
     evaluated: tuple[dict[str, float], list[str]], root: Path
 ) -> None:
-    found, lines = evaluated
+    tracked, lines = evaluated
     text = (root / "reports/evaluation/metrics.json").read_text()
     results = json.loads(text)
     models = ["core", "finetuned", "refined_1", "refined_2", "refined_4"]
@@ -119,14 +119,14 @@ def test_the_report_holds_every_model_metric_and_picture(
                 assert (metric["value"] is None) == ("reason" in metric)
     kid = results["heldout"]["refined_1"]["kid"]
     assert kid["low"] < kid["value"] < kid["high"]
-    assert found["heldout/refined_1/kid"] == kid["value"]
+    assert tracked["heldout/refined_1/kid"] == kid["value"]
     assert results["heldout"]["finetuned"]["fd"]["reason"] == "fd: n=51, needs 200"
     assert "kid_difference" not in results["heldout"]["finetuned"]
     assert results["floors"]["kid_half_half"]["n"] == 51
     assert not {"seconds", "time", "images_per_second"} & set(text.split('"')), "times are elsewhere"
     written = {path.name for path in (root / "reports/evaluation").iterdir()}
-    pictures = {"heldout_captions.png", "train_captions.png", "neighbours.png", "quality.png"}
-    assert written == pictures | {
+    figures = {"heldout_captions.png", "train_captions.png", "neighbours.png", "quality.png"}
+    assert written == figures | {
         "metrics.json",
         "summary.json",
         "throughput.json",
@@ -156,17 +156,17 @@ def test_the_verdict_names_model_data_and_every_rule(root: Path) -> None:
     assert verdict["passed"] == all(rule["passed"] for rule in verdict["rules"])
 
 
-def test_small_data_refuses_every_gate_metric_and_no_number_is_made_up(
+def test_small_data_refuses_every_gate_metric_and_invents_no_number(
     small: tuple[Path, dict[str, float]],
 ) -> None:
-    root, found = small
-    assert found["passed"] == 0
+    root, tracked = small
+    assert tracked["passed"] == 0
     verdict = json.loads((root / "reports/verdict.json").read_text())
     rules = {rule["name"]: rule for rule in verdict["rules"]}
     assert rules["kid_difference"]["reason"] == "kid: n=4, needs 50"
     assert rules["recall"]["value"] is None
     assert rules["finite"]["passed"]
-    assert "heldout/refined_1/kid" not in found
+    assert "heldout/refined_1/kid" not in tracked
     assert "kid: n=4, needs 50" in (root / "reports/evaluation/index.html").read_text()
 
 
@@ -195,11 +195,11 @@ def test_missing_models_and_empty_splits_end_in_one_line(params: Params, tmp_pat
         run(params, tmp_path)
 
 
-def test_every_base_is_chosen_once_before_any_comes_twice(tmp_path: Path) -> None:
+def test_every_family_is_chosen_once_before_any_comes_twice(tmp_path: Path) -> None:
     write_prepared(tmp_path / "prepared", count=60)
     dataset = PreparedDataset(tmp_path / "prepared")
     for i, row in enumerate(dataset.rows):
-        row["base"] = str(i // 12)  # 5 bases
+        row["base"] = str(i // 12)  # 5 families
     rows = conditions.choose_rows(dataset, "train", 12, seed=0)
     assert len(set(rows.tolist())) == 12
     assert len({dataset.rows[row]["base"] for row in rows[:5]}) == 5
@@ -212,16 +212,16 @@ def test_seeds_depend_on_caption_and_draw_so_that_models_are_compared_in_pairs(
 ) -> None:
     dataset = PreparedDataset(root / "data/prepared")
     models = {model.name: model for model in samples.load_models(root / "models", params, "cpu")}
-    condition = conditions.build_caption_sets(dataset, params)[0]
+    caption_set = conditions.build_caption_sets(dataset, params)[0]
     fewer = dataclasses.replace(
-        condition,
-        rows=condition.rows[:3],
-        captions=condition.captions[:3],
-        caption_ids=condition.caption_ids[:3],
+        caption_set,
+        rows=caption_set.rows[:3],
+        captions=caption_set.captions[:3],
+        caption_ids=caption_set.caption_ids[:3],
     )
-    many = samples.sample(models["refined_1"], condition, dataset, params)
+    many = samples.sample(models["refined_1"], caption_set, dataset, params)
     few = samples.sample(models["refined_1"], fewer, dataset, params)
     assert few.which.tolist() == [0, 1, 2, 0, 1, 2]
     assert few.draw.tolist() == [0, 0, 0, 1, 1, 1]
     torch.testing.assert_close(few.native[:3], many.native[:3], atol=1, rtol=0)
-    assert not torch.equal(few.native[:3], few.native[3:]), "another draw is another picture"
+    assert not torch.equal(few.native[:3], few.native[3:]), "another draw is another image"

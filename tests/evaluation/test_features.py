@@ -10,7 +10,7 @@ from pipeline.evaluation import features
 from pipeline.evaluation.metrics import kid
 
 
-def pictures(n: int, seed: int = 0, resolution: int = 64) -> torch.Tensor:
+def drawings(n: int, seed: int = 0, resolution: int = 64) -> torch.Tensor:
     """Coloured ellipses on white, with an outline: something with edges and shapes."""
     rng = np.random.default_rng([seed, n])
     y, x = np.mgrid[:resolution, :resolution] / resolution
@@ -27,7 +27,7 @@ def pictures(n: int, seed: int = 0, resolution: int = 64) -> torch.Tensor:
 def test_randconv_has_known_weights_and_512_features() -> None:
     extractor = features.randconv(64)
     assert extractor.sha256 == "5c439206520d9b38d6a9936c107a7e8d2a0378ace5749196ee04db12b140ec0c"
-    assert extractor(pictures(3)).shape == (3, 512)
+    assert extractor(drawings(3)).shape == (3, 512)
     assert not extractor.related_to_discriminator
 
 
@@ -37,22 +37,22 @@ def test_another_seed_gives_another_network_with_another_hash() -> None:
 
 @pytest.mark.parametrize("resolution", [16, 32, 128])
 def test_randconv_takes_every_resolution(resolution: int) -> None:
-    found = features.randconv(resolution)(pictures(2, resolution=resolution))
-    assert np.isfinite(found).all()
+    values = features.randconv(resolution)(drawings(2, resolution=resolution))
+    assert np.isfinite(values).all()
 
 
 @pytest.mark.parametrize("build", [lambda: features.randconv(64), lambda: features.lite2(64)])
 def test_features_do_not_depend_on_the_batch(build: object) -> None:
     extractor = build()  # type: ignore[operator]
-    images = pictures(5)
-    together, apart = extractor(images), extractor(images, batch_size=2)
-    np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-4)
+    images = drawings(5)
+    together, in_parts = extractor(images), extractor(images, batch_size=2)
+    np.testing.assert_allclose(together, in_parts, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(together, extractor(images))
 
 
-def test_lite2_gives_1280_features_and_is_leak_suspect() -> None:
+def test_lite2_gives_1280_features_and_is_related_to_the_discriminator() -> None:
     extractor = features.lite2(64)
-    assert extractor(pictures(2)).shape == (2, 1280)
+    assert extractor(drawings(2)).shape == (2, 1280)
     assert extractor.related_to_discriminator
 
 
@@ -97,9 +97,9 @@ def test_a_feature_that_is_constant_in_the_reference_cannot_explode() -> None:
 
 
 def test_kid_on_randconv_ranks_damage_by_its_strength() -> None:
-    """Fresh pictures are at the noise floor; blur, a change of layout and collapse are far from it."""
+    """Fresh drawings are at the noise floor; blur, a change of layout and collapse are far from it."""
     extractor = features.randconv(32)
-    train, real, fresh = (pictures(n, seed, resolution=32) for n, seed in ((160, 0), (80, 1), (80, 2)))
+    train, real, fresh = (drawings(n, seed, resolution=32) for n, seed in ((160, 0), (80, 1), (80, 2)))
     whiten = features.Whitening.fit(extractor(train))
 
     def distance(images: torch.Tensor) -> float:
@@ -115,7 +115,7 @@ def test_kid_on_randconv_ranks_damage_by_its_strength() -> None:
 
 
 def test_core_images_are_enlarged_by_bicubic_interpolation_and_others_left_alone() -> None:
-    images = pictures(2, resolution=32)
+    images = drawings(2, resolution=32)
     large = features.to_resolution(images, 64)
     assert large.shape == (2, 3, 64, 64)
     assert large.dtype == torch.uint8

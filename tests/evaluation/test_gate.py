@@ -69,9 +69,9 @@ def test_a_model_that_meets_every_rule_passes() -> None:
     ],
 )
 def test_each_rule_fails_alone(change: dict[str, object], rule: str) -> None:
-    found = rules(**change)
-    assert [name for name, each in found.items() if not each.passed] == [rule]
-    assert not gate.verdict(list(found.values()), "m", "d")["passed"]
+    judged = rules(**change)
+    assert [name for name, each in judged.items() if not each.passed] == [rule]
+    assert not gate.verdict(list(judged.values()), "m", "d")["passed"]
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_each_rule_fails_alone(change: dict[str, object], rule: str) -> None:
 def test_a_refused_metric_fails_its_rule_for_that_reason(
     change: dict[str, object], rule: str, reason: str
 ) -> None:
-    found = rules(**change)[rule]
-    assert not found.passed
-    assert found.value is None
-    assert found.reason == reason
+    judged = rules(**change)[rule]
+    assert not judged.passed
+    assert judged.value is None
+    assert judged.reason == reason
 
 
 def test_a_number_that_is_not_finite_fails_its_rule() -> None:
@@ -99,12 +99,12 @@ def test_a_number_that_is_not_finite_fails_its_rule() -> None:
     assert not rules(kid_difference=Metric(math.inf, 90, 0.0, math.inf))["kid_difference"].passed
 
 
-def test_the_margin_is_half_the_floors_width_unless_one_is_given() -> None:
+def test_the_margin_is_half_the_floors_width_by_default() -> None:
     assert rules()["kid_difference"].threshold == pytest.approx(0.02)
     wide = dataclasses.replace(THRESHOLDS, kid_margin=0.5)
-    found = rules(wide, kid_difference=Metric(0.3, 90, 0.1, 0.4), kid_floor=Metric.refused("kid", 3))
-    assert found["kid_difference"].passed
-    assert found["kid_difference"].threshold == 0.5
+    judged = rules(wide, kid_difference=Metric(0.3, 90, 0.1, 0.4), kid_floor=Metric.refused("kid", 3))
+    assert judged["kid_difference"].passed
+    assert judged["kid_difference"].threshold == 0.5
 
 
 def test_a_better_kid_passes_without_a_margin() -> None:
@@ -113,5 +113,5 @@ def test_a_better_kid_passes_without_a_margin() -> None:
 
 
 def test_sharpness_within_the_noise_of_real_images_passes_even_if_the_baseline_is_closer() -> None:
-    found = rules(baseline__top_octave=Metric(0.001, 90), candidate__top_octave=Metric(0.09, 90))
-    assert found["sharpness"].passed
+    judged = rules(baseline__top_octave=Metric(0.001, 90), candidate__top_octave=Metric(0.09, 90))
+    assert judged["sharpness"].passed

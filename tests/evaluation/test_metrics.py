@@ -75,10 +75,10 @@ def test_precision_recall_density_coverage_equal_brute_force(n: int, m: int, shi
 def test_a_collapsed_generator_has_precision_but_no_recall() -> None:
     real = features(200)
     fake = real[:1] + 1e-3 * features(200, seed=2)
-    found = metrics.prdc(real, fake)
-    assert found["precision"] > 0.95
-    assert found["recall"] < 0.05
-    assert found["coverage"] < 0.1
+    results = metrics.prdc(real, fake)
+    assert results["precision"] > 0.95
+    assert results["recall"] < 0.05
+    assert results["coverage"] < 0.1
 
 
 def test_a_metric_with_too_few_samples_refuses_and_holds_no_number() -> None:
@@ -94,7 +94,7 @@ def test_json_numbers_are_rounded_and_finite(value: float | None, expected: floa
     assert metrics.rounded(value) == expected
 
 
-def pictures(n: int = 12, resolution: int = 32) -> torch.Tensor:
+def patches(n: int = 12, resolution: int = 32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, 8, 8, generator=generator)
     big = torch.nn.functional.interpolate(coarse, size=(resolution, resolution), mode="nearest")
@@ -107,12 +107,12 @@ def blurred(images: torch.Tensor) -> torch.Tensor:
 
 
 def test_sharpness_of_equal_sets_matches_exactly() -> None:
-    same = metrics.compare_sharpness(metrics.sharpness(pictures()), metrics.sharpness(pictures()))
+    same = metrics.compare_sharpness(metrics.sharpness(patches()), metrics.sharpness(patches()))
     assert same == pytest.approx({"top_octave": 0, "laplacian": 1, "gradient": 0}, abs=1e-12)
 
 
 def test_blur_lowers_every_sharpness_and_noise_raises_the_top_octave() -> None:
-    images = pictures()
+    images = patches()
     real = metrics.sharpness(images)
     soft = metrics.compare_sharpness(real, metrics.sharpness(blurred(images)))
     noise = torch.randint(0, 40, images.shape, generator=torch.Generator().manual_seed(1))

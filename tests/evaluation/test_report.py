@@ -1,4 +1,4 @@
-"""Pictures have the right size and content; text fits its place."""
+"""Figures have the right size and content; text fits its place."""
 
 from pathlib import Path
 
@@ -21,22 +21,24 @@ def test_a_caption_grid_shows_at_most_sixteen_captions_and_every_model(tmp_path:
     shown = {"core": flat(count, 32, 100), "refined_1": flat(1, 64, 200)}
     report.draw_captions(tmp_path / "grid.png", captions, flat(count, 64, 10), shown)
     with Image.open(tmp_path / "grid.png") as opened:
-        picture = np.asarray(opened.convert("L"))
+        sheet = np.asarray(opened.convert("L"))
     blocks = -(-min(count, 16) // 8)
-    assert (picture == 10).sum() >= min(count, 16) * report.TILE**2
-    assert (picture == 100).sum() >= min(count, 16) * report.TILE**2
-    assert (picture == 200).sum() >= report.TILE**2
-    assert picture.shape[0] % blocks == 0
+    assert (sheet == 10).sum() >= min(count, 16) * report.TILE**2
+    assert (sheet == 100).sum() >= min(count, 16) * report.TILE**2
+    assert (sheet == 200).sum() >= report.TILE**2
+    assert sheet.shape[0] % blocks == 0
 
 
 def test_neighbours_are_drawn_for_few_and_many_samples(tmp_path: Path) -> None:
     train = torch.randint(0, 256, (9, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     for count in (1, 30):
         samples = train[torch.arange(count) % 9]
-        found = nearest(samples, train, [str(i) for i in range(9)])
-        report.draw_neighbours(tmp_path / "n.png", samples, ["asked"] * count, train, ["seen"] * 9, found)
-        with Image.open(tmp_path / "n.png") as picture:
-            assert picture.width > 1000
+        neighbours = nearest(samples, train, [str(i) for i in range(9)])
+        report.draw_neighbours(
+            tmp_path / "n.png", samples, ["asked"] * count, train, ["seen"] * 9, neighbours
+        )
+        with Image.open(tmp_path / "n.png") as sheet:
+            assert sheet.width > 1000
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The caption judge finds captions that features tell of, and no others."""
+"""The caption judge finds captions that features describe, and no others."""
 
 import numpy as np
 import pytest
@@ -14,15 +14,15 @@ def world(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return vectors @ mix + 0.3 * rng.normal(size=(n, 40)), vectors
 
 
-def test_new_pictures_retrieve_their_captions_and_noise_does_not() -> None:
+def test_new_images_retrieve_their_captions_and_noise_does_not() -> None:
     features, vectors = world(150, 0)
     judge = retrieval.Judge.fit(features, vectors, [str(i) for i in range(150)])
     new, truth = world(50, 1)
     candidates = judge.vectors(truth)
     order = np.arange(50)
-    found = retrieval.top_k(judge.predict(new), candidates, order, 1)
-    assert found.value is not None
-    assert found.value > 0.9
+    hits = retrieval.top_k(judge.predict(new), candidates, order, 1)
+    assert hits.value is not None
+    assert hits.value > 0.9
     noise = np.random.default_rng(0).normal(size=new.shape)
     lost = retrieval.top_k(judge.predict(noise), candidates, order, 1)
     assert lost.value is not None
@@ -47,8 +47,8 @@ def test_ridge_weights_equal_the_primal_closed_form() -> None:
     np.testing.assert_allclose(judge.weights, primal, rtol=1e-8, atol=1e-12)
 
 
-def test_real_training_pictures_are_judged_without_their_base() -> None:
-    """Features that tell nothing: a judge that had seen the picture would still find its caption."""
+def test_real_training_images_are_judged_without_their_family() -> None:
+    """Features without information: a judge that had seen the image would still find its caption."""
     rng = np.random.default_rng(0)
     features, vectors = rng.normal(size=(60, 200)), rng.normal(size=(60, 8))
     judge = retrieval.Judge.fit(features, vectors, [str(i // 2) for i in range(60)])
@@ -61,6 +61,6 @@ def test_real_training_pictures_are_judged_without_their_base() -> None:
 
 
 @pytest.mark.parametrize(("n", "candidates"), [(5, 40), (40, 5)])
-def test_too_few_pictures_or_captions_refuse(n: int, candidates: int) -> None:
-    found = retrieval.top_k(np.ones((n, 3)), np.ones((candidates, 3)), np.zeros(n, dtype=np.int64), 1)
-    assert found.reason == "retrieval: n=5, needs 20"
+def test_too_few_images_or_captions_refuse(n: int, candidates: int) -> None:
+    metric = retrieval.top_k(np.ones((n, 3)), np.ones((candidates, 3)), np.zeros(n, dtype=np.int64), 1)
+    assert metric.reason == "retrieval: n=5, needs 20"

@@ -1,4 +1,4 @@
-"""Bootstraps and floors: against plain loops, and against what is known of sampling from one distribution."""
+"""Bootstraps and floors, against plain loops and against the theory of samples of one distribution."""
 
 import numpy as np
 import pytest
@@ -11,20 +11,22 @@ def normal(n: int, seed: int, d: int = 4, shift: float = 0.0) -> np.ndarray:
     return np.random.default_rng([seed, n]).normal(size=(n, d)) + shift
 
 
-def test_kid_by_unit_is_plain_kid_where_every_image_is_its_own_base() -> None:
+def test_kid_by_family_is_plain_kid_if_every_image_is_its_own_family() -> None:
     x, y = normal(8, 0), normal(6, 1, shift=1)
-    (ux, uy), U = statistics.number_families([f"x{i}" for i in range(8)], [f"y{i}" for i in range(6)])
-    found = statistics.kid_by_family(x, ux, y, uy, np.ones((1, U)))
-    assert found[0] == pytest.approx(kid(x, y), rel=1e-12)
+    (ux, uy), num_families = statistics.number_families(
+        [f"x{i}" for i in range(8)], [f"y{i}" for i in range(6)]
+    )
+    result = statistics.kid_by_family(x, ux, y, uy, np.ones((1, num_families)))
+    assert result[0] == pytest.approx(kid(x, y), rel=1e-12)
 
 
 def test_a_bootstrap_equals_the_sums_over_the_drawn_images() -> None:
     rng = np.random.default_rng(0)
     x, y = normal(7, 0), normal(9, 1)
-    bases_x = list("abcdeff")
-    bases_y = list("aabbccghh")  # shares bases with x, two samples of some
-    (ux, uy), U = statistics.number_families(bases_x, bases_y)
-    counts = statistics.resample_counts(U, rng, times=5)
+    families_x = list("abcdeff")
+    families_y = list("aabbccghh")  # shares families with x, two samples of some
+    (ux, uy), num_families = statistics.number_families(families_x, families_y)
+    counts = statistics.resample_counts(num_families, rng, times=5)
 
     def mean(a: np.ndarray, ua: np.ndarray, b: np.ndarray, ub: np.ndarray, c: np.ndarray) -> float:
         total = pairs = 0.0
@@ -46,12 +48,12 @@ def test_more_samples_of_each_caption_do_not_bias_kid() -> None:
     for seed in range(200):
         real, captions = normal(30, seed), normal(30, seed + 5000)
         fake = np.concatenate([captions + 0.01 * normal(30, seed + 9000 + i) for i in range(4)])
-        unit = np.arange(30)
-        values.append(statistics.kid_by_family(real, unit, fake, np.tile(unit, 4), np.ones((1, 30)))[0])
+        family = np.arange(30)
+        values.append(statistics.kid_by_family(real, family, fake, np.tile(family, 4), np.ones((1, 30)))[0])
     assert abs(np.mean(values)) < 3 * np.std(values) / len(values) ** 0.5
 
 
-def test_resampling_draws_as_many_bases_as_there_are() -> None:
+def test_resampling_draws_as_many_families_as_there_are() -> None:
     counts = statistics.resample_counts(13, np.random.default_rng(0), times=50)
     assert counts.shape == (50, 13)
     assert (counts.sum(1) == 13).all()
@@ -61,8 +63,10 @@ def test_the_interval_of_kid_covers_the_truth_about_as_often_as_it_says() -> Non
     covered = 0
     for seed in range(40):
         real, fake = normal(60, seed), normal(60, seed + 5000)  # the true distance is 0
-        (a, b), U = statistics.number_families([f"r{i}" for i in range(60)], [f"f{i}" for i in range(60)])
-        counts = statistics.resample_counts(U, np.random.default_rng(seed), times=100)
+        (a, b), num_families = statistics.number_families(
+            [f"r{i}" for i in range(60)], [f"f{i}" for i in range(60)]
+        )
+        counts = statistics.resample_counts(num_families, np.random.default_rng(seed), times=100)
         metric = statistics.KidSamples.measure(real, a, fake, b, counts).metric
         assert metric.low is not None
         assert metric.high is not None
@@ -70,12 +74,12 @@ def test_the_interval_of_kid_covers_the_truth_about_as_often_as_it_says() -> Non
     assert covered >= 33
 
 
-def test_pairing_makes_the_difference_of_two_like_models_surer_than_each() -> None:
+def test_pairing_makes_the_difference_of_two_like_models_more_certain_than_either() -> None:
     real, fake = normal(80, 0), normal(80, 1)
-    unit = np.arange(80)
+    family = np.arange(80)
     counts = statistics.resample_counts(80, np.random.default_rng(0), times=300)
-    one = statistics.KidSamples.measure(real, unit, fake, unit, counts)
-    other = statistics.KidSamples.measure(real, unit, fake + 0.02, unit, counts)
+    one = statistics.KidSamples.measure(real, family, fake, family, counts)
+    other = statistics.KidSamples.measure(real, family, fake + 0.02, family, counts)
     difference = other.minus(one)
     assert difference.value == pytest.approx(other.value - one.value)
     assert difference.high - difference.low < (one.metric.high - one.metric.low) / 2  # type: ignore[operator]
@@ -91,11 +95,11 @@ def test_two_halves_of_one_set_are_zero_apart_within_their_interval() -> None:
     assert abs(floor.value or 0) < (floor.high - floor.low) / 4
 
 
-def test_halves_never_tear_a_base_apart() -> None:
-    """Pairs of equal pictures in both halves would pull KID below zero."""
+def test_halves_never_split_a_family() -> None:
+    """Pairs of equal images in both halves would pull KID below zero."""
     real = np.repeat(normal(110, 4), 2, axis=0)
-    bases = [str(i // 2) for i in range(220)]
-    together = statistics.kid_of_halves(real, bases, 100, np.random.default_rng(0))
+    families = [str(i // 2) for i in range(220)]
+    together = statistics.kid_of_halves(real, families, 100, np.random.default_rng(0))
     assert abs(together.value or 0) < 0.1 * ((together.high or 0) - (together.low or 0))
 
 
@@ -109,8 +113,8 @@ def test_too_few_images_refuse_a_floor() -> None:
 
 def test_floors_depend_on_the_seed_alone() -> None:
     real = normal(120, 5)
-    bases = [str(i) for i in range(120)]
+    families = [str(i) for i in range(120)]
     first, second = (
-        statistics.kid_of_halves(real, bases, 60, statistics.generator(7, "floor")) for _ in range(2)
+        statistics.kid_of_halves(real, families, 60, statistics.generator(7, "floor")) for _ in range(2)
     )
     assert first == second

@@ -54,7 +54,7 @@ def test_an_alias_becomes_the_version_that_it_means_now(root: Path) -> None:
         ("models:x", ConfigError),
     ],
 )
-def test_what_is_no_model_is_not_pinned(root: Path, model: str, error: type[PipelineError]) -> None:
+def test_an_address_without_a_model_is_not_pinned(root: Path, model: str, error: type[PipelineError]) -> None:
     with pytest.raises(error):
         main.run(["pin", model])
     assert (root / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
@@ -87,5 +87,5 @@ def test_another_snapshot_than_the_pinned_one_is_refused_with_both_digests(root:
         pins.fetch(root, address, "0" * 64, root / "runs/init")
     line = str(error.value)
     assert f"{address}: holds snapshot {digest[:12]}, finetune.init_sha256 expects 000000000000" in line
-    assert line.endswith(f"run `crescendo pin {address}`, or bring that one back")
+    assert line.endswith(f"run `crescendo pin {address}`, or restore that snapshot")
     assert not (root / "runs/init").exists()

@@ -55,7 +55,7 @@ def test_promoting_twice_makes_one_version(root: Path, capfd: pytest.CaptureFixt
     assert err == ""
 
 
-def test_a_failing_model_leaves_the_champion_and_says_which_rule(
+def test_a_failing_model_leaves_the_champion_and_names_the_rule(
     root: Path, remake: Remake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main.run(["promote"])
@@ -111,7 +111,7 @@ def test_two_promotions_do_not_run_at_once(root: Path) -> None:
         main.run(["promote"])
 
 
-def test_a_registration_whose_alias_was_never_set_is_taken_up_again(
+def test_a_registration_without_its_alias_is_completed_by_the_next_promotion(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> None:
@@ -157,7 +157,7 @@ def test_a_broken_registry_is_one_line_without_password(root: Path, monkeypatch:
 
 @pytest.mark.parametrize("uri", ["models:crescendo", "models:/a/b", "models:/x'@y"])
 def test_an_address_of_another_form_is_refused(root: Path, uri: str) -> None:
-    with pytest.raises(ConfigError, match="no address of a model"):
+    with pytest.raises(ConfigError, match="not the address of a model"):
         main.run(["generate", "cat", "--model", uri])
 
 
@@ -173,7 +173,7 @@ open("low.png", "wb").write(low["image"][0])
 """
 
 
-def test_the_registered_model_works_alone_and_makes_the_pictures_of_generate(root: Path) -> None:
+def test_the_registered_model_works_alone_and_draws_the_images_of_generate(root: Path) -> None:
     main.run(["promote"])
     main.run(["generate", "cat", "--num", "1", "--steps", "2", "--seed", "3", "--out", "grid.png"])
     (model,) = (path.parent for path in (root / "mlartifacts").rglob("MLmodel"))

@@ -1,17 +1,10 @@
-"""MLflow runs in a real SQLite store: parents, restarts, replays, and a server that is away."""
+"""MLflow runs in a real SQLite store: parents, restarts, replays, and an unreachable server."""
 
 from pathlib import Path
 
 import pytest
 
 from pipeline.tracking import runs, stage_run, store
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_EXP_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("CRESCENDO_GIT_COMMIT", "c0ffee0")
 
 
 def test_a_restarted_stage_continues_its_run_and_replayed_metrics_are_there_once(
@@ -43,7 +36,7 @@ def test_a_restarted_stage_continues_its_run_and_replayed_metrics_are_there_once
     assert out == "" and err == ""
 
 
-def test_stages_share_a_parent_and_name_who_made_their_inputs(tmp_path: Path) -> None:
+def test_stages_share_a_parent_and_name_the_producers_of_their_inputs(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("seed: 0\n")
     with stage_run.start_stage_run("pretrain", tmp_path, {}, {}) as core:
         core.log_outputs({"models/core": "abc"})
@@ -57,7 +50,7 @@ def test_stages_share_a_parent_and_name_who_made_their_inputs(tmp_path: Path) ->
     assert two["infinite.loss"] == "inf at nimg 3"
 
 
-def test_a_server_that_is_away_warns_once_and_stops_nothing(
+def test_an_unreachable_server_warns_once_and_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
@@ -71,11 +64,11 @@ def test_a_server_that_is_away_warns_once_and_stops_nothing(
     assert "secret" not in err
 
 
-def test_what_waited_is_sent_in_order_when_the_server_is_back(
+def test_the_queue_is_sent_in_order_when_the_server_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(stage_run, "RETRY_SECONDS", 0.0)
-    real, refusals = store.connect, iter([OSError("away")] * 2)
+    real, refusals = store.connect, iter([OSError("unreachable")] * 2)
 
     def sometimes(root: Path) -> object:
         for error in refusals:
@@ -90,15 +83,3 @@ def test_what_waited_is_sent_in_order_when_the_server_is_back(
     client, _ = real(tmp_path)
     assert [m.value for m in client.get_metric_history(run.run_id, "loss")] == [2.0, 1.0]
     assert capsys.readouterr().err.count("does not answer") == 1
-
-
-def test_the_store_is_a_file_of_the_repository_unless_a_server_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert store.tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert runs.find_run_by_output("models/core", "abc", tmp_path) is None
-    assert not (tmp_path / "mlflow.db").exists()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    assert store.tracking_uri(tmp_path) == "http://host:5000"
-    assert store.artifact_location("http://host:5000") is None
-    assert store.public_uri("http://me:pw@host:5000/x") == "http://host:5000/x"

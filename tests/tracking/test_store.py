@@ -1,0 +1,19 @@
+"""Where runs are stored."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.tracking import runs, store
+
+
+def test_the_store_is_a_file_of_the_repository_unless_a_server_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert runs.find_run_by_output("models/core", "abc", tmp_path) is None
+    assert not (tmp_path / "mlflow.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert store.tracking_uri(tmp_path) == "http://host:5000"
+    assert store.artifact_location("http://host:5000") is None
+    assert store.public_uri("http://me:pw@host:5000/x") == "http://host:5000/x"
