@@ -1,4 +1,4 @@
-"""`crescendo promote`, and which model a command uses."""
+"""`crescendo promote`, and the choice of the model for `generate` and `upscale`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _promote(args: argparse.Namespace) -> int:
 
 
 def load_model(model: str | None, root: Path) -> Generator:
-    """The model that was asked for, or the best there is; says which."""
+    """The model at `model`, by default the champion, the candidate or models/refined; prints which one."""
     from pipeline.inference.generator import load_generator
 
     if model is not None and not model.startswith("models:"):
@@ -63,7 +63,7 @@ def _load_registered(registry: Registry, uri: str) -> Generator:
 
 
 def _best(root: Path) -> str | None:
-    """Address of the champion, else of the candidate; None if neither is there."""
+    """Address of the champion, else of the candidate; None if nothing is registered."""
     from pipeline.tracking import store
 
     if not store.store_exists(root):
