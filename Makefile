@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test check nightly ablate lock clean
+.PHONY: demo test check nightly bench ablate lock clean
 
 demo: $(VENV)/.stamp
 	dvc repro
@@ -25,8 +25,9 @@ demo: $(VENV)/.stamp
 		'dvc exp run -S refine.anchor=2.0 && dvc metrics diff' \
 		'mlflow ui --backend-store-uri sqlite:///mlflow.db'
 
+# The quick loop, without tests that take more than five seconds: python -m pytest -m "not slow"
 test: $(VENV)/.stamp
-	python -m pytest
+	python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.stamp
 	ruff check .
@@ -37,6 +38,13 @@ check: $(VENV)/.stamp
 # What takes too long for every run: ten thousand damaged images.
 nightly: $(VENV)/.stamp
 	CRESCENDO_MUTANTS=10000 python -m pytest tests/prepare/test_hostile_images.py
+
+# Tables of the benchmarks that take minutes; benchmarks/README.md names the others. Needs what `make demo` makes.
+bench: $(VENV)/.stamp
+	python -m benchmarks.data --images 64 --repeats 2
+	python -m benchmarks.train --only parameters --dtype bfloat16 --repeats 3 --seconds 1
+	python -m benchmarks.scale --presets small --top 512 --seconds 0
+	python -m benchmarks.upscale --limit 32
 
 # What each part of the core is worth, and growing it, into docs/ablations.md; some hours. What is done stays done.
 ablate: $(VENV)/.stamp

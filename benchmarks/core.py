@@ -17,19 +17,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.judging import compare, kids, whitened
+from benchmarks.measure import table
 from pipeline.config.params import load_params
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.data.statistics import measure_statistics
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.diffusion.pyramid import sample_pyramid
-from pipeline.evaluation.features import Whitening, randconv
-from pipeline.evaluation.metrics import kid
+from pipeline.evaluation.features import randconv
 from pipeline.models.denoiser import build_core, set_dtype
 from pipeline.training.context import precision
 from pipeline.training.denoising import DenoisingStep, held_out_error
@@ -123,15 +124,25 @@ class Trainer:
         with self.learner.using(self.learner.emas["0.05"]):
             law = partial(draw_sigma, *HELD_OUT_LAW)
             error = held_out_error(self.denoiser, images, text, law, 0, repeats=8)
-            made = [self._sample(text, range(k * len(test), (k + 1) * len(test))) for k in range(SAMPLES)]
+            samples = [self._sample(text, range(k * len(test), (k + 1) * len(test))) for k in range(SAMPLES)]
         real = to_uint8(self.dataset.low_images(np.concatenate([test, val])))
-        extract = randconv(RESOLUTION)
-        white = Whitening.fit(extract(to_uint8(self.dataset.low_images(self.dataset.split("train")))))
-        return error, kid(white(extract(real)), white(extract(torch.cat(made))))
+        training = to_uint8(self.dataset.low_images(self.dataset.split("train")))
+        features = whitened([randconv(RESOLUTION)], training)
+        return error, kids(features, real, torch.cat(samples))["randconv"]
 
     def _sample(self, text: Any, seeds: range) -> Tensor:
         x, _ = sample_pyramid(self.denoiser, text, seeds, 16, 1.5, (0.3, 5.0), 8.0)
         return self.step.statistics.to_uint8(x)
+
+
+class Trained(NamedTuple):
+    """A recipe's network after training: what it holds and has seen, and its quality."""
+
+    parameters: int
+    images: int
+    seconds: float
+    error: float  # of held-out images
+    kid: float
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -140,13 +151,35 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def images_in(recipe: Recipe, dataset: PreparedDataset, seconds: float) -> int:
-    """How many images the recipe sees in so many seconds, by a run of ten."""
+    """How many images the recipe sees in that time, from the rate of a ten-second run."""
     trial = Trainer(recipe, dataset, 10**9)
     trial.run(3)
     before, start = trial.nimg, time.perf_counter()
     trial.run(10)
     rate = (trial.nimg - before) / (time.perf_counter() - start)
     return int(rate * seconds) // recipe.batch_size * recipe.batch_size
+
+
+def train(recipe: Recipe, dataset: PreparedDataset, seconds: float) -> Trained:
+    """Train for about `seconds`, and measure."""
+    trainer = Trainer(recipe, dataset, images_in(recipe, dataset, seconds))
+    start = time.perf_counter()
+    trainer.run(2 * seconds)  # the schedule ends it
+    took = time.perf_counter() - start
+    parameters = sum(p.numel() for p in trainer.denoiser.parameters())
+    return Trained(parameters, trainer.nimg, took, *trainer.measure())
+
+
+def cells(name: str, trained: Trained, _: float) -> list[str]:
+    """A line of the table."""
+    return [
+        name,
+        f"{trained.parameters:,}",
+        f"{trained.images:,}",
+        f"{trained.seconds:.0f}",
+        f"{trained.error:.4f}",
+        f"{trained.kid:.2f}",
+    ]
 
 
 def main() -> None:
@@ -158,23 +191,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dataset = PreparedDataset(args.data)
-    print("| core | parameters | images | seconds | held-out error | KID |\n|---|---|---|---|---|---|")
-    for recipe in recipes():
-        trainer = Trainer(recipe, dataset, images_in(recipe, dataset, args.seconds))
-        start = time.perf_counter()
-        trainer.run(2 * args.seconds)  # the schedule ends it
-        seconds = time.perf_counter() - start
-        error, distance = trainer.measure()
-        parameters = sum(p.numel() for p in trainer.denoiser.parameters())
-        cells = (
-            recipe.name,
-            f"{parameters:,}",
-            f"{trainer.nimg:,}",
-            f"{seconds:.0f}",
-            f"{error:.4f}",
-            f"{distance:.2f}",
-        )
-        print(f"| {' | '.join(cells)} |", flush=True)
+    lines, _ = compare({each.name: partial(train, each, dataset, args.seconds) for each in recipes()}, cells)
+    print(table(["core", "parameters", "images", "seconds", "held-out error", "KID"], lines))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Timing in turns, A B A B, for a shared machine is never twice the same; and tables of what came out.
+"""Interleaved timing (A B A B), since the load of a shared machine changes, and Markdown tables.
 
-A figure counts as a ratio within one run, never as an absolute time. A contender whose
-package is missing takes no part, and says so in its line.
+Compare figures as ratios within one run, never as absolute times. A contender whose package is missing takes
+no part; its line says "not installed".
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 T = TypeVar("T")
-Run = Callable[[], float]  # works once and returns its rate, or its time
+Run = Callable[[], float]  # does the work once and returns a rate or a time
 Rates = list[float]
 
 MISSING = "not installed"
 
 
 def per_second(work: Callable[[], int]) -> Run:
-    """A run that says how many things a second `work` does; it returns how many it did."""
+    """A run that returns the rate of `work`, which returns the number of items that it processed."""
 
     def run() -> float:
         start = time.perf_counter()
@@ -34,25 +34,25 @@ def per_second(work: Callable[[], int]) -> Run:
 
 
 def build(makers: Mapping[Key, Callable[[], T]]) -> dict[Key, T]:
-    """What the makers make, without those that lack a package."""
-    made = {}
+    """Call the makers; leave out those that lack a package."""
+    built = {}
     for key, make in makers.items():
         try:
-            made[key] = make()
+            built[key] = make()
         except ModuleNotFoundError:
             continue
-    return made
+    return built
 
 
 def interleave(runs: Mapping[Key, Run], repeats: int) -> dict[Key, Rates]:
-    """What each run says, `repeats` times in turn, after one round that does not count."""
-    said: dict[Key, Rates] = {key: [] for key in runs}
+    """Results of each run, `repeats` times in turn, after one round of warm-up."""
+    results: dict[Key, Rates] = {key: [] for key in runs}
     for number in range(repeats + 1):
         for key, run in runs.items():
             rate = run()
             if number:
-                said[key].append(rate)
-    return said
+                results[key].append(rate)
+    return results
 
 
 def ratio(rates: Rates, base: Rates) -> float:
@@ -61,7 +61,7 @@ def ratio(rates: Rates, base: Rates) -> float:
 
 
 def spread(rates: Rates) -> float:
-    """Half the range, as a share of the median."""
+    """Half the range, as a fraction of the median."""
     return (max(rates) - min(rates)) / 2 / statistics.median(rates)
 
 
@@ -71,7 +71,7 @@ def show(rates: Rates) -> str:
 
 
 def significant(value: float) -> str:
-    """Three digits, all of those before the point: 0.123, 1.23, 12.3, 1,234."""
+    """Three significant digits, and every digit before the point: 0.123, 1.23, 12.3, 1,234."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:,.{digits}f}"
 

@@ -2,31 +2,37 @@
 
     python -m benchmarks.samplers [--model models/finetuned] [--pictures 3]
 
-The same seeds for all rows, as many pictures of each caption as `--pictures` says. KID (against the test split, on
-features whitened by the training split), precision, recall and caption top-1 are those of the ablations; the top
-octave is the log ratio of its power to that of real pictures. Rows with early weights need a model that keeps them
+All rows have the same seeds, `--pictures` of them for each caption. KID (against the test split, on features
+whitened by the training split), precision, recall and caption top-1 are measured as in the ablations; "top octave"
+is the log ratio of its power to the real images'. Rows with early weights need a model that keeps them
 (`pretrain.early_images` and `finetune.early_images` in params.yaml).
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from benchmarks.ablations import run
+from benchmarks.judging import (
+    SHEET_COLUMNS,
+    compare,
+    fit_judges,
+    held_out_requests,
+    images_at,
+    load_model,
+    model_parser,
+    sheet_rows,
+)
 from benchmarks.measure import machine, table
 from pipeline.adversarial.few_step import generate_images
 from pipeline.data.dataset import PreparedDataset
+from pipeline.diffusion.generate import Generated
 from pipeline.evaluation.metrics import compare_sharpness, sharpness
-from pipeline.models.denoiser import set_dtype
-from pipeline.models.snapshot import Snapshot, load_snapshot
-from pipeline.training.context import precision
+from pipeline.models.snapshot import Snapshot
 from pipeline.training.reports import save_grid
 
 NUMBERS = ("kid_randconv", "kid_lite2", "precision", "recall")
@@ -65,58 +71,54 @@ WAYS = (
 )
 
 
-def compare(
-    snapshot: Snapshot, dataset: PreparedDataset, pictures: int, ways: Sequence[Way], sheet: Path | None
+def sampler_table(
+    snapshot: Snapshot, dataset: PreparedDataset, draws: int, ways: Sequence[Way], sheet: Path | None
 ) -> str:
-    """The table; with `sheet` a picture of some, a line for each row."""
-    by = run.judges(dataset, snapshot.resolution)
-    condition, which, seeds, text = run.wanted(dataset, "", pictures)
-    real = run.images_at(dataset, condition.rows, snapshot.resolution)
+    """The table, of `draws` samples of each held-out caption; `sheet` shows some of them, a line for each way."""
+    judges, requests = fit_judges(dataset, snapshot.resolution), held_out_requests(dataset, draws)
+    captions = requests.captions.rows
+    sharp = sharpness(images_at(dataset, captions, snapshot.resolution))
 
-    def vectors(ids: Sequence[int]) -> np.ndarray:
-        return dataset.text(ids).pooled.double().numpy()
+    def sample(way: Way) -> Generated:
+        return generate_images(
+            snapshot,
+            requests.text,
+            requests.seeds,
+            way.steps,
+            way.guidance,
+            sampler=way.sampler,
+            guide=way.guide,
+        )
 
-    sharp, lines, shown = sharpness(real), [], []
-    for way in ways:
-        made = generate_images(
-            snapshot, text, seeds, way.steps, way.guidance, sampler=way.sampler, guide=way.guide
-        )
-        found = run.measure(made.images, which, condition, real, by, vectors)
-        octave = compare_sharpness(sharp, sharpness(made.images))
-        lines.append(
-            [
-                f"{way.sampler}, {way.steps}",
-                f"{way.guide}, {way.guidance:g}" if way.guidance != 1 else "none",
-                str(made.nfe),
-                *(f"{found[name]:.3g}" for name in NUMBERS),
-                f"{found['retrieval']:.1%}",
-                f"{octave['top_octave']:.2f}",
-            ]
-        )
-        print(", ".join(lines[-1]), file=sys.stderr, flush=True)
-        shown.append(made.images[torch.linspace(0, len(condition.rows) - 1, 12).long()])
+    def cells(way: Way, samples: Generated, _: float) -> list[str]:
+        numbers = judges.measure(samples.images, requests)
+        octave = compare_sharpness(sharp, sharpness(samples.images))["top_octave"]
+        return [
+            f"{way.sampler}, {way.steps}",
+            f"{way.guide}, {way.guidance:g}" if way.guidance != 1 else "none",
+            str(samples.nfe),
+            *(f"{numbers[name]:.3g}" for name in NUMBERS),
+            f"{numbers['retrieval']:.1%}",
+            f"{octave:.2f}",
+        ]
+
+    lines, results = compare({way: partial(sample, way) for way in ways}, cells)
     if sheet is not None:
-        save_grid(sheet, torch.cat(shown), columns=12)
-    return f"{len(seeds)} pictures.\n\n{table(HEADERS, lines)}"
+        shown = torch.cat([result.images[sheet_rows(len(captions))] for result in results])
+        save_grid(sheet, shown, columns=SHEET_COLUMNS)
+    return f"{len(requests.seeds)} pictures.\n\n{table(HEADERS, lines)}"
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, default=Path("models/finetuned"))
-    parser.add_argument("--data", type=Path, default=Path("data/prepared"))
+    parser = model_parser(__doc__)
     parser.add_argument("--pictures", type=int, default=3, help="of each held-out caption (3)")
-    parser.add_argument("--sheet", type=Path, help="file for a picture of some")
+    parser.add_argument("--sheet", type=Path, help="file for an image of some")
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    snapshot = load_snapshot(args.model, device)
-    for denoiser in filter(None, (snapshot.denoiser, snapshot.early)):
-        set_dtype(denoiser, precision("auto", device))
+    snapshot = load_model(args.model)
     ways = [way for way in WAYS if snapshot.early is not None or way.guide != "early"]
     print(f"{machine(['torch'])}\n")
-    print(compare(snapshot, PreparedDataset(args.data), args.pictures, ways, args.sheet))
+    print(sampler_table(snapshot, PreparedDataset(args.data), args.pictures, ways, args.sheet))
 
 
 if __name__ == "__main__":

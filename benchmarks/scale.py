@@ -3,9 +3,9 @@
     python -m benchmarks.scale [--presets small base] [--top 1024] [--steps 32] [--seconds 20]
 
 Counted without allocating anything (on torch's meta device): parameters; multiply-adds of one call of each
-level and of the whole pyramid, for one image; how many steps of a picture run at each level, and what they
-cost against all of them at full resolution; bytes that the stage which trains a level holds. Measured, at
-batch 1 and as long as one run takes no more than `--seconds`: a picture (DPM++(2M), no guidance) and a
+level and of the whole pyramid, for one image; the steps of an image that run at each level, and their cost
+beside all steps at full resolution; the bytes that the stage which trains a level holds. Measured, at
+batch 1 and as long as one run takes no more than `--seconds`: an image (DPM++(2M), no guidance) and a
 training update of the finest level. Larger sizes are planned (`~`) from the rate of the last one measured.
 Beyond a preset's last shell each has half the channels of the one before, but at least 16.
 """
@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from benchmarks.measure import machine, significant, table
 from benchmarks.train.counting import count_parameters, flops
-from benchmarks.train.crescendo import Pictures
+from benchmarks.train.crescendo import RandomBatches
 from benchmarks.train.settings import TEXT_DIM
-from benchmarks.train.timing import say, seconds_of
+from benchmarks.train.timing import log, seconds_of
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
@@ -48,9 +48,9 @@ from pipeline.training.state import Learner, TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ("cpu-demo", "small", "base", "large")
-HIGH_BAND = {64: 0.21, 128: 0.15, 256: 0.115}  # sqrt(v) of the emoji; where it ends, FALL for each octave
+HIGH_BAND = {64: 0.21, 128: 0.15, 256: 0.115}  # sqrt(v) of the emoji; beyond them, times FALL for each octave
 FALL = 0.75
-LEAST_CHANNELS = 16
+MIN_CHANNELS = 16
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.002
 AVERAGES = (0.05, 0.10)
 
@@ -70,7 +70,7 @@ class Shape:
         """Of the shell that doubles the resolution for the `octave`th time, from 0."""
         known = self.shells[min(octave, len(self.shells) - 1)]
         beyond = max(octave - len(self.shells) + 1, 0)
-        return {**known, "channels": max(known["channels"] >> beyond, min(known["channels"], LEAST_CHANNELS))}
+        return {**known, "channels": max(known["channels"] >> beyond, min(known["channels"], MIN_CHANNELS))}
 
     def build(self, resolution: int) -> Denoiser:
         """The core and its shells up to `resolution`."""
@@ -82,7 +82,7 @@ class Shape:
 
 
 def high_band(resolution: int) -> float:
-    """sqrt(v) of a shell: that of the emoji, and beyond them a fall that goes on."""
+    """sqrt(v) of a shell: measured on the emoji, extrapolated beyond them."""
     if resolution in HIGH_BAND:
         return HIGH_BAND[resolution]
     return HIGH_BAND[64] if resolution < 64 else FALL * high_band(resolution // 2)
@@ -110,31 +110,31 @@ def widths(shell: dict[str, Any]) -> list[int]:
 
 
 class Plan(NamedTuple):
-    """What is known of the pyramid up to one resolution without running it."""
+    """Costs of the pyramid up to one resolution, counted without running it."""
 
     resolution: int
     channels: int  # of its finest level
     parameters: int
     macs: list[float]  # multiply-adds of one call up to each level, core first
-    steps: list[int]  # of a picture, at each level
+    steps: list[int]  # of an image, at each level
     state: int  # bytes of the stage that trains the finest level: weights, gradient, optimizer, averages
     activations: int  # bytes that its update keeps for the backward pass, at batch 1
     activations_whole: int  # the same without tiles
-    trained: float  # part of an image that an update passes through the finest level: less than 1 with tiles
+    trained: float  # fraction of an image that an update passes through the finest level: below 1 with tiles
 
     @property
-    def picture(self) -> float:
-        """Multiply-adds of a picture, coarse to fine."""
+    def image(self) -> float:
+        """Multiply-adds of an image, coarse to fine."""
         return sum(n * cost for n, cost in zip(self.steps, self.macs, strict=True))
 
     @property
     def whole(self) -> float:
-        """Multiply-adds of a picture with all steps at full resolution."""
+        """Multiply-adds of an image with all steps at full resolution."""
         return sum(self.steps) * self.macs[-1]
 
 
 def steps_at_levels(denoiser: Denoiser, num_steps: int, lift_at: float | Sequence[float]) -> list[int]:
-    """How many steps of `sample_pyramid` run at each level, core first."""
+    """Steps of `sample_pyramid` at each level, core first."""
     pyramid, top = pyramid_levels(denoiser), denoiser.resolution
     sigmas = karras_sigmas(num_steps, SIGMA_MAX * top / pyramid[0].resolution, SIGMA_MIN)
     counts = []
@@ -145,9 +145,9 @@ def steps_at_levels(denoiser: Denoiser, num_steps: int, lift_at: float | Sequenc
     return [*counts, len(sigmas) - 1]
 
 
-def kept_bytes(work: Callable[[], object], but: nn.Module) -> int:
-    """Bytes that `work` keeps for its backward pass, each storage once, without the parameters of `but`."""
-    own = {p.untyped_storage()._cdata for p in but.parameters()}
+def kept_bytes(work: Callable[[], object], model: nn.Module) -> int:
+    """Bytes that `work` keeps for its backward pass, each storage once, without the parameters of `model`."""
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # holds them, so that none is counted twice or reused
 
     def pack(tensor: Tensor) -> Tensor:
@@ -173,22 +173,22 @@ def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: t
             noisy = torch.empty(1, 3, level.resolution, level.resolution)
             with torch.no_grad():
                 macs.append(flops(partial(level, noisy, torch.ones(1), text)) / 2)
-        given = noisy, torch.ones(1), noisy, text
-        kept = [kept_bytes(lambda: denoising_loss(denoiser, *given), denoiser)]
+        inputs = noisy, torch.ones(1), noisy, text
+        kept = [kept_bytes(lambda: denoising_loss(denoiser, *inputs), denoiser)]
         trained_part = 1.0
         if tiled := trained_tiles(denoiser):
             shell, cut, count = tiled
             tiles, weight = cut.from_index(torch.arange(count)), torch.ones(count)
-            kept.append(kept_bytes(lambda: tiled_loss(shell, *given, cut, tiles, weight), denoiser))
+            kept.append(kept_bytes(lambda: tiled_loss(shell, *inputs, cut, tiles, weight), denoiser))
             trained_part = count * (cut.window / resolution) ** 2
-    everything, trained = count_parameters(denoiser), count_parameters(denoiser.net)
+    total, trained = count_parameters(denoiser), count_parameters(denoiser.net)
     return Plan(
         resolution,
         denoiser.net.feature_channels,
-        everything,
+        total,
         macs,
         steps_at_levels(denoiser, num_steps, lift_at),
-        4 * (everything + (3 + len(AVERAGES)) * trained),
+        4 * (total + (3 + len(AVERAGES)) * trained),
         kept[-1],
         kept[0],
         trained_part,
@@ -197,7 +197,7 @@ def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: t
 
 def captions(device: str) -> Conditioning:
     """One caption."""
-    return Pictures(1, 1).text.to(device)
+    return RandomBatches(1, 1).text.to(device)
 
 
 # --- Timing.
@@ -210,7 +210,7 @@ def update_of(denoiser: Denoiser) -> Callable[[], object]:
     state = TrainState({"net": Learner(trained, (0.9, 0.99), averages)})
     step = DenoisingStep(
         denoiser=denoiser,
-        batches=Pictures(denoiser.resolution, 1),
+        batches=RandomBatches(denoiser.resolution, 1),
         statistics=Statistics((0.0,) * 3, (0.6,) * 3),
         draw_sigma=lambda batch, generator: lognormal_sigma(batch, -0.8, 1.4, generator),
         seed=0,
@@ -224,15 +224,15 @@ def update_of(denoiser: Denoiser) -> Callable[[], object]:
     return lambda: step(state)
 
 
-def picture_of(denoiser: Denoiser, num_steps: int, lift_at: float) -> Callable[[], object]:
-    """A picture, one call a step."""
+def sampling_of(denoiser: Denoiser, num_steps: int, lift_at: float) -> Callable[[], object]:
+    """Sampling of an image, one call a step."""
     text = captions("cpu")
     args = ([0], num_steps, 1.0, (0.3, 5.0), lift_at, SIGMA_MAX, SIGMA_MIN, "dpmpp_2m")
     return lambda: sample_pyramid(denoiser, text, *args)
 
 
 class Clock:
-    """Seconds of a kind of work as it grows: the median of repeats, planned once a run would take too long."""
+    """Seconds of one kind of work by its cost: a median of repeats; extrapolated once a run would take too long."""
 
     def __init__(self, limit: float, repeats: int) -> None:
         self.limit, self.repeats = limit, repeats
@@ -243,34 +243,34 @@ class Clock:
         return self.limit > 0 and (self.pace is None or cost * self.pace <= self.limit)
 
     def measure(self, work: Callable[[], object], cost: float) -> str:
-        """Seconds in words."""
+        """A cell: measured seconds."""
         work()
         seconds = statistics.median(seconds_of(work, torch.device("cpu"), 1) for _ in range(self.repeats))
         self.pace = seconds / cost
         return significant(seconds)
 
     def planned(self, cost: float) -> str:
-        """Seconds in words, from the last pace."""
+        """A cell: seconds extrapolated from the last pace."""
         return "" if self.pace is None else f"~{significant(cost * self.pace)}"
 
 
 def timed(
-    shape: Shape, found: Plan, clocks: tuple[Clock, Clock], lift_at: float, dtype: torch.dtype
+    shape: Shape, counts: Plan, clocks: tuple[Clock, Clock], lift_at: float, dtype: torch.dtype
 ) -> tuple[str, str]:
-    """Seconds of a picture and of an update, in words. An update costs three passes of its level, one of others."""
-    below = found.macs[-2] if len(found.macs) > 1 else 0.0
-    costs = found.picture, below + 3 * (found.macs[-1] - below) * found.trained
+    """Cells: seconds of an image and of an update, which costs three passes of its level and one of the others."""
+    below = counts.macs[-2] if len(counts.macs) > 1 else 0.0
+    costs = counts.image, below + 3 * (counts.macs[-1] - below) * counts.trained
     if not any(clock.allows(cost) for clock, cost in zip(clocks, costs, strict=True)):
         return clocks[0].planned(costs[0]), clocks[1].planned(costs[1])
     torch.manual_seed(0)
-    denoiser = shape.build(found.resolution)
+    denoiser = shape.build(counts.resolution)
     set_dtype(denoiser, dtype)
-    works = (lambda: picture_of(denoiser, sum(found.steps), lift_at), lambda: update_of(denoiser))
-    said = [
+    works = (lambda: sampling_of(denoiser, sum(counts.steps), lift_at), lambda: update_of(denoiser))
+    cells = [
         clock.measure(make(), cost) if clock.allows(cost) else clock.planned(cost)
         for make, clock, cost in zip(works, clocks, costs, strict=True)
     ]
-    return said[0], said[1]
+    return cells[0], cells[1]
 
 
 # --- Tables.
@@ -293,22 +293,22 @@ HEADERS = (
 )
 
 
-def row(found: Plan, seconds: Sequence[str]) -> list[str]:
+def row(counts: Plan, seconds: Sequence[str]) -> list[str]:
     """One line of the table."""
-    below = found.macs[-2] if len(found.macs) > 1 else 0.0
+    below = counts.macs[-2] if len(counts.macs) > 1 else 0.0
     return [
-        str(found.resolution),
-        str(found.channels),
-        f"{found.parameters / 1e6:.2f}M",
-        significant((found.macs[-1] - below) / 1e9),
-        significant(found.macs[-1] / 1e9),
-        " + ".join(map(str, found.steps)),
-        significant(found.picture / 1e12),
-        significant(found.whole / 1e12),
-        f"{found.whole / found.picture:.2f}x",
-        f"{found.state / 2**20:,.0f}",
-        f"{found.activations / 2**20:,.0f}",
-        f"{found.activations_whole / 2**20:,.0f}",
+        str(counts.resolution),
+        str(counts.channels),
+        f"{counts.parameters / 1e6:.2f}M",
+        significant((counts.macs[-1] - below) / 1e9),
+        significant(counts.macs[-1] / 1e9),
+        " + ".join(map(str, counts.steps)),
+        significant(counts.image / 1e12),
+        significant(counts.whole / 1e12),
+        f"{counts.whole / counts.image:.2f}x",
+        f"{counts.state / 2**20:,.0f}",
+        f"{counts.activations / 2**20:,.0f}",
+        f"{counts.activations_whole / 2**20:,.0f}",
         *seconds,
     ]
 
@@ -326,9 +326,9 @@ def scale_table(
     clocks = Clock(limit, repeats), Clock(limit, repeats)
     lines, resolution = [], shape.core_resolution
     while resolution <= top:
-        found = plan(shape, resolution, num_steps, lift_at, dtype)
-        lines.append(row(found, timed(shape, found, clocks, lift_at, dtype)))
-        say(" | ".join(lines[-1]))
+        counts = plan(shape, resolution, num_steps, lift_at, dtype)
+        lines.append(row(counts, timed(shape, counts, clocks, lift_at, dtype)))
+        log(" | ".join(lines[-1]))
         resolution *= 2
     return table(HEADERS, lines)
 
@@ -347,7 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--presets", choices=PRESETS, nargs="*", default=PRESETS)
     parser.add_argument("--top", type=int, default=1024, help="px")
-    parser.add_argument("--steps", type=int, default=32, help="of a picture")
+    parser.add_argument("--steps", type=int, default=32, help="of an image")
     parser.add_argument("--lift", type=float, default=8.0, help="sampling.lift")
     parser.add_argument("--seconds", type=float, default=20.0, help="of one run that is measured; 0 = none")
     parser.add_argument("--repeats", type=int, default=3)

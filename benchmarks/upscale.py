@@ -1,19 +1,19 @@
-"""Held-out pictures made two or four times as large: this model, bicubic and Lanczos interpolation.
+"""Held-out images enlarged two or four times: by this model, bicubic and Lanczos interpolation.
 
     python -m benchmarks.upscale [--factor 2|4] [--model models/finetuned] [--data data/prepared] [--limit 256]
 
-The small pictures are means of 2x2 or 4x4 px of the test split, rounded to bytes. PSNR and SSIM (Wang et al. 2004)
-are means over pictures, against the originals; KID is on whitened features as in the evaluation (`randconv` and
-`lite2`), between the test split and what was made of it (the same pictures, so that no floor applies). Sharpness is
-the log ratio of power in the top octave, 0 being that of the originals; "off" is how far such a mean is from the
-pixel it came from, at most. Interpolation is Pillow's; "projected" gives it that mean, as ours has it.
+The small images are means over 2x2 or 4x4 px of the test split, rounded to bytes. PSNR and SSIM (Wang et al. 2004)
+are means over images, against the originals; KID is on whitened features as in the evaluation (`randconv` and
+`lite2`), between the test split and its enlarged images (the same images, so that no floor applies). Sharpness is
+the log ratio of power in the top octave to the originals'; "off" is the maximum distance between a mean of the
+enlarged image and the small image's pixel. Interpolation is Pillow's; "projected" corrects its means, as our
+method does.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.judging import compare, kids, model_parser, whitened
 from benchmarks.measure import machine, table
 from pipeline.data.dataset import PreparedDataset
-from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
-from pipeline.evaluation.metrics import kid, log_power_gap, sharpness
+from pipeline.evaluation.features import lite2, randconv
+from pipeline.evaluation.metrics import log_power_gap, sharpness
 from pipeline.inference.upscaling import SIGMA_LOW, project_to_low_band, upscale
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.resample import pool
@@ -42,15 +43,15 @@ HEADERS = ["PSNR", "SSIM", "KID randconv", "KID lite2", "sharpness", "off", "pic
 
 
 def psnr(x: Pixels, y: Pixels) -> float:
-    """Peak signal-to-noise ratio of two pictures, in dB."""
+    """Peak signal-to-noise ratio of two images, in dB."""
     error = float(np.mean((x.astype(np.float64) - y) ** 2))
     return float(10 * np.log10(255**2 / max(error, 1e-12)))
 
 
 def ssim(x: Pixels, y: Pixels) -> float:
-    """Structural similarity of two pictures [H,W,3] (Wang et al. 2004, eq. 13): 11x11 Gaussian windows of 1.5 px
+    """Structural similarity of two images [H,W,3] (Wang et al. 2004, eq. 13): 11x11 Gaussian windows of 1.5 px
     that lie inside, K1 = 0.01, K2 = 0.03, on luma (Rec. 601)."""
-    a, b = (torch.from_numpy(luma(picture))[None, None] for picture in (x, y))
+    a, b = (torch.from_numpy(luma(image))[None, None] for image in (x, y))
     place = torch.arange(11, dtype=torch.float64) - 5
     line = (-(place**2) / (2 * 1.5**2)).exp()
     window = torch.outer(line, line)[None, None] / line.sum() ** 2
@@ -65,9 +66,9 @@ def ssim(x: Pixels, y: Pixels) -> float:
     return float(similar.mean())
 
 
-def luma(picture: Pixels) -> Float64:
+def luma(image: Pixels) -> Float64:
     """[H,W] in 0..255."""
-    grey: Float64 = picture @ np.array([0.299, 0.587, 0.114])
+    grey: Float64 = image @ np.array([0.299, 0.587, 0.114])
     return grey
 
 
@@ -82,7 +83,7 @@ def resampled(filter: Image.Resampling, factor: int = 2) -> Method:
 
 
 def projected(method: Method) -> Method:
-    """What `method` makes, with the small picture as its means."""
+    """`method`, its result corrected to have the small image as its means."""
 
     def fitted(high: Tensor, low: Tensor) -> Tensor:
         twice = high.shape[-1] == 2 * low.shape[-1]
@@ -90,8 +91,8 @@ def projected(method: Method) -> Method:
 
     def enlarge(small: Pixels, text: Conditioning) -> Pixels:
         high, low = (torch.from_numpy(p).permute(2, 0, 1).float() for p in (method(small, text), small))
-        made: Pixels = fitted(high, low).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        return made
+        pixels: Pixels = fitted(high, low).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return pixels
 
     return enlarge
 
@@ -109,62 +110,64 @@ def ours(
 
 
 def methods(snapshot: Snapshot, factor: int = 2) -> dict[str, Method]:
-    """What is compared, by name."""
+    """The methods to compare, by name."""
     filters = {"nearest": Image.Resampling.NEAREST, "bicubic": Image.Resampling.BICUBIC}
     filters["lanczos"] = Image.Resampling.LANCZOS
-    found = {name: resampled(filter, factor) for name, filter in filters.items()}
-    found["lanczos, projected"] = projected(found["lanczos"])
-    found |= {f"crescendo, {steps} steps": ours(snapshot, steps, factor=factor) for steps in STEPS}
-    found["8 steps, no caption"] = ours(snapshot, 8, caption=False, factor=factor)
-    found["8 steps, not projected"] = ours(snapshot, 8, project=False, factor=factor)
-    return found
+    named = {name: resampled(filter, factor) for name, filter in filters.items()}
+    named["lanczos, projected"] = projected(named["lanczos"])
+    named |= {f"crescendo, {steps} steps": ours(snapshot, steps, factor=factor) for steps in STEPS}
+    named["8 steps, no caption"] = ours(snapshot, 8, caption=False, factor=factor)
+    named["8 steps, not projected"] = ours(snapshot, 8, project=False, factor=factor)
+    return named
 
 
 def quality_table(
     snapshot: Snapshot, data: PreparedDataset, limit: int = 256, sheet: Path | None = None, factor: int = 2
 ) -> str:
-    """The table, over at most `limit` test pictures; `sheet` shows some of them."""
-    size = snapshot.resolution
-    rows = data.split("test")[:limit]
+    """The table over the first `limit` test images; `sheet` shows some of them."""
+    size, rows = snapshot.resolution, data.split("test")[:limit]
     real = _at(data.images(rows), size)
-    small = [box_mean(picture, factor) for picture in real]
+    small = [box_mean(image, factor) for image in real]
     texts = [data.text([data.caption_of(int(row))]) for row in rows]
-    extractors = [randconv(size), lite2(size)]
-    fitted = [Whitening.fit(e(_batch(_at(data.images(data.split("train")), size)))) for e in extractors]
-    shown, lines = [], []
-    for name, method in methods(snapshot, factor).items():
-        start = time.perf_counter()
-        made = [method(picture, text) for picture, text in zip(small, texts, strict=True)]
-        seconds = time.perf_counter() - start
-        shown.append(made)
-        cells = [f"{np.mean(list(map(psnr, made, real))):.2f}", f"{np.mean(list(map(ssim, made, real))):.4f}"]
-        cells += [f"{_kid(*pair, real, made):.3f}" for pair in zip(extractors, fitted, strict=True)]
-        gap = log_power_gap(sharpness(_batch(real)).top_octave, sharpness(_batch(made)).top_octave)
-        off = max(np.abs(_means(m, factor) - s).max() for m, s in zip(made, small, strict=True))
-        lines.append([name, *cells, f"{gap:+.2f}", f"{off:.2f}", f"{len(made) / seconds:.3g}"])
+    features = whitened([randconv(size), lite2(size)], _batch(_at(data.images(data.split("train")), size)))
+
+    def enlarge(method: Method) -> list[Pixels]:
+        return [method(image, text) for image, text in zip(small, texts, strict=True)]
+
+    def cells(name: str, images: list[Pixels], seconds: float) -> list[str]:
+        octaves = (sharpness(_batch(each)).top_octave for each in (real, images))
+        off = max(np.abs(_means(image, factor) - s).max() for image, s in zip(images, small, strict=True))
+        return [
+            name,
+            f"{np.mean(list(map(psnr, images, real))):.2f}",
+            f"{np.mean(list(map(ssim, images, real))):.4f}",
+            *(f"{value:.3f}" for value in kids(features, _batch(real), _batch(images)).values()),
+            f"{log_power_gap(*octaves):+.2f}",
+            f"{off:.2f}",
+            f"{len(images) / seconds:.3g}",
+        ]
+
+    compared = methods(snapshot, factor)
+    lines, results = compare({name: partial(enlarge, method) for name, method in compared.items()}, cells)
     if sheet is not None:
-        _write_sheet(sheet, [*shown, real])
+        _write_sheet(sheet, [*results, real])
     return f"{len(real)} pictures of {size} px.\n\n" + table([f"{factor}x", *HEADERS], lines)
 
 
-def _means(picture: Pixels, factor: int) -> Float64:
-    height, width, _ = picture.shape
-    means: Float64 = picture.reshape(height // factor, factor, width // factor, factor, 3).mean((1, 3))
+def _means(image: Pixels, factor: int) -> Float64:
+    height, width, _ = image.shape
+    means: Float64 = image.reshape(height // factor, factor, width // factor, factor, 3).mean((1, 3))
     return means
 
 
 def _at(images: torch.Tensor, size: int) -> list[Pixels]:
-    pictures = images.permute(0, 2, 3, 1).numpy()
-    factor = pictures.shape[1] // size
-    return [box_mean(picture, factor) if factor > 1 else picture for picture in pictures]
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    factor = pixels.shape[1] // size
+    return [box_mean(image, factor) if factor > 1 else image for image in pixels]
 
 
-def _batch(pictures: list[Pixels]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-
-
-def _kid(extract: Extractor, white: Whitening, real: list[Pixels], made: list[Pixels]) -> float:
-    return kid(white(extract(_batch(real))), white(extract(_batch(made))))
+def _batch(images: list[Pixels]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def _write_sheet(path: Path, columns: list[list[Pixels]], count: int = 12) -> None:
@@ -176,13 +179,9 @@ def _write_sheet(path: Path, columns: list[list[Pixels]], count: int = 12) -> No
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, default=Path("models/finetuned"))
-    parser.add_argument("--data", type=Path, default=Path("data/prepared"))
+    parser = model_parser(__doc__)
     parser.add_argument("--factor", type=int, choices=(2, 4), default=2, help="(2)")
-    parser.add_argument("--limit", type=int, default=256, help="pictures, at most (256)")
+    parser.add_argument("--limit", type=int, default=256, help="maximum number of images (256)")
     parser.add_argument("--sheet", type=Path, help="PNG file: every method in turn, then the original")
     args = parser.parse_args()
     print(machine(["torch", "pillow"]) + "\n")

@@ -1,11 +1,13 @@
 """Tiny parameters and a synthetic prepared data set, as the real stages would read them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline import artifacts
 from pipeline.config.params import Params, parse_params
@@ -17,6 +19,18 @@ from pipeline.prepare.shards import box_sums, write_images
 ROOT = Path(__file__).resolve().parents[1]
 
 execution.require_token()  # Ray reads it once a process, so all tests share it.
+
+# One thread a process: threads of tiny layers mostly wait for each other, and other tests have the other cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# Ray's workers do what tests wait for; niced (15 by default), they would starve on a busy machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that no process of several ends up alone with one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def merge_tiny(tree: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from pipeline import artifacts
+from tests.checkout import write_params
 from tests.conftest import ROOT
-from tests.test_pipeline import write_params
+
+pytestmark = pytest.mark.slow
 
 STAGES = ("prepare", "pretrain", "finetune", "refine", "evaluate")
 NAMES = ("red square", "green square", "blue square", "grey square")

@@ -3,9 +3,9 @@
     python -m benchmarks.ablations.gpu train [--seeds 0 1] [--images 32768]   # needs neither Ray nor the extractors
     python -m benchmarks.ablations.gpu judge                                   # then anywhere
 
-Every network is trained with every seed, each in a process of its own, inspected and sampled there; pictures wait
-in benchmarks/ablations/pictures for `judge`, which needs the extractors. The same images for all networks, so that
-those whose update costs more have the advantage. The data are those in data/prepared, of any resolution.
+Every network is trained with every seed, each in a process of its own, inspected and sampled there; its samples
+wait in benchmarks/ablations/samples for `judge`, which needs the extractors. All networks see equally many images,
+an advantage for those whose update costs more. The data are those in data/prepared, of any resolution.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from benchmarks.ablations import run
+from benchmarks.judging import fit_judges, held_out_requests
 from pipeline.data.dataset import PreparedDataset
 
 SIZE = ("core.patch=1", "core.channels=96", "core.num_blocks=3", "core.attention=[16, 8]")
 BATCH = 32
-IMAGES, DRAWS = 32768, 1  # seen in training; pictures a caption
+IMAGES, DRAWS = 32768, 1  # seen in training; samples of each caption
 RECIPE = (f"pretrain.batch_size={BATCH}", "pretrain.shards=1", "pretrain.checkpoint_images=10000000")
 NETWORKS = {
     "small-plain": (),
@@ -39,28 +40,31 @@ ROWS: dict[str, tuple[str, str, tuple[int, ...]]] = {  # network, sampler, steps
     "small-K0": ("small-plain", "heun", (16,)),
     "small-K2": ("small-kernels_noise", "heun", (16,)),
 }
-PICTURES = run.FOLDER / "pictures"
+SAMPLES = run.FOLDER / "samples"
 
 
 def train(network: str, seed: int, images: int, changes: list[str]) -> None:
-    """Train one network, inspect it, and make the pictures of its rows."""
+    """Train one network, inspect it, and draw the samples of its rows."""
     start = time.perf_counter()
     run.train(network, seed, images, [*SIZE, *RECIPE, *NETWORKS[network], *changes], None)
     print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
     run.inspect(network, seed)
     dataset, snapshot, _ = run.load(network, seed)
-    plan = run.wanted(dataset, network, DRAWS)
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    requests = run.requests_for(dataset, network, DRAWS)
+    SAMPLES.mkdir(parents=True, exist_ok=True)
     for row, (of, sampler, steps) in ROWS.items():
         if of == network:
-            made = {n: run.make(snapshot, plan.text, plan.seeds, n, run.Way(sampler)) for n in steps}
-            arrays = {f"{n} {nfe}": pictures.numpy() for n, (pictures, nfe) in made.items()}
-            np.savez_compressed(PICTURES / f"{row}-{seed}.npz", **arrays)
-            print(f"{row} made after {time.perf_counter() - start:.0f} s", flush=True)
+            samples = {
+                n: run.draw_samples(snapshot, requests.text, requests.seeds, n, run.Way(sampler))
+                for n in steps
+            }
+            arrays = {f"{n} {nfe}": images.numpy() for n, (images, nfe) in samples.items()}
+            np.savez_compressed(SAMPLES / f"{row}-{seed}.npz", **arrays)
+            print(f"{row} sampled after {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def train_all(seeds: list[int], images: int, changes: list[str]) -> int:
-    """All networks with all seeds, side by side; how many failed."""
+    """All networks with all seeds, side by side; return the number that failed."""
     running = []
     logs = Path("runs/ablate")
     logs.mkdir(parents=True, exist_ok=True)
@@ -76,14 +80,14 @@ def train_all(seeds: list[int], images: int, changes: list[str]) -> int:
 
 
 def judge() -> None:
-    """Numbers of all pictures that are there."""
+    """Judge all samples that are there."""
     dataset = PreparedDataset(Path("data/prepared"))
-    by = run.judges(dataset, dataset.low_resolution)
-    for path in sorted(PICTURES.glob("*.npz")):
+    judges, requests = fit_judges(dataset, dataset.low_resolution), held_out_requests(dataset, DRAWS)
+    for path in sorted(SAMPLES.glob("*.npz")):
         row, _, seed = path.stem.rpartition("-")
         with np.load(path) as arrays:
-            made = {int(k.split()[0]): (torch.from_numpy(arrays[k]), int(k.split()[1])) for k in arrays}
-        run.judge(row, int(seed), dataset, by, made)
+            samples = {int(k.split()[0]): (torch.from_numpy(arrays[k]), int(k.split()[1])) for k in arrays}
+        run.judge(row, int(seed), judges, requests, samples)
 
 
 def main() -> None:

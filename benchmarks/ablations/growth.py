@@ -3,14 +3,14 @@
     python -m benchmarks.ablations.growth [--seeds 0 1 2] [--rows A0 A1 ...] [--scale 1.0]
     python -m benchmarks.ablations.growth --paces       # CPU ms an image of all trainings, in turn
 
-The study is that of the resolution which data/prepared has, one of STUDIES.
+The study is the one in growth.yaml for the resolution of data/prepared.
 
-Cost is CPU time of updates on one thread, stage 1 included: images times the paces below, which were measured on
-a quiet machine, since neighbours make the same work cost more; what each training took is kept beside it. Quality
-is judged at the finished resolution: the weighted error of held-out images under one law of noise for all rows,
-and KID of pictures of held-out captions. What is done is not done again (remove benchmarks/ablations/models and
-results to start anew); a killed training starts anew. Each process takes one thread: give another its own
-`--seeds`, or rows that share no training.
+Cost is CPU time of updates on one thread, the core's included: images times the paces in growth.yaml, which were
+measured on a quiet machine, since other processes slow the same work down; the time that each training took is
+recorded beside it. Quality is judged at the finished resolution: the weighted error of held-out images under one
+noise law for all rows, and KID of samples of held-out captions. Finished work is not done again (remove
+benchmarks/ablations/models and results to start over); a killed training starts over. Each process takes one
+thread: give a second one other `--seeds`, or rows that share no training.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.ablations.run import FOLDER, SHOWN, overridden, rounded, wanted, write, yaml_of
+from benchmarks.ablations.run import FOLDER, SHOWN, overridden, requests_for, rounded, write, yaml_of
 from benchmarks.coarse import WholePyramid, at_full_resolution
+from benchmarks.judging import Requests, WhitenedFeatures, caption_kid, kids, sheet_rows, whitened
 from benchmarks.scale import steps_at_levels
 from benchmarks.train.counting import flops
-from benchmarks.train.crescendo import Pictures
+from benchmarks.train.crescendo import RandomBatches
 from benchmarks.upscale import ours, psnr, resampled, ssim
 from pipeline.config.params import Params, parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.data.statistics import high_band_variances, measure_statistics
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.diffusion.pyramid import sample_pyramid
-from pipeline.evaluation.features import LITE2_RESOLUTIONS, Extractor, Whitening, lite2, randconv
-from pipeline.evaluation.metrics import kid
-from pipeline.evaluation.statistics import kid_by_family, number_families
+from pipeline.evaluation.features import LITE2_RESOLUTIONS, lite2, randconv
 from pipeline.models.denoiser import (
     CoreDenoiser,
     Denoiser,
@@ -66,9 +65,9 @@ from pipeline.workers.finetune import BELOW_LR
 
 DATA = Path("data/prepared")
 CORE_RESOLUTION = 32  # px
-DRAWS = 2  # pictures a caption
+DRAWS = 2  # samples of each caption
 STEPS = 32  # of the sampler, one call each
-REPEATS = 16  # noises an image, of held-out errors
+REPEATS = 16  # noise draws per image, for held-out errors
 LIFT = 8.0
 UPSCALE_STEPS = 8
 
@@ -77,34 +76,34 @@ UPSCALE_STEPS = 8
 
 
 class Grown(NamedTuple):
-    """A level to train, and the share of the learning rate that it has."""
+    """A level to train, and its fraction of the learning rate."""
 
     level: Denoiser
     share: float = 1.0
 
 
 Build = Callable[[TrainContext], list[Grown]]
-Save = Callable[[TrainContext, Denoiser, int, float], None]  # a model after so many images and CPU seconds
+Save = Callable[[TrainContext, Denoiser, int, float], None]  # (context, model, images seen, CPU seconds)
 
 
 class Training(NamedTuple):
-    """A recipe: the section of params.yaml and what differs from it, images, what is built, and when it is kept."""
+    """A recipe: a section of params.yaml with changes, the images to see, the network, and when to keep weights."""
 
     stage: str
     images: int
     pace: float  # CPU ms an image
     build: Build
     changes: tuple[str, ...] = ()
-    moments: tuple[float, ...] = ()  # shares of the images after which the averaged weights are kept
+    moments: tuple[float, ...] = ()  # fractions of the images after which the averaged weights are kept
 
 
 def core(run: TrainContext) -> list[Grown]:
-    """Of the pyramid."""
+    """The pyramid's core."""
     return [Grown(build_core(CORE_RESOLUTION, text_dim(run), run.core_net()))]
 
 
 def shell(run: TrainContext, below: str = "core") -> list[Grown]:
-    """A shell around what was trained, which is frozen, tuned or joint as `finetune.core` says."""
+    """A shell around a trained model, which is frozen, tuned or joint, by `finetune.core`."""
     trained = load(below, run.params.seed).denoiser
     grown = around(run, trained)
     if run.params.finetune.core == "frozen":
@@ -114,7 +113,7 @@ def shell(run: TrainContext, below: str = "core") -> list[Grown]:
 
 
 def pyramid(run: TrainContext) -> list[Grown]:
-    """Core and shells, all anew."""
+    """Core and shells, all untrained."""
     grown = core(run)
     while grown[-1].level.resolution < run.dataset.resolution:
         grown.append(Grown(around(run, grown[-1].level)))
@@ -136,13 +135,13 @@ def plain(run: TrainContext, resolution: int | None = None) -> list[Grown]:
 def stretched(run: TrainContext, below: str = "small", share: float = 1.0) -> list[Grown]:
     """The plain network, as it was trained on images half as large."""
     trained = load(below, run.params.seed).denoiser
-    ((made, _),) = plain(run, 2 * trained.resolution)
-    made.load_state_dict(trained.state_dict())
-    return [Grown(made, share)]
+    ((level, _),) = plain(run, 2 * trained.resolution)
+    level.load_state_dict(trained.state_dict())
+    return [Grown(level, share)]
 
 
 def law(run: TrainContext, level: Denoiser) -> tuple[DrawSigma, float]:
-    """`noise_law`; a core at the finished resolution has that of the pyramid's, in units of its own pixels."""
+    """`noise_law`; for a core at the finished resolution the pyramid's law, in units of its own pixels."""
     draw, highest = noise_law(run.params, level)
     scale = level.resolution / CORE_RESOLUTION if isinstance(level, CoreDenoiser) else 1.0
     return lambda batch, generator: scale * draw(batch, generator), scale * highest
@@ -154,21 +153,21 @@ def text_dim(run: TrainContext) -> int:
 
 
 class Study(NamedTuple):
-    """What is compared at one resolution: trainings, and rows, each of which pays for some; the last is judged."""
+    """A comparison at one resolution: rows pay for some trainings each, and are judged by the last of them."""
 
-    pyramid: tuple[str, ...]  # what was measured, whatever params.yaml has become
+    pyramid: tuple[str, ...]  # changes to params.yaml for all trainings
     trainings: Mapping[str, Training]
     rows: Mapping[str, tuple[str, ...]]
     more: Mapping[str, Callable[[str, int, float], Mapping[str, Any]]]  # further results, by name
 
 
 def study() -> Study:
-    """Of the data that are there."""
+    """The study for the resolution of data/prepared."""
     resolution = resolution_of(DATA.resolve())
-    assert resolution in STUDIES, (
-        f"{DATA} has {resolution} px; there is a study of {', '.join(map(str, STUDIES))}"
+    assert resolution in studies(), (
+        f"{DATA} has {resolution} px; there is a study of {', '.join(map(str, studies()))}"
     )
-    return STUDIES[resolution]
+    return studies()[resolution]
 
 
 @cache
@@ -179,12 +178,12 @@ def resolution_of(data: Path) -> int:
 
 def place(folder: Path, resolution: int) -> Path:
     """Where in `folder` a study keeps things: the first one in itself, the others in folders of their own."""
-    return folder if resolution == next(iter(STUDIES)) else folder / f"{resolution}px"
+    return folder if resolution == next(iter(studies())) else folder / f"{resolution}px"
 
 
 @dataclass(kw_only=True)
 class TimedStep(DenoisingStep):
-    """Adds the CPU time of its updates to `clock`; at some `moments` lets `keep` look at the averaged weights."""
+    """Adds the CPU time of its updates to `clock`; at `moments` calls `keep` with the averaged weights in place."""
 
     clock: list[float]
     moments: Sequence[int]
@@ -204,7 +203,7 @@ class TimedStep(DenoisingStep):
 
 
 def folder_of(name: str, seed: int, nimg: int | None = None) -> Path:
-    """Of a trained model, or of what it was after `nimg` images."""
+    """Folder of a trained model, or of the same model after `nimg` images."""
     return place(FOLDER / "models", resolution_of(DATA.resolve())) / "-".join(
         ["growth", name, str(seed), *([] if nimg is None else [str(nimg)])]
     )
@@ -304,19 +303,19 @@ def config_of(run: TrainContext, denoiser: Denoiser) -> dict[str, Any]:
 
 
 class Judges(NamedTuple):
-    """Data, and what features of pictures are compared by."""
+    """Data, and features by which images are compared."""
 
     dataset: PreparedDataset
     params: Params
-    fitted: list[tuple[Extractor, Whitening]]
+    features: list[WhitenedFeatures]
 
-    def kid_of(self, made: Tensor, which: np.ndarray, bases: Sequence[str], real: Tensor) -> dict[str, float]:
-        """KID of pictures uint8 [N,3,R,R] of captions number `which` [N], against real ones of all captions."""
-        (unit_real, unit_made), units = number_families(bases, [bases[i] for i in which])
-        every = np.ones((1, units))
+    def kid_of(self, samples: Tensor, requests: Requests) -> dict[str, float]:
+        """KID of samples uint8 [N,3,R,R] against the real images of all captions."""
+        captions = requests.captions
+        real = self.dataset.images(captions.rows)
         return {
-            f"kid_{e.name}": float(kid_by_family(w(e(real)), unit_real, w(e(made)), unit_made, every)[0])
-            for e, w in self.fitted
+            f"kid_{each.name}": caption_kid(captions, each(real), each(samples), requests.which)
+            for each in self.features
         }
 
 
@@ -324,17 +323,16 @@ class Judges(NamedTuple):
 def judges() -> Judges:
     """Fitted on the training split, at the finished resolution."""
     dataset = PreparedDataset(DATA)
-    real = dataset.images(dataset.split("train"))
     extractors = [randconv(dataset.resolution), lite2(LITE2_RESOLUTIONS[0])]
-    if dataset.resolution > LITE2_RESOLUTIONS[0]:  # of which that sees a smaller version
+    if dataset.resolution > LITE2_RESOLUTIONS[0]:  # where that one sees smaller images
         extractors.append(replace(lite2(dataset.resolution), name="lite2_fine"))
-    found = [(extract, Whitening.fit(extract(real))) for extract in extractors]
-    return Judges(dataset, parse_params(yaml_of(Path("params.yaml"))), found)
+    features = whitened(extractors, dataset.images(dataset.split("train")))
+    return Judges(dataset, parse_params(yaml_of(Path("params.yaml"))), features)
 
 
 @torch.no_grad()
 def held_out(snapshot: Snapshot) -> dict[str, float]:
-    """Mean of (sigma^2 + 0.25) / (sigma 0.5)^2 |D - x|^2 over the test split, and the part of its high band."""
+    """Mean of (sigma^2 + 0.25) / (sigma 0.5)^2 |D - x|^2 over the test split, and the high band's part of it."""
     dataset, law = judges().dataset, judges().params.pretrain
     rows = dataset.split("test")
     x = snapshot.statistics.standardise(dataset.images(rows))
@@ -357,7 +355,7 @@ Sample = Callable[[Snapshot, Any, Sequence[int]], Tensor]
 
 
 def coarse_to_fine(snapshot: Snapshot, text: Any, seeds: Sequence[int], lift: float) -> Tensor:
-    """Pictures uint8 [N,3,R,R] without guidance; a network without shells is sampled at full resolution."""
+    """Images uint8 [N,3,R,R] without guidance; a network without shells is sampled at full resolution."""
     highest = SIGMA_MAX * pyramid_levels(snapshot.denoiser)[0].resolution / CORE_RESOLUTION
     x, _ = sample_pyramid(
         snapshot.denoiser, text, seeds, STEPS, 1.0, (0.0, 0.0), lift, highest, sampler="sde_dpmpp_2m"
@@ -365,20 +363,20 @@ def coarse_to_fine(snapshot: Snapshot, text: Any, seeds: Sequence[int], lift: fl
     return snapshot.statistics.to_uint8(x)
 
 
-def pictures(name: str, seed: int, snapshot: Snapshot, sample: Sample) -> dict[str, float]:
-    """KID of pictures of held-out captions; a few are kept."""
+def judge_samples(name: str, seed: int, snapshot: Snapshot, sample: Sample) -> dict[str, float]:
+    """KID of samples of held-out captions; writes a grid of some."""
     by = judges()
-    condition, which, seeds, text = wanted(by.dataset, name, DRAWS)
-    made = torch.cat([sample(snapshot, text.select(i), seeds[i]) for i in batches(len(seeds))])
-    shown = torch.linspace(0, len(condition.rows) - 1, SHOWN).long()
+    requests = requests_for(by.dataset, name, DRAWS)
+    text, seeds = requests.text, requests.seeds
+    samples = torch.cat([sample(snapshot, text.select(i), seeds[i]) for i in batches(len(seeds))])
     path = results() / f"{name}-{seed}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_grid(path, made[shown], columns=SHOWN // 2)
-    return by.kid_of(made, which, condition.families, by.dataset.images(condition.rows))
+    save_grid(path, samples[sheet_rows(len(requests.captions.rows), SHOWN)], columns=SHOWN // 2)
+    return by.kid_of(samples, requests)
 
 
 def results() -> Path:
-    """Folder of numbers and pictures."""
+    """Folder of numbers and grids."""
     return place(FOLDER / "results", resolution_of(DATA.resolve()))
 
 
@@ -391,11 +389,11 @@ def macs(denoiser: Denoiser) -> float:
     """Multiply-adds of a call for one image."""
     noisy = torch.zeros(1, 3, denoiser.resolution, denoiser.resolution)
     with torch.no_grad():
-        return flops(lambda: denoiser(noisy, torch.ones(1), Pictures(1, 1).text)) / 2
+        return flops(lambda: denoiser(noisy, torch.ones(1), RandomBatches(1, 1).text)) / 2
 
 
-def picture_macs(denoiser: Denoiser, lift: float | None) -> float:
-    """Multiply-adds of a picture, coarse to fine; lift None: all steps at full resolution."""
+def image_macs(denoiser: Denoiser, lift: float | None) -> float:
+    """Multiply-adds of an image, coarse to fine; lift None: all steps at full resolution."""
     costs = [macs(level) for level in pyramid_levels(denoiser)]
     if lift is None or len(costs) == 1:
         return STEPS * costs[-1]
@@ -404,8 +402,8 @@ def picture_macs(denoiser: Denoiser, lift: float | None) -> float:
 
 def judged(name: str, seed: int, snapshot: Snapshot) -> dict[str, float]:
     """Both kinds of quality."""
-    found = pictures(name, seed, snapshot, partial(coarse_to_fine, lift=LIFT))
-    return held_out(snapshot) | found
+    numbers = judge_samples(name, seed, snapshot, partial(coarse_to_fine, lift=LIFT))
+    return held_out(snapshot) | numbers
 
 
 def with_shells(snapshot: Snapshot, grown: Snapshot) -> Snapshot:
@@ -420,7 +418,7 @@ def with_shells(snapshot: Snapshot, grown: Snapshot) -> Snapshot:
 
 
 def trained(names: Sequence[str], seed: int, scale: float) -> Snapshot:
-    """The last of some trainings, each of which may need those before."""
+    """The model of the last of some trainings, each of which may need the ones before."""
     for name in names:
         train(name, seed, scale)
     return load(names[-1], seed)
@@ -435,7 +433,7 @@ def row_of(row: str, seed: int, scale: float) -> dict[str, Any]:
         "images": [cost["images"] for cost in costs],
         "seconds": sum(cost["seconds"] for cost in costs),
         "took": sum(cost["took"] for cost in costs),
-        "macs": picture_macs(snapshot.denoiser, LIFT),
+        "macs": image_macs(snapshot.denoiser, LIFT),
         **judged(row, seed, snapshot),
     }
 
@@ -461,19 +459,19 @@ def curve_of(curve: str, seed: int, scale: float) -> dict[str, Any]:
     return {"curve": [rounded(point) for point in points]}
 
 
-def ways_of(way: str, seed: int, scale: float) -> dict[str, Any]:
+def sampled_otherwise(way: str, seed: int, scale: float) -> dict[str, Any]:
     """A0's model sampled in another way: `M1-full`, or `M1-` and the lift."""
     snapshot = trained(study().rows["A0"], seed, scale)
     if way == "M1-full":
-        found = pictures(way, seed, snapshot, lambda *given: at_full_resolution(*given)[0])
-        return {"macs": picture_macs(snapshot.denoiser, None), **found}
+        numbers = judge_samples(way, seed, snapshot, lambda *args: at_full_resolution(*args)[0])
+        return {"macs": image_macs(snapshot.denoiser, None), **numbers}
     lift = float(way.removeprefix("M1-"))
-    found = pictures(way, seed, snapshot, partial(coarse_to_fine, lift=lift))
-    return {"macs": picture_macs(snapshot.denoiser, lift), **found}
+    numbers = judge_samples(way, seed, snapshot, partial(coarse_to_fine, lift=lift))
+    return {"macs": image_macs(snapshot.denoiser, lift), **numbers}
 
 
 def upscaled(row: str, seed: int, scale: float) -> dict[str, float]:
-    """Test pictures made twice as large by what `M2-` is followed by: a filter of Pillow's, or a shell."""
+    """Test images at twice the size, by the method after `M2-`: a filter of Pillow's, or a shell."""
     from PIL import Image
 
     name = row.removeprefix("M2-")
@@ -485,131 +483,54 @@ def upscaled(row: str, seed: int, scale: float) -> dict[str, float]:
         method = resampled(Image.Resampling[name.upper()])
     else:
         method = ours(trained(("core", name), seed, scale), UPSCALE_STEPS)
-    made = np.stack([method(box_mean(x, 2), text) for x, text in zip(real, texts, strict=True)])
-    found = {"psnr": float(np.mean(list(map(psnr, made, real))))}
-    found["ssim"] = float(np.mean(list(map(ssim, made, real))))
-    for extract, whiten in by.fitted:
-        a, b = (whiten(extract(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous())) for x in (real, made))
-        found[f"kid_{extract.name}"] = kid(a, b)
-    return found
+    enlarged = np.stack([method(box_mean(x, 2), text) for x, text in zip(real, texts, strict=True)])
+    quality = {"psnr": float(np.mean(list(map(psnr, enlarged, real))))}
+    quality["ssim"] = float(np.mean(list(map(ssim, enlarged, real))))
+    pair = [torch.from_numpy(x).permute(0, 3, 1, 2).contiguous() for x in (real, enlarged)]
+    return quality | {f"kid_{name}": value for name, value in kids(by.features, *pair).items()}
 
 
-QUARTERS = (0.25, 0.5, 0.75)
-PLAIN_64 = ("core.patch=2", "core.channels=34", "core.attention=[16]")
-SMALL_64 = (*PLAIN_64[:2], "core.attention=[8]")
-WIDE_128 = ("core.patch=2", "core.channels=20", "core.channel_mult=[1, 2, 3, 4]")
-PLAIN_128, STRETCHED_128, SMALL_128 = ((*WIDE_128, f"core.attention=[{size}]") for size in (16, 8, 4))
-PLAIN_256 = ("core.patch=4", "core.channels=32", "core.channel_mult=[1, 2, 3, 4]", "core.attention=[8]")
-STUDIES = {
-    64: Study(
-        pyramid=("core.patch=1", "core.channels=24", "shell.patch=1", "shell.channels=[16]"),
-        trainings={  # as many images as cost what A0's do; half and long: half as much, and 2.5 times
-            "core": Training("pretrain", 12160, 7.21, core, moments=QUARTERS),
-            "shell": Training("finetune", 2240, 8.00, shell, moments=QUARTERS),
-            "plain": Training("pretrain", 9584, 11.03, plain, PLAIN_64),
-            "plain-half": Training("pretrain", 4784, 11.03, plain, PLAIN_64),
-            "plain-long": Training("pretrain", 23968, 11.03, plain, PLAIN_64, (0.2, *QUARTERS)),
-            "pyramid": Training("pretrain", 6816, 15.53, pyramid),
-            "small": Training("pretrain", 16768, 5.24, partial(plain, resolution=CORE_RESOLUTION), SMALL_64),
-            "stretched": Training("finetune", 1600, 11.25, stretched, PLAIN_64),
-            "stretched-low": Training("finetune", 1600, 11.25, partial(stretched, share=BELOW_LR), PLAIN_64),
-            "tuned": Training("finetune", 1184, 15.21, shell, ("finetune.core=tuned",)),
-            "joint": Training("finetune", 880, 20.50, shell, ("finetune.core=joint",)),
-            "bands": Training("finetune", 2240, 8.31, shell, ("finetune.upscale_probability=0.2",)),
-        },
-        rows={
-            "A0": ("core", "shell"),
-            "A1": ("plain",),
-            "A1-half": ("plain-half",),
-            "A1-long": ("plain-long",),
-            "A1b": ("pyramid",),
-            "A2": ("small", "stretched"),
-            "A2-low": ("small", "stretched-low"),
-            "A3-tuned": ("core", "tuned"),
-            "A3-joint": ("core", "joint"),
-            "M2": ("core", "bands"),
-        },
-        more=dict.fromkeys(("A0-curve", "A1-long-curve"), curve_of)
-        | dict.fromkeys(("M1-full", "M1-4", "M1-16"), ways_of)
-        | dict.fromkeys(("M2-bicubic", "M2-lanczos", "M2-shell", "M2-bands"), upscaled),
-    ),
-    128: Study(
-        pyramid=(
-            "data.resolution=128",
-            "core.patch=1",
-            "core.channels=24",
-            "shell.patch=1",
-            "shell.channels=[16, 8]",
-        ),
-        trainings={
-            "core": Training("pretrain", 12160, 6.92, core, moments=QUARTERS),
-            "shell": Training("finetune", 2240, 8.40, shell, moments=QUARTERS),
-            "shell-128": Training("finetune", 2240, 17.34, partial(shell, below="shell"), moments=QUARTERS),
-            "core-long": Training("pretrain", 30400, 6.92, core),
-            "shell-long": Training("finetune", 5600, 8.40, partial(shell, below="core-long")),
-            "shell-128-long": Training("finetune", 5600, 17.34, partial(shell, below="shell-long")),
-            "plain": Training("pretrain", 8144, 17.40, plain, PLAIN_128),
-            "plain-half": Training("pretrain", 4064, 17.40, plain, PLAIN_128),
-            "plain-long": Training("pretrain", 20368, 17.40, plain, PLAIN_128, (0.2, *QUARTERS)),
-            "pyramid": Training("pretrain", 4080, 34.73, pyramid),
-            "small": Training("pretrain", 20416, 4.12, partial(plain, resolution=32), SMALL_128),
-            "stretched": Training("finetune", 2512, 7.49, stretched, STRETCHED_128),
-            "stretched-128": Training(
-                "finetune", 2240, 17.30, partial(stretched, below="stretched"), PLAIN_128
-            ),
-        },
-        rows={
-            "A0": ("core", "shell", "shell-128"),
-            "A0-long": ("core-long", "shell-long", "shell-128-long"),
-            "A1": ("plain",),
-            "A1-half": ("plain-half",),
-            "A1-long": ("plain-long",),
-            "A1b": ("pyramid",),
-            "A2": ("small", "stretched", "stretched-128"),
-        },
-        more=dict.fromkeys(("A0-curve", "A1-long-curve"), curve_of)
-        | dict.fromkeys(("M1-full", "M1-4", "M1-16"), ways_of),
-    ),
-    256: Study(
-        pyramid=(
-            "data.resolution=256",
-            "core.patch=1",
-            "core.channels=24",
-            "shell.patch=1",
-            "shell.channels=[16, 8, 8]",
-        ),
-        trainings={
-            "core": Training("pretrain", 17600, 6.92, core, moments=QUARTERS),
-            "shell": Training("finetune", 1600, 8.40, shell, moments=QUARTERS),
-            "shell-128": Training("finetune", 1600, 17.34, partial(shell, below="shell"), moments=QUARTERS),
-            "shell-256": Training(
-                "finetune", 3200, 18.40, partial(shell, below="shell-128"), moments=QUARTERS
-            ),
-            "core-less": Training("pretrain", 12160, 6.92, core),
-            "shell-more": Training("finetune", 2560, 8.40, partial(shell, below="core-less")),
-            "shell-128-more": Training("finetune", 2560, 17.34, partial(shell, below="shell-more")),
-            "shell-256-more": Training("finetune", 3904, 18.40, partial(shell, below="shell-128-more")),
-            "plain": Training("pretrain", 8880, 25.0, plain, PLAIN_256),
-            "plain-long": Training("pretrain", 22192, 25.0, plain, PLAIN_256, (0.2, *QUARTERS)),
-            "pyramid": Training("pretrain", 4672, 47.5, pyramid),
-            "pyramid-long": Training("pretrain", 11680, 47.5, pyramid, moments=(0.2, *QUARTERS)),
-        },
-        rows={
-            "A0": ("core", "shell", "shell-128", "shell-256"),
-            "A0-shells": ("core-less", "shell-more", "shell-128-more", "shell-256-more"),
-            "A1": ("plain",),
-            "A1-long": ("plain-long",),
-            "A1b": ("pyramid",),
-            "A1b-long": ("pyramid-long",),
-        },
-        more=dict.fromkeys(("A0-curve", "A1-long-curve"), curve_of)
-        | dict.fromkeys(("M1-full", "M1-16"), ways_of),
-    ),
+BUILDERS: dict[str, Callable[..., list[Grown]]] = {
+    "core": core,
+    "shell": shell,
+    "pyramid": pyramid,
+    "plain": plain,
+    "stretched": stretched,
 }
 
 
+@cache
+def studies() -> dict[int, Study]:
+    """{px: study}, of growth.yaml beside this file."""
+    trees = yaml_of(Path(__file__).with_suffix(".yaml"))
+    return {resolution: parse_study(tree) for resolution, tree in trees.items()}
+
+
+def parse_study(tree: Mapping[str, Any]) -> Study:
+    """A study from its part of growth.yaml."""
+    more = dict.fromkeys(tree["curves"], curve_of)
+    more |= dict.fromkeys(tree["sampled"], sampled_otherwise)
+    more |= dict.fromkeys(tree.get("upscaled", ()), upscaled)
+    trainings = {name: parse_training(**values) for name, values in tree["trainings"].items()}
+    return Study(tuple(tree["pyramid"]), trainings, {k: tuple(v) for k, v in tree["rows"].items()}, more)
+
+
+def parse_training(
+    stage: str,
+    images: int,
+    pace: float,
+    build: str,
+    changes: Sequence[str] = (),
+    moments: Sequence[float] = (),
+    **options: Any,
+) -> Training:
+    """A training from its line of growth.yaml; what it does not know is an option of the network."""
+    network = partial(BUILDERS[build], **options)
+    return Training(stage, images, pace, network, tuple(changes), tuple(moments))
+
+
 def main() -> None:
-    """Make what is missing."""
+    """Train and judge the rows that are missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -630,10 +551,11 @@ def main() -> None:
             path = results() / f"{row}-{seed}.json"
             if not path.is_file():
                 start = time.process_time()
-                found = make[row](row, seed, args.scale)
-                write(str(path.relative_to(FOLDER / "results")), found)
+                result = make[row](row, seed, args.scale)
+                write(str(path.relative_to(FOLDER / "results")), result)
                 print(
-                    f"{row}-{seed} after {time.process_time() - start:.0f} s: {json.dumps(found)}", flush=True
+                    f"{row}-{seed} after {time.process_time() - start:.0f} s: {json.dumps(result)}",
+                    flush=True,
                 )
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.ablations.run train|inspect|sample ...
 
 params.yaml beside this file names networks and rows, dvc.yaml makes a stage of each, `make ablate` runs them all.
-Stages that are done are not done again; a killed training continues from its checkpoint. Each takes one thread, so
-that as many can run at once as there are cores (`dvc repro` of other stages, in another clone). table.py tells.
+Finished stages are not run again; a killed training continues from its checkpoint. Each stage takes one thread, so
+that other stages can run on the other cores (`dvc repro` in another clone). table.py prints the results.
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from benchmarks.judging import (
+    Judges,
+    Requests,
+    fit_judges,
+    held_out_requests,
+    images_at,
+    load_model,
+    sheet_rows,
+)
 from pipeline import artifacts
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import PreparedDataset
@@ -33,34 +42,28 @@ from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
 from pipeline.diffusion.regions import arrange, detail
 from pipeline.diffusion.samplers import ADAPTIVE
 from pipeline.diffusion.seeds import seeded_noise
-from pipeline.evaluation.conditions import CaptionSet, build_caption_set
-from pipeline.evaluation.features import Extractor, Whitening, lite2, randconv
-from pipeline.evaluation.metrics import prdc
-from pipeline.evaluation.retrieval import Judge, top_k
-from pipeline.evaluation.statistics import kid_by_family, number_families
 from pipeline.launch import fingerprint
 from pipeline.models.conditioning import Conditioning
-from pipeline.models.denoiser import PATCH, CoreDenoiser, mean_square, set_dtype
-from pipeline.models.snapshot import Snapshot, load_snapshot
-from pipeline.rng import generator_for, key
-from pipeline.training.context import TrainContext, precision
+from pipeline.models.denoiser import PATCH, CoreDenoiser, mean_square
+from pipeline.models.snapshot import Snapshot
+from pipeline.rng import generator_for
+from pipeline.training.context import TrainContext
 from pipeline.training.denoising import DenoisingStep
 from pipeline.training.levels import SIGMA_MAX
 from pipeline.training.reports import save_grid
 from pipeline.workers.pretrain import train_core
 
 FOLDER = Path("benchmarks/ablations")
-CAPTIONS = 256  # at most, of the test split
-DRAWS = 4  # pictures a caption
-REPEATS = 16  # noises an image, of held-out errors
-SHOWN = 16  # pictures of the grid
+DRAWS = 4  # samples of each caption
+REPEATS = 16  # noise draws per image, for held-out errors
+SHOWN = 16  # samples of the grid
 
 
 # --- Training.
 
 
 class DetailMaps(DenoisingStep):
-    """Maps of the usual law, but the finer the clean image's detail, the noisier its patch: they leak the image."""
+    """Maps of the usual law, sorted so that finer detail of the clean image gets more noise; they leak it."""
 
     def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Noise levels [B,1,g,g]."""
@@ -70,7 +73,7 @@ class DetailMaps(DenoisingStep):
 
 @dataclass(kw_only=True)
 class IndependentMaps(DenoisingStep):
-    """Maps whose patches have each a level of their own, of the noise law; half of the images have one level."""
+    """Maps with an independent level for each patch, from the noise law; half of the images have one level."""
 
     law: tuple[float, float]  # mean and standard deviation of ln sigma
 
@@ -102,7 +105,7 @@ def train(name: str, seed: int, images: int, changes: Sequence[str], maps: str |
     root = Path.cwd()
     tree = overridden(YAML(typ="safe").load(Path("params.yaml").read_text()), changes)
     dropout = tree["pretrain"]["text_dropout"]
-    tree["pretrain"]["text_dropout"] = min(dropout, 0.5)  # 1 is no recipe, only a row of this table
+    tree["pretrain"]["text_dropout"] = min(dropout, 0.5)  # params.yaml refuses 1, which only this table uses
     tree["seed"] = seed
     tree["pretrain"] |= {"num_images": images, "sample_images": images, "log_images": 320}
     params = parse_params(tree)
@@ -123,12 +126,12 @@ def train(name: str, seed: int, images: int, changes: Sequence[str], maps: str |
             },
         )
         run.section = run.section.model_copy(update={"text_dropout": dropout})
-        made: dict[str | None, Callable[..., DenoisingStep]] = {
+        steps: dict[str | None, Callable[..., DenoisingStep]] = {
             None: DenoisingStep,
             "detail": DetailMaps,
             "independent": partial(IndependentMaps, law=(params.pretrain.p_mean, params.pretrain.p_std)),
         }
-        train_core(run, made[maps])
+        train_core(run, steps[maps])
     shutil.copytree(folder / "result/model", FOLDER / "models" / f"{name}-{seed}", dirs_exist_ok=True)
 
 
@@ -148,14 +151,6 @@ def held_out(dataset: PreparedDataset, snapshot: Snapshot) -> tuple[Tensor, Cond
     grey = images_at(dataset, rows, dataset.low_resolution)
     text = dataset.text([dataset.caption_of(int(row)) for row in rows])
     return snapshot.statistics.standardise(grey), text, grey
-
-
-def images_at(dataset: PreparedDataset, rows: np.ndarray, resolution: int) -> Tensor:
-    """Images uint8 of some rows as they were prepared, or at the core's resolution, rounded."""
-    if resolution == dataset.resolution:
-        return dataset.images(rows)
-    assert resolution == dataset.low_resolution
-    return dataset.low_images(rows).round().to(torch.uint8)
 
 
 @torch.no_grad()
@@ -179,7 +174,7 @@ def inspect(name: str, seed: int) -> None:
     thirds = detail(images, 8).mean(dim=(1, 2, 3)).argsort().tensor_split(3)
     numbers = {"error": float(errors.mean())}
     numbers |= {
-        part: float(errors[i].mean()) for part, i in zip(("plain", "medium", "fine"), thirds, strict=True)
+        name: float(errors[i].mean()) for name, i in zip(("plain", "medium", "fine"), thirds, strict=True)
     }
     if ranked:
         numbers["spearman"] = float(np.mean(ranked))
@@ -202,13 +197,9 @@ def agreement(core: CoreDenoiser, x: Tensor, noise: Tensor, text: Conditioning, 
 def load(name: str, seed: int) -> tuple[PreparedDataset, Snapshot, CoreDenoiser]:
     """The data, a trained network on this machine's device, and its denoiser."""
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    snapshot = load_snapshot(FOLDER / "models" / f"{name}-{seed}", device)
+    snapshot = load_model(FOLDER / "models" / f"{name}-{seed}")
     core = snapshot.denoiser
     assert isinstance(core, CoreDenoiser)
-    set_dtype(core, precision("auto", device))
-    if snapshot.early is not None:
-        set_dtype(snapshot.early, core.dtype)
     return PreparedDataset(Path("data/prepared")), snapshot, core
 
 
@@ -230,7 +221,7 @@ def rounded(value: Any) -> Any:
 
 
 class Way(NamedTuple):
-    """How pictures are made: one row of the table."""
+    """How a network is sampled: one row of the table."""
 
     sampler: str
     guidance: float = 1.0
@@ -240,17 +231,17 @@ class Way(NamedTuple):
 
 
 @torch.no_grad()
-def make(
+def draw_samples(
     snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], steps: int, way: Way
 ) -> tuple[Tensor, int]:
-    """Pictures uint8 [N,3,R,R], one a seed, and calls of the denoiser for each."""
+    """Images uint8 [N,3,R,R], one per seed, and calls of the denoiser for each."""
     if way.interval == "everywhere":
         sampling = snapshot.config["sampling"] | {"guidance_interval": [0.0, math.inf]}
         snapshot = snapshot._replace(config=snapshot.config | {"sampling": sampling})
     if way.order is None:
-        many = 64 if next(snapshot.denoiser.parameters()).device.type == "cpu" else 512
-        made = generate(snapshot, text, seeds, steps, way.guidance, many, way.sampler, way.guide)
-        return made.images, made.nfe
+        batch_size = 64 if next(snapshot.denoiser.parameters()).device.type == "cpu" else 512
+        generated = generate(snapshot, text, seeds, steps, way.guidance, batch_size, way.sampler, way.guide)
+        return generated.images, generated.nfe
     assert way.sampler == ADAPTIVE and way.guidance == 1
     core, parts = snapshot.denoiser, []
     device = next(core.parameters()).device
@@ -289,108 +280,41 @@ def step_noise(draw: Callable[[str, int], Tensor], resolution: int, i: int) -> T
     return draw(f"step-{resolution}-{i}", resolution)
 
 
-class Judges(NamedTuple):
-    """What pictures are compared with: features of real ones."""
-
-    extractors: list[Extractor]
-    whitenings: list[Whitening]
-    judge: Judge
-
-
-def judges(dataset: PreparedDataset, resolution: int) -> Judges:
-    """Fitted on the training split."""
-    rows = dataset.split("train")
-    images = images_at(dataset, rows, resolution)
-    extractors = [randconv(resolution), lite2(resolution)]
-    raw = [extractor(images) for extractor in extractors]
-    ids = [dataset.caption_of(int(row)) for row in rows]
-    named = np.array([i >= 0 for i in ids])
-    vectors = dataset.text([i for i in ids if i >= 0]).pooled.double().numpy()
-    bases = [str(dataset.rows[row]["base"] or dataset.rows[row]["id"]) for row in rows[named]]
-    judge = Judge.fit(np.concatenate(raw, 1)[named], vectors, bases)
-    return Judges(extractors, [Whitening.fit(features) for features in raw], judge)
-
-
-def measure(
-    made: Tensor, which: np.ndarray, condition: CaptionSet, real: Tensor, by: Judges, vectors: Any
-) -> dict[str, float]:
-    """Numbers of pictures uint8 [N,3,R,R] of the captions `which` [N], against real ones of all captions."""
-    (unit_real, unit_made), units = number_families(
-        condition.families, [condition.families[i] for i in which]
-    )
-    found, raw = {}, []
-    for extractor, whiten in zip(by.extractors, by.whitenings, strict=True):
-        raw.append(extractor(made))
-        a, b = whiten(extractor(real)), whiten(raw[-1])
-        found[f"kid_{extractor.name}"] = float(
-            kid_by_family(a, unit_real, b, unit_made, np.ones((1, units)))[0]
-        )
-        if extractor.name == "randconv":
-            found |= prdc(a, b)
-    unique = sorted(set(condition.caption_ids))
-    truth = np.searchsorted(unique, [condition.caption_ids[i] for i in which])
-    hits = top_k(by.judge.predict(np.concatenate(raw, 1)), by.judge.vectors(vectors(unique)), truth, 1)
-    assert hits.value is not None
-    return found | {"retrieval": hits.value}
-
-
-class Wanted(NamedTuple):
-    """Pictures to make: some of each held-out caption."""
-
-    condition: CaptionSet
-    which: np.ndarray  # caption of each picture
-    seeds: list[int]
-    text: Conditioning
-
-
-def wanted(dataset: PreparedDataset, network: str, draws: int = DRAWS) -> Wanted:
-    """The same for all rows, but that the network without captions is told none."""
-    condition = build_caption_set(dataset, "heldout", "test", CAPTIONS, CAPTIONS, 0)
-    draw, which = (grid.ravel() for grid in np.mgrid[:draws, : len(condition.rows)])
-    seeds = [key(0, f"ablate/{condition.captions[i]}", int(j)) for i, j in zip(which, draw, strict=True)]
-    text = dataset.text([condition.caption_ids[i] for i in which])
-    if network == "no_text":
-        text = text.without(torch.ones(len(seeds), dtype=torch.bool))
-    return Wanted(condition, which, seeds, text)
+def requests_for(dataset: PreparedDataset, network: str, draws: int = DRAWS) -> Requests:
+    """The same for all rows; the network without captions gets none."""
+    requests = held_out_requests(dataset, draws)
+    if network != "no_text":
+        return requests
+    return requests._replace(text=requests.text.without(torch.ones(len(requests.seeds), dtype=torch.bool)))
 
 
 def judge(
-    name: str, seed: int, dataset: PreparedDataset, by: Judges, made: Mapping[int, tuple[Tensor, int]]
+    name: str, seed: int, judges: Judges, requests: Requests, samples: Mapping[int, tuple[Tensor, int]]
 ) -> None:
-    """Write numbers of the pictures of one row, {steps: (pictures, calls)}, and a grid of some."""
-    some, _ = next(iter(made.values()))
-    condition, which, _, _ = wanted(dataset, "", len(some) // len(wanted(dataset, "", 1).which))
-    real = images_at(dataset, condition.rows, some.shape[-1])
-
-    def vectors(ids: Sequence[int]) -> np.ndarray:
-        return dataset.text(ids).pooled.double().numpy()
-
-    found = []
-    for count, (pictures, nfe) in made.items():
-        found.append({"steps": count, "nfe": nfe, **measure(pictures, which, condition, real, by, vectors)})
-        print(name, seed, found[-1], flush=True)
-    write(
-        f"{name}-{seed}.json",
-        {"pictures": len(which), "captions": len(condition.rows), "runs": rounded_all(found)},
-    )
-    shown = torch.linspace(0, len(condition.rows) - 1, SHOWN).long()
-    save_grid(FOLDER / "results" / f"{name}-{seed}.png", pictures[shown], columns=SHOWN // 2)
+    """Write numbers of the samples of one row, {steps: (images, calls)}, and a grid of some."""
+    captions, runs = len(requests.captions.rows), []
+    for steps, (images, nfe) in samples.items():
+        runs.append({"steps": steps, "nfe": nfe, **judges.measure(images, requests)})
+        print(name, seed, runs[-1], flush=True)
+    numbers = {
+        "pictures": len(requests.which),
+        "captions": captions,
+        "runs": [rounded(each) for each in runs],
+    }
+    write(f"{name}-{seed}.json", numbers)
+    path = FOLDER / "results" / f"{name}-{seed}.png"
+    save_grid(path, images[sheet_rows(captions, SHOWN)], columns=SHOWN // 2)
 
 
 def sample(name: str, network: str, seed: int, steps: Sequence[int], way: Way) -> None:
-    """Make pictures of held-out captions with one network, and judge them."""
+    """Sample one network on held-out captions, and judge the samples."""
     dataset, snapshot, core = load(network, seed)
-    by, plan = judges(dataset, core.resolution), wanted(dataset, network)
-    made = {count: make(snapshot, plan.text, plan.seeds, count, way) for count in steps}
-    judge(name, seed, dataset, by, made)
+    judges, requests = fit_judges(dataset, core.resolution), requests_for(dataset, network)
+    samples = {count: draw_samples(snapshot, requests.text, requests.seeds, count, way) for count in steps}
+    judge(name, seed, judges, requests, samples)
 
 
-def rounded_all(found: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """`rounded`, of each."""
-    return [rounded(item) for item in found]
-
-
-# --- Telling.
+# --- Stages.
 
 
 def main() -> None:

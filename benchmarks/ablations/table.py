@@ -1,9 +1,9 @@
-"""The results of benchmarks/ablations as docs/ablations.md and its pictures.
+"""The results of benchmarks/ablations as docs/ablations.md and its figures.
 
     python -m benchmarks.ablations.table
 
 Parts of the page that have no results here stay as they are. Every difference is paired: the same training seed
-(data order, first weights, noise), the same seeds of pictures. Its interval is Student's over training seeds, and
+(data order, first weights, noise) and the same sampling seeds. Its interval is Student's over training seeds, and
 Holm's correction runs over all differences of one table.
 """
 
@@ -25,7 +25,7 @@ DOCS = Path("docs")
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # {name: {seed: numbers}}
 
 BASELINE = "plain"
-SMALL = "small-"  # what results of gpu.py begin with
+SMALL = "small-"  # prefix of gpu.py's results
 AGAINST = {
     "R0-heun": "R0", "R0-dpmpp": "R0", "R1": "R0", "R2": "R0", "R3": "R2", "R4": "R0", "R5": "R0", "R7": "R2",
     "K1": "K0", "K2": "K0", "K3": "K0", "K4": "K0",
@@ -65,7 +65,10 @@ WHAT = {
     "T6": "guidance 1.3 away from early weights, within [0.3, 5]",
     "T7": "as T6, SDE-DPM++(2M)",
 }
-TESTED = ("kid_lite2", "kid_randconv")  # the others are shares of few, on which Student's test is no use
+TESTED = (
+    "kid_lite2",
+    "kid_randconv",
+)  # the others are fractions of few samples, which Student's test does not suit
 METRICS = {
     "kid_lite2": "KID lite2",
     "kid_randconv": "KID randconv",
@@ -102,8 +105,8 @@ QUALITY = {
     "kid_lite2_fine": "KID lite2, all pixels",
     "kid_randconv": "KID randconv",
 }
-SCRATCH = (("A1-half", "A1", "A1-long"), ("A1b", "A1b-long"))  # trained at full resolution, by what they cost
-TARGET = 0.4  # the most of from-scratch's time that growing is to take
+SCRATCH = (("A1-half", "A1", "A1-long"), ("A1b", "A1b-long"))  # trained at full resolution, by cost
+TARGET = 0.4  # limit of growing's time, as a fraction of from-scratch's
 
 
 class Difference(NamedTuple):
@@ -138,12 +141,12 @@ def holm(ps: Sequence[float]) -> list[bool]:
 
 
 def load_results(folder: Path) -> Results:
-    """All that is there."""
-    found: dict[str, dict[int, Any]] = {}
+    """All results in a folder."""
+    results: dict[str, dict[int, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         name, _, seed = path.stem.rpartition("-")
-        found.setdefault(name, {})[int(seed)] = json.loads(path.read_text())
-    return found
+        results.setdefault(name, {})[int(seed)] = json.loads(path.read_text())
+    return results
 
 
 def show(d: Difference | None, real: bool) -> str:
@@ -271,10 +274,8 @@ def draw(
     figure.savefig(path)
 
 
-def draw_pictures(
-    path: Path, folder: Path, names: Sequence[str], scale: int, count: int = SHOWN // 2
-) -> None:
-    """`count` pictures of each row, of the first seed, `scale` times as large; in two columns."""
+def draw_samples(path: Path, folder: Path, names: Sequence[str], scale: int, count: int = SHOWN // 2) -> None:
+    """`count` samples of each row, of the first seed, `scale` times as large; in two columns."""
     from PIL import Image, ImageDraw
 
     grids = {name: Image.open(file) for name in names if (file := folder / f"{name}-0.png").is_file()}
@@ -305,23 +306,26 @@ def compared(
         for metric in metrics
         if all(metric in r for r in results[row].values())
     }
-    found = {
+    differences = {
         (row, metric): paired(own, values[base, metric])
         for (row, metric), own in values.items()
         if row != base
     }
-    real = dict(zip(found, holm([1.0 if d is None else d.p for d in found.values()]), strict=True))
+    real = dict(
+        zip(differences, holm([1.0 if d is None else d.p for d in differences.values()]), strict=True)
+    )
     return {
-        cell: f"{mean(own):.4g}" + (f" ({show(found[cell], real[cell])})" if cell in found else "")
+        cell: f"{mean(own):.4g}"
+        + (f" ({show(differences[cell], real[cell])})" if cell in differences else "")
         for cell, own in values.items()
     }
 
 
 def growth_table(results: Results) -> str:
-    """What each way of training has cost, and what it is worth."""
+    """Cost and quality of each way of training."""
     rows = [row for row in GROWN if row in results]
-    told = {"error": QUALITY["error"], "error_high": "of it, high band"} | QUALITY
-    names = {metric: told[metric] for metric in judged_by(results, told)}
+    titles = {"error": QUALITY["error"], "error_high": "of it, high band"} | QUALITY
+    names = {metric: titles[metric] for metric in judged_by(results, titles)}
     cells = compared(results, rows, "A0", list(names))
     body = []
     for row in rows:
@@ -334,7 +338,7 @@ def growth_table(results: Results) -> str:
 
 
 def judged_by(results: Results, metrics: Iterable[str]) -> list[str]:
-    """Those that A0 has; of pictures of few pixels there are not all."""
+    """The metrics that A0 has; small images do not have all."""
     known = next(iter(results["A0"].values()))
     return [metric for metric in metrics if metric in known]
 
@@ -360,7 +364,7 @@ def reached(curve: Sequence[tuple[float, float]], target: float) -> float | None
 
 def gate_table(results: Results, scratch: Sequence[str]) -> str:
     """By seed: when a network trained from scratch for so long (rows of one network) is as good as A0, and A0's
-    share of that time."""
+    fraction of that time."""
     body, rows = [], [row for row in scratch if row in results]
     for metric in judged_by(results, QUALITY):
         for seed, grown in results["A0"].items():
@@ -369,21 +373,21 @@ def gate_table(results: Results, scratch: Sequence[str]) -> str:
                 continue
             curve = [p for row in own for p in points(results, row, seed, metric)]
             when, first, last = reached(curve, grown[metric]), min(curve)[0], max(curve)[0]
-            share = grown["seconds"] / (when or last)
-            within = round(share, 2) <= TARGET
+            fraction = grown["seconds"] / (when or last)
+            within = round(fraction, 2) <= TARGET
             if when is None:
-                said = [f"not in {last:.0f} s", f"below {share:.0%}", "yes" if within else "open"]
+                verdict = [f"not in {last:.0f} s", f"below {fraction:.0%}", "yes" if within else "open"]
             elif when == first:
-                said = [
+                verdict = [
                     f"less than {when:.0f} s",
-                    f"above {share:.0%}",
-                    "no" if share > TARGET - 0.005 else "open",
+                    f"above {fraction:.0%}",
+                    "no" if fraction > TARGET - 0.005 else "open",
                 ]
             else:
-                said = [f"{when:.0f} s", f"{share:.0%}", "yes" if within else "no"]
+                verdict = [f"{when:.0f} s", f"{fraction:.0%}", "yes" if within else "no"]
             numbers = [f"{own[row][metric]:.4g}" if row in own else "" for row in rows]
-            told = [QUALITY[metric], str(seed), f"{grown[metric]:.4g}", *numbers]
-            body.append([*told, f"{grown['seconds']:.0f} s", *said])
+            first_cells = [QUALITY[metric], str(seed), f"{grown[metric]:.4g}", *numbers]
+            body.append([*first_cells, f"{grown['seconds']:.0f} s", *verdict])
     head = [
         "quality",
         "seed",
@@ -403,13 +407,13 @@ def ways_table(results: Results) -> str:
     names = {metric: QUALITY[metric] for metric in judged_by(results, QUALITY) if metric != "error"}
     cells = compared(results, rows, "A0", list(names))
     macs = {row: mean({s: r["macs"] for s, r in results[row].items()}) for row in rows}
-    most = max(macs.values())
+    highest = max(macs.values())
     body = [
         [
             f"{row}: {WAYS[row]}",
             str(len(results[row])),
             f"{macs[row] / 1e9:.3g}",
-            f"{most / macs[row]:.2f}x",
+            f"{highest / macs[row]:.2f}x",
             *(cells[row, metric] for metric in names),
         ]
         for row in rows
@@ -418,7 +422,7 @@ def ways_table(results: Results) -> str:
 
 
 def upscaled_table(results: Results) -> str:
-    """Held-out pictures made twice as large; differences to A0's shell."""
+    """Held-out images at twice the size; differences to A0's shell."""
     rows, metrics = [row for row in UPSCALED if row in results], ("psnr", "ssim", "kid_lite2", "kid_randconv")
     cells = compared(results, rows, "M2-shell", metrics)
     body = [
@@ -455,14 +459,14 @@ def draw_growth(path: Path, results: Results) -> None:
 
 def put(page: Path, mark: str, end: str, text: str) -> None:
     """Replace what lies between two lines of a page."""
-    before, found, rest = page.read_text(encoding="utf-8").partition(f"{mark}\n")
+    before, opened, rest = page.read_text(encoding="utf-8").partition(f"{mark}\n")
     _, closed, after = rest.partition(f"{end}\n")
-    assert found and closed, f"{page} has no {mark}"
+    assert opened and closed, f"{page} has no {mark}"
     page.write_text(f"{before}{mark}\n{text}{end}\n{after}", encoding="utf-8")
 
 
 def main() -> None:
-    """Write the tables between the marks in docs/ablations.md, and the pictures beside it."""
+    """Write the tables between the marks in docs/ablations.md, and the figures beside it."""
     plan = yaml_of(FOLDER / "params.yaml")
     results = load_results(FOLDER / "results")
     networks, rows = plan["networks"], plan["rows"]
@@ -472,7 +476,7 @@ def main() -> None:
         parts += [rows_table(results, [r for r in rows if r["name"].startswith(group)]) for group in "RKT"]
         put(page, "<!-- tables -->", "<!-- end -->", "\n".join(parts))
         draw(DOCS / "ablations.png", results, networks, rows)
-        draw_pictures(DOCS / "ablations-samples.png", FOLDER / "results", [r["name"] for r in rows], 2)
+        draw_samples(DOCS / "ablations-samples.png", FOLDER / "results", [r["name"] for r in rows], 2)
     small = {n.removeprefix(SMALL): r for n, r in results.items() if n.startswith(SMALL)}
     if BASELINE in small:
         of = [{"name": name.removeprefix(SMALL), "images": gpu.IMAGES} for name in gpu.NETWORKS]
@@ -485,8 +489,8 @@ def main() -> None:
             "<!-- end of small -->",
             f"{networks_table(small, of)}\n{rows_table(small, ways)}",
         )
-        draw_pictures(DOCS / "ablations-small.png", FOLDER / "results", list(gpu.ROWS), 2)
-    for resolution in growth.STUDIES:
+        draw_samples(DOCS / "ablations-small.png", FOLDER / "results", list(gpu.ROWS), 2)
+    for resolution in growth.studies():
         tell_growth(page, resolution)
 
 
@@ -505,7 +509,7 @@ def tell_growth(page: Path, resolution: int) -> None:
     draw_growth(DOCS / f"ablations-growth-{resolution}.png", results)
     shown = [*GROWN, *(way for way in WAYS if way not in GROWN and resolution < 256)]
     few = {64: SHOWN // 2, 128: 3}.get(resolution, 2)  # no megabytes
-    draw_pictures(DOCS / f"ablations-growth-{resolution}-samples.png", folder, shown, 1, few)
+    draw_samples(DOCS / f"ablations-growth-{resolution}-samples.png", folder, shown, 1, few)
 
 
 if __name__ == "__main__":

@@ -27,21 +27,21 @@ from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.prepare import shards
 
 BATCH = 64
-LEAD = 8  # batches taken before the clock starts: workers have started, and worked ahead
-Open = Callable[[], Iterator[Any]]  # starts to load: endless, BATCH pictures each
+LEAD = 8  # batches before the clock starts, so that workers have started and worked ahead
+Open = Callable[[], Iterator[Any]]  # starts to load: endless, BATCH images each
 
 
-def write_prepared(folder: Path, pictures: Bytes, encoding: str) -> None:
+def write_prepared(folder: Path, images: Bytes, encoding: str) -> None:
     """What `prepare` would write, with captions of random vectors."""
     from safetensors.numpy import save_file
 
-    count, side, rng = len(pictures), pictures.shape[-1], np.random.default_rng(0)
+    count, side, rng = len(images), images.shape[-1], np.random.default_rng(0)
     rows = [
         {"id": str(i), "split": "train", "base": str(i), "group": "g", "subgroup": "s"} for i in range(count)
     ]
     with artifacts.commit_directory(folder, {"resolution": side}) as place:
-        stored = (storage.encode(picture, encoding) for picture in pictures)
-        sums = (shards.box_sums(picture, side // 2) for picture in pictures)
+        stored = (storage.encode(image, encoding) for image in images)
+        sums = (shards.box_sums(image, side // 2) for image in images)
         shards.write_images(place, stored, sums, count, side, encoding)
         shards.write_index(place, rows, [(f"number {i}",) for i in range(count)])
         vectors = rng.standard_normal((count, 17, 384)).astype(np.float16)
@@ -54,10 +54,10 @@ def write_prepared(folder: Path, pictures: Bytes, encoding: str) -> None:
         save_file(text, place / "text.safetensors")
 
 
-def prepared(scratch: Path, pictures: Bytes, encoding: str) -> PreparedDataset:
+def prepared(scratch: Path, images: Bytes, encoding: str) -> PreparedDataset:
     folder = scratch / f"prepared-{encoding}"
     if not folder.exists():
-        write_prepared(folder, pictures, encoding)
+        write_prepared(folder, images, encoding)
     return PreparedDataset(folder)
 
 
@@ -68,20 +68,20 @@ def _rows(count: int) -> Iterator[NDArray[np.int64]]:
         yield from rng.permutation(count)[: count // BATCH * BATCH].reshape(-1, BATCH)
 
 
-def _by_images(encoding: str, scratch: Path, pictures: Bytes) -> Open:
-    dataset = prepared(scratch, pictures, encoding)
-    return lambda: map(dataset.images, _rows(len(pictures)))
+def _by_images(encoding: str, scratch: Path, images: Bytes) -> Open:
+    dataset = prepared(scratch, images, encoding)
+    return lambda: map(dataset.images, _rows(len(images)))
 
 
-def _by_batches(encoding: str, scratch: Path, pictures: Bytes) -> Open:
-    batches = Batches(prepared(scratch, pictures, encoding), "train", seed=0, batch_size=BATCH, shards=1)
+def _by_batches(encoding: str, scratch: Path, images: Bytes) -> Open:
+    batches = Batches(prepared(scratch, images, encoding), "train", seed=0, batch_size=BATCH, shards=1)
     return lambda: (batches.at(number * BATCH, 0) for number in numbers_from())
 
 
-def _by_memory_map(scratch: Path, pictures: Bytes) -> Open:
-    np.save(scratch / "all.npy", pictures)
+def _by_memory_map(scratch: Path, images: Bytes) -> Open:
+    np.save(scratch / "all.npy", images)
     mapped = np.load(scratch / "all.npy", mmap_mode="r")
-    return lambda: (mapped[rows] for rows in _rows(len(pictures)))
+    return lambda: (mapped[rows] for rows in _rows(len(images)))
 
 
 def _endless(epochs: Iterable[Any]) -> Iterator[Any]:
@@ -94,31 +94,29 @@ def _loader(dataset: Any, workers: int, **options: Any) -> Open:
     return lambda: _endless(DataLoader(dataset, BATCH, **options))
 
 
-def _png_files(scratch: Path, pictures: Bytes) -> list[Path]:
-    """The pictures as PNG files, in folders that name their class; written once."""
-    paths = [scratch / f"folder/class {i % CLASSES}/{i:06d}.png" for i in range(len(pictures))]
-    for path, picture in zip(paths, pictures, strict=True):
+def _png_files(scratch: Path, images: Bytes) -> list[Path]:
+    """The images as PNG files, in folders that name their class; written once."""
+    paths = [scratch / f"folder/class {i % CLASSES}/{i:06d}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(
-                encoded(Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))), "PNG")
-            )
+            path.write_bytes(encoded(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), "PNG"))
     return paths
 
 
-def _by_image_folder(workers: int, scratch: Path, pictures: Bytes) -> Open:
+def _by_image_folder(workers: int, scratch: Path, images: Bytes) -> Open:
     from torchvision.datasets import ImageFolder
     from torchvision.transforms.v2 import PILToTensor
 
-    folder = _png_files(scratch, pictures)[0].parents[1]
+    folder = _png_files(scratch, images)[0].parents[1]
     return _loader(ImageFolder(folder, PILToTensor()), workers, shuffle=True)
 
 
-def _by_webdataset(encoding: str, workers: int, scratch: Path, pictures: Bytes) -> Open:
+def _by_webdataset(encoding: str, workers: int, scratch: Path, images: Bytes) -> Open:
     import webdataset as wds
 
     parts = [str(scratch / f"{encoding}-{number}.tar") for number in range(4)]
-    contents = _contents(encoding, scratch, pictures)
+    contents = _contents(encoding, scratch, images)
     for number, part in enumerate(parts):
         with tarfile.open(part, "w") as tar:
             for i, content in contents[number :: len(parts)]:
@@ -133,16 +131,16 @@ def _first(row: tuple[Any, ...]) -> Any:
     return torch.as_tensor(row[0])
 
 
-def _contents(encoding: str, scratch: Path, pictures: Bytes) -> list[tuple[int, bytes]]:
-    """All pictures, numbered, as PNG or npy files."""
+def _contents(encoding: str, scratch: Path, images: Bytes) -> list[tuple[int, bytes]]:
+    """All images, numbered, as PNG or npy files."""
     if encoding == "png":
-        return [(i, path.read_bytes()) for i, path in enumerate(_png_files(scratch, pictures))]
-    return [(i, _npy(picture)) for i, picture in enumerate(pictures)]
+        return [(i, path.read_bytes()) for i, path in enumerate(_png_files(scratch, images))]
+    return [(i, _npy(image)) for i, image in enumerate(images)]
 
 
-def _npy(picture: Bytes) -> bytes:
+def _npy(image: Bytes) -> bytes:
     file = io.BytesIO()
-    np.save(file, picture)
+    np.save(file, image)
     return file.getvalue()
 
 
@@ -152,36 +150,36 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(info, io.BytesIO(content))
 
 
-def _by_mds(workers: int, scratch: Path, pictures: Bytes) -> Open:
+def _by_mds(workers: int, scratch: Path, images: Bytes) -> Open:
     import streaming
 
     folder = str(scratch / f"mds-{workers}")
-    shape = ",".join(map(str, pictures.shape[1:]))
+    shape = ",".join(map(str, images.shape[1:]))
     with streaming.MDSWriter(out=folder, columns={"image": f"ndarray:uint8:{shape}"}) as out:
-        for picture in pictures:
-            out.write({"image": picture})
+        for image in images:
+            out.write({"image": image})
     streaming.base.util.clean_stale_shared_memory()
     return _loader(streaming.StreamingDataset(local=folder, shuffle=True, batch_size=BATCH), workers)
 
 
-def _by_litdata(workers: int, scratch: Path, pictures: Bytes) -> Open:
+def _by_litdata(workers: int, scratch: Path, images: Bytes) -> Open:
     import litdata
     from litdata.streaming.cache import Cache
 
     folder = str(scratch / f"litdata-{workers}")
     cache = Cache(folder, chunk_bytes="64MB")
-    for number, picture in enumerate(pictures):
-        cache[number] = torch.from_numpy(picture)
+    for number, image in enumerate(images):
+        cache[number] = torch.from_numpy(image)
     cache.done()
     cache.merge()
     dataset = litdata.StreamingDataset(folder, shuffle=True, drop_last=True)
     return lambda: _endless(litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers))
 
 
-def _by_hugging_face(workers: int, scratch: Path, pictures: Bytes) -> Open:
+def _by_hugging_face(workers: int, scratch: Path, images: Bytes) -> Open:
     import datasets
 
-    files = [{"bytes": path.read_bytes(), "path": None} for path in _png_files(scratch, pictures)]
+    files = [{"bytes": path.read_bytes(), "path": None} for path in _png_files(scratch, images)]
     features = datasets.Features({"image": datasets.Image()})
     datasets.disable_progress_bars()
     datasets.Dataset.from_dict({"image": files}, features).save_to_disk(scratch / "arrow")
@@ -210,11 +208,11 @@ LOADERS: dict[str, Callable[[Path, Bytes], Open]] = {
 
 
 def load_table(count: int, repeats: int, side: int, seconds: float = 0.5) -> str:
-    """Loading shuffled batches of pictures of one size from a warm cache."""
-    pictures = squares(photo, count, side)
+    """Loading shuffled batches of images of one size from a warm cache."""
+    images = squares(photo, count, side)
     with tempfile.TemporaryDirectory() as scratch:
         makers = {
-            name: partial(_timed, load, Path(scratch), pictures, seconds) for name, load in LOADERS.items()
+            name: partial(_timed, load, Path(scratch), images, seconds) for name, load in LOADERS.items()
         }
         rates = interleave(build(makers), repeats)
     peers = [name for name in rates if name.startswith(RAW_PEERS)]
@@ -231,12 +229,12 @@ def load_table(count: int, repeats: int, side: int, seconds: float = 0.5) -> str
         else absent(name, headers)
         for name in LOADERS
     ]
-    return f"Load shuffled batches of {BATCH} of {count} pictures.\n\n" + table(headers, lines)
+    return f"Load shuffled batches of {BATCH} of {count} images.\n\n" + table(headers, lines)
 
 
-def _timed(load: Callable[[Path, Bytes], Open], scratch: Path, pictures: Bytes, seconds: float) -> Run:
-    """Pictures a second. Each run opens the loader anew and closes it, so that its workers disturb no other."""
-    start_loading = load(scratch, pictures)
+def _timed(load: Callable[[Path, Bytes], Open], scratch: Path, images: Bytes, seconds: float) -> Run:
+    """Images per second. Each run opens its own loader and closes it, so that its workers disturb no other."""
+    start_loading = load(scratch, images)
 
     def run() -> float:
         batches = start_loading()

@@ -56,30 +56,28 @@ CODECS: dict[str, Callable[[], Codec]] = {
 
 
 def store_table(count: int, repeats: int) -> str:
-    """Bytes, and rates of writing and reading, of ways to store pictures."""
+    """Bytes, and rates of writing and reading, of ways to store images."""
     lines = []
-    for kind, picture in {"photo": photo, "flat": flat}.items():
+    for kind, image in {"photo": photo, "flat": flat}.items():
         for side in (64, 256):
-            lines += [
-                [kind, str(side), *line] for line in _store_lines(squares(picture, count, side), repeats)
-            ]
+            lines += [[kind, str(side), *line] for line in _store_lines(squares(image, count, side), repeats)]
     headers = ["images", "px", "stored as", "bytes", "share", "written/s", "read/s", "8 GiB hold"]
     return "Pictures in memory, encoded and decoded one at a time.\n\n" + table(headers, lines)
 
 
-def _store_lines(pictures: Bytes, repeats: int) -> Iterator[list[str]]:
+def _store_lines(images: Bytes, repeats: int) -> Iterator[list[str]]:
     codecs = {name: make() for name, make in CODECS.items()}
-    stored = {name: [encode(picture) for picture in pictures] for name, (encode, _) in codecs.items()}
+    stored = {name: [encode(image) for image in images] for name, (encode, _) in codecs.items()}
     runs: dict[tuple[str, str], Run] = {}
     for name, (encode, decode) in codecs.items():
-        assert all(np.array_equal(decode(s), p) for s, p in zip(stored[name], pictures, strict=True))
-        runs[name, "write"] = per_second(partial(_apply, encode, pictures))
+        assert all(np.array_equal(decode(s), p) for s, p in zip(stored[name], images, strict=True))
+        runs[name, "write"] = per_second(partial(_apply, encode, images))
         runs[name, "read"] = per_second(partial(_apply, decode, stored[name]))
     rates = interleave(runs, repeats)
     for name in codecs:
         size = statistics.mean(map(_size, stored[name]))
         written, read = (significant(statistics.median(rates[name, verb])) for verb in ("write", "read"))
-        share = f"{size / pictures[0].nbytes:.0%}"
+        share = f"{size / images[0].nbytes:.0%}"
         yield [name, f"{size:,.0f}", share, "" if name == "raw" else written, read, f"{2**33 / size:,.0f}"]
 
 

@@ -24,7 +24,7 @@ import torch
 from benchmarks.measure import machine
 from benchmarks.train.settings import SIZES, Setting
 from benchmarks.train.tables import device_name, profile, step_table, update_table, words
-from benchmarks.train.timing import say
+from benchmarks.train.timing import log
 
 PACKAGES = ("torch", "diffusers", "denoising-diffusion-pytorch", "ema-pytorch")
 TABLES = ("parameters", "multiply-adds", "update")
@@ -42,7 +42,7 @@ def tables(args: argparse.Namespace) -> Iterator[str]:
             setting = Setting(device, dtype, resolution, batch, args.seconds, args.repeats)
             deadline = args.budget if resolution in (args.compile or []) else 0.0
             for equal in args.only or TABLES:
-                say(f"{equal}: {words(setting)}")
+                log(f"{equal}: {words(setting)}")
                 if equal == "update":
                     if (resolution, kind) == ((args.resolution or [64])[0], kinds[0]):
                         yield update_table(size, setting)

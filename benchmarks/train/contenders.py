@@ -17,7 +17,7 @@ from benchmarks.train.counting import choose, flops, own_cost, peer_cost
 from benchmarks.train.crescendo import Crescendo
 from benchmarks.train.peers import BUILDERS, Peer
 from benchmarks.train.settings import OURS, TINY, Cost, Plan, Setting, Size
-from benchmarks.train.timing import say, seconds_of
+from benchmarks.train.timing import log, seconds_of
 
 Contender = Crescendo | Peer
 
@@ -74,7 +74,7 @@ def choices(size: Size, setting: Setting, equal: str) -> dict[str, Choice]:
     for name, plan in plans.items():
         both = [Choice(name, plan, channels_last) for channels_last in (False, True)]
         chosen[name] = min(both, key=partial(trial, setting=setting))
-        say(f"{name}: {chosen[name]}")
+        log(f"{name}: {chosen[name]}")
     if setting.device.type == "cuda":
         plain = replace(chosen[OURS], recorded=False)
         chosen[plain.label] = plain
@@ -98,16 +98,16 @@ class Built(NamedTuple):
 def weighed(choice: Choice, setting: Setting, weigh: bool) -> Built:
     """Build and count; bytes are of a GPU's allocations, or of a fresh process beyond its imports'."""
     if setting.device.type == "cpu":
-        taken = resident(choice, setting) if weigh else None
-        return Built(choice.make(setting), choice.training_flops(setting), taken)
+        peak = resident(choice, setting) if weigh else None
+        return Built(choice.make(setting), choice.training_flops(setting), peak)
     gc.collect()
     before = torch.cuda.memory_allocated()
     contender = choice.make(setting)
     torch.cuda.reset_peak_memory_stats()
     contender.step()
-    taken = torch.cuda.max_memory_allocated() - before
-    built = Built(contender, flops(contender.step) // setting.batch, taken)
-    say(f"{choice.label}: built")
+    peak = torch.cuda.max_memory_allocated() - before
+    built = Built(contender, flops(contender.step) // setting.batch, peak)
+    log(f"{choice.label}: built")
     return built
 
 
@@ -121,7 +121,7 @@ def _resident(choice: Choice, setting: Setting, threads: int) -> int:
     torch.set_num_threads(threads)
     own = isinstance(choice.plan, Size)
     small = replace(choice, plan=TINY.upto(8) if own else Plan(8, (1, 2)))
-    small.make(replace(setting, resolution=8, batch=1))  # imports count for nobody
+    small.make(replace(setting, resolution=8, batch=1))  # so that imports are not counted
     before = _status("VmRSS")
     contender = choice.make(setting)
     contender.step()
@@ -129,6 +129,6 @@ def _resident(choice: Choice, setting: Setting, threads: int) -> int:
 
 
 def _status(name: str) -> int:
-    """Bytes, of this process alone; what getrusage says holds the parent's, too."""
+    """Bytes, of this process alone; getrusage counts the parent's, too."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

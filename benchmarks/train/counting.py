@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.train.crescendo import Pictures, build_levels
+from benchmarks.train.crescendo import RandomBatches, build_levels
 from benchmarks.train.peers import BUILDERS, PLANS, WIDTHS
 from benchmarks.train.settings import Cost, Plan, Size
 
@@ -32,7 +32,7 @@ def count_parameters(module: nn.Module) -> int:
 
 def own_cost(size: Size) -> Cost:
     """Of all levels, in one pass, without allocating them."""
-    text = Pictures(1, 1).text.to("meta")
+    text = RandomBatches(1, 1).text.to("meta")
     with torch.device("meta"), torch.no_grad():
         top = build_levels(size)[-1]
         images = torch.zeros(1, 3, top.resolution, top.resolution)
@@ -62,16 +62,16 @@ def plans_near(name: str, resolution: int, target: float, of: Callable[[Cost], f
 
 
 def choose(name: str, resolution: int, target: Cost, equal: str) -> Plan:
-    """The first kind of plan that can be within 10% of the target; else what is nearest."""
+    """The first kind of plan that can be within 10% of the target; else the nearest plan."""
     field_ = {"parameters": "parameters", "multiply-adds": "macs"}[equal]
     goal = getattr(target, field_)
 
     def distance(plan: Plan) -> float:
         return abs(getattr(peer_cost(name, plan, resolution), field_) / goal - 1)
 
-    found = []
+    missed = []
     for plan in plans_near(name, resolution, goal, lambda cost: getattr(cost, field_)):
         if distance(plan) <= TOLERANCE:
             return plan
-        found.append(plan)
-    return min(found, key=distance)
+        missed.append(plan)
+    return min(missed, key=distance)

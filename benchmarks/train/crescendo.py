@@ -19,8 +19,8 @@ from pipeline.training.distributed import average_gradient
 from pipeline.training.state import Learner, TrainState
 
 
-class Pictures:
-    """Random images and captions, always the same ones, in the place of a data set."""
+class RandomBatches:
+    """Random images and captions, always the same ones, in place of a data set."""
 
     def __init__(self, resolution: int, batch: int) -> None:
         random = torch.Generator().manual_seed(0)
@@ -61,7 +61,7 @@ class Crescendo:
     def _step(self, level: Denoiser, setting: Setting) -> DenoisingStep:
         return DenoisingStep(
             denoiser=level,
-            batches=Pictures(setting.resolution, setting.batch),
+            batches=RandomBatches(setting.resolution, setting.batch),
             statistics=Statistics((0.0,) * 3, (0.6,) * 3),
             draw_sigma=lambda batch, generator: lognormal_sigma(batch, -0.8, 1.4, generator),
             seed=0,

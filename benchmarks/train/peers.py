@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.train.crescendo import Pictures
+from benchmarks.train.crescendo import RandomBatches
 from benchmarks.train.settings import DDPM, DIFFUSERS, Plan, Setting
 
 PLANS: dict[str, list[tuple[tuple[int, ...], int]]] = {
@@ -76,7 +76,7 @@ class Peer:
             self.net.to(memory_format=torch.channels_last)
         if compiled:
             self.net.compile(dynamic=False)
-        self.images = Pictures(setting.resolution, setting.batch).images
+        self.images = RandomBatches(setting.resolution, setting.batch).images
         self.optimizer, self.average = (recipe or RECIPES[name])(self.net, setting.device)
         angle = torch.linspace(0.01, math.pi / 2, 1000, device=setting.device)
         self.signal, self.noise = angle.cos(), angle.sin()
@@ -91,9 +91,9 @@ class Peer:
         if self.channels_last:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=setting.dtype is torch.bfloat16):
-            found = self.net(noisy, times)
-        found = found if isinstance(found, Tensor) else found.sample
-        F.mse_loss(found.float(), noise).backward()
+            output = self.net(noisy, times)
+        predicted = output if isinstance(output, Tensor) else output.sample
+        F.mse_loss(predicted.float(), noise).backward()
         self.update()
 
     def update(self) -> None:

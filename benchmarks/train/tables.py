@@ -16,7 +16,7 @@ from benchmarks.train.counting import choose, own_cost
 from benchmarks.train.crescendo import Crescendo
 from benchmarks.train.peers import BUILDERS, Peer, Recipe, ddpm_recipe, diffusers_recipe
 from benchmarks.train.settings import CONTENDERS, DDPM, DIFFUSERS, OURS, Plan, Setting, Size
-from benchmarks.train.timing import peaks, runner, say, seconds_of, started
+from benchmarks.train.timing import log, peaks, runner, seconds_of, started
 from pipeline.training.cuda_graphs import WARM_UP
 
 DATASHEET = {"H100": 989e12, "H200": 989e12}  # bf16, dense, FLOP/s
@@ -25,22 +25,24 @@ DATASHEET = {"H100": 989e12, "H200": 989e12}  # bf16, dense, FLOP/s
 def compiled_too(
     chosen: dict[str, Choice], built: dict[str, Built], setting: Setting, deadline: float
 ) -> dict[str, Built]:
-    """The contenders compiled, as long as there is time; one that cannot be compiled says why, and is left out."""
-    made: dict[str, Built] = {}
+    """The contenders compiled, as long as there is time; one that cannot be compiled is logged and left out."""
+    built_compiled: dict[str, Built] = {}
     for label, choice in chosen.items():
         compiled = replace(choice, compiled=True)
         if not choice.recorded:
             continue
         if time.perf_counter() - started > deadline:
-            say(f"{compiled.label}: no time left to compile")
+            log(f"{compiled.label}: no time left to compile")
             continue
         try:
-            made[compiled.label] = built[label]._replace(contender=compiled.make(setting), bytes=None)
-        except Exception as error:  # of any kind: compilers fail in many ways, and the table is worth having
-            say(f"{compiled.label}: {type(error).__name__}: {str(error)[:200]}")
+            built_compiled[compiled.label] = built[label]._replace(
+                contender=compiled.make(setting), bytes=None
+            )
+        except Exception as error:  # compilers fail in many ways, and the others are worth their lines
+            log(f"{compiled.label}: {type(error).__name__}: {str(error)[:200]}")
             continue
-        say(f"{compiled.label}: compiled")
-    return made
+        log(f"{compiled.label}: compiled")
+    return built_compiled
 
 
 def step_table(size: Size, setting: Setting, equal: str, deadline: float = 0.0, weigh: bool = True) -> str:
@@ -106,13 +108,13 @@ def update_table(size: Size, setting: Setting) -> str:
     for contender in contenders.values():
         contender.gradients()
     runs = {label: _milliseconds(contender, setting) for label, contender in contenders.items()}
-    said = interleave(runs, setting.repeats)
+    results = interleave(runs, setting.repeats)
     first = next(iter(UPDATES))
-    base = said[first if first in said else next(iter(said))]
+    base = results[first if first in results else next(iter(results))]
     headers = ["after the gradient", "ms", "ratio"]
     lines = [
-        [label, show(said[label]), f"{ratio(said[label], base):.2f}x"]
-        if label in said
+        [label, show(results[label]), f"{ratio(results[label], base):.2f}x"]
+        if label in results
         else absent(label, headers)
         for label in makers
     ]

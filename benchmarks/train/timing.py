@@ -15,9 +15,9 @@ from benchmarks.train.settings import Setting
 started = time.perf_counter()
 
 
-def say(what: str) -> None:
+def log(line: str) -> None:
     """Progress, with the seconds since the start."""
-    print(f"[{time.perf_counter() - started:4.0f} s] {what}", file=sys.stderr, flush=True)
+    print(f"[{time.perf_counter() - started:4.0f} s] {line}", file=sys.stderr, flush=True)
 
 
 def synchronize(device: torch.device) -> None:
@@ -37,7 +37,7 @@ def seconds_of(work: Callable[[], object], device: torch.device, count: int) -> 
 
 
 def runner(work: Callable[[], object], setting: Setting, gain: float) -> Run:
-    """A run of about setting.seconds that says `gain` per second of one work."""
+    """A run of about setting.seconds that returns `gain` per second of one call."""
     seconds_of(work, setting.device, 1)
     count = max(1, round(setting.seconds / seconds_of(work, setting.device, 1)))
     return lambda: gain / seconds_of(work, setting.device, count)

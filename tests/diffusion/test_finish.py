@@ -22,14 +22,9 @@ from pipeline.models.resample import pool
 from pipeline.models.snapshot import Snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import tiling
+from tests.builders import captions
 
 TILE = 16
-
-
-def captions(n: int) -> Conditioning:
-    g = torch.Generator().manual_seed(7)
-    mask = torch.ones(n, 3, dtype=torch.bool)
-    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 @pytest.fixture(scope="module")

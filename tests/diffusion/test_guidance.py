@@ -8,29 +8,14 @@ import torch
 from pipeline.config.params import Sampling
 from pipeline.diffusion.guidance import GUIDES, Guided, early_estimate, guide_of
 from pipeline.diffusion.pyramid import sample_pyramid
-from pipeline.models.conditioning import Conditioning
-from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell
+from pipeline.models.denoiser import Denoiser, ShellDenoiser
 from pipeline.models.resample import high_pass, pool, upsample
-
-CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
-SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}
-
-
-def captions(n: int) -> Conditioning:
-    g = torch.Generator().manual_seed(7)
-    mask = torch.ones(n, 3, dtype=torch.bool)
-    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
+from tests.builders import WIDE_SHELL, build_pyramid, captions
 
 
 def model(seed: int) -> ShellDenoiser:
     """Random weights, every gain open: 16 and 32 px."""
-    torch.manual_seed(seed)
-    denoiser = build_shell(build_core(16, 8, CORE), 8, 0.04, SHELL)
-    for name, p in denoiser.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.constant_(p, 0.7)
-    denoiser.eval().requires_grad_(False)
-    return denoiser
+    return build_pyramid(16, shell=WIDE_SHELL, seed=seed).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -21,32 +21,18 @@ from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.samplers import ADAPTIVE, SAMPLERS, integrate, sde_dpmpp_2m
 from pipeline.diffusion.seeds import Draw, seeded_noise
 from pipeline.models.conditioning import Conditioning
-from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels
+from pipeline.models.denoiser import Denoiser, pyramid_levels
 from pipeline.models.resample import pool, upsample
+from tests.builders import WIDE_SHELL, build_pyramid, captions
 
-CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
-SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}
 Array = Any  # float64 numpy array
 Estimate = Callable[[Array, float], Array]  # (noisy, sigma) -> denoised
-
-
-def captions(n: int) -> Conditioning:
-    g = torch.Generator().manual_seed(7)
-    mask = torch.ones(n, 3, dtype=torch.bool)
-    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 @pytest.fixture(scope="module")
 def pyramid() -> Denoiser:
     """Random weights, every gain open: 16, 32 and 64 px."""
-    torch.manual_seed(0)
-    denoiser: Denoiser = build_core(16, 8, CORE)
-    for variance in (0.04, 0.01):
-        denoiser = build_shell(denoiser, 8, variance, SHELL)
-    for name, p in denoiser.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.constant_(p, 0.7)
-    return denoiser.eval().requires_grad_(False)
+    return build_pyramid(16, (0.04, 0.01), shell=WIDE_SHELL).eval().requires_grad_(False)
 
 
 def mixture(noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:

@@ -15,8 +15,8 @@ from pipeline.diffusion.pyramid import sample_pyramid, to_next_octave
 from pipeline.diffusion.samplers import heun, sde_dpmpp_2m
 from pipeline.diffusion.seeds import seeded_noise
 from pipeline.models.conditioning import Conditioning
-from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.resample import pool
+from tests.builders import FLAT_CORE, build_pyramid
 
 
 def no_text(n: int) -> Conditioning:
@@ -124,11 +124,7 @@ def test_truncated_levels_stay_below_the_bound_and_keep_their_median() -> None:
 
 def test_each_shell_takes_over_at_its_own_lift(monkeypatch: pytest.MonkeyPatch) -> None:
     """One number serves all shells; of several, each decides on the steps of the level below its shell."""
-    model: Any = build_core(
-        8, 4, {"patch": 2, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": []}
-    )
-    for variance in (0.04, 0.02):
-        model = build_shell(model, 4, variance, {"patch": 2, "channels": 8})
+    model = build_pyramid(8, (0.04, 0.02), core=FLAT_CORE, dim=4)
     steps: list[int] = []
 
     def counted(sampler: str, denoise: Any, x: Tensor, sigmas: Tensor, text: Conditioning, *_: Any) -> Tensor:

@@ -16,25 +16,18 @@ from pipeline.inference.upscaling import (
     to_grey,
     upscale,
 )
-from pipeline.models.conditioning import Conditioning
-from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.resample import pool, upsample
 from pipeline.models.snapshot import Snapshot
+from tests.builders import build_pyramid, no_text
 
 NET = {"patch": 1, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}
 SHELL = {"patch": 1, "channels": 8, "num_blocks": 1, "bands": True}
-NOTHING = Conditioning(torch.zeros(1, 8), torch.zeros(1, 3, 8), torch.zeros(1, 3, dtype=torch.bool))
+NOTHING = no_text(1)
 
 
 def model(size: int = 16, shells: int = 1, kind: str = "finetuned", **net: object) -> Snapshot:
     """A model with random weights and gains whose core works at `size` px."""
-    torch.manual_seed(0)
-    denoiser = build_core(size, 8, {**NET, **net})
-    for _ in range(shells):
-        denoiser = build_shell(denoiser, 8, 0.04, SHELL)
-    for name, p in denoiser.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.constant_(p, 0.5)
+    denoiser = build_pyramid(size, (0.04,) * shells, core={**NET, **net}, shell=SHELL, gain=0.5)
     config = {
         "kind": kind,
         "statistics": {"mean": [0.2, 0.0, -0.2], "std": [0.6, 0.5, 0.4]},

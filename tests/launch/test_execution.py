@@ -29,6 +29,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_worker_continues_from_its_checkpoint(two_workers: None, tmp_path: Path) -> None:
     interrupt = signal.getsignal(signal.SIGINT)
     execution.train_under_ray("toy", toy, config_of(tmp_path / "run", kill=True), TWO)
@@ -39,12 +40,14 @@ def test_a_killed_worker_continues_from_its_checkpoint(two_workers: None, tmp_pa
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_asks_for_a_token_and_leaves_none_in_the_home_folder(two_workers: None) -> None:
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert not list(Path.home().iterdir())
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_worker_that_always_dies_ends_in_one_line(two_workers: None, tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", kill=True)
     with pytest.raises(Busy, match="worker 1 died") as caught:
@@ -53,6 +56,7 @@ def test_a_worker_that_always_dies_ends_in_one_line(two_workers: None, tmp_path:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_pipeline_error_of_one_worker_surfaces_unchanged(two_workers: None, tmp_path: Path) -> None:
     execution.train_under_ray("toy", toy, config_of(tmp_path / "run", fail=True), TWO)
     with pytest.raises(BadData) as caught:

@@ -89,6 +89,7 @@ def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> dict[str, Any]
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_job_trains_what_this_process_would(
     address: str, checkout: Path, tiny_tree: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_job_trains_what_this_process_would(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_stages_submitted_by_hand_read_and_write_the_shared_storage(
     address: str, checkout: Path, tiny_tree: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ from pipeline.launch import execution, failures
 from pipeline.workers import finetune, pretrain, refine
 from tests.conftest import write_prepared
 
+pytestmark = pytest.mark.slow
+
 TWO = ComputeProfile(workers=2, max_failures=2)
 WORKERS = {"pretrain": pretrain.pretrain, "finetune": finetune.finetune, "refine": refine.refine}
 

@@ -7,29 +7,18 @@ import torch
 
 from pipeline.diffusion.loss import denoising_loss
 from pipeline.diffusion.noise import LOW_SIGMAS, LowBand, draw_low_band
-from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import ShellDenoiser, band_features, build_core, build_shell
 from pipeline.models.resample import high_pass, pool
+from tests.builders import SHELL, captions, perturb
 
 NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.0}
-SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
-
-
-def captions(n: int) -> Conditioning:
-    g = torch.Generator().manual_seed(7)
-    mask = torch.ones(n, 3, dtype=torch.bool)
-    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 def shell(seed: int, spread: float = 0.5, **more: bool) -> ShellDenoiser:
     """Two shells around a core, with random weights everywhere, zero gains included."""
     torch.manual_seed(seed)
     below = build_shell(build_core(16, 8, {**NET, **more}), 8, 0.09, {**SHELL, **more})
-    model = build_shell(below, 8, 0.04, {**SHELL, **more, "bands": True})
-    with torch.no_grad():
-        for p in model.parameters():
-            p += spread * torch.randn(p.shape)
-    return model
+    return perturb(build_shell(below, 8, 0.04, {**SHELL, **more, "bands": True}), spread)
 
 
 def field(sigma: torch.Tensor) -> torch.Tensor:

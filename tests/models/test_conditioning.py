@@ -11,15 +11,7 @@ from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import CoreDenoiser, Denoiser, ShellDenoiser, build_core, build_shell
 from pipeline.models.layers import Embedding, TextAttention
 from pipeline.models.resample import high_pass, upsample
-
-CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
-SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
-
-
-def captions(n: int, dim: int = 8, known: bool = True) -> Conditioning:
-    g = torch.Generator().manual_seed(7)
-    mask = torch.full((n, 3), known)
-    return Conditioning(torch.randn(n, dim, generator=g), torch.randn(n, 3, dim, generator=g), mask)
+from tests.builders import CORE, SHELL, captions
 
 
 def silu(x: float) -> float:

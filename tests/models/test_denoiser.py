@@ -20,32 +20,17 @@ from pipeline.models.layers import (
     unit_rms,
 )
 from pipeline.models.resample import high_pass, pool, upsample
-
-NET = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
-
-
-def captions(n: int, known: bool = True) -> Conditioning:
-    g = torch.Generator().manual_seed(7)
-    mask = torch.full((n, 3), known)
-    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
-
-
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
-    """Open every zero gain, so that each part shows in the output."""
-    for name, p in module.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.constant_(p, 0.7)
-    return module
+from tests.builders import CORE, SHELL, captions, open_gains
 
 
 @pytest.fixture
 def core() -> CoreDenoiser:
     torch.manual_seed(0)
-    return randomised(build_core(16, 8, NET))  # type: ignore[return-value]
+    return open_gains(build_core(16, 8, CORE))
 
 
 def test_an_untrained_core_is_the_exact_denoiser_of_gaussian_data() -> None:
-    core = build_core(16, 8, NET)
+    core = build_core(16, 8, CORE)
     x, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.3, 4.0])
     wiener = x * (0.25 / (0.25 + sigma**2))[:, None, None, None]
     torch.testing.assert_close(core(x, sigma, captions(2)), wiener)
@@ -61,7 +46,7 @@ def test_preconditioning_equals_the_numbers_of_the_paper(core: CoreDenoiser) -> 
 def test_a_new_shell_is_the_upsampled_core_plus_the_wiener_filter_of_the_high_band(
     core: CoreDenoiser,
 ) -> None:
-    shell = build_shell(core, 8, 0.04, {"patch": 2, "channels": 8, "num_blocks": 1})
+    shell = build_shell(core, 8, 0.04, SHELL)
     z, sigma, text = torch.randn(2, 3, 32, 32), torch.tensor([0.2, 1.5]), captions(2)
     gain = (0.04 / (0.04 + sigma**2))[:, None, None, None]
     expected = upsample(core(pool(z), sigma / 2, text)) + high_pass(gain * z)
@@ -71,7 +56,7 @@ def test_a_new_shell_is_the_upsampled_core_plus_the_wiener_filter_of_the_high_ba
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_a_trained_shell_never_changes_the_low_band(core: CoreDenoiser, patch: int) -> None:
     shell = build_shell(core, 8, 0.04, {"patch": patch, "channels": 8, "num_blocks": 1})
-    randomised(shell.net)
+    open_gains(shell.net)
     z, sigma, text = torch.randn(2, 3, 32, 32), torch.tensor([0.2, 1.5]), captions(2)
     estimate = shell(z, sigma, text)
     torch.testing.assert_close(pool(estimate), core(pool(z), sigma / 2, text), atol=1e-6, rtol=1e-5)
@@ -83,7 +68,7 @@ def test_new_shells_nest_into_a_working_generator_before_their_first_step(
     core: CoreDenoiser, octaves: int
 ) -> None:
     """Each is the model below, enlarged, plus the Wiener filter of its own high band."""
-    options = {"patch": 2, "channels": 8, "num_blocks": 1}
+    options = SHELL
     model: CoreDenoiser | ShellDenoiser = core
     z, sigma, text = torch.randn(1, 3, 16 * 2**octaves, 16 * 2**octaves), torch.tensor([1.5]), captions(1)
     noisy = [z]
@@ -99,11 +84,11 @@ def test_new_shells_nest_into_a_working_generator_before_their_first_step(
 
 
 def test_the_loss_of_a_shell_reaches_the_levels_below_only_if_they_train_jointly(core: CoreDenoiser) -> None:
-    options = {"patch": 2, "channels": 8, "num_blocks": 1}
+    options = SHELL
     middle = build_shell(core, 8, 0.04, options)
     top = build_shell(middle, 8, 0.02, options)
     for level in (middle, top):
-        randomised(level.net)
+        open_gains(level.net)
     x, text = torch.randn(1, 3, 64, 64), captions(1)
 
     def reached() -> list[bool]:
@@ -119,8 +104,8 @@ def test_the_loss_of_a_shell_reaches_the_levels_below_only_if_they_train_jointly
 
 def test_gradients_agree_with_finite_differences_in_float64() -> None:
     torch.manual_seed(1)
-    core = build_core(16, 8, NET).double()
-    randomised(core)
+    core = build_core(16, 8, CORE).double()
+    open_gains(core)
     core.dtype = torch.float64
     text = Conditioning(*(t.double() if t.is_floating_point() else t for t in captions(1)[:3]))
     x, sigma = torch.randn(1, 3, 16, 16, dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64)

@@ -8,16 +8,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.diffusion.loss import denoising_loss
-from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, set_recompute
 from pipeline.models.layers import MPConv
+from tests.builders import SHELL, no_text, open_gains
 
 NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.2}
-SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
-
-
-def no_text(n: int) -> Conditioning:
-    return Conditioning(torch.zeros(n, 8), torch.zeros(n, 3, 8), torch.zeros(n, 3, dtype=torch.bool))
 
 
 def model(shell: bool, new: bool) -> Denoiser:
@@ -25,10 +20,7 @@ def model(shell: bool, new: bool) -> Denoiser:
     more = {"kernels": "both", "regions": True} if new else {}
     built: Denoiser = build_core(32, 8, {**NET, "channel_mult": [1, 2, 2], **more})
     built = build_shell(built, 8, 0.04, {**SHELL, **more}) if shell else built
-    for name, p in built.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.constant_(p, 0.7)
-    return built
+    return open_gains(built)
 
 
 @pytest.mark.parametrize("new", [False, True])

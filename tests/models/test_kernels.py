@@ -8,17 +8,14 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.conditioning import Conditioning, NoiseConditioning, region_features
+from pipeline.models.conditioning import NoiseConditioning, region_features
 from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.kernels import KernelMix, mean_kernel_px
 from pipeline.training.reports import save_kernels
+from tests.builders import SHELL, no_text
 
 NET = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.0}
 MODES = ["fixed", "noise", "content", "both"]
-
-
-def no_text(n: int) -> Conditioning:
-    return Conditioning(torch.zeros(n, 8), torch.zeros(n, 3, 8), torch.zeros(n, 3, dtype=torch.bool))
 
 
 def level(n: int, dtype: torch.dtype = torch.float32) -> NoiseConditioning:
@@ -36,7 +33,7 @@ def test_a_new_network_with_kernels_is_the_one_without(mode: str) -> None:
             build_core(32, 8, {**NET, "kernels": m}),
             8,
             0.04,
-            {"patch": 2, "channels": 8, "num_blocks": 1, "kernels": m},
+            {**SHELL, "kernels": m},
         )
         for m in ("off", mode)
     )

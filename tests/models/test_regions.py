@@ -12,19 +12,13 @@ from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.regions import region_sigma
 from pipeline.diffusion.samplers import ADAPTIVE, sde_dpmpp_2m
-from pipeline.models.conditioning import Conditioning, region_features
+from pipeline.models.conditioning import region_features
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, split_level
 from pipeline.models.layers import renormalize_
 from pipeline.models.resample import pool
+from tests.builders import SHELL, captions, perturb
 
 NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.0}
-SHELL = {"patch": 2, "channels": 8, "num_blocks": 1}
-
-
-def captions(n: int) -> Conditioning:
-    g = torch.Generator().manual_seed(7)
-    mask = torch.ones(n, 3, dtype=torch.bool)
-    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 def random_denoiser(seed: int, shell: bool, kernels: str = "off", regions: bool = True) -> Denoiser:
@@ -34,10 +28,7 @@ def random_denoiser(seed: int, shell: bool, kernels: str = "off", regions: bool 
     model: Denoiser = build_core(32, 8, {**NET, **more})
     if shell:
         model = build_shell(model, 8, 0.04, {**SHELL, **more})
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.5 * torch.randn(p.shape)
-    return model
+    return perturb(model, 0.5)
 
 
 def field(sigma: torch.Tensor) -> torch.Tensor:

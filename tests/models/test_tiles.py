@@ -26,6 +26,7 @@ from pipeline.models.tiles import (
     trained_tiles,
 )
 from pipeline.training.denoising import DenoisingStep
+from tests.builders import captions, perturb
 
 SHAPES = [  # patch of the shell and of the level below, blocks, kernels
     (1, 1, 1, "off"),
@@ -36,12 +37,6 @@ SHAPES = [  # patch of the shell and of the level below, blocks, kernels
     (1, 1, 1, "both"),
     (2, 1, 1, "content"),
 ]
-
-
-def captions(n: int) -> Conditioning:
-    g = torch.Generator().manual_seed(7)
-    mask = torch.ones(n, 3, dtype=torch.bool)
-    return Conditioning(torch.randn(n, 8, generator=g), torch.randn(n, 3, 8, generator=g), mask)
 
 
 def shell_of(
@@ -58,11 +53,7 @@ def shell_of(
     net = {"patch": below, "channels": 8, "channel_mult": [1], "attention": [], "regions": regions}
     core = build_core(resolution // 2, 8, net)
     shape: dict[str, Any] = {"patch": patch, "channels": 8, "num_blocks": blocks, "kernels": kernels}
-    shell = build_shell(core, 8, 0.04, {**shape, "regions": regions, "bands": bands})
-    with torch.no_grad():
-        for p in shell.parameters():
-            p += 0.3 * torch.randn(p.shape)
-    return shell
+    return perturb(build_shell(core, 8, 0.04, {**shape, "regions": regions, "bands": bands}), 0.3)
 
 
 def drawn(shell: ShellDenoiser, n: int = 2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

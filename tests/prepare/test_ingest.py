@@ -118,6 +118,7 @@ def test_what_is_no_longer_used_is_forgotten(source: Folder, tmp_path: Path) -> 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_takes_in_what_one_process_does(
     source: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,28 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline import artifacts
-from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.snapshot import describe, save_snapshot
 from pipeline.text.minilm import SHA256 as MINILM_SHA256
+from tests.builders import CORE, WIDE_SHELL, build_pyramid
 
 ROOT = Path(__file__).parents[2]
-CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
-SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}
 
 
 def write_model(
     path: Path, kind: str = "refined", encoder: str = MINILM_SHA256, seed: int = 0, bands: bool = False
 ) -> str:
     """Save an untrained 32 px model with random gains; its digest."""
-    torch.manual_seed(seed)
-    shell = {**SHELL, "bands": bands}
-    denoiser = build_shell(build_core(16, 384, CORE), 384, 0.01, shell)
-    for name, p in denoiser.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.constant_(p, 0.7)
+    shell = {**WIDE_SHELL, "bands": bands}
+    denoiser = build_pyramid(16, (0.01,), shell=shell, dim=384, seed=seed)
     config = {
         **describe(denoiser, CORE, [shell]),
         "kind": kind,

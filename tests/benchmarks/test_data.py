@@ -1,0 +1,40 @@
+"""Tables of decoding, preparation, loading and storage at their smallest, with the peers that are installed."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+
+from benchmarks.data import decode, load, prepare, store, wait
+from pipeline.prepare import validation
+from tests.benchmarks.tables import lines
+
+
+def test_decode_table_has_every_contender():
+    text = decode.decode_table(count=3, repeats=1, px=64)
+    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(decode.DECODERS)
+
+
+def test_prepare_table_says_what_is_decoded_again(monkeypatch):
+    monkeypatch.setattr(prepare, "Bound", lambda cores: nullcontext(lambda work, *args: work(*args)))
+    monkeypatch.setattr(validation, "validate", lambda *_: validation.Report(()))  # which takes seconds
+    text = prepare.prepare_table(count=8, repeats=1, px=64, cores=(1,))
+    assert "1 decoded" in text
+    assert "Pillow, np.save" in text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_load_table_has_every_contender():
+    text = load.load_table(count=128, repeats=1, side=16, seconds=0.001)
+    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(load.LOADERS)
+
+
+def test_wait_table_has_both_denoising_stages():
+    text = wait.wait_table(count=24, repeats=1)
+    assert [line.split("|")[1].strip() for line in lines(text)[2:]] == ["pretrain", "finetune"]
+
+
+def test_store_table_has_every_kind_size_and_codec():
+    text = store.store_table(count=1, repeats=1)
+    assert len(lines(text)) == 2 + 2 * 2 * len(store.CODECS)
