@@ -49,7 +49,7 @@ def _show(args: argparse.Namespace) -> int:
     import numpy as np
 
     from pipeline.data.dataset import PreparedDataset
-    from pipeline.evaluation.report import draw_sheet
+    from pipeline.evaluation.figures import draw_sheet
 
     if not 1 <= args.num <= MAX_IMAGES:
         raise ConfigError("E-CFG-043", "--num", f"{args.num} is out of range", f"choose 1 to {MAX_IMAGES}")

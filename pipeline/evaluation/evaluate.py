@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.config.params import Params, Promotion
 from pipeline.data.dataset import PreparedDataset
-from pipeline.evaluation import gate, metrics, report
+from pipeline.evaluation import figures, gate, metrics, report
 from pipeline.evaluation.comparison import Comparison, Reference, Table, compare
 from pipeline.evaluation.conditions import CaptionSet, build_caption_sets
 from pipeline.evaluation.features import Extractor, lite2, randconv
@@ -60,7 +60,7 @@ def evaluate(
         (folder / "index.html").write_text(page, encoding="utf-8")
         draw_samples(folder, samples, caption_sets)
         draw_neighbours(folder / "neighbours.png", comparison, samples, caption_sets[0], dataset, candidate)
-        report.draw_quality(folder / "quality.png", results)
+        figures.draw_quality(folder / "quality.png", results)
     artifacts.write_atomic(root / "reports" / "verdict.json", _as_json(verdict))
     return {"passed": float(verdict["passed"])} | flatten(comparison.tables)
 
@@ -151,7 +151,7 @@ def draw_samples(
     for caption_set in caption_sets:
         path = folder / f"{caption_set.split}_captions.png"
         native = {name: each.native for name, each in samples[caption_set.split].items()}
-        report.draw_captions(path, caption_set.captions, caption_set.images, native)
+        figures.draw_captions(path, caption_set.captions, caption_set.images, native)
 
 
 def draw_neighbours(
@@ -164,7 +164,7 @@ def draw_neighbours(
 ) -> None:
     """Write the candidate's held-out samples beside their nearest training images."""
     shown, reference = samples["heldout"][candidate.name], comparison.reference
-    report.draw_neighbours(
+    figures.draw_neighbours(
         path,
         shown.images,
         [held_out.captions[i] for i in shown.which],
