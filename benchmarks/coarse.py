@@ -13,7 +13,7 @@ whole pyramid; above the noise that a shell was trained for, its high band is a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ class WholePyramid:
     """All levels at every step, as one denoiser of the finest: sampling without coarse to fine."""
 
     finest: Denoiser
-    lift_at: float | Sequence[float]
+    handover: Sequence[float]
 
     def __call__(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """Denoise [B,3,R,R] at sigma [B]."""
@@ -88,7 +88,7 @@ class WholePyramid:
         estimate = level.add_octave(noisy, below, sigma, text)
         v, s = level.high_band_variance, expand(sigma, level.resolution)
         wiener = upsample(below.denoised) + high_pass(v / (v + s**2) * noisy)
-        top = 2 * handover_of(self.lift_at, len(pyramid_levels(level)) - 2) * level.sigma_high_band
+        top = 2 * handover_of(self.handover, len(pyramid_levels(level)) - 2) * level.sigma_high_band
         return estimate._replace(denoised=torch.where(s > top, wiener, estimate.denoised))
 
 
@@ -104,13 +104,13 @@ def at_full_resolution(snapshot: Snapshot, text: Conditioning, seeds: Sequence[i
     """Images uint8 [N,3,R,R] by the snapshot's sampler, and calls; the guide is the model without captions.
 
     The noise of a step has the same low band as coarse to fine, so that images differ in their high bands alone."""
-    sampling, denoiser, size = snapshot.config["sampling"], snapshot.denoiser, snapshot.resolution
+    settings, denoiser, size = snapshot.config.sampling, snapshot.denoiser, snapshot.resolution
     device, pyramid = next(denoiser.parameters()).device, pyramid_levels(denoiser)
     scale = size / pyramid[0].resolution
-    sigmas = karras_sigmas(sampling["num_steps"], SIGMA_MAX * scale, SIGMA_MIN)
-    counts = steps_at_levels(denoiser, sampling["num_steps"], sampling["lift"])
+    sigmas = karras_sigmas(settings.num_steps, SIGMA_MAX * scale, SIGMA_MIN)
+    counts = steps_at_levels(denoiser, settings.num_steps, settings.handover)
     coarse = [(level.resolution, i) for level, n in zip(pyramid, counts, strict=True) for i in range(n)]
-    whole = WholePyramid(denoiser, sampling["lift"])
+    whole = WholePyramid(denoiser, settings.handover)
     parts, nfe = [], 0
     for first in range(0, len(seeds), BATCH):
         rows = slice(first, first + BATCH)
@@ -120,9 +120,9 @@ def at_full_resolution(snapshot: Snapshot, text: Conditioning, seeds: Sequence[i
             resolution, i = coarse[step]
             return with_high_bands(draw(f"step-{resolution}-{i}", resolution), draw(f"whole-{step}", size))
 
-        guided = Guided(whole, sampling["guidance"], tuple(sampling["guidance_interval"]), 1 / scale)
+        guided = Guided(whole, settings.guidance, settings.guidance_interval, 1 / scale)
         x = with_high_bands(draw("noise", pyramid[0].resolution), draw("whole", size)) * float(sigmas[0])
-        x = integrate(sampling["sampler"], guided, x, sigmas, text.select(rows).to(device), noise)
+        x = integrate(settings.sampler, guided, x, sigmas, text.select(rows).to(device), noise)
         parts.append(snapshot.statistics.to_uint8(x).cpu())
         nfe = guided.nfe
     return torch.cat(parts), nfe
@@ -132,8 +132,8 @@ def coarse_to_fine(
     snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], **changes: Any
 ) -> tuple[Tensor, int]:
     """Images uint8 [N,3,R,R], and calls, with changes to the snapshot's sampling."""
-    config = snapshot.config | {"sampling": snapshot.config["sampling"] | changes}
-    generated = generate(snapshot._replace(config=config), text, seeds, batch_size=BATCH, guide="no_text")
+    settings = replace(snapshot.config.sampling, guide="unconditional", **changes)
+    generated = generate(snapshot, text, seeds, settings, BATCH)
     return generated.images, generated.nfe
 
 
@@ -144,8 +144,9 @@ def ways(snapshot: Snapshot) -> dict[str, Way]:
     """By name; the others are compared with the first."""
     named: dict[str, Way] = {"full resolution": at_full_resolution}
     for c in LIFTS:
-        named[f"lift {c:g}"] = partial(coarse_to_fine, lift=c, finish=False)
-    return named | {f"lift {LIFTS[1]:g}, finish": partial(coarse_to_fine, lift=LIFTS[1], finish=True)}
+        named[f"lift {c:g}"] = partial(coarse_to_fine, handover=(c,), early_exit=False)
+    named[f"lift {LIFTS[1]:g}, finish"] = partial(coarse_to_fine, handover=(LIFTS[1],), early_exit=True)
+    return named
 
 
 def extractors(resolution: int) -> list[Extractor]:

@@ -31,6 +31,7 @@ from pipeline.data.statistics import measure_statistics
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.evaluation.features import randconv
+from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import build_core, set_dtype
 from pipeline.training.context import precision
 from pipeline.training.denoising import DenoisingStep, held_out_error
@@ -42,6 +43,7 @@ RESOLUTION = 32
 WARMUP = 640  # images
 HELD_OUT_LAW = (-0.85, 1.6)  # between the two recipes' own
 SAMPLES = 4  # a held-out caption
+SETTINGS = SamplerSettings(16, guidance=1.5, guidance_interval=(0.3, 5.0))
 
 Schedule = Callable[[float, int, int, int], float]  # (peak, nimg, num_images, warmup) -> rate
 
@@ -131,7 +133,7 @@ class Trainer:
         return error, kids(features, real, torch.cat(samples))["randconv"]
 
     def _sample(self, text: Any, seeds: range) -> Tensor:
-        x, _ = sample_pyramid(self.denoiser, text, seeds, 16, 1.5, (0.3, 5.0), 8.0)
+        x, _ = sample_pyramid(self.denoiser, text, seeds, SETTINGS)
         return self.step.statistics.to_uint8(x)
 
 

@@ -11,6 +11,7 @@ is the log ratio of its power to the real images'. Rows with early weights need 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,9 +29,8 @@ from benchmarks.judging import (
     sheet_rows,
 )
 from benchmarks.measure import machine, table
-from pipeline.adversarial.few_step import generate_images
 from pipeline.data.dataset import PreparedDataset
-from pipeline.diffusion.generate import Generated
+from pipeline.diffusion.generate import Generated, generate
 from pipeline.evaluation.metrics import compare_sharpness, sharpness
 from pipeline.models.snapshot import Snapshot
 from pipeline.training.reports import save_grid
@@ -53,7 +53,7 @@ class Way(NamedTuple):
 
     sampler: str
     steps: int
-    guide: str = "no_text"
+    guide: str = "unconditional"
     guidance: float = 1.5
 
 
@@ -64,10 +64,10 @@ WAYS = (
     Way("sde_dpmpp_2m", 16),
     Way("sde_dpmpp_2m", 32),
     Way("sde_dpmpp_2m", 32, guidance=1.0),
-    Way("sde_dpmpp_2m", 32, "early", 1.3),
-    Way("sde_dpmpp_2m", 32, "early", 1.6),
-    Way("sde_dpmpp_2m", 32, "low", 1.5),
-    Way("heun", 16, "early", 1.3),
+    Way("sde_dpmpp_2m", 32, "early_weights", 1.3),
+    Way("sde_dpmpp_2m", 32, "early_weights", 1.6),
+    Way("sde_dpmpp_2m", 32, "low_band", 1.5),
+    Way("heun", 16, "early_weights", 1.3),
 )
 
 
@@ -80,15 +80,14 @@ def sampler_table(
     sharp = sharpness(images_at(dataset, captions, snapshot.resolution))
 
     def sample(way: Way) -> Generated:
-        return generate_images(
-            snapshot,
-            requests.text,
-            requests.seeds,
-            way.steps,
-            way.guidance,
+        settings = replace(
+            snapshot.config.sampling,
+            num_steps=way.steps,
             sampler=way.sampler,
             guide=way.guide,
+            guidance=way.guidance,
         )
+        return generate(snapshot, requests.text, requests.seeds, settings)
 
     def cells(way: Way, samples: Generated, _: float) -> list[str]:
         numbers = judges.measure(samples.images, requests)
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="file for an image of some")
     args = parser.parse_args()
     snapshot = load_model(args.model)
-    ways = [way for way in WAYS if snapshot.early is not None or way.guide != "early"]
+    ways = [way for way in WAYS if snapshot.early is not None or way.guide != "early_weights"]
     print(f"{machine(['torch'])}\n")
     print(sampler_table(snapshot, PreparedDataset(args.data), args.pictures, ways, args.sheet))
 

@@ -33,6 +33,7 @@ from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
 from pipeline.diffusion.pyramid import handover_of, num_steps_before_handover, sample_pyramid
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import (
     Denoiser,
     ShellDenoiser,
@@ -133,14 +134,14 @@ class Plan(NamedTuple):
         return sum(self.steps) * self.macs[-1]
 
 
-def steps_at_levels(denoiser: Denoiser, num_steps: int, lift_at: float | Sequence[float]) -> list[int]:
+def steps_at_levels(denoiser: Denoiser, num_steps: int, handover: Sequence[float]) -> list[int]:
     """Steps of `sample_pyramid` at each level, core first."""
     pyramid, top = pyramid_levels(denoiser), denoiser.resolution
     sigmas = karras_sigmas(num_steps, SIGMA_MAX * top / pyramid[0].resolution, SIGMA_MIN)
     counts = []
     for octave, above in enumerate(pyramid[1:]):
         assert isinstance(above, ShellDenoiser)
-        counts.append(num_steps_before_handover(above, top, sigmas, handover_of(lift_at, octave)))
+        counts.append(num_steps_before_handover(above, top, sigmas, handover_of(handover, octave)))
         sigmas = sigmas[counts[-1] :]
     return [*counts, len(sigmas) - 1]
 
@@ -162,7 +163,7 @@ def kept_bytes(work: Callable[[], object], model: nn.Module) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: torch.dtype) -> Plan:
+def plan(shape: Shape, resolution: int, num_steps: int, handover: float, dtype: torch.dtype) -> Plan:
     """Count the pyramid up to `resolution`."""
     with torch.device("meta"):
         denoiser = shape.build(resolution)
@@ -187,7 +188,7 @@ def plan(shape: Shape, resolution: int, num_steps: int, lift_at: float, dtype: t
         denoiser.net.feature_channels,
         total,
         macs,
-        steps_at_levels(denoiser, num_steps, lift_at),
+        steps_at_levels(denoiser, num_steps, [handover]),
         4 * (total + (3 + len(AVERAGES)) * trained),
         kept[-1],
         kept[0],
@@ -224,11 +225,11 @@ def update_of(denoiser: Denoiser) -> Callable[[], object]:
     return lambda: step(state)
 
 
-def sampling_of(denoiser: Denoiser, num_steps: int, lift_at: float) -> Callable[[], object]:
+def sampling_of(denoiser: Denoiser, num_steps: int, handover: float) -> Callable[[], object]:
     """Sampling of an image, one call a step."""
     text = captions("cpu")
-    args = ([0], num_steps, 1.0, (0.3, 5.0), lift_at, SIGMA_MAX, SIGMA_MIN, "dpmpp_2m")
-    return lambda: sample_pyramid(denoiser, text, *args)
+    settings = SamplerSettings(num_steps, "dpmpp_2m", handover=(handover,))
+    return lambda: sample_pyramid(denoiser, text, [0], settings, sigma_max=SIGMA_MAX, sigma_min=SIGMA_MIN)
 
 
 class Clock:
@@ -255,7 +256,7 @@ class Clock:
 
 
 def timed(
-    shape: Shape, counts: Plan, clocks: tuple[Clock, Clock], lift_at: float, dtype: torch.dtype
+    shape: Shape, counts: Plan, clocks: tuple[Clock, Clock], handover: float, dtype: torch.dtype
 ) -> tuple[str, str]:
     """Cells: seconds of an image and of an update, which costs three passes of its level and one of the others."""
     below = counts.macs[-2] if len(counts.macs) > 1 else 0.0
@@ -265,7 +266,7 @@ def timed(
     torch.manual_seed(0)
     denoiser = shape.build(counts.resolution)
     set_dtype(denoiser, dtype)
-    works = (lambda: sampling_of(denoiser, sum(counts.steps), lift_at), lambda: update_of(denoiser))
+    works = (lambda: sampling_of(denoiser, sum(counts.steps), handover), lambda: update_of(denoiser))
     cells = [
         clock.measure(make(), cost) if clock.allows(cost) else clock.planned(cost)
         for make, clock, cost in zip(works, clocks, costs, strict=True)
@@ -317,7 +318,7 @@ def scale_table(
     shape: Shape,
     top: int,
     num_steps: int,
-    lift_at: float,
+    handover: float,
     limit: float,
     repeats: int = 3,
     dtype: torch.dtype = torch.bfloat16,
@@ -326,8 +327,8 @@ def scale_table(
     clocks = Clock(limit, repeats), Clock(limit, repeats)
     lines, resolution = [], shape.core_resolution
     while resolution <= top:
-        counts = plan(shape, resolution, num_steps, lift_at, dtype)
-        lines.append(row(counts, timed(shape, counts, clocks, lift_at, dtype)))
+        counts = plan(shape, resolution, num_steps, handover, dtype)
+        lines.append(row(counts, timed(shape, counts, clocks, handover, dtype)))
         log(" | ".join(lines[-1]))
         resolution *= 2
     return table(HEADERS, lines)
@@ -338,7 +339,7 @@ def tables(args: argparse.Namespace) -> Iterator[str]:
     dtype = getattr(torch, args.dtype)
     for name in args.presets:
         shape = read_shape(name)
-        text = scale_table(shape, args.top, args.steps, args.lift, args.seconds, args.repeats, dtype)
+        text = scale_table(shape, args.top, args.steps, args.handover, args.seconds, args.repeats, dtype)
         yield f"{name}, {args.steps} steps, {args.dtype}\n\n{text}"
 
 
@@ -348,7 +349,7 @@ def main() -> None:
     parser.add_argument("--presets", choices=PRESETS, nargs="*", default=PRESETS)
     parser.add_argument("--top", type=int, default=1024, help="px")
     parser.add_argument("--steps", type=int, default=32, help="of an image")
-    parser.add_argument("--lift", type=float, default=8.0, help="sampling.lift")
+    parser.add_argument("--handover", type=float, default=8.0, help="sampling.handover")
     parser.add_argument("--seconds", type=float, default=20.0, help="of one run that is measured; 0 = none")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")

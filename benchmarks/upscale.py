@@ -103,7 +103,7 @@ def ours(
     """The model, with the caption or without."""
 
     def enlarge(small: Pixels, text: Conditioning) -> Pixels:
-        text = text if caption else text.without(torch.ones(1, dtype=torch.bool))
+        text = text if caption else text.drop_captions()
         return upscale(snapshot, small, text, 0, factor, steps, SIGMA_LOW, project)
 
     return enlarge

@@ -1,13 +1,17 @@
 """Small networks and captions, as tests build them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from pipeline.models.conditioning import Conditioning
-from pipeline.models.denoiser import Denoiser, build_core, build_shell
+from pipeline.models.config import SamplerSettings, SnapshotConfig
+from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels
+from pipeline.models.snapshot import describe
+from pipeline.models.statistics import Statistics
 
 CORE = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [4], "dropout": 0.0}
 FLAT_CORE = {"patch": 2, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}
@@ -61,3 +65,22 @@ def captions(n: int, dim: int = 8, known: bool = True) -> Conditioning:
 def no_text(n: int, dim: int = 8) -> Conditioning:
     """No captions."""
     return Conditioning(torch.zeros(n, dim), torch.zeros(n, 3, dim), torch.zeros(n, 3, dtype=torch.bool))
+
+
+def snapshot_config(
+    denoiser: Denoiser,
+    kind: str = "finetuned",
+    core: dict[str, Any] | None = None,
+    shells: list[dict[str, Any]] | None = None,
+    **changes: Any,
+) -> SnapshotConfig:
+    """The config of a tiny model, given the keyword values of its networks where they matter."""
+    built = describe(denoiser, core or {}, shells or [{}] * (len(pyramid_levels(denoiser)) - 1))
+    config = SnapshotConfig(
+        kind,
+        *built,
+        text_encoder={"name": "random", "sha256": "0" * 64, "dim": 384, "max_tokens": 16},
+        statistics=Statistics((0.0,) * 3, (0.5,) * 3),
+        sampling=SamplerSettings(8),
+    )
+    return replace(config, **changes)

@@ -42,6 +42,7 @@ from pipeline.data.statistics import high_band_variances, measure_statistics
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.evaluation.features import LITE2_RESOLUTIONS, lite2, randconv
+from pipeline.models.config import SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import (
     CoreDenoiser,
     Denoiser,
@@ -272,7 +273,7 @@ def train(name: str, seed: int, scale: float) -> None:
     def save(run: TrainContext, denoiser: Denoiser, nimg: int, seconds: float) -> None:
         folder = folder_of(name, seed, None if nimg == images else nimg)
         cost = {"images": nimg, "seconds": nimg * training.pace / 1000, "took": seconds}
-        save_snapshot(folder, denoiser, config_of(run, denoiser) | {"cost": cost})
+        save_snapshot(folder, denoiser, replace(config_of(run, denoiser), extra={"cost": cost}))
 
     seconds = fitted(name, seed, images, save)
     print(f"{name}-{seed}: {images} images in {seconds:.1f} s", flush=True)
@@ -287,16 +288,19 @@ def paces(images: int = 640) -> None:
                 print(f"{name}: {1000 * seconds / images:.2f} ms", flush=True)
 
 
-def config_of(run: TrainContext, denoiser: Denoiser) -> dict[str, Any]:
+def config_of(run: TrainContext, denoiser: Denoiser) -> SnapshotConfig:
     """config.json of a model, which is sampled without guidance."""
     above = len(pyramid_levels(denoiser)) - 1
-    return {
-        "kind": "finetuned" if above else "core",
-        **describe(denoiser, run.core_net(), run.shell_nets()[:above]),
-        "text_encoder": run.dataset.text_encoder,
-        "statistics": measure_statistics(run.dataset, CORE_RESOLUTION)._asdict(),
-        "sampling": run.params.sampling.model_dump(mode="json") | {"guidance": 1.0, "num_steps": STEPS},
-    }
+    core, shells = describe(denoiser, run.core_net(), run.shell_nets()[:above])
+    own = SamplerSettings(**run.params.sampling.model_dump())
+    return SnapshotConfig(
+        kind="finetuned" if above else "core",
+        core=core,
+        shells=shells,
+        text_encoder=run.dataset.text_encoder,
+        statistics=measure_statistics(run.dataset, CORE_RESOLUTION),
+        sampling=replace(own, guidance=1.0, num_steps=STEPS),
+    )
 
 
 # --- Judging.
@@ -337,7 +341,7 @@ def held_out(snapshot: Snapshot) -> dict[str, float]:
     rows = dataset.split("test")
     x = snapshot.statistics.standardise(dataset.images(rows))
     text = dataset.text([dataset.caption_of(int(row)) for row in rows])
-    denoise = WholePyramid(snapshot.denoiser, snapshot.config["sampling"]["lift"])
+    denoise = WholePyramid(snapshot.denoiser, snapshot.config.sampling.handover)
     totals = torch.zeros(2, dtype=torch.float64)
     for repeat in range(REPEATS):
         generator = generator_for(0, "growth-errors", repeat)
@@ -354,12 +358,11 @@ def held_out(snapshot: Snapshot) -> dict[str, float]:
 Sample = Callable[[Snapshot, Any, Sequence[int]], Tensor]
 
 
-def coarse_to_fine(snapshot: Snapshot, text: Any, seeds: Sequence[int], lift: float) -> Tensor:
+def coarse_to_fine(snapshot: Snapshot, text: Any, seeds: Sequence[int], handover: float) -> Tensor:
     """Images uint8 [N,3,R,R] without guidance; a network without shells is sampled at full resolution."""
     highest = SIGMA_MAX * pyramid_levels(snapshot.denoiser)[0].resolution / CORE_RESOLUTION
-    x, _ = sample_pyramid(
-        snapshot.denoiser, text, seeds, STEPS, 1.0, (0.0, 0.0), lift, highest, sampler="sde_dpmpp_2m"
-    )
+    settings = SamplerSettings(STEPS, "sde_dpmpp_2m", handover=(handover,))
+    x, _ = sample_pyramid(snapshot.denoiser, text, seeds, settings, sigma_max=highest)
     return snapshot.statistics.to_uint8(x)
 
 
@@ -392,25 +395,25 @@ def macs(denoiser: Denoiser) -> float:
         return flops(lambda: denoiser(noisy, torch.ones(1), RandomBatches(1, 1).text)) / 2
 
 
-def image_macs(denoiser: Denoiser, lift: float | None) -> float:
-    """Multiply-adds of an image, coarse to fine; lift None: all steps at full resolution."""
+def image_macs(denoiser: Denoiser, handover: float | None) -> float:
+    """Multiply-adds of an image, coarse to fine; handover None: all steps at full resolution."""
     costs = [macs(level) for level in pyramid_levels(denoiser)]
-    if lift is None or len(costs) == 1:
+    if handover is None or len(costs) == 1:
         return STEPS * costs[-1]
-    return sum(n * cost for n, cost in zip(steps_at_levels(denoiser, STEPS, lift), costs, strict=True))
+    return sum(n * cost for n, cost in zip(steps_at_levels(denoiser, STEPS, [handover]), costs, strict=True))
 
 
 def judged(name: str, seed: int, snapshot: Snapshot) -> dict[str, float]:
     """Both kinds of quality."""
-    numbers = judge_samples(name, seed, snapshot, partial(coarse_to_fine, lift=LIFT))
+    numbers = judge_samples(name, seed, snapshot, partial(coarse_to_fine, handover=LIFT))
     return held_out(snapshot) | numbers
 
 
 def with_shells(snapshot: Snapshot, grown: Snapshot) -> Snapshot:
     """A model below untrained shells like those of `grown`: their high bands are Wiener filters."""
-    built, width = snapshot.denoiser, int(grown.config["text_encoder"]["dim"])
-    for known in grown.config["shells"][len(pyramid_levels(built)) - 1 :]:
-        built = build_shell(built, width, known["high_band_variance"], known["net"])
+    built, width = snapshot.denoiser, grown.config.text_dim
+    for known in grown.config.shells[len(pyramid_levels(built)) - 1 :]:
+        built = build_shell(built, width, known.high_band_variance, known.net)
     return Snapshot(built.eval(), grown.config, "")
 
 
@@ -428,7 +431,7 @@ def row_of(row: str, seed: int, scale: float) -> dict[str, Any]:
     """Train and judge one row of the study."""
     names = study().rows[row]
     snapshot = trained(names, seed, scale)
-    costs = [load(name, seed).config["cost"] for name in names]
+    costs = [load(name, seed).config.extra["cost"] for name in names]
     return {
         "images": [cost["images"] for cost in costs],
         "seconds": sum(cost["seconds"] for cost in costs),
@@ -446,16 +449,16 @@ def curve_of(curve: str, seed: int, scale: float) -> dict[str, Any]:
     points, spent = [], 0.0
     for name in names:
         end = load(name, seed)
-        stops = moments_of(study().trainings[name], end.config["cost"]["images"])
+        stops = moments_of(study().trainings[name], end.config.extra["cost"]["images"])
         whole = [load(name, seed, nimg) for nimg in stops]
         if name != names[-1]:
             whole.append(end)
         for each in whole:
-            seconds = spent + each.config["cost"]["seconds"]
+            seconds = spent + each.config.extra["cost"]["seconds"]
             if each.resolution < finished.resolution:
                 each = with_shells(each, finished)
             points.append({"seconds": seconds, **judged(f"{row}-part", seed, each)})
-        spent += end.config["cost"]["seconds"]
+        spent += end.config.extra["cost"]["seconds"]
     return {"curve": [rounded(point) for point in points]}
 
 
@@ -466,7 +469,7 @@ def sampled_otherwise(way: str, seed: int, scale: float) -> dict[str, Any]:
         numbers = judge_samples(way, seed, snapshot, lambda *args: at_full_resolution(*args)[0])
         return {"macs": image_macs(snapshot.denoiser, None), **numbers}
     lift = float(way.removeprefix("M1-"))
-    numbers = judge_samples(way, seed, snapshot, partial(coarse_to_fine, lift=lift))
+    numbers = judge_samples(way, seed, snapshot, partial(coarse_to_fine, handover=lift))
     return {"macs": image_macs(snapshot.denoiser, lift), **numbers}
 
 

@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,7 +161,7 @@ def inspect(name: str, seed: int) -> None:
     images, text, _ = held_out(dataset, snapshot)
     law = parse_params(yaml_of(Path("params.yaml"))).pretrain
     if name == "no_text":
-        text = text.without(torch.ones(len(images), dtype=torch.bool))
+        text = text.drop_captions()
     x, text = images.to(device), text.to(device)
     errors = torch.zeros(len(x), dtype=torch.float64)
     ranked: list[float] = []
@@ -225,7 +225,7 @@ class Way(NamedTuple):
 
     sampler: str
     guidance: float = 1.0
-    guide: str = "no_text"
+    guide: str = "unconditional"
     interval: str | None = None  # "everywhere": guidance at all noise levels
     order: str | None = None  # of patches, for the adaptive sampler; None: by predicted difficulty
 
@@ -235,12 +235,18 @@ def draw_samples(
     snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], steps: int, way: Way
 ) -> tuple[Tensor, int]:
     """Images uint8 [N,3,R,R], one per seed, and calls of the denoiser for each."""
-    if way.interval == "everywhere":
-        sampling = snapshot.config["sampling"] | {"guidance_interval": [0.0, math.inf]}
-        snapshot = snapshot._replace(config=snapshot.config | {"sampling": sampling})
     if way.order is None:
         batch_size = 64 if next(snapshot.denoiser.parameters()).device.type == "cpu" else 512
-        generated = generate(snapshot, text, seeds, steps, way.guidance, batch_size, way.sampler, way.guide)
+        settings = replace(
+            snapshot.config.sampling,
+            num_steps=steps,
+            sampler=way.sampler,
+            guide=way.guide,
+            guidance=way.guidance,
+        )
+        if way.interval == "everywhere":
+            settings = replace(settings, guidance_interval=(0.0, math.inf))
+        generated = generate(snapshot, text, seeds, settings, batch_size)
         return generated.images, generated.nfe
     assert way.sampler == ADAPTIVE and way.guidance == 1
     core, parts = snapshot.denoiser, []
@@ -285,7 +291,7 @@ def requests_for(dataset: PreparedDataset, network: str, draws: int = DRAWS) -> 
     requests = held_out_requests(dataset, draws)
     if network != "no_text":
         return requests
-    return requests._replace(text=requests.text.without(torch.ones(len(requests.seeds), dtype=torch.bool)))
+    return requests._replace(text=requests.text.drop_captions())
 
 
 def judge(
@@ -339,7 +345,7 @@ def main() -> None:
     one.add_argument("--steps", type=int, nargs="+", required=True)
     one.add_argument("--sampler", required=True)
     one.add_argument("--guidance", type=float, default=1.0)
-    one.add_argument("--guide", default="no_text")
+    one.add_argument("--guide", default="unconditional")
     one.add_argument("--interval", choices=["everywhere"])
     one.add_argument("--order", choices=["random", "detail"])
     one.set_defaults(

@@ -17,7 +17,7 @@ from pipeline.errors import InputMissing
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import CoreDenoiser
 from pipeline.models.layers import unit_rms
-from pipeline.models.resample import pool
+from pipeline.models.resample import resize
 from pipeline.models.statistics import Statistics
 
 LITE0_STAGES = (2, 4, 10, 15)  # last block at 1/4, 1/8, 1/16 and 1/32 of the input
@@ -49,11 +49,9 @@ class CoreFeatures:
 
     def __call__(self, images: Tensor, text: Conditioning, view: Perturbation) -> list[Tensor]:
         """Feature maps, finest first. The text is withheld: heads see it, the encoder needs none."""
-        while images.shape[-1] > self.core.resolution:
-            images = pool(images)
-        noisy = images + view.sigma[:, None, None, None] * view.noise
-        nothing = text.without(torch.ones_like(text.mask[:, 0]))
-        return [f.float() for f in self.core.encoder_features(noisy, view.sigma, nothing)]
+        noisy = resize(images, self.core.resolution) + view.sigma[:, None, None, None] * view.noise
+        features = self.core.encoder_features(noisy, view.sigma, text.drop_captions())
+        return [f.float() for f in features]
 
 
 class Lite0Features:

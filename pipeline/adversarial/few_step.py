@@ -9,6 +9,7 @@ from pipeline.diffusion.generate import Generated, generate, in_batches
 from pipeline.diffusion.pyramid import to_next_octave
 from pipeline.diffusion.seeds import Draw, seeded_noise
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.snapshot import Snapshot
 
@@ -65,10 +66,11 @@ def generate_refined(
 ) -> Generated:
     """Make one image a caption and seed in `passes` (one of the snapshot's; its fewest) of a refined model."""
     config, device = snapshot.config, next(snapshot.denoiser.parameters()).device
-    nfe, images = passes or min(config["passes"]), []
+    assert config.sigma_start is not None, "not a refined model"
+    nfe, images = passes or min(config.passes), []
     for part, rows in in_batches(text, seeds, batch_size):
         draw = seeded_noise(rows, device)
-        x = few_step(snapshot.denoiser, part.to(device), draw, nfe, config["sigma_start"])[-1]
+        x = few_step(snapshot.denoiser, part.to(device), draw, nfe, config.sigma_start)[-1]
         images.append(snapshot.statistics.to_uint8(x).cpu())
     return Generated(torch.cat(images), nfe)
 
@@ -77,13 +79,11 @@ def generate_images(
     snapshot: Snapshot,
     text: Conditioning,
     seeds: Sequence[int],
-    num_steps: int | None = None,
-    guidance: float | None = None,
+    settings: SamplerSettings | None = None,
+    passes: int | None = None,
     batch_size: int = 64,
-    sampler: str | None = None,
-    guide: str | None = None,
 ) -> Generated:
-    """`generate_refined` or `generate`, by the kind of the model; refined ones have guidance built in."""
-    if snapshot.config["kind"] == "refined":
-        return generate_refined(snapshot, text, seeds, num_steps, batch_size)
-    return generate(snapshot, text, seeds, num_steps, guidance, batch_size, sampler, guide)
+    """`generate_refined` in `passes`, or `generate` by `settings`, by the kind of the model."""
+    if snapshot.config.is_refined:
+        return generate_refined(snapshot, text, seeds, passes, batch_size)
+    return generate(snapshot, text, seeds, settings, batch_size)

@@ -17,7 +17,7 @@ from pipeline.adversarial.losses import difference_penalty, discriminator_loss, 
 from pipeline.data.dataset import Batches
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, pyramid_levels
-from pipeline.models.resample import pool
+from pipeline.models.resample import pool, resize
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
 from pipeline.training.distributed import average_gradient, local_shards, sum_over_workers
@@ -98,10 +98,7 @@ class AdversarialStep:
         def draw(purpose: str, resolution: int) -> Tensor:
             return normal(resolution)
 
-        low = real
-        while low.shape[-1] > core_resolution:
-            low = pool(low)
-        start = low + self.sigma_start * normal(core_resolution)
+        start = resize(real, core_resolution) + self.sigma_start * normal(core_resolution)
         made = few_step(self.student, text, draw, passes, self.sigma_start, start)
         view = Perturbation(
             sigma=(torch.randn(len(real), generator=generator, device=device) - 2).exp(),

@@ -45,7 +45,8 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     generate.add_argument("--guidance", type=float, help="guidance strength, 1 = off; not for refined models")
     generate.add_argument(
         "--guide",
-        help="guide away from: no_text, early or low (the model's own default); not for refined models",
+        help="guide away from: unconditional, early_weights or low_band (the model's own default); not for refined "
+        "models",
     )
     generate.add_argument(
         "--sampler",
@@ -102,7 +103,7 @@ def _generate(args: argparse.Namespace) -> int:
     for seed in (args.seed, args.seed + args.num - 1):
         check_seed(seed)
     generator = load_model(args.model, Path.cwd())
-    if generator.snapshot.config["kind"] == "refined":
+    if generator.snapshot.config.is_refined:
         for option, value in (
             ("--guidance", args.guidance),
             ("--guide", args.guide),
@@ -139,7 +140,7 @@ def _upscale(args: argparse.Namespace) -> int:
         problem = f"would have {width}x{height} pixels, the most is {images.MAX_PIXELS}"
         raise BadData("E-IMG-004", str(args.out), problem, "scale the picture down, or choose --factor 2")
     generator = load_model(args.model, Path.cwd())
-    if not any(shell["net"].get("bands") for shell in generator.snapshot.config["shells"]):
+    if not generator.snapshot.config.learned_to_upscale:
         hint = "it is better at it after training with finetune.upscale_probability above 0"
         print(f"note: this model was not trained to upscale; {hint}", file=sys.stderr)
     with ProgressBar("upscale", "rows") as on_progress:

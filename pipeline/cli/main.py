@@ -6,8 +6,8 @@
     crescendo pin MODEL
     crescendo promote [--allow-candidate]
     crescendo generate PROMPT... [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M] [--guidance G]
-                       [--guide no_text|early|low] [--sampler heun|dpmpp_2m|sde_dpmpp_2m|adaptive]
-                       [--resolution 64]
+                       [--guide unconditional|early_weights|low_band]
+                       [--sampler heun|dpmpp_2m|sde_dpmpp_2m|adaptive] [--resolution 64]
     crescendo upscale IMAGE [--factor 2|4] [--out upscaled.png] [--prompt TEXT] [--model M] [--steps N]
                       [--strength S] [--no-project] [--seed 0]
 

@@ -252,19 +252,19 @@ class Sampling(Section):
 
     sampler: Literal["heun", "dpmpp_2m", "sde_dpmpp_2m", "adaptive"]
     num_steps: Annotated[int, Field(ge=1, le=1000)]
-    guide: Literal["no_text", "early", "low"]
+    guide: Literal["unconditional", "early_weights", "low_band"]
     guidance: NonNegative
     guidance_interval: tuple[NonNegative, ...]
-    lift: Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_as_list)]
-    finish: bool
+    handover: Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_as_list)]
+    early_exit: bool
 
     @model_validator(mode="after")
     def _check(self) -> Sampling:
-        whole = self.sampler != "adaptive" or not self.finish
-        require(whole, "finish: has no effect on the adaptive sampler. Fix: write false")
+        whole = self.sampler != "adaptive" or not self.early_exit
+        require(whole, "early_exit: has no effect on the adaptive sampler. Fix: write false")
         low_high = self.guidance_interval
-        plain = self.sampler != "adaptive" or self.guide == "no_text"
-        require(plain, f"guide: {self.guide!r} cannot guide the adaptive sampler. Fix: write no_text")
+        plain = self.sampler != "adaptive" or self.guide == "unconditional"
+        require(plain, f"guide: {self.guide!r} cannot guide the adaptive sampler. Fix: write unconditional")
         good = len(low_high) == 2 and low_high[0] < low_high[1]
         require(good, "guidance_interval: needs two numbers, the lower one first")
         return self
@@ -316,8 +316,11 @@ class Params(Section):
         require(top <= 16 * low, f"data.resolution: {top} is more than 16 times core.resolution ({low})")
         octaves = (top // low).bit_length() - 1
         problem = f"needs {octaves} numbers, one for each octave from core.resolution ({low}) to"
-        for key, values in (("shell.channels", self.shell.channels), ("sampling.lift", self.sampling.lift)):
-            fits = len(values) == octaves or (key == "sampling.lift" and len(values) == 1)
+        for key, values in (
+            ("shell.channels", self.shell.channels),
+            ("sampling.handover", self.sampling.handover),
+        ):
+            fits = len(values) == octaves or (key == "sampling.handover" and len(values) == 1)
             require(fits, f"{key}: {problem} data.resolution ({top})")
         small = self.regions.probability > 0 and low < 8
         require(
@@ -335,8 +338,9 @@ class Params(Section):
         for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             first, total = section.early_images, section.num_images
             require(first <= total, f"{name}.early_images: {first} is more than {name}.num_images ({total})")
-        early = self.sampling.guide != "early" or (self.pretrain.early_images and self.finetune.early_images)
-        require(bool(early), "sampling.guide: 'early' needs pretrain.early_images and finetune.early_images")
+        kept = bool(self.pretrain.early_images and self.finetune.early_images)
+        problem = "'early_weights' needs pretrain.early_images and finetune.early_images"
+        require(self.sampling.guide != "early_weights" or kept, f"sampling.guide: {problem}")
         regions = self.sampling.sampler != "adaptive" or self.regions.probability > 0
         require(regions, "sampling.sampler: 'adaptive' needs regions.probability above 0")
         degraded = bool(self.finetune.degrade.jpeg) or self.finetune.degrade.blur > 0

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.config.renamed import RENAMED_KEYS, RENAMED_VALUES
 from pipeline.errors import ConfigError, InputMissing
 
 _MAX_BYTES = 64 * 1024
@@ -96,7 +97,12 @@ def parse_section(model: type[_Model], tree: Mapping[str, Any], source: str) -> 
 
 def _explain(model: type[Section], error: dict[str, Any], source: str) -> ConfigError:
     location = tuple(error["loc"])
-    where = f"{source}: {_dotted(location)}" if location else source
+    key = _dotted(location)
+    where = f"{source}: {key}" if key else source
+    if key in RENAMED_KEYS:
+        return ConfigError("E-CFG-001", where, "was renamed", f"write {RENAMED_KEYS[key]}")
+    if new := RENAMED_VALUES.get(key, {}).get(str(error["input"])):
+        return ConfigError("E-CFG-002", where, f"{error['input']!r} was renamed", f"write {new}")
     if error["type"] == "extra_forbidden":
         return ConfigError("E-CFG-001", where, "unknown key", _suggest(model, location))
     if error["type"] == "missing":

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.dataset import PreparedDataset
-from pipeline.models.resample import high_pass, pool
+from pipeline.models.resample import high_pass, pool, resize
 from pipeline.models.statistics import Statistics
 
 
@@ -20,9 +20,7 @@ def measure_statistics(dataset: PreparedDataset, resolution: int) -> Statistics:
     """Mean and standard deviation per channel of the training images' box means at `resolution`."""
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
     for rows in chunks(dataset.split("train")):
-        x = dataset.low_images(rows).double() / 127.5 - 1
-        while x.shape[-1] > resolution:
-            x = pool(x)
+        x = resize(dataset.low_images(rows).double() / 127.5 - 1, resolution)
         total += x.sum(dim=(0, 2, 3))
         squares += x.square().sum(dim=(0, 2, 3))
         count += x[:, 0].numel()

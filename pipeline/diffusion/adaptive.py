@@ -1,10 +1,10 @@
 """A stochastic sampler whose noise level differs by region, easy regions first.
 
-Every patch has a clock of its own. If the maps of training do not depend on the image, the trained denoiser is
-the exact one for every map; and a sampler that chooses the next map from what it has revealed, and draws fresh
-noise, then stays exact as its steps shrink. Choosing maps from the clean image, or following such maps without
-fresh noise (an ODE), does not (tests/diffusion/test_adaptive.py shows all three). The step is SDE-DPM++(2M) (Lu et
-al., arXiv 2211.01095), elementwise.
+Every patch has its own noise level. If the maps of training do not depend on the image, the trained denoiser is
+exact for every map; and a sampler that chooses the next map from its own estimates, and draws fresh noise,
+stays exact as its steps shrink. Choosing maps from the clean image, or following such maps without fresh noise
+(an ODE), does not (tests/diffusion/test_adaptive.py shows all three). The step is SDE-DPM++(2M) (Lu et al.,
+arXiv 2211.01095), elementwise; regions of different levels are those of Patch Forcing (arXiv 2604.19141).
 """
 
 from collections.abc import Callable
@@ -16,9 +16,8 @@ from pipeline.diffusion.regions import smooth
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import PATCH, Denoiser, expand
 
-RegionDenoiser = Callable[
-    [Tensor, Tensor], tuple[Tensor, Tensor]
-]  # (z, S by patches) -> (denoised, difficulty)
+# (z, sigma by patches [B,1,g,g]) to (denoised, difficulty of patches)
+RegionDenoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 MAX_AHEAD = 2  # steps of the grid that a patch may take at once
 MAX_RATIO = 3  # of a patch's step to its last one, in the extrapolation
 
@@ -38,8 +37,8 @@ def easy_first(difficulty: Tensor) -> Tensor:
 def next_place(place: Tensor, step: int, last: int, delta: float, lead: Tensor) -> Tensor:
     """Where on the grid of noise levels (0 to `last`, in steps) patches go with step number `step`.
 
-    The target is tau + 4 delta tau (1 - tau) lead, tau = (step + 1) / last; a patch never goes back, and at most
-    two steps ahead, since changes of the order would else make huge steps."""
+    The target is tau + 4 delta tau (1 - tau) lead, tau = (step + 1) / last; a patch never goes back, and at
+    most two steps ahead, since changes of the order would else make huge steps."""
     tau = (step + 1) / last
     target = (step + 1 + last * delta * 4 * tau * (1 - tau) * lead.double()).clamp(0, last)
     return torch.minimum(torch.maximum(target, place), place + MAX_AHEAD)
@@ -63,9 +62,9 @@ def sde_dpmpp_2m_adaptive(
 ) -> Tensor:
     """Sample from x [B,C,H,W] at sigmas[0]; one call a step. `sigmas` float64 [N+1] ends in 0.
 
-    `patch` px share a level, each way; `draw(i)` gives the noise of step i; `delta` is the most that a patch may
-    lead or lag, as a share of the run, and `lead` says which, from the difficulty of patches [B,1,h,w]. delta = 0
-    gives the bits of `sde_dpmpp_2m`."""
+    `patch` px share a level, each way; `draw(i)` gives the noise of step i; `delta` limits how far a patch may
+    lead or lag, as a fraction of the run, and `lead` gives that from the difficulty of patches [B,1,h,w]. delta
+    = 0 gives the bits of `sde_dpmpp_2m`."""
 
     def pixels(field: Tensor) -> Tensor:
         return field.to(x.dtype).repeat_interleave(patch, dim=-1).repeat_interleave(patch, dim=-2)
@@ -93,23 +92,23 @@ def sde_dpmpp_2m_adaptive(
 def region_denoiser(
     denoiser: Denoiser, text: Conditioning, guidance: float = 1.0, interval: tuple[float, float] = (0.0, 0.0)
 ) -> RegionDenoiser:
-    """`denoiser`, trained with regions, for the sampler above. With `guidance` other than 1 patches whose level,
-    as the core sees it, lies within `interval` are guided away from the captionless estimate (two calls)."""
+    """`denoiser`, trained with regions, for the sampler above. With `guidance` other than 1, patches whose
+    level, as the core sees it, lies within `interval` are guided by the estimate without captions (two
+    calls)."""
     assert denoiser.difficulty is not None, "this model was trained without regions"
-    nothing = text.without(torch.ones_like(text.mask[:, 0]))
+    no_captions = text.drop_captions()
 
     def estimate(z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        made = denoiser.estimate(z, sigma, text)
-        denoised = made.denoised
+        denoised, features = denoiser.estimate(z, sigma, text)
         assert denoiser.difficulty is not None
-        h = denoiser.difficulty(made.features, denoiser.logvar(sigma))
+        h = denoiser.difficulty(features, denoiser.logvar(sigma))
         if guidance != 1:
             level = sigma * (sigma.shape[-1] * PATCH / z.shape[-1])
             inside = (interval[0] <= level) & (level <= interval[1])
             weight = torch.where(inside, guidance, 1.0)
             weight = expand(weight, z.shape[-1])
-            plain = denoiser(z, sigma, nothing)
-            denoised = plain + weight * (denoised - plain)
+            guide_estimate = denoiser(z, sigma, no_captions)
+            denoised = guide_estimate + weight * (denoised - guide_estimate)
         return denoised, h
 
     return estimate

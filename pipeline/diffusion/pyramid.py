@@ -1,10 +1,8 @@
-"""Samplers: from noise to images, counting every denoiser call (NFE).
+"""Sampling a pyramid coarse to fine.
 
-Heun's method of Karras et al. (arXiv 2206.00364, algorithm 1) and DPM++(2M) for the deterministic path,
-SDE-DPM++(2M) (both Lu et al., arXiv 2211.01095) for the stochastic one; coarse to fine, a trained pyramid is
-sampled at low resolution first and lifted by fresh white noise in the high band; a refined model makes an image
-in one, two or four passes. All state is float32 or better. Every image has a seed of its own, so that it depends on
-the batch it was made in by rounding alone, and not at all among batches of one size (`registry.generator`).
+The core is sampled first. Once the noise has fallen to a multiple of a shell's high band, the state is enlarged,
+fresh white noise fills its high band, and the shell goes on, exactly as it was trained (the pooling identity,
+pipeline/models/denoiser.py). Every image has a seed of its own: it depends on its batch by rounding alone.
 """
 
 from collections.abc import Sequence
@@ -15,11 +13,12 @@ from torch import Tensor
 
 from pipeline.diffusion.adaptive import region_denoiser, sde_dpmpp_2m_adaptive
 from pipeline.diffusion.early_exit import ActiveTiles, TileEarlyExit
-from pipeline.diffusion.guidance import Guided, guide_of
+from pipeline.diffusion.guidance import Denoise, Guided, guide_of
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.samplers import ADAPTIVE, History, integrate
 from pipeline.diffusion.seeds import seeded_noise, step_noise
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import PATCH, Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.resample import high_pass, upsample
 
@@ -32,16 +31,15 @@ def to_next_octave(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
     return upsample(low) + high_pass(sigma * noise)
 
 
-def handover_of(lift_at: float | Sequence[float], octave: int) -> float:
-    """The lift to shell number `octave`, 0 the coarsest: of one number for all, or one a shell."""
-    lifts = [lift_at] if isinstance(lift_at, float | int) else lift_at
-    return lifts[min(octave, len(lifts) - 1)]
+def handover_of(handover: Sequence[float], octave: int) -> float:
+    """The handover to shell number `octave`, 0 the coarsest: `handover` holds one for all shells, or one each."""
+    return handover[min(octave, len(handover) - 1)]
 
 
-def num_steps_before_handover(above: ShellDenoiser, top: int, sigmas: Tensor, lift_at: float) -> int:
-    """How many steps of the grid `sigmas`, in units of the resolution `top`, come before the lift to `above`: until
-    the noise is `lift_at` times the size of its high band, and at least one."""
-    start = lift_at * above.sigma_high_band * top / above.resolution
+def num_steps_before_handover(above: ShellDenoiser, top: int, sigmas: Tensor, handover: float) -> int:
+    """How many steps of the grid `sigmas`, in units of the resolution `top`, come before the handover to `above`:
+    until the noise is `handover` times the RMS of its high band, and at least one."""
+    start = handover * above.sigma_high_band * top / above.resolution
     return max(int((sigmas > start).sum()), 1)
 
 
@@ -50,58 +48,60 @@ def sample_pyramid(
     denoiser: Denoiser,
     text: Conditioning,
     seeds: Sequence[int],
-    num_steps: int,
-    guidance: float,
-    interval: tuple[float, float],
-    lift_at: float | Sequence[float],
+    settings: SamplerSettings,
+    early: Denoiser | None = None,
+    early_exit: TileEarlyExit | None = None,
     sigma_max: float = 80.0,
     sigma_min: float = 0.002,
-    sampler: str = "heun",
-    guide: str = "no_text",
-    early: Denoiser | None = None,
-    finish: TileEarlyExit | None = None,
 ) -> tuple[Tensor, int]:
-    """Sample coarse to fine with one of SAMPLERS or ADAPTIVE, guided by one of GUIDES (`early`: the early weights).
+    """Sample coarse to fine, one image a seed and caption.
 
-    One grid of `num_steps` levels runs from sigma_max * R / R_core to sigma_min, in units of the top
-    resolution; each shell of the pyramid takes over once sigma falls to `lift_at` (one number, or one a shell)
-    times the size of its high band, and goes on with the history of a method of two steps. A lift needs one noise
-    level everywhere, so that ADAPTIVE, for models trained with regions, lets levels differ on the finest level of
-    the pyramid only, where it begins anew, and its guide is `no_text`. There, too, finished tiles leave the
-    computation (`finish`, which counts what is left; all samplers but ADAPTIVE).
+    One grid of `num_steps` levels runs from sigma_max * R / R_core to sigma_min, in units of the top resolution R;
+    each shell of the pyramid takes over at its handover, and goes on with the history of a multistep method. A
+    handover needs one noise level everywhere, so ADAPTIVE, for models trained with regions, lets levels differ on
+    the finest level of the pyramid only, where it starts without history; its guide is `unconditional`.
+
+    `early` is the same pyramid with early weights, for the guide of that name. `early_exit` carries out
+    `settings.early_exit` on the finest level, and counts what was computed (not for ADAPTIVE).
 
     Returns (standardised images [N,3,R,R], denoiser calls an image)."""
     draw = seeded_noise(seeds, text.pooled.device)
     pyramid = pyramid_levels(denoiser)
     guides = pyramid_levels(early) if early else [None] * len(pyramid)
-    core = pyramid[0]
-    top = denoiser.resolution
-    sigmas = karras_sigmas(num_steps, sigma_max * top / core.resolution, sigma_min)
+    core, top = pyramid[0], denoiser.resolution
+    sigmas = karras_sigmas(settings.num_steps, sigma_max * top / core.resolution, sigma_min)
     x = draw("noise", core.resolution) * float(sigmas[0]) * core.resolution / top
     nfe, history = 0, History()
     for i, level in enumerate(pyramid):
         unit = level.resolution / top  # sigma here = sigma at the top * unit
-        away = guide_of(guide, level, guides[i])
-        guided = Guided(level, guidance, interval, core.resolution / level.resolution, away)
         noise = partial(step_noise, draw, level.resolution)
-        above = pyramid[i + 1] if i + 1 < len(pyramid) else None
-        if isinstance(above, ShellDenoiser):
-            n = num_steps_before_handover(above, top, sigmas, handover_of(lift_at, i))
-            x = integrate(sampler, guided, x, sigmas[: n + 1] * unit, text, noise, history)
-            history.lift()
-            x = to_next_octave(
-                x, float(sigmas[n]) * 2 * unit, draw(f"lift-{above.resolution}", above.resolution)
-            )
-            sigmas = sigmas[n:]
-        elif sampler == ADAPTIVE:
-            estimate = region_denoiser(level, text, guidance, interval)
+        finest = level is denoiser
+        if finest and settings.sampler == ADAPTIVE:
+            estimate = region_denoiser(level, text, settings.guidance, settings.guidance_interval)
             patch = PATCH * level.resolution // core.resolution
             x = sde_dpmpp_2m_adaptive(estimate, x, sigmas * unit, noise, patch)
-            nfe += (len(sigmas) - 1) * (1 if guidance == 1 else 2)
-        elif finish is not None and isinstance(level, ShellDenoiser):
-            guided.denoiser = tiles = ActiveTiles(level, len(x), finish)
-            x = integrate(sampler, tiles.finishing(guided), x, sigmas * unit, text, noise, history)
-        else:
-            x = integrate(sampler, guided, x, sigmas * unit, text, noise, history)
+            return x, nfe + (len(sigmas) - 1) * (1 if settings.guidance == 1 else 2)
+        guided = Guided(
+            level,
+            settings.guidance,
+            settings.guidance_interval,
+            core.resolution / level.resolution,
+            guide_of(settings.guide, level, guides[i]),
+        )
+        denoise: Denoise = guided
+        if finest and early_exit is not None and isinstance(level, ShellDenoiser):
+            guided.denoiser = tiles = ActiveTiles(level, len(x), early_exit)
+            denoise = tiles.with_exit(guided)
+        above = None if finest else pyramid[i + 1]
+        n = len(sigmas) - 1
+        if isinstance(above, ShellDenoiser):
+            n = num_steps_before_handover(above, top, sigmas, handover_of(settings.handover, i))
+        x = integrate(settings.sampler, denoise, x, sigmas[: n + 1] * unit, text, noise, history)
         nfe += guided.nfe
+        if above is not None:
+            history.upsample()
+            # Strings that key noise never change, or seeds would mean other images.
+            fresh = draw(f"lift-{above.resolution}", above.resolution)
+            x = to_next_octave(x, float(sigmas[n]) * 2 * unit, fresh)
+            sigmas = sigmas[n:]
     return x, nfe

@@ -45,7 +45,7 @@ class History:
         self.last = denoised, h
         return ahead
 
-    def lift(self) -> None:
+    def upsample(self) -> None:
         """Go on at twice the resolution: the low band has one law at both, of the high band nothing is known."""
         if self.last is not None:
             self.last = upsample(self.last[0]), self.last[1]

@@ -43,7 +43,7 @@ class Samples:
     which: Int64
     draw: Int64
     nfe: int
-    share: float  # fraction of the finest level's computation that was needed
+    compute_fraction: float  # fraction of the finest level's computation that was needed
     seconds: float
 
 
@@ -62,11 +62,11 @@ def sample(model: Model, caption_set: CaptionSet, dataset: PreparedDataset, para
     text = dataset.text([caption_set.caption_ids[i] for i in which])
     start = time.perf_counter()
     result = generate_images(
-        model.snapshot, text, seeds, num_steps=model.num_steps, batch_size=budget.batch_size
+        model.snapshot, text, seeds, passes=model.num_steps, batch_size=budget.batch_size
     )
     seconds = time.perf_counter() - start
     images = to_resolution(result.images, dataset.resolution)
-    return Samples(result.images, images, which, draw, result.nfe, result.share, seconds)
+    return Samples(result.images, images, which, draw, result.nfe, result.compute_fraction, seconds)
 
 
 def sample_all(
@@ -86,7 +86,7 @@ def sample_all(
             result = sample(model, caption_set, dataset, params)
             samples[split][model.name] = result
             throughput[f"{split}/{model.name}"] = speed(
-                len(result.images), result.nfe, result.share, result.seconds
+                len(result.images), result.nfe, result.compute_fraction, result.seconds
             )
             log(_describe(model.name, split, result))
     for model in models:
@@ -111,18 +111,18 @@ def latency(
     seconds = []
     for i in range(repeats + 1):
         start = time.perf_counter()
-        result = generate_images(model.snapshot, text, [i], num_steps=model.num_steps)
+        result = generate_images(model.snapshot, text, [i], passes=model.num_steps)
         seconds.append(time.perf_counter() - start)
-    return speed(1, result.nfe, result.share, float(np.median(seconds[1:])))
+    return speed(1, result.nfe, result.compute_fraction, float(np.median(seconds[1:])))
 
 
-def speed(images: int, nfe: int, share: float, seconds: float) -> dict[str, Any]:
+def speed(images: int, nfe: int, compute_fraction: float, seconds: float) -> dict[str, Any]:
     """One entry of throughput.json."""
     each = max(seconds, 1e-9) / images
     return {
         "images": images,
         "nfe": nfe,
-        "share": round(share, 3),
+        "share": round(compute_fraction, 3),
         "seconds": round(seconds, 3),
         "seconds_per_image": metrics.rounded(each),
         "images_per_second": round(1 / each, 2),
@@ -133,7 +133,7 @@ def load_models(folder: Path, params: Params, device: str) -> list[Model]:
     """The core of the fine-tuned model, the fine-tuned model, and the refined one with each number of passes, in
     ascending order."""
     refined, finetuned = (load_snapshot(folder / name, device) for name in ("refined", "finetuned"))
-    core = at_resolution(finetuned, int(finetuned.config["core"]["resolution"]))
+    core = at_resolution(finetuned, finetuned.config.core.resolution)
     return [
         Model("core", core, None, slow=True),
         Model(BASELINE, finetuned, None, slow=True),

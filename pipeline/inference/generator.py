@@ -6,12 +6,14 @@ same picture in both. It travels inside registered models, and therefore needs n
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline.config.renamed import RENAMED_GUIDES
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,9 +78,15 @@ class Generator:
         ]  # the last again fills up
         unique = list(dict.fromkeys(prompts))
         text = self.text(unique).select(torch.tensor([unique.index(prompts[row]) for row in rows]))
-        made = generate_images(
-            snapshot, text, [seeds[row] for row in rows], steps, guidance, batch, sampler=sampler, guide=guide
-        )
+        options: dict[str, Any] = {
+            "num_steps": steps,
+            "guidance": guidance,
+            "sampler": sampler,
+            "guide": guide,
+        }
+        chosen = {name: value for name, value in options.items() if value is not None}
+        settings = dataclasses.replace(snapshot.config.sampling, **chosen)
+        made = generate_images(snapshot, text, [seeds[row] for row in rows], settings, steps, batch)
         return made.images[: len(prompts)]
 
     def upscale(
@@ -133,16 +141,16 @@ def load_generator(folder: str | Path, device: str = "cpu") -> Generator:
     from pipeline.text.load import encoder_of
 
     snapshot = load_snapshot(folder, device)
-    return Generator(snapshot, encoder_of(snapshot.config["text_encoder"], str(folder)))
+    return Generator(snapshot, encoder_of(snapshot.config.text_encoder, str(folder)))
 
 
 def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:
     """`num_steps` if this model can be sampled so; None stays None. Raises ConfigError."""
     if num_steps is None:
         return None
-    passes = snapshot.config["passes"] if snapshot.config["kind"] == "refined" else None
-    if passes is not None and num_steps not in passes:
-        known = ", ".join(str(n) for n in passes)
+    config = snapshot.config
+    if config.is_refined and num_steps not in config.passes:
+        known = ", ".join(map(str, config.passes))
         problem = f"{num_steps} is not a number of passes that this model was trained for"
         raise ConfigError("E-CFG-041", "steps", problem, f"choose one of: {known}")
     if not 1 <= num_steps <= 1000:
@@ -152,6 +160,8 @@ def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:
 
 def check_name(what: str, name: str | None, known: Sequence[str]) -> None:
     """Raises ConfigError for a name that is not among `known`; None, the model's own, is."""
+    if name in RENAMED_GUIDES:
+        raise ConfigError("E-CFG-046", what, f"{name!r} was renamed", f"write {RENAMED_GUIDES[name]}")
     if name is not None and name not in known:
         raise ConfigError("E-CFG-046", what, f"{name!r} is unknown", f"choose one of: {', '.join(known)}")
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.pyramid import handover_of
 from pipeline.diffusion.samplers import integrate
+from pipeline.diffusion.seeds import Draw
 from pipeline.errors import ConfigError
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import ShellDenoiser, pyramid_levels
@@ -31,7 +32,6 @@ SIGMA_LOW = 0.05  # default noise on the picture
 SIGMA_MIN = 0.002
 NUM_STEPS = 8
 CELL = 64  # px of the noise canvas that one generator fills, each way
-Draw = Callable[[str, int], Tensor]  # (purpose, px) to white noise [N,3,px,px]
 Double = Callable[[Tensor, Draw], Tensor]  # grey levels [N,3,r,r] to [N,3,2r,2r]
 Pixels = NDArray[np.uint8]
 
@@ -144,7 +144,7 @@ def shells_for(snapshot: Snapshot, factor: int) -> list[ShellDenoiser]:
     Raises ConfigError where the model has none, or was refined."""
     assert factor in (2, 4)
     where, fix = "upscale", "take models/finetuned"
-    if snapshot.config["kind"] == "refined":
+    if snapshot.config.is_refined:
         problem = "a refined model makes detail in one step from noise, whatever the picture"
         raise ConfigError("E-CFG-050", where, problem, fix)
     shells = [level for level in pyramid_levels(snapshot.denoiser) if isinstance(level, ShellDenoiser)]
@@ -208,10 +208,8 @@ def _double(
 ) -> Double:
     """`add_high_band` between grey levels, with one caption for all."""
     device = next(shell.parameters()).device
-    top = (
-        handover_of(snapshot.config["sampling"]["lift"], len(pyramid_levels(shell)) - 2)
-        * shell.sigma_high_band
-    )
+    octave = len(pyramid_levels(shell)) - 2
+    top = handover_of(snapshot.config.sampling.handover, octave) * shell.sigma_high_band
     sigmas = karras_sigmas(num_steps, top, SIGMA_MIN)
 
     def double(images: Tensor, draw: Draw) -> Tensor:

@@ -1,4 +1,7 @@
-"""TODO pipeline/models/conditioning.py"""
+"""What a denoiser is conditioned on: captions, augmentation labels, and noise levels.
+
+Levels that differ by region or between bands reach the networks as a few sines of their logarithm, relative to
+the level of the image (`region_features`)."""
 
 import math
 from collections.abc import Callable
@@ -9,9 +12,9 @@ from torch import Tensor
 
 
 class Conditioning(NamedTuple):
-    """What an image is conditioned on: encoded captions, and in training how it was augmented.
+    """Encoded captions and, in training, augmentation labels of a batch of B images (T tokens, D numbers each).
 
-    A row whose mask is False everywhere means "no caption"; labels of 0 (or None) mean "not augmented"."""
+    A row whose mask is False everywhere has no caption; labels of 0 (or None) mean "not augmented"."""
 
     pooled: Tensor  # float32 [B, D]
     tokens: Tensor  # float32 [B, T, D]
@@ -23,7 +26,7 @@ class Conditioning(NamedTuple):
         return Conditioning(change(self.pooled), change(self.tokens), change(self.mask), augment)
 
     def select(self, rows: Tensor | slice) -> "Conditioning":
-        """Return the captions of some rows."""
+        """Some rows of the batch."""
         return self._each(lambda t: t[rows])
 
     def to(self, device: str | torch.device) -> "Conditioning":
@@ -34,13 +37,14 @@ class Conditioning(NamedTuple):
         """As float32; prepared texts are stored as float16."""
         return self._replace(pooled=self.pooled.float(), tokens=self.tokens.float())
 
-    def twice(self) -> "Conditioning":
-        """The same batch again behind itself."""
+    def doubled(self) -> "Conditioning":
+        """The batch followed by itself: [2B] rows."""
         return self._each(lambda t: torch.cat([t, t]))
 
-    def without(self, dropped: Tensor) -> "Conditioning":
-        """Forget the captions where `dropped` (bool [B]) is True."""
-        return self._replace(mask=self.mask & ~dropped[:, None])
+    def drop_captions(self, rows: Tensor | None = None) -> "Conditioning":
+        """Without the captions of `rows` (bool [B]; None: of all)."""
+        mask = torch.zeros_like(self.mask) if rows is None else self.mask & ~rows[:, None]
+        return self._replace(mask=mask)
 
 
 class NoiseConditioning(NamedTuple):
@@ -48,19 +52,19 @@ class NoiseConditioning(NamedTuple):
 
     emb: Tensor  # float32 [B,E], with caption and augmentation
     c_noise: Tensor  # float32 [B], ln(sigma) / 4 of the image as a whole
-    regions: Tensor | None = (
-        None  # float32 [B,4,g,g], how far each patch is above or below it; None: not at all
-    )
-    bands: Tensor | None = None  # float32 [B,4,g,g] or [B,4,1,1], how far the low band is; None: not at all
+    # Features of how far the level of each patch (float32 [B,4,g,g]), or of the low band ([B,4,g,g] or
+    # [B,4,1,1]), is from the image's; None: it is the same.
+    regions: Tensor | None = None
+    bands: Tensor | None = None
 
 
-REGION_RANGE = 4.0  # of ln S of a patch, above or below the image's level
-BAND_RANGE = 6.0  # of ln 2 S_low / S, the low band's level above or below that of the high band
+REGION_RANGE = 4.0  # |ln(sigma of a patch / sigma of the image)|, at most
+BAND_RANGE = 6.0  # |ln(2 sigma_low / sigma)|, at most
 REGION_FEATURES = 4
 
 
-def region_features(relative: Tensor, reach: float = REGION_RANGE) -> Tensor:
-    """phi(r) = sin(2^k pi r / (2 reach)), k = 0..3: relative levels [B,1,g,g], clipped to +-reach, to [B,4,g,g].
-    Zero where r is, so that layers without bias do nothing to an image of one level."""
-    r = relative.float().clamp(-reach, reach) * (math.pi / (2 * reach))
+def region_features(relative: Tensor, limit: float = REGION_RANGE) -> Tensor:
+    """phi(r) = sin(2^k pi r / (2 limit)), k = 0..3: relative log levels [B,1,g,g], clipped to +-limit, to
+    [B,4,g,g]. Zero where r is, so that layers without bias do nothing to an image of one level."""
+    r = relative.float().clamp(-limit, limit) * (math.pi / (2 * limit))
     return torch.cat([(2**k * r).sin() for k in range(REGION_FEATURES)], dim=1)

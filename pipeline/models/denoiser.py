@@ -6,16 +6,17 @@ A denoiser maps (noisy, sigma, text) to the expected clean image. `CoreDenoiser`
 of level sigma is the half-size image with white noise of level sigma / 2, so the denoiser below applies to
 the pooled input exactly as it was trained.
 
-The level may differ by region: sigma is then a grid of square patches [B,1,g,g], the same grid at every level of
-the pyramid, and a map of one level gives the bits of that level as a number [B] (see docs/method.md, "Regions").
-In a shell the low band may have a level of its own, `low_sigma`; sigma / 2, the level that pooling gives, gives the
-bits of a shell that knows of none (docs/method.md, "Upscaling").
+The level may differ by region: sigma is then a grid of square patches [B,1,g,g], the same grid at every level
+of the pyramid, and a map of one level gives the bits of that level as a number [B] (see docs/method.md,
+"Regions"). In a shell the low band may have its own level, `low_sigma`; at sigma / 2, the level that pooling
+gives, the result has the bits of a shell that was not trained so (docs/method.md, "Upscaling").
 
 Everything here is float32; only the raw networks may run in bfloat16 (`dtype`). Images are standardised per
 channel to mean 0 and standard deviation `SIGMA_DATA`.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ PATCH = 4  # px of the core that share one noise level, each way
 
 
 class Estimate(NamedTuple):
-    """What a denoiser knows after one pass."""
+    """The result of one pass of a denoiser."""
 
     denoised: Tensor  # [B,3,R,R]
     features: Tensor  # [B,C,h,w] for the shell above
@@ -74,10 +75,10 @@ def expand(sigma: Tensor, resolution: int) -> Tensor:
 
 
 def split_level(sigma: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What a network is told of sigma: (c_noise [B], phi [B,4,g,g], or None for sigma [B]).
+    """sigma as network inputs: (c_noise [B], phi [B,4,g,g]), or (c_noise, None) for sigma [B].
 
-    c_noise is a quarter of the mean ln sigma, taken as l0 + mean(l - l0) with l0 that of any one patch, which
-    is exact for maps of one level; phi are features of l less that mean."""
+    c_noise is a quarter of the mean of l = ln sigma, computed as l0 + mean(l - l0) with l0 of the first patch,
+    which is exact for maps of one level; phi are features of l minus that mean."""
     if sigma.ndim == 1:
         return sigma.log() / 4, None
     first = sigma[:, 0, 0, 0].contiguous()
@@ -142,12 +143,13 @@ class CoreDenoiser(nn.Module):
         return self.assess(images, noisy, sigma, text)[0]
 
     def encoder_features(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> list[Tensor]:
-        """Feature maps of each encoder level for noisy images [B,3,R,R]; what a discriminator looks at."""
+        """Feature maps of each encoder level for noisy images [B,3,R,R]; a discriminator's input."""
         c_in = 1 / (expand(sigma, self.resolution) ** 2 + SIGMA_DATA**2).sqrt()
         return self.net.encode((c_in * noisy).to(self.dtype), *noise_conditioning(sigma, text))[1]
 
 
 def noise_conditioning(sigma: Tensor, text: Conditioning) -> tuple[Tensor, Conditioning, Tensor | None]:
+    """(c_noise, text, regions): the conditioning arguments of a network, in their order."""
     c_noise, regions = split_level(sigma)
     return c_noise, text, regions
 
@@ -157,7 +159,7 @@ class ShellDenoiser(nn.Module):
 
     D(z; sigma) = U D_below(P z; sigma/2) + HP(k_skip z + k_out F), with k_skip = v/(v+sigma^2) and
     k_out = sigma sqrt(v)/sqrt(sigma^2+v), where v is the variance of the high band of real images. With F = 0
-    it is the upsampled estimate below plus the Wiener filter of the high band. The high-pass projection on F
+    it is the upsampled estimate below plus the Wiener filter of the high band. The high-pass projection of F
     keeps P D = D_below exactly: information flows from low to high only.
     """
 
@@ -200,7 +202,7 @@ class ShellDenoiser(nn.Module):
         )
 
     def band_conditioning(self, sigma: Tensor, low_sigma: Tensor | None) -> Tensor | None:
-        """What the network is told of a low band at a level of its own, if it can be."""
+        """Features of the low band's own level; None where it has none, or the network does not take them."""
         return None if low_sigma is None or not self.net.bands else band_features(sigma, low_sigma)
 
     def octave(
@@ -213,14 +215,19 @@ class ShellDenoiser(nn.Module):
         regions: Tensor | None,
         bands: Tensor | None,
     ) -> Estimate:
-        """The same for images, or windows of them: `s` are the levels of their pixels [B,1,H,W], or of a size
-        that broadcasts; the others are what the network is told."""
+        """`add_octave` for whole images or windows of them [B,3,H,W]: `s` are the levels of their pixels [B,1,H,W],
+        or of a shape that broadcasts; c_noise [B], text, regions and bands go to the network as they are."""
+        # Preconditioning of the high band.
         v = self.high_band_variance
         k_skip, k_out = v / (v + s**2), s * math.sqrt(v) / (s**2 + v).sqrt()
         c_in = 1 / (s**2 + SIGMA_DATA**2).sqrt()
+
+        # Network, on both resolutions at unit variance.
         x, low = (c_in * noisy).to(self.dtype), (below.denoised / SIGMA_DATA).to(self.dtype)
         out, features = self.net(x, low, below.features.to(self.dtype), c_noise, text, regions, bands)
-        denoised = upsample(below.denoised) + high_pass(k_skip * noisy + k_out * out.float())
+
+        # The estimate below, upsampled, plus the high band.
+        denoised = upsample(below.denoised) + high_pass(k_skip * noisy + k_out * out.float())  # [B,3,H,W]
         return Estimate(denoised, features)
 
     def estimate(
@@ -251,7 +258,7 @@ class ShellDenoiser(nn.Module):
         return self.high_error(estimate.denoised, images, sigma), estimate.features
 
     def estimate_below(self, noisy: Tensor, low_sigma: Tensor, text: Conditioning) -> Estimate:
-        """What the loss takes from the level below, for images [B,3,R,R]: detached unless `joint`."""
+        """The estimate of the level below as the loss uses it, for images [B,3,R,R]: detached unless `joint`."""
         with torch.set_grad_enabled(self.joint and torch.is_grad_enabled()):
             return self.below.estimate(pool(noisy), low_sigma, text)
 
@@ -287,14 +294,14 @@ def set_recompute(denoiser: Denoiser, recompute: bool) -> None:
             block.recompute = recompute
 
 
-def build_core(resolution: int, text_dim: int, net: dict[str, object]) -> CoreDenoiser:
+def build_core(resolution: int, text_dim: int, net: Mapping[str, Any]) -> CoreDenoiser:
     """Build a core; `net` holds the keyword values of `UNet` (patch, channels, ...)."""
-    options = {name: tuple(v) if isinstance(v, list) else v for name, v in net.items()}
-    return CoreDenoiser(UNet(resolution, text_dim, **options), resolution)  # type: ignore[arg-type]
+    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in net.items()}
+    return CoreDenoiser(UNet(resolution, text_dim, **options), resolution)
 
 
 def build_shell(
-    below: Denoiser, text_dim: int, high_band_variance: float, net: dict[str, Any]
+    below: Denoiser, text_dim: int, high_band_variance: float, net: Mapping[str, Any]
 ) -> ShellDenoiser:
     """Build a shell around `below`; `net` holds the keyword values of `ShellNet` (patch, channels, ...)."""
     return ShellDenoiser(below, ShellNet(text_dim, below.feature_channels, **net), high_band_variance)

@@ -4,7 +4,8 @@ To resume training one needs a checkpoint instead (training/checkpoint.py).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +15,17 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.errors import ConfigError, InputMissing, StorageError
+from pipeline.models.config import CoreConfig, ShellConfig, SnapshotConfig
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, pyramid_levels
 from pipeline.models.statistics import Statistics
 
 
 class Snapshot(NamedTuple):
-    """A loaded model. `config` holds: kind ("core", "finetuned", "refined"), resolution, core and shells (how
-    to build them), text_encoder, statistics, sampling defaults, lineage, for a refined model `passes` and
-    `sigma_start`, for the others `ema_std` (relative width of the weight average). `early` is the same network
-    with weights from early in training, a guide, if they were kept."""
+    """A loaded model. `early` is the same network with weights from early in training, a guide, if they were
+    kept."""
 
     denoiser: Denoiser
-    config: dict[str, Any]
+    config: SnapshotConfig
     digest: str
     early: Denoiser | None = None
 
@@ -37,31 +37,24 @@ class Snapshot(NamedTuple):
     @property
     def statistics(self) -> Statistics:
         """How pixels are standardised."""
-        s = self.config["statistics"]
-        return Statistics(tuple(s["mean"]), tuple(s["std"]))
+        return self.config.statistics
 
 
-def describe(denoiser: Denoiser, core: dict[str, Any], shells: list[dict[str, Any]]) -> dict[str, Any]:
-    """The part of config.json that says how to build `denoiser`, given the keyword values of its networks."""
+def describe(
+    denoiser: Denoiser, core: Mapping[str, Any], shells: Sequence[Mapping[str, Any]]
+) -> tuple[CoreConfig, tuple[ShellConfig, ...]]:
+    """How to build `denoiser`, given the keyword values of its networks."""
     built = pyramid_levels(denoiser)
-    assert len(built) == 1 + len(shells)
-    return {
-        "resolution": denoiser.resolution,
-        "core": {"resolution": built[0].resolution, "net": core},
-        "shells": [
-            {"high_band_variance": level.high_band_variance, "net": net}
-            for level, net in zip(built[1:], shells, strict=True)
-            if isinstance(level, ShellDenoiser)
-        ],
-    }
+    levels = [level for level in built if isinstance(level, ShellDenoiser)]
+    above = (ShellConfig(level.high_band_variance, net) for level, net in zip(levels, shells, strict=True))
+    return CoreConfig(built[0].resolution, core), tuple(above)
 
 
-def build(config: dict[str, Any]) -> Denoiser:
+def build(config: SnapshotConfig) -> Denoiser:
     """Build a denoiser with fresh weights from a snapshot's config."""
-    text_dim = int(config["text_encoder"]["dim"])
-    denoiser: Denoiser = build_core(config["core"]["resolution"], text_dim, config["core"]["net"])
-    for shell in config["shells"]:
-        denoiser = build_shell(denoiser, text_dim, shell["high_band_variance"], shell["net"])
+    denoiser: Denoiser = build_core(config.core.resolution, config.text_dim, config.core.net)
+    for shell in config.shells:
+        denoiser = build_shell(denoiser, config.text_dim, shell.high_band_variance, shell.net)
     return denoiser
 
 
@@ -69,14 +62,14 @@ Weights = Mapping[str, Tensor]
 
 
 def write_snapshot(
-    folder: Path, denoiser: Denoiser, config: dict[str, Any], early: Weights | None = None
+    folder: Path, denoiser: Denoiser, config: SnapshotConfig, early: Weights | None = None
 ) -> None:
     """Write model.safetensors and config.json, and early.safetensors if there are early weights (by the names of
     the denoiser's state), into an existing folder (the caller commits it)."""
     _write_weights(denoiser.state_dict(), folder / "model.safetensors")
     if early is not None:
         _write_weights(early, folder / "early.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(json.dumps(config.to_json(), indent=1, sort_keys=True) + "\n")
 
 
 def _write_weights(weights: Weights, path: Path) -> None:
@@ -85,22 +78,23 @@ def _write_weights(weights: Weights, path: Path) -> None:
 
 
 def save_snapshot(
-    path: Path | str, denoiser: Denoiser, config: dict[str, Any], early: Weights | None = None
+    path: Path | str, denoiser: Denoiser, config: SnapshotConfig, early: Weights | None = None
 ) -> None:
     """Commit a snapshot folder (what `write_snapshot` writes, and manifest.json) at `path`."""
-    with artifacts.commit_directory(path, {"kind": config["kind"]}) as folder:
+    with artifacts.commit_directory(path, {"kind": config.kind}) as folder:
         write_snapshot(folder, denoiser, config, early)
 
 
 def load_snapshot(path: Path | str, device: str | torch.device = "cpu") -> Snapshot:
     """Load and verify a snapshot.
 
-    Raises InputMissing where there is none and StorageError where a file differs from its manifest."""
+    Raises InputMissing where there is none, and StorageError where a file differs from its manifest, or cannot be
+    used by this version."""
     folder = Path(path)
     if not (folder / "manifest.json").is_file():
         raise InputMissing("E-INP-024", str(path), "no model snapshot here", "train one with `dvc repro`")
     artifacts.verify_directory(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = _read_config(folder / "config.json")
     denoiser = _load(config, folder / "model.safetensors", device)
     kept = folder / "early.safetensors"
     early = _load(config, kept, device) if kept.is_file() else None
@@ -116,12 +110,21 @@ def at_resolution(snapshot: Snapshot, resolution: int) -> Snapshot:
         fix = f"choose one of: {', '.join(map(str, known))}"
         raise ConfigError("E-CFG-051", "resolution", f"this model makes no {resolution} px", fix)
     i = known.index(resolution)
-    config = {**snapshot.config, "resolution": resolution, "shells": snapshot.config["shells"][:i]}
+    config = replace(snapshot.config, shells=snapshot.config.shells[:i])
     early = pyramid_levels(snapshot.early)[i] if snapshot.early is not None else None
     return Snapshot(pyramid_levels(snapshot.denoiser)[i], config, snapshot.digest, early)
 
 
-def _load(config: dict[str, Any], path: Path, device: str | torch.device) -> Denoiser:
+def _read_config(path: Path) -> SnapshotConfig:
+    try:
+        return SnapshotConfig.from_json(json.loads(path.read_text()))
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"this version cannot read it ({type(error).__name__}: {error})"
+        fix = "retrain the model, or use the version that wrote it"
+        raise StorageError("E-IO-022", str(path), problem, fix) from None
+
+
+def _load(config: SnapshotConfig, path: Path, device: str | torch.device) -> Denoiser:
     """A denoiser with the weights of a file, for use alone."""
     denoiser = build(config)
     try:

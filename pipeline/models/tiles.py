@@ -1,11 +1,11 @@
 """Shells on tiles: parts of large images, exactly as in a pass over the whole.
 
-A shell is convolutional, so that what it makes of a tile depends on a window around it: the tile and a halo of
-the network's receptive radius. Windows stay inside of the image, where padding is what it is in the whole pass, and
-begin on positions of the coarsest grid, where pooling is. The level below sees the whole image; windows of its
-estimate and features go with those of the noisy image.
+A shell is convolutional: its result on a tile depends on a window around it, the tile and a halo of the
+network's receptive radius. Windows stay inside the image, where padding is as in the whole pass, and begin at
+positions of the coarsest grid, so that pooling agrees. The level below sees the whole image; the shell gets
+windows of its estimate and features.
 
-Shapes: B images of R px, N tiles an image, T tiles picked, of `tile` px, in windows of w px.
+Shapes: B images of R px, N tiles per image, T tiles picked, of `tile` px, in windows of w px.
 """
 
 import math
@@ -24,13 +24,13 @@ from pipeline.models.shell import ShellNet
 
 TILE = 64  # px
 TILED_FROM = 256  # px of a shell that is trained on tiles
-MIN_PROBABILITY = (
-    1.0  # of a flat tile, to which one of mean detail adds 1 (docs/log.md: with 0.1 gradients are noisier)
-)
+# Unnormalised probability of a tile without detail; mean detail adds 1. With 0.1 gradients are noisier
+# (docs/log.md).
+MIN_PROBABILITY = 1.0
 
 
 class Tiles(NamedTuple):
-    """Some tiles of a batch, int64 [T] each: image, and place among its tiles from above and from the left."""
+    """Some tiles of a batch, int64 [T] each: image, row and column of the tile in it."""
 
     rows: Tensor
     y: Tensor
@@ -39,8 +39,8 @@ class Tiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the images of one shell are cut; all in px. `tile`, `halo` and `resolution` are multiples of the px of
-    one position of every map that is cut."""
+    """How the images of one shell are divided into tiles; all in px. `tile`, `halo` and `resolution` are
+    multiples of the px of one position of every map that is divided."""
 
     resolution: int
     tile: int
@@ -57,7 +57,7 @@ class Tiling:
         return self.tile + 2 * self.halo
 
     def all_tiles(self, images: int, device: torch.device) -> Tiles:
-        """All tiles of so many images."""
+        """All tiles of a number of images."""
         return self.from_index(torch.arange(images * self.side**2, device=device))
 
     def from_index(self, numbers: Tensor) -> Tiles:
@@ -99,12 +99,12 @@ def _gather(x: Tensor, rows: Tensor, top: Tensor, left: Tensor, size: int) -> Te
     """Squares of [B,C,h,h]: [T,C,size,size]."""
     steps = torch.arange(size, device=x.device)
     y, across = top[:, None] + steps, left[:, None] + steps
-    found = x.permute(0, 2, 3, 1)[rows[:, None, None], y[:, :, None], across[:, None, :]]
-    return found.permute(0, 3, 1, 2)
+    squares = x.permute(0, 2, 3, 1)[rows[:, None, None], y[:, :, None], across[:, None, :]]
+    return squares.permute(0, 3, 1, 2)
 
 
 def receptive_radius(net: ShellNet) -> int:
-    """How many px beyond the edge of a tile, on a position of the coarsest grid, the net looks."""
+    """px beyond the edge of a tile, at a position of the coarsest grid, that its result depends on."""
     blocks = len(net.encoder)
     margin = 1 + 2 * blocks + 2  # conv_out, the decoder, `up`: in fine positions
     margin = math.ceil(margin / 2) + 2 * blocks  # the middle: in coarse positions
@@ -115,7 +115,8 @@ def receptive_radius(net: ShellNet) -> int:
 
 
 def _before(margin: int, net: ShellNet) -> int:
-    """What the convolutions of an encoder block see, of what its kernels mix: one cell of the coarsest more."""
+    """`margin` before the adaptive kernels of an encoder block: up to the next cell of the coarsest branch, and
+    one more."""
     if net.kernels == "off":
         return margin
     cell = 2 ** (SCALES - 1)
@@ -123,7 +124,7 @@ def _before(margin: int, net: ShellNet) -> int:
 
 
 def coarsest_px(shell: ShellDenoiser) -> int:
-    """px of one position of the coarsest grid that the shell computes on, or that it gets from the level below."""
+    """px of one position of the coarsest grid that the shell computes on, or gets from the level below."""
     own = 2 * shell.net.patch * (1 if shell.net.kernels == "off" else 2 ** (SCALES - 1))
     return max(own, 2 * shell.below.net.patch)
 
@@ -148,25 +149,25 @@ def tile_octave(
     c_noise, regions = split_level(sigma)
     bands = shell.band_conditioning(sigma, low_sigma)
 
-    def part_of(told: Tensor | None) -> Tensor | None:
-        if told is None or told.shape[-1] == 1:
-            return None if told is None else told[tiles.rows]
-        grid = max(told.shape[-1], cut.resolution // coarsest_px(shell))
-        return cut.windows(resize(told, grid), tiles)
+    def windows(features: Tensor | None) -> Tensor | None:
+        if features is None or features.shape[-1] == 1:
+            return None if features is None else features[tiles.rows]
+        grid = max(features.shape[-1], cut.resolution // coarsest_px(shell))
+        return cut.windows(resize(features, grid), tiles)
 
     s = expand(sigma[tiles.rows], 1) if sigma.ndim == 1 else cut.windows(expand(sigma, cut.resolution), tiles)
-    part = Estimate(cut.windows(below.denoised, tiles), cut.windows(below.features, tiles))
-    told = c_noise[tiles.rows], text.select(tiles.rows), part_of(regions), part_of(bands)
-    made = shell.octave(cut.windows(noisy, tiles), part, s, *told)
-    return Estimate(cut.crop_halo(made.denoised, tiles), cut.crop_halo(made.features, tiles))
+    low = Estimate(cut.windows(below.denoised, tiles), cut.windows(below.features, tiles))
+    conditioning = c_noise[tiles.rows], text.select(tiles.rows), windows(regions), windows(bands)
+    denoised, features = shell.octave(cut.windows(noisy, tiles), low, s, *conditioning)
+    return Estimate(cut.crop_halo(denoised, tiles), cut.crop_halo(features, tiles))
 
 
 # --- Training.
 
 
 def trained_tiles(denoiser: Denoiser) -> tuple[ShellDenoiser, Tiling, int] | None:
-    """The shell, how it is cut, and how many tiles of each image it is trained on: as many as make up a quarter of
-    it, halos included. None where whole images are trained: cores, shells below TILED_FROM px, and where windows
+    """The shell, its tiling, and the number of tiles of each image to train on: their windows together have a
+    quarter of its px. None where whole images are trained: cores, shells below TILED_FROM px, and where windows
     would not save half of the work."""
     if not isinstance(denoiser, ShellDenoiser) or denoiser.resolution < TILED_FROM:
         return None
@@ -176,19 +177,22 @@ def trained_tiles(denoiser: Denoiser) -> tuple[ShellDenoiser, Tiling, int] | Non
 
 
 def tile_probabilities(images: Tensor, variance: float, cut: Tiling) -> Tensor:
-    """How likely each tile of clean images [B,3,R,R] is to be drawn: [B,N], in proportion to LEAST_CHANCE and the
-    energy of its high band, in units of that of real images, `variance`."""
+    """Probability [B,N] of each tile of clean images [B,3,R,R] to be drawn: proportional to MIN_PROBABILITY
+    plus the energy of its high band over `variance`, the mean of real images."""
     energy = F.avg_pool2d(high_pass(images).square().mean(dim=1, keepdim=True), cut.tile).flatten(1)
-    chance = MIN_PROBABILITY + energy * (4 / 3 / variance)
-    return chance / chance.sum(dim=1, keepdim=True)
+    weights = MIN_PROBABILITY + energy * (4 / 3 / variance)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
-def draw_tiles(chance: Tensor, count: int, cut: Tiling, generator: torch.Generator) -> tuple[Tiles, Tensor]:
-    """Draw `count` tiles an image, with replacement; and 1 / (N p) of each [T], which makes a mean over them an
-    unbiased estimate of the mean over all."""
-    picked = torch.multinomial(chance, count, replacement=True, generator=generator)
-    first = torch.arange(len(chance), device=chance.device)[:, None] * chance.shape[1]
-    weight = 1 / (chance.shape[1] * chance.gather(1, picked))
+def draw_tiles(
+    probabilities: Tensor, count: int, cut: Tiling, generator: torch.Generator
+) -> tuple[Tiles, Tensor]:
+    """Draw `count` tiles per image by their probabilities [B,N], with replacement. Returns them and 1 / (N p)
+    of each [T], the weights that make a mean over them an unbiased estimate of the mean over all."""
+    picked = torch.multinomial(probabilities, count, replacement=True, generator=generator)
+    num_tiles = probabilities.shape[1]
+    first = torch.arange(len(probabilities), device=probabilities.device)[:, None] * num_tiles
+    weight = 1 / (num_tiles * probabilities.gather(1, picked))
     return cut.from_index((first + picked).flatten()), weight.flatten()
 
 
@@ -207,9 +211,9 @@ def assess_tiles(
     sigma [B] gives an error for each tile [T]; a map [B,1,g,g] one for each of its patches in the tile, or for the
     tile, whichever is smaller [T,1,n,n]."""
     below = shell.estimate_below(noisy, sigma / 2 if low_sigma is None else low_sigma, text)
-    made = tile_octave(shell, noisy, below, sigma, text, cut, tiles, low_sigma)
+    estimate = tile_octave(shell, noisy, below, sigma, text, cut, tiles, low_sigma)
     if sigma.ndim == 1:
         levels = sigma[tiles.rows]
     else:
         levels = cut.tiles(resize(sigma, max(sigma.shape[-1], cut.side)), tiles)
-    return shell.high_error(made.denoised, cut.tiles(images, tiles), levels), made.features, levels
+    return shell.high_error(estimate.denoised, cut.tiles(images, tiles), levels), estimate.features, levels

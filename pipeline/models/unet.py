@@ -1,7 +1,9 @@
 """The low-resolution core: a magnitude-preserving U-Net with attention and text (arXiv 2312.02696, figure 21).
 
-With `patch` > 1 the pixels are first folded into channels (space to depth), so that the same arithmetic is
-spent in wider layers on a coarser grid: on a CPU this trains several times faster per image.
+With `patch` > 1 the pixels are first folded into channels (space to depth), which spends the same arithmetic in
+wider layers on a coarser grid: on a CPU this trains several times faster per image.
+
+Shapes: B images of R px, h = R / patch positions of the finest feature map, C its channels, w those of a level.
 """
 
 import torch
@@ -13,7 +15,7 @@ from pipeline.models.kernels import KernelMix
 from pipeline.models.layers import Block, Embedding, MPConv, RegionConv, mp_cat
 from pipeline.models.resample import pool, upsample
 
-LEAST_PX = 32  # feature maps of fewer px (positions times `patch`) keep plain convolutions
+MIN_KERNEL_PX = 32  # feature maps of fewer px (positions times `patch`) keep plain convolutions
 
 
 class UNet(nn.Module):
@@ -29,7 +31,7 @@ class UNet(nn.Module):
         num_blocks: int = 1,  # residual blocks a level in the encoder; the decoder has one more
         attention: tuple[int, ...] = (8,),  # feature-map sizes that attend to themselves and to the text
         dropout: float = 0.0,
-        augment_labels: int = 0,  # numbers that tell how an image was augmented
+        augment_labels: int = 0,  # length of the vector that describes how an image was augmented
         kernels: str = "off",  # adaptive kernels (pipeline/models/kernels.py) and what mixes them
         regions: bool = False,  # the noise level may differ by region
         image_channels: int = 3,
@@ -44,7 +46,7 @@ class UNet(nn.Module):
         self.embedding = Embedding(channels, emb_channels, text_dim, augment_labels)
 
         def block(c_in: int, c_out: int, flavor: str, size: int) -> Block:
-            adaptive = kernels != "off" and flavor == "enc" and size * patch >= LEAST_PX
+            adaptive = kernels != "off" and flavor == "enc" and size * patch >= MIN_KERNEL_PX
             return Block(
                 c_in,
                 c_out,
@@ -88,19 +90,24 @@ class UNet(nn.Module):
         self, x: Tensor, c_noise: Tensor, text: Conditioning, regions: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor], NoiseConditioning]:
         """Run the encoder on [B,3,R,R]. Returns (all skips, last feature map of each level, noise level)."""
+        # Embedding of noise level, caption and augmentation.
         noise = NoiseConditioning(self.embedding(c_noise, text), c_noise, regions)
+
+        # Pixels to the finest feature map.
         if self.patch > 1:
-            x = F.pixel_unshuffle(x, self.patch)
+            x = F.pixel_unshuffle(x, self.patch)  # [B, 3 patch^2, h, h]
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # [B, C, h, h]
         if self.region_in is not None and regions is not None:
             x = x + self.region_in(regions, x.shape[-1]).to(x.dtype)
+
+        # Encoder.
         skips, levels = [x], []
         for level, blocks in enumerate(self.encoder):
             assert isinstance(blocks, nn.ModuleList)
             x = pool(x) if level else x
             for layer in blocks:
-                x = layer(x, noise, text)
+                x = layer(x, noise, text)  # [B, w, h / 2^level, h / 2^level]
                 skips.append(x)
             levels.append(x)
         return skips, levels, noise
@@ -108,15 +115,20 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, text: Conditioning, regions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Map [B,3,R,R] to (prediction [B,3,R,R], decoder features [B,C,R/patch,R/patch]).
+        """Map [B,3,R,R] to (prediction [B,3,R,R], decoder features [B,C,h,h]).
 
-        `regions` [B,4,g,g]: how the noise level of patches differs from that of the image (`region_features`)."""
+        `regions` [B,4,g,g]: how the noise level of patches differs from the image's (`region_features`)."""
+        # Encoder.
         skips, _, noise = self.encode(x, c_noise, text, regions)
+
+        # Decoder: each block takes the next skip, last first.
         x = self.middle(skips[-1], noise, text)
         for level, blocks in enumerate(self.decoder):
             assert isinstance(blocks, nn.ModuleList)
             x = upsample(x) if level else x
             for layer in blocks:
-                x = layer(mp_cat(x, skips.pop()), noise, text)
-        out = self.conv_out(x) * self.out_gain.to(x.dtype)
+                x = layer(mp_cat(x, skips.pop()), noise, text)  # at last [B, C, h, h]
+
+        # Pixels.
+        out = self.conv_out(x) * self.out_gain.to(x.dtype)  # [B, 3 patch^2, h, h]
         return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out), x

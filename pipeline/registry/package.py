@@ -38,6 +38,8 @@ CODE = (
     "artifacts.py",
     "rng.py",
     "text/*.py",
+    "config/__init__.py",
+    "config/renamed.py",
     "models/*.py",
     "diffusion/*.py",
     "adversarial/__init__.py",

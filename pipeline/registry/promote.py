@@ -11,12 +11,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import artifacts
 from pipeline.errors import BadData, GateFailed, InputMissing
 from pipeline.registry.package import CANDIDATE, CHAMPION, Registry, Version
 from pipeline.tracking import runs
+
+if TYPE_CHECKING:
+    from pipeline.models.config import Lineage, SnapshotConfig
 
 MODEL = "models/refined"
 VERDICT = "reports/verdict.json"
@@ -109,7 +112,7 @@ def promote(root: Path, name: str, allow_candidate: bool = False, log: Callable[
             problem = f"judges model {verdict.model_digest[:12]}, {MODEL} is {digest[:12]}"
             raise BadData("E-DAT-042", VERDICT, problem, "run `dvc repro evaluate`")
         registry = Registry(root)
-        version = _find_or_register(registry, name, root, config, verdict, log)
+        version = _find_or_register(registry, name, root, config.lineage, verdict, log)
         registry.set_alias(version, CANDIDATE)
         if verdict.passed:
             _set_champion(registry, version, log)
@@ -117,13 +120,13 @@ def promote(root: Path, name: str, allow_candidate: bool = False, log: Callable[
     return _keep_candidate(verdict, version, allow_candidate, log)
 
 
-def _read_model(folder: Path) -> tuple[str, dict[str, Any]]:
+def _read_model(folder: Path) -> tuple[str, SnapshotConfig]:
     """Digest and config of the refined snapshot; the model is built and loaded once to see that it works."""
     from pipeline.models.snapshot import load_snapshot
 
     snapshot = load_snapshot(folder)
-    if snapshot.config["kind"] != "refined":
-        problem = f"is a {snapshot.config['kind']} model, not a refined one"
+    if not snapshot.config.is_refined:
+        problem = f"is a {snapshot.config.kind} model, not a refined one"
         raise BadData("E-DAT-043", str(folder), problem, "run `dvc repro refine`")
     return snapshot.digest, snapshot.config
 
@@ -132,7 +135,7 @@ def _find_or_register(
     registry: Registry,
     name: str,
     root: Path,
-    config: Mapping[str, Any],
+    lineage: Lineage,
     verdict: Verdict,
     log: Callable[[str], None],
 ) -> Version:
@@ -140,7 +143,7 @@ def _find_or_register(
     digest, tags = verdict.model_digest, _verdict_tags(verdict)
     version = registry.with_digest(name, digest)
     if version is None:
-        version = registry.register(name, root / MODEL, digest, _lineage_tags(root, config, verdict) | tags)
+        version = registry.register(name, root / MODEL, digest, _lineage_tags(root, lineage, verdict) | tags)
         log(f"registered {MODEL} ({digest[:12]}) as version {version.number} of {name}")
     else:
         log(f"{MODEL} ({digest[:12]}) already is version {version.number} of {name}")
@@ -150,15 +153,14 @@ def _find_or_register(
     return version
 
 
-def _lineage_tags(root: Path, config: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
+def _lineage_tags(root: Path, lineage: Lineage, verdict: Verdict) -> dict[str, str]:
     """Where the model comes from; unknown facts have no tag."""
-    lineage = config.get("lineage", {})
     facts = {
-        "crescendo.data_digest": lineage.get("data") or verdict.data_digest,
-        "crescendo.validation": lineage.get("validation"),
-        "crescendo.parent_digest": lineage.get("parent"),
-        "crescendo.init_from": lineage.get("init_from"),  # the model that was grown
-        "crescendo.init_digest": lineage.get("init_sha256"),
+        "crescendo.data_digest": lineage.data or verdict.data_digest,
+        "crescendo.validation": lineage.validation,
+        "crescendo.parent_digest": lineage.parent,
+        "crescendo.init_from": lineage.init_from,  # the model that was grown
+        "crescendo.init_digest": lineage.init_sha256,
         "crescendo.git_commit": runs.git_commit(root),
         "crescendo.run_id": runs.find_run_by_output(MODEL, verdict.model_digest, root),
     }

@@ -16,9 +16,10 @@ from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.diffusion.generate import Generated, generate
 from pipeline.errors import ConfigError, StorageError
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.config import Lineage, SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import Denoiser, pyramid_levels, set_dtype
 from pipeline.models.kernels import mean_kernel_px, mixes
-from pipeline.models.resample import pool
+from pipeline.models.resample import resize
 from pipeline.models.snapshot import Snapshot, Weights, at_resolution, describe, load_snapshot, save_snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for, key
@@ -116,39 +117,43 @@ class TrainContext:
         return Progress(path, s.log_images, s.batch_size, total, nimg, phase.start)
 
     def snapshot_config(
-        self, kind: str, denoiser: Denoiser, statistics: Statistics, parent: Snapshot | None, **more: Any
-    ) -> dict[str, Any]:
+        self, kind: str, denoiser: Denoiser, statistics: Statistics, parent: Snapshot | None
+    ) -> SnapshotConfig:
         """config.json of the finished model."""
-        p = self.params
-        core = parent.config["core"]["net"] if parent else self.core_net()
-        known = [shell["net"] for shell in parent.config["shells"]] if parent else []
+        core = parent.config.core.net if parent else self.core_net()
+        known = [shell.net for shell in parent.config.shells] if parent else []
         nets = [*known, *self.shell_nets()[len(known) : len(pyramid_levels(denoiser)) - 1]]
-        return {
-            "kind": kind,
-            **describe(denoiser, core, nets),
-            "text_encoder": self.dataset.text_encoder,
-            "statistics": {"mean": list(statistics.mean), "std": list(statistics.std)},
-            "sampling": p.sampling.model_dump(mode="json"),
-            "lineage": {
-                "data": artifacts.directory_digest(self.dataset.path),
-                "validation": self.dataset.manifest["meta"]["validation"]["digest"],
-                "parent": parent.digest if parent else None,
-                **self.origin(kind, parent),
-            },
-            **more,
-        }
+        core_config, shells = describe(denoiser, core, nets)
+        return SnapshotConfig(
+            kind=kind,
+            core=core_config,
+            shells=shells,
+            text_encoder=self.dataset.text_encoder,
+            statistics=statistics,
+            sampling=SamplerSettings(**self.params.sampling.model_dump()),
+            lineage=self.lineage(kind, parent),
+        )
 
-    def origin(self, kind: str, parent: Snapshot | None) -> dict[str, str]:
-        """Which model was grown: known of a fine-tuned model, and of those made of it."""
+    def lineage(self, kind: str, parent: Snapshot | None) -> Lineage:
+        """Digests of data, its validation and parent; and which model was grown, known of a fine-tuned model and
+        of those made of it."""
+        init_from, init_sha256 = None, None
         if kind == "finetuned" and parent is not None:
-            return {"init_from": self.params.finetune.init_from, "init_sha256": parent.digest}
-        lineage = parent.config["lineage"] if parent else {}
-        return {name: lineage[name] for name in ("init_from", "init_sha256") if name in lineage}
+            init_from, init_sha256 = self.params.finetune.init_from, parent.digest
+        elif parent is not None:
+            init_from, init_sha256 = parent.config.lineage.init_from, parent.config.lineage.init_sha256
+        return Lineage(
+            data=artifacts.directory_digest(self.dataset.path),
+            validation=self.dataset.manifest["meta"]["validation"]["digest"],
+            parent=parent.digest if parent else None,
+            init_from=init_from,
+            init_sha256=init_sha256,
+        )
 
     def export(
         self,
         denoiser: Denoiser,
-        config: dict[str, Any],
+        config: SnapshotConfig,
         metrics: Mapping[str, float],
         curves: Mapping[str, Sequence[str]],
         early: Weights | None = None,
@@ -183,19 +188,17 @@ class TrainContext:
         if not mixes(snapshot.denoiser):
             return
         images, text, _ = self.images_and_names(self.pick("val", GRID))
-        images = snapshot.statistics.standardise(images)
-        while images.shape[-1] > snapshot.resolution:
-            images = pool(images)
+        images = resize(snapshot.statistics.standardise(images), snapshot.resolution)
         sigmas = torch.logspace(-2, 1, 13).tolist()
         noise = generator_for(self.params.seed, "kernels", device=self.device)
         curves = mean_kernel_px(snapshot.denoiser, images, text, sigmas, noise)
         save_kernels(path, sigmas, curves)
 
-    def sample_grid(self, snapshot: Snapshot, path: Path, guide: str | None = None) -> None:
+    def sample_grid(self, snapshot: Snapshot, path: Path, settings: SamplerSettings | None = None) -> None:
         """Draw samples of 8 training captions (above) and 8 held-out ones (below), fixed seeds."""
         rows = [*self.pick("train", GRID), *self.pick("val", GRID)]
         _, text, _ = self.images_and_names(rows)
-        made = self.generate(snapshot, text, range(len(rows)), guide=guide)
+        made = self.generate(snapshot, text, range(len(rows)), settings)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_grid(path, made.images, columns=8)
 
@@ -233,7 +236,7 @@ class GrowthRound:
 
 def check_parent(parent: Snapshot, run: TrainContext) -> None:
     """Raise ConfigError where a model knows other captions than the data."""
-    known, given = parent.config["text_encoder"], run.dataset.text_encoder
+    known, given = parent.config.text_encoder, run.dataset.text_encoder
     if known != given:
         name = next(name for name in {**given, **known} if known.get(name) != given.get(name))
         problem = (

@@ -19,7 +19,7 @@ from pipeline.diffusion.noise import LowBand
 from pipeline.diffusion.regions import bridge_maps
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
-from pipeline.models.resample import pool
+from pipeline.models.resample import resize
 from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import Tiles, draw_tiles, tile_probabilities, trained_tiles
 from pipeline.rng import generator_for, key
@@ -94,7 +94,7 @@ class DenoisingStep:
         sigma = self.levels(images, generator)
         noise = torch.randn(images.shape, generator=generator, device=device)
         dropped = torch.rand(len(images), generator=generator, device=device) < self.text_dropout
-        text = text.without(dropped)
+        text = text.drop_captions(dropped)
         if self.bridge:
             own = generator_for(self.seed, f"bridge{self.suffix}", nimg, shard, device)
             sigma, noise = self.bridged(images, sigma, noise, text, own)
@@ -153,10 +153,7 @@ class DenoisingStep:
 
     def standardise(self, images: Tensor) -> Tensor:
         """Grey levels at the data's resolution to standardised pixels at the denoiser's, by exact 2x2 means."""
-        x = self.statistics.standardise(images)
-        while x.shape[-1] > self.denoiser.resolution:
-            x = pool(x)
-        return x
+        return resize(self.statistics.standardise(images), self.denoiser.resolution)
 
     def __call__(self, state: TrainState) -> dict[str, Tensor]:
         """Do one update; returns metrics averaged over the batch."""

@@ -8,9 +8,8 @@ reports in `run_dir/result`. Rank and world size come from torch.distributed whe
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.noise import LowBand, draw_low_band, lognormal_sigma, truncated_lognormal_sigma
 from pipeline.diffusion.pyramid import handover_of
 from pipeline.diffusion.regions import region_sigma
+from pipeline.models.config import SnapshotConfig
 from pipeline.models.denoiser import (
     PATCH,
     CoreDenoiser,
@@ -75,8 +75,8 @@ def train_levels(
     phase: GrowthRound,
     parts: Sequence[TrainedLevel],
     statistics: Statistics,
-    finish: Callable[[], dict[str, Any]],
-    export: Callable[[dict[str, Any], dict[str, float], Weights | None], None],
+    finish: Callable[[], SnapshotConfig],
+    export: Callable[[SnapshotConfig, dict[str, float], Weights | None], None],
     parent: Snapshot | None = None,
 ) -> None:
     """Train some levels of a pyramid, coarse first and with the finest among them, each on its own denoising loss;
@@ -149,7 +149,8 @@ def train_levels(
             progress.write(state.nimg, errors)
             path = run.folder / "samples" / f"nimg-{phase.start + state.nimg:012d}.png"
             # Guided without captions; the others come with the finished model.
-            run.sample_grid(Snapshot(denoiser, finish(), ""), path, guide="no_text")
+            snapshot = Snapshot(denoiser, finish(), "")
+            run.sample_grid(snapshot, path, replace(snapshot.config.sampling, guide="unconditional"))
 
     moments = moments_of(s.num_images, s.batch_size, s.ema_snapshots)
     averages = [
@@ -169,7 +170,7 @@ def train_levels(
             chosen.enter_context(learners[i].using(best))
         denoiser.eval()
         early = early_weights(denoiser, kept, state.extra, parent) if s.early_images else None
-        export({**finish(), "ema_std": std}, numbers, early)
+        export(replace(finish(), ema_std=std), numbers, early)
 
 
 def early_weights(
@@ -230,7 +231,7 @@ def noise_law(p: Params, level: Denoiser) -> tuple[DrawSigma, float]:
     if isinstance(level, CoreDenoiser):
         return partial(_lognormal, p.pretrain.p_mean, p.pretrain.p_std), SIGMA_MAX
     sigma = level.sigma_high_band
-    top = 2 * handover_of(p.sampling.lift, len(pyramid_levels(level)) - 2) * sigma
+    top = 2 * handover_of(p.sampling.handover, len(pyramid_levels(level)) - 2) * sigma
     return partial(_truncated, math.log(0.9 * sigma), p.finetune.p_std, top), top
 
 

@@ -10,6 +10,7 @@ from pipeline import artifacts
 from pipeline.config.params import CORE_MODEL
 from pipeline.data.statistics import high_band_variances
 from pipeline.errors import ConfigError
+from pipeline.models.config import SnapshotConfig
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_shell, pyramid_levels
 from pipeline.models.snapshot import Snapshot, Weights, load_snapshot, save_snapshot
 from pipeline.rng import key
@@ -84,10 +85,10 @@ def train_round(
         if isinstance(level, ShellDenoiser):
             level.joint = s.core == "joint"
 
-    def finish() -> dict[str, Any]:
+    def finish() -> SnapshotConfig:
         return run.snapshot_config("finetuned", denoiser, origin.statistics, origin)
 
-    def export(config: dict[str, Any], found: dict[str, float], early: Weights | None) -> None:
+    def export(config: SnapshotConfig, found: dict[str, float], early: Weights | None) -> None:
         if last:
             everything = {**numbers, **found}
             suffixes = [name.removeprefix("ema_std") for name in everything if name.startswith("ema_std")]
@@ -111,9 +112,12 @@ def check_growth(origin: Snapshot, run: TrainContext) -> None:
     check_parent(origin, run)
     config, shells = origin.config, p.shell.nets()
     core = p.core.model_dump(mode="json", exclude={"resolution"})
-    pairs = [("core", {"resolution": p.core.resolution, **core}, {**config["core"], **config["core"]["net"]})]
+    built_core = {"resolution": config.core.resolution, **config.core.net}
+    pairs: list[tuple[str, dict[str, Any], Mapping[str, Any]]] = [
+        ("core", {"resolution": p.core.resolution, **core}, built_core)
+    ]
     # Only the shells that the model to grow has: the others are new.
-    pairs += [("shell", net, shell["net"]) for net, shell in zip(shells, config["shells"], strict=False)]
+    pairs += [("shell", net, shell.net) for net, shell in zip(shells, config.shells, strict=False)]
     for section, wanted, built in pairs:
         for name in wanted:
             if wanted[name] != built.get(name, wanted[name]):  # what an older model does not name, it has not
@@ -121,9 +125,8 @@ def check_growth(origin: Snapshot, run: TrainContext) -> None:
                     f"{section}.{name} is {built[name]} in the model to grow, {wanted[name]} in params.yaml"
                 )
                 raise ConfigError("E-CFG-024", where, problem, f"write {built[name]} there, {other}")
-    told = config["core"]["net"]
     for name, section in (("regions", "regions"), ("augment_labels", "augment")):
-        if run.conditioning_options()[name] and run.conditioning_options()[name] != told.get(name):
+        if run.conditioning_options()[name] and run.conditioning_options()[name] != config.core.net.get(name):
             problem = f"the model to grow was trained without {section} ({section}.probability 0)"
             raise ConfigError("E-CFG-022", where, problem, f"set {section}.probability to 0, {other}")
     if s.early_images and origin.early is None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.data.statistics import measure_statistics
+from pipeline.models.config import SnapshotConfig
 from pipeline.models.denoiser import build_core, pyramid_levels
 from pipeline.models.snapshot import Snapshot, Weights, at_resolution, load_snapshot
 from pipeline.training.context import GrowthRound, TrainContext, check_parent
@@ -37,10 +38,10 @@ def train_core(run: TrainContext, make_step: Callable[..., DenoisingStep] = Deno
     text_dim = int(str(run.dataset.text_encoder["dim"]))
     denoiser = build_core(p.core.resolution, text_dim, run.core_net()).to(run.device)
 
-    def finish() -> dict[str, Any]:
+    def finish() -> SnapshotConfig:
         return run.snapshot_config("core", denoiser, statistics, None)
 
-    def export(config: dict[str, Any], numbers: dict[str, float], early: Weights | None) -> None:
+    def export(config: SnapshotConfig, numbers: dict[str, float], early: Weights | None) -> None:
         run.export(denoiser, config, numbers, {"": ["loss", "error"]}, early)
 
     part = TrainedLevel(denoiser, *noise_law(p, denoiser), lr=p.pretrain.lr, make_step=make_step)

@@ -1,5 +1,6 @@
 """Worker of the refine stage: adversarial refinement into a model of few passes."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.adversarial.guards import Guards, guard_state
 from pipeline.adversarial.step import AdversarialStep
 from pipeline.diffusion.ema import halflife_decay
 from pipeline.errors import ConfigError
+from pipeline.models.config import SnapshotConfig
 from pipeline.models.denoiser import ShellDenoiser, pyramid_levels, set_dtype, set_recompute
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.training import checkpoint
@@ -23,7 +25,7 @@ from pipeline.training.state import Learner, TrainState
 def refine(config: dict[str, Any]) -> None:
     """Adversarial refinement into a model of few passes; keeps the best state that the guards saw."""
     run = TrainContext(
-        "refine", config, lambda snapshot, text, seeds, **_: generate_refined(snapshot, text, seeds)
+        "refine", config, lambda snapshot, text, seeds, *_: generate_refined(snapshot, text, seeds)
     )
     p, s = run.params, run.params.refine
     parent = load_snapshot(run.root / "models/finetuned", run.device)
@@ -80,9 +82,9 @@ def refine(config: dict[str, Any]) -> None:
         if due(state.nimg, s.check_images, s.batch_size):
             progress.write(state.nimg, guards(state))
 
-    def finish() -> dict[str, Any]:
-        more = {"passes": list(s.passes), "sigma_start": s.sigma_start}
-        return run.snapshot_config("refined", student, parent.statistics, parent, **more)
+    def finish() -> SnapshotConfig:
+        config = run.snapshot_config("refined", student, parent.statistics, parent)
+        return replace(config, passes=s.passes, sigma_start=s.sigma_start)
 
     def look(state: TrainState) -> None:
         if rank_and_size()[0] == 0:

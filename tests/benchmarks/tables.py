@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.models.config import SamplerSettings
 from pipeline.models.snapshot import Snapshot
-from tests.builders import FLAT_CORE, build_pyramid
+from tests.builders import FLAT_CORE, build_pyramid, snapshot_config
 
 
 def lines(text: str) -> list[str]:
@@ -14,10 +15,6 @@ def lines(text: str) -> list[str]:
 def tiny_pyramid() -> Snapshot:
     """A model of 32 px around a core of 16 px."""
     denoiser = build_pyramid(16, (0.01,), core=FLAT_CORE, dim=384, gain=0.5)
-    sampling = {"sampler": "sde_dpmpp_2m", "num_steps": 6, "guidance": 1.5, "guidance_interval": [0.3, 5.0]}
-    config = {
-        "kind": "finetuned",
-        "statistics": {"mean": [0.0] * 3, "std": [0.5] * 3},
-        "sampling": sampling | {"lift": [8.0], "finish": False},
-    }
+    sampling = SamplerSettings(6, "sde_dpmpp_2m", guidance=1.5, guidance_interval=(0.3, 5.0))
+    config = snapshot_config(denoiser, sampling=sampling)
     return Snapshot(denoiser.eval().requires_grad_(False), config, "")

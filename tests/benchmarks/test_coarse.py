@@ -13,7 +13,7 @@ from tests.conftest import write_prepared
 
 def test_the_whole_pyramid_is_the_model_where_it_was_trained_and_a_wiener_filter_above():
     shell = tiny_pyramid().denoiser
-    whole = coarse.WholePyramid(shell, 8.0)
+    whole = coarse.WholePyramid(shell, [8.0])
     x, text = torch.randn(2, 3, 32, 32), scale.captions("cpu")
     text = text.select(torch.zeros(2, dtype=torch.long))
     sigma = torch.tensor([1.0, 2.0]) * 16 * shell.sigma_high_band

@@ -113,7 +113,7 @@ def test_a_shell_grows_around_the_core_that_was_trained_and_costs_are_kept(roots
     core, quarter = growth.load("core", 0), growth.load("core", 0, 16)
     below = pyramid_levels(grown.denoiser)[0].state_dict()
     assert all(torch.equal(tensor, below[name]) for name, tensor in core.denoiser.state_dict().items())
-    assert 0 < quarter.config["cost"]["took"] < core.config["cost"]["took"]
+    assert 0 < quarter.config.extra["cost"]["took"] < core.config.extra["cost"]["took"]
     folder = growth.folder_of("core", 0)
     made = folder.stat().st_mtime_ns
     growth.trained(rows["A3-tuned"], 0, 1.0)

@@ -10,6 +10,7 @@ import torch
 from benchmarks import scale
 from benchmarks.train import settings
 from pipeline.diffusion.pyramid import sample_pyramid
+from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import pyramid_levels
 from tests.benchmarks.tables import lines
 
@@ -33,9 +34,9 @@ def test_scale_counts_the_steps_that_a_picture_takes_at_each_level():
 
     for level in pyramid_levels(denoiser):
         level.register_forward_hook(count)
-    sample_pyramid(denoiser, scale.captions("cpu"), [0], 12, 1.0, (0.3, 5.0), 8.0, sampler="dpmpp_2m")
+    sample_pyramid(denoiser, scale.captions("cpu"), [0], SamplerSettings(12, "dpmpp_2m"))
     planned = scale.plan(TINY, 32, 12, 8.0, torch.float32)
-    assert planned.steps == list(calls.values()) == scale.steps_at_levels(denoiser, 12, 8.0)
+    assert planned.steps == list(calls.values()) == scale.steps_at_levels(denoiser, 12, [8.0])
     assert planned.whole > planned.image > 12 * planned.macs[0]
 
 

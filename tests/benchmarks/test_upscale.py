@@ -11,7 +11,7 @@ from pipeline.data.dataset import PreparedDataset
 from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.snapshot import Snapshot
 from tests.benchmarks.tables import lines
-from tests.builders import FLAT_CORE, SHELL
+from tests.builders import FLAT_CORE, SHELL, snapshot_config
 from tests.conftest import write_prepared
 
 
@@ -45,13 +45,8 @@ def test_psnr_is_known_for_one_level():
 def test_upscale_table_has_every_method(factor, tmp_path):
     torch.manual_seed(0)
     denoiser = build_shell(build_core(16, 384, FLAT_CORE), 384, 0.01, {**SHELL, "bands": True})
-    config = {
-        "kind": "finetuned",
-        "statistics": {"mean": [0.0] * 3, "std": [0.5] * 3},
-        "sampling": {"lift": [8.0]},
-    }
     write_prepared(tmp_path / "data", resolution=32, low_resolution=16)
-    snapshot = Snapshot(denoiser.eval(), config, "")
+    snapshot = Snapshot(denoiser.eval(), snapshot_config(denoiser), "")
     data = PreparedDataset(tmp_path / "data")
     text = upscale.quality_table(snapshot, data, 3, tmp_path / "sheet.png", factor)
     names = [line.split("|")[1].strip() for line in lines(text)[2:]]

@@ -50,7 +50,11 @@ def test_an_image_does_not_depend_on_its_place_or_company(tmp_path: Path, kind: 
         (["--out", "grid.gif"], ".png"),
         (["--guidance", "nan"], "--guidance"),
         (["--resolution", "64"], "this model makes no 64 px. Fix: choose one of: 16, 32"),
-        (["--guide", "bad"], "guide: 'bad' is unknown. Fix: choose one of: no_text, early, low"),
+        (
+            ["--guide", "bad"],
+            "guide: 'bad' is unknown. Fix: choose one of: unconditional, early_weights, low_band",
+        ),
+        (["--guide", "low"], "guide: 'low' was renamed. Fix: write low_band"),
         (
             ["--sampler", "euler"],
             "sampler: 'euler' is unknown. Fix: choose one of: heun, dpmpp_2m, sde_dpmpp_2m, adaptive",
@@ -82,13 +86,13 @@ def test_a_teacher_is_sampled_in_steps_with_guidance(root: Path) -> None:
     assert (pixels("a.png") != pixels("b.png")).any()
     main.run([*run, "--sampler", "heun", "--out", "heun.png"])
     np.testing.assert_array_equal(pixels("a.png"), pixels("heun.png"))
-    with pytest.raises(ConfigError, match="'early' needs weights"):
-        main.run([*run, "--guide", "early"])
+    with pytest.raises(ConfigError, match="'early_weights' needs weights"):
+        main.run([*run, "--guide", "early_weights"])
     main.run([*run, "--sampler", "dpmpp_2m", "--out", "c.png"])
     assert (pixels("a.png") != pixels("c.png")).any()
 
 
-@pytest.mark.parametrize("option", [["--guidance", "2"], ["--guide", "low"], ["--sampler", "heun"]])
+@pytest.mark.parametrize("option", [["--guidance", "2"], ["--guide", "low_band"], ["--sampler", "heun"]])
 def test_an_option_without_effect_is_reported(
     root: Path, capsys: pytest.CaptureFixture[str], option: list[str]
 ) -> None:

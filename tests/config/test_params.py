@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.compute import load_profile
 from pipeline.config.params import Params, load_params, parse_params
+from pipeline.config.renamed import RENAMED_KEYS, RENAMED_VALUES
 from pipeline.errors import ConfigError, InputMissing, PipelineError
 from tests.conftest import ROOT
 
@@ -113,8 +114,8 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
             [32, 16],
             "shell.channels: needs 1 numbers, one for each octave from core.resolution",
         ),
-        ("sampling.lift", [8.0, 4.0], "sampling.lift: needs 1 numbers, one for each octave"),
-        ("sampling.lift", 0.0, "sampling.lift[0]: 0.0 is not valid"),
+        ("sampling.handover", [8.0, 4.0], "sampling.handover: needs 1 numbers, one for each octave"),
+        ("sampling.handover", 0.0, "sampling.handover[0]: 0.0 is not valid"),
         ("finetune.order", "sideways", "finetune.order: 'sideways' is not valid"),
         ("finetune.core", "thawed", "finetune.core: 'thawed' is not valid"),
         (
@@ -135,7 +136,7 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         ("refine.discriminators", [], "refine.discriminators"),
         ("sampling.guidance_interval", [5.0, 0.3], "sampling.guidance_interval: needs two numbers"),
         ("pretrain.ema_snapshots", -1, "pretrain.ema_snapshots: -1 is not valid"),
-        ("sampling.guide", "early", "sampling.guide: 'early' needs pretrain.early_images"),
+        ("sampling.guide", "early_weights", "sampling.guide: 'early_weights' needs pretrain.early_images"),
         ("sampling.sampler", "adaptive", "sampling.sampler: 'adaptive' needs regions.probability above 0"),
         (
             "pretrain.early_images",
@@ -151,12 +152,12 @@ def test_values_out_of_range_or_in_conflict_are_refused(key, value, words):
     assert words in refusal(changed(key, value))
 
 
-def test_a_lift_is_one_number_or_one_an_octave():
+def test_a_handover_is_one_number_or_one_an_octave():
     tree = changed("data.resolution", 4 * CORE)
     tree["shell"]["channels"] = [32, 16]
-    for lift, kept in ((8, (8,)), ([8.0], (8.0,)), ([8.0, 4.0], (8.0, 4.0))):
-        tree["sampling"]["lift"] = lift
-        assert parse_params(tree).sampling.lift == kept
+    for handover, kept in ((8, (8,)), ([8.0], (8.0,)), ([8.0, 4.0], (8.0, 4.0))):
+        tree["sampling"]["handover"] = handover
+        assert parse_params(tree).sampling.handover == kept
 
 
 def test_bridges_and_the_training_of_upscaling_exclude_each_other():
@@ -166,16 +167,35 @@ def test_bridges_and_the_training_of_upscaling_exclude_each_other():
     assert "regions.maps: 'bridge' cannot be combined with finetune.upscale_probability" in refusal(tree)
 
 
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_a_renamed_key_is_refused_with_its_new_name(old, new):
+    section, key = new.split(".")
+    tree = changed(old, TREE[section][key])
+    assert refusal(tree) == f"E-CFG-001 params.yaml: {old}: was renamed. Fix: write {new}"
+    del tree[section][key]  # as in a file that was written before
+    assert refusal(tree) == f"E-CFG-001 params.yaml: {old}: was renamed. Fix: write {new}"
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_VALUES["sampling.guide"].items())
+def test_a_renamed_guide_is_refused_with_its_new_name(old, new):
+    assert refusal(changed("sampling.guide", old)).endswith(
+        f"sampling.guide: {old!r} was renamed. Fix: write {new}"
+    )
+
+
 def test_the_adaptive_sampler_is_guided_by_captions_only():
     tree = changed("sampling.sampler", "adaptive")
-    tree["sampling"]["guide"] = "low"
-    assert "sampling.guide: 'low' cannot guide the adaptive sampler. Fix: write no_text" in refusal(tree)
+    tree["sampling"]["guide"] = "low_band"
+    assert (
+        "sampling.guide: 'low_band' cannot guide the adaptive sampler. Fix: write unconditional"
+        in refusal(tree)
+    )
 
 
-def test_the_adaptive_sampler_finishes_no_tiles():
+def test_the_adaptive_sampler_has_no_early_exit():
     tree = changed("sampling.sampler", "adaptive")
-    tree["sampling"]["finish"] = True
-    assert "sampling.finish: has no effect on the adaptive sampler. Fix: write false" in refusal(tree)
+    tree["sampling"]["early_exit"] = True
+    assert "sampling.early_exit: has no effect on the adaptive sampler. Fix: write false" in refusal(tree)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from pipeline.config.params import Sampling
 from pipeline.diffusion.guidance import GUIDES, Guided, early_estimate, guide_of
 from pipeline.diffusion.pyramid import sample_pyramid
+from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import Denoiser, ShellDenoiser
 from pipeline.models.resample import high_pass, pool, upsample
 from tests.builders import WIDE_SHELL, build_pyramid, captions
@@ -35,7 +36,7 @@ def test_the_guides_of_the_parameters_are_those_there_are() -> None:
 def test_a_core_is_led_away_from_its_early_weights(pair: tuple[ShellDenoiser, ShellDenoiser]) -> None:
     core, early = pair[0].below, pair[1].below
     x, sigma, text = torch.randn(2, 3, 16, 16), torch.full((2,), 0.8), captions(2)
-    by_early = guided("early", core, early, 2.5)
+    by_early = guided("early_weights", core, early, 2.5)
     ours = by_early(x, sigma, text)
     torch.testing.assert_close(ours, 2.5 * core(x, sigma, text) - 1.5 * early(x, sigma, text))
     assert by_early.nfe == 2
@@ -58,8 +59,8 @@ def test_guided_by_early_weights_a_shell_keeps_the_guided_core_below(
 ) -> None:
     shell, early = pair
     z, sigma, text = torch.randn(2, 3, 32, 32), torch.full((2,), 1.6), captions(2)
-    above = guided("early", shell, early, 2.0, scale=0.5)(z, sigma, text)
-    below = guided("early", shell.below, early.below, 2.0)(pool(z), sigma / 2, text)
+    above = guided("early_weights", shell, early, 2.0, scale=0.5)(z, sigma, text)
+    below = guided("early_weights", shell.below, early.below, 2.0)(pool(z), sigma / 2, text)
     torch.testing.assert_close(pool(above), below, atol=2e-5, rtol=1e-4)
 
 
@@ -68,7 +69,7 @@ def test_early_weights_that_are_the_last_ones_change_nothing(
 ) -> None:
     shell = pair[0]
     z, sigma, text = torch.randn(2, 3, 32, 32), torch.full((2,), 1.6), captions(2)
-    out = guided("early", shell, shell, 3.0)(z, sigma, text)
+    out = guided("early_weights", shell, shell, 3.0)(z, sigma, text)
     torch.testing.assert_close(out, shell(z, sigma, text), atol=2e-5, rtol=1e-4)
 
 
@@ -77,12 +78,12 @@ def test_the_low_guide_scales_the_high_band_without_another_call(
 ) -> None:
     shell, early = pair
     z, sigma, text = torch.randn(2, 3, 32, 32), torch.full((2,), 1.6), captions(2)
-    low = guided("low", shell, early, 1.5)
+    low = guided("low_band", shell, early, 1.5)
     out, below = low(z, sigma, text), upsample(shell.below(pool(z), sigma / 2, text))
     torch.testing.assert_close(out, below + 1.5 * (shell(z, sigma, text) - below), atol=2e-5, rtol=1e-4)
     assert low.nfe == 1
     x = pool(z)
-    core, usual = (guided(name, shell.below, early.below, 1.5) for name in ("low", "no_text"))
+    core, usual = (guided(name, shell.below, early.below, 1.5) for name in ("low_band", "unconditional"))
     assert torch.equal(core(x, sigma, text), usual(x, sigma, text)) and core.nfe == 2
 
 
@@ -102,8 +103,7 @@ def test_every_guide_goes_with_every_sampler(sampler: str, pair: tuple[ShellDeno
     shell, early = pair
     cost = {}
     for guide in GUIDES:
-        x, cost[guide] = sample_pyramid(
-            shell, captions(1), [0], 9, 1.5, (0.3, 5.0), 8.0, sampler=sampler, guide=guide, early=early
-        )
+        settings = SamplerSettings(9, sampler, guide, 1.5, (0.3, 5.0))
+        x, cost[guide] = sample_pyramid(shell, captions(1), [0], settings, early)
         assert torch.isfinite(x).all()
-    assert cost["low"] < cost["early"] == cost["no_text"]
+    assert cost["low_band"] < cost["early_weights"] == cost["unconditional"]

@@ -21,6 +21,7 @@ from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.samplers import ADAPTIVE, SAMPLERS, integrate, sde_dpmpp_2m
 from pipeline.diffusion.seeds import Draw, seeded_noise
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import Denoiser, pyramid_levels
 from pipeline.models.resample import pool, upsample
 from tests.builders import WIDE_SHELL, build_pyramid, captions
@@ -206,7 +207,7 @@ def test_every_call_through_the_pyramid_is_counted(sampler: str, nfe: int, pyram
         level.register_forward_hook(lambda module, *_: calls.append(module.resolution))
         for level in pyramid_levels(pyramid)
     ]
-    images, counted = sample_pyramid(pyramid, captions(2), [0, 1], 9, 1.0, (0.3, 5.0), 8.0, sampler=sampler)
+    images, counted = sample_pyramid(pyramid, captions(2), [0, 1], SamplerSettings(9, sampler))
     for hook in hooks:
         hook.remove()
     assert images.shape == (2, 3, 64, 64) and torch.isfinite(images).all()
@@ -233,14 +234,14 @@ def test_the_low_band_does_not_notice_a_lift(
     monkeypatch.setattr(pyramid_module, "seeded_noise", lambda *_: draw)
 
     def low_band() -> Tensor:
-        x, _ = sample_pyramid(pyramid, captions(1), [0], 9, 1.0, (0.3, 5.0), 8.0, sampler=sampler)
+        x, _ = sample_pyramid(pyramid, captions(1), [0], SamplerSettings(9, sampler))
         return pool(pool(x))
 
     sigmas = karras_sigmas(9, 320.0, 0.002) / 4
     start = draw("noise", 16) * float(sigmas[0])
     alone = integrate(sampler, mixture, start, sigmas, captions(1), lambda _: torch.zeros_like(start))
     torch.testing.assert_close(low_band(), alone, rtol=0, atol=1e-5)
-    monkeypatch.setattr(samplers.History, "lift", lambda history: setattr(history, "last", None))
+    monkeypatch.setattr(samplers.History, "upsample", lambda history: setattr(history, "last", None))
     assert float((low_band() - alone).abs().max()) > 1e-3  # a method that begins anew goes another way
 
 
@@ -264,10 +265,11 @@ def test_a_picture_and_its_noise_do_not_depend_on_the_batch(
 
     monkeypatch.setattr(pyramid_module, "seeded_noise", recorded)
     text, seeds = captions(8), list(range(40, 48))
+    settings = SamplerSettings(6, sampler, guidance=1.5, guidance_interval=(0.3, 5.0))
 
     def made(rows: slice) -> Tensor:
         part = text.select(rows)
-        return sample_pyramid(pyramid, part, seeds[rows], 6, 1.5, (0.3, 5.0), 8.0, sampler=sampler)[0]
+        return sample_pyramid(pyramid, part, seeds[rows], settings)[0]
 
     together = made(slice(0, 8))
     draws = len(drawn)

@@ -15,6 +15,7 @@ from pipeline.diffusion.pyramid import sample_pyramid, to_next_octave
 from pipeline.diffusion.samplers import heun, sde_dpmpp_2m
 from pipeline.diffusion.seeds import seeded_noise
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.config import SamplerSettings
 from pipeline.models.resample import pool
 from tests.builders import FLAT_CORE, build_pyramid
 
@@ -122,7 +123,7 @@ def test_truncated_levels_stay_below_the_bound_and_keep_their_median() -> None:
     assert float((sigma < 0.2).float().mean()) == pytest.approx(0.5 / below, abs=0.01)
 
 
-def test_each_shell_takes_over_at_its_own_lift(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_shell_takes_over_at_its_own_handover(monkeypatch: pytest.MonkeyPatch) -> None:
     """One number serves all shells; of several, each decides on the steps of the level below its shell."""
     model = build_pyramid(8, (0.04, 0.02), core=FLAT_CORE, dim=4)
     steps: list[int] = []
@@ -133,12 +134,12 @@ def test_each_shell_takes_over_at_its_own_lift(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(pyramid, "integrate", counted)
 
-    def plan(lift_at: float | list[float]) -> list[int]:
+    def plan(*handover: float) -> list[int]:
         steps.clear()
-        sample_pyramid(model, no_text(1), [0], 32, 1.0, (0.0, 1.0), lift_at)
+        sample_pyramid(model, no_text(1), [0], SamplerSettings(32, handover=handover))
         return list(steps)
 
-    assert plan(8.0) == plan([8.0]) == plan([8.0, 8.0])
-    early, late = plan([8.0, 8.0]), plan([2.0, 1.0])
+    assert plan(8.0) == plan(8.0, 8.0)
+    early, late = plan(8.0, 8.0), plan(2.0, 1.0)
     assert sum(early) == sum(late) == 32 and late[0] > early[0] and late[2] < early[2]
-    assert plan([8.0, 1.0])[0] == early[0] and plan([8.0, 1.0])[2] == late[2]
+    assert plan(8.0, 1.0)[0] == early[0] and plan(8.0, 1.0)[2] == late[2]

@@ -15,8 +15,11 @@ from pipeline.errors import BadData, InputMissing
 from pipeline.evaluation import conditions, samples
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.features import Extractor, randconv
+from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import build_core, build_shell
-from pipeline.models.snapshot import describe, save_snapshot
+from pipeline.models.snapshot import save_snapshot
+from pipeline.models.statistics import Statistics
+from tests.builders import snapshot_config
 from tests.conftest import write_prepared
 
 CORE = {"patch": 1, "channels": 16, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}
@@ -29,16 +32,13 @@ def write_models(root: Path) -> None:
     torch.manual_seed(0)
     core = build_core(8, 384, CORE)
     whole = build_shell(core, 384, 0.01, SHELL)
-    common = {
-        "text_encoder": {"name": "random", "sha256": "0" * 64, "dim": 384, "max_tokens": 16},
-        "statistics": {"mean": [0.4, 0.3, 0.2], "std": [0.6, 0.6, 0.6]},
-        "sampling": {"num_steps": 2, "guidance": 1.0, "guidance_interval": [0.3, 5.0], "lift": 8.0},
-        "lineage": {},
-    }
-    shells = describe(whole, CORE, [SHELL])
-    save_snapshot(root / "models/finetuned", whole, common | {"kind": "finetuned"} | shells)
-    refined = {"kind": "refined", "passes": [1, 2, 4], "sigma_start": 5.0}
-    save_snapshot(root / "models/refined", whole, common | refined | shells)
+    statistics = Statistics((0.4, 0.3, 0.2), (0.6, 0.6, 0.6))
+    config = snapshot_config(
+        whole, "finetuned", CORE, [SHELL], statistics=statistics, sampling=SamplerSettings(2)
+    )
+    save_snapshot(root / "models/finetuned", whole, config)
+    refined = dataclasses.replace(config, kind="refined", passes=(1, 2, 4), sigma_start=5.0)
+    save_snapshot(root / "models/refined", whole, refined)
 
 
 def other(resolution: int, device: str = "cpu") -> Extractor:

@@ -107,7 +107,7 @@ def test_only_dropped_captions_teach_the_null() -> None:
     embedding, text = by_hand(), captions(3, dim=2)
     for dropped, taught in (([False] * 3, False), ([False, True, False], True)):
         embedding.zero_grad()
-        embedding(torch.zeros(3), text.without(torch.tensor(dropped))).sum().backward()
+        embedding(torch.zeros(3), text.drop_captions(torch.tensor(dropped))).sum().backward()
         assert embedding.null.grad is not None and bool(embedding.null.grad.any()) == taught
 
 
@@ -147,7 +147,7 @@ def model(kind: str) -> Denoiser:
 
 def loss_of(denoiser: Denoiser, dtype: torch.dtype) -> Tensor:
     """The training loss at two levels, one row without caption."""
-    text = captions(2).without(torch.tensor([False, True]))
+    text = captions(2).drop_captions(torch.tensor([False, True]))
     text = text._replace(pooled=text.pooled.to(dtype), tokens=text.tokens.to(dtype))
     g = torch.Generator().manual_seed(2)
     shape = (2, 3, denoiser.resolution, denoiser.resolution)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifacts
-from pipeline.models.snapshot import describe, save_snapshot
+from pipeline.models.config import Lineage, SamplerSettings
+from pipeline.models.snapshot import save_snapshot
 from pipeline.text.minilm import SHA256 as MINILM_SHA256
-from tests.builders import CORE, WIDE_SHELL, build_pyramid
+from tests.builders import CORE, WIDE_SHELL, build_pyramid, snapshot_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,22 +22,17 @@ def write_model(
     """Save an untrained 32 px model with random gains; its digest."""
     shell = {**WIDE_SHELL, "bands": bands}
     denoiser = build_pyramid(16, (0.01,), shell=shell, dim=384, seed=seed)
-    config = {
-        **describe(denoiser, CORE, [shell]),
-        "kind": kind,
-        "text_encoder": {"name": "minilm", "sha256": encoder, "dim": 384, "max_tokens": 16},
-        "statistics": {"mean": [0.0, 0.0, 0.0], "std": [0.5, 0.5, 0.5]},
-        "sampling": {"num_steps": 4, "guidance": 1.5, "guidance_interval": [0.3, 5.0], "lift": [8.0]},
-        "lineage": {
-            "data": "d" * 64,
-            "validation": "f" * 64,
-            "parent": "e" * 64,
-            "init_from": "models:/crescendo/1",
-            "init_sha256": "b" * 64,
-        },
-        "passes": [1, 2, 4],
-        "sigma_start": 5.0,
-    }
+    config = snapshot_config(
+        denoiser,
+        kind,
+        CORE,
+        [shell],
+        text_encoder={"name": "minilm", "sha256": encoder, "dim": 384, "max_tokens": 16},
+        sampling=SamplerSettings(4, guidance=1.5, guidance_interval=(0.3, 5.0)),
+        lineage=Lineage("d" * 64, "f" * 64, "e" * 64, "models:/crescendo/1", "b" * 64),
+        passes=(1, 2, 4),
+        sigma_start=5.0,
+    )
     save_snapshot(path, denoiser, config)
     return artifacts.directory_digest(path)
 

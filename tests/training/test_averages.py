@@ -166,9 +166,9 @@ def test_a_run_chooses_by_held_out_error_and_a_resumed_one_chooses_the_same_bits
         for name in ("whole", "plain")
     }
     assert numbers["whole"]["held_out_error"] <= numbers["plain"]["held_out_error"]
-    chosen = load_snapshot(tmp_path / "whole/result/model").config["ema_std"]
+    chosen = load_snapshot(tmp_path / "whole/result/model").config.ema_std
     assert chosen == numbers["whole"]["ema_std"]
-    assert load_snapshot(tmp_path / "plain/result/model").config["ema_std"] in (0.05, 0.1)
+    assert load_snapshot(tmp_path / "plain/result/model").config.ema_std in (0.05, 0.1)
 
 
 def test_a_moment_that_is_missing_or_damaged_is_named(averages: Averages, tmp_path: Path) -> None:

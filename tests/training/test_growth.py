@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def tree(tiny_tree: dict[str, Any]) -> dict[str, Any]:
         "shell": {**tiny_tree["shell"], "channels": [16, 8]},
         "pretrain": {**tiny_tree["pretrain"], **short},
         "finetune": {**tiny_tree["finetune"], **short},
-        "sampling": {**tiny_tree["sampling"], "lift": [8.0, 6.0]},
+        "sampling": {**tiny_tree["sampling"], "handover": [8.0, 6.0]},
     }
 
 
@@ -71,7 +72,7 @@ def grown(base: Path, tree: dict[str, Any], tmp_path_factory: pytest.TempPathFac
 
 def samples(snapshot: Snapshot, base: Path) -> torch.Tensor:
     text = PreparedDataset(base / "data/prepared").text([0, 1])
-    return generate(snapshot, text, [3, 4], 4).images
+    return generate(snapshot, text, [3, 4], replace(snapshot.config.sampling, num_steps=4)).images
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -82,8 +83,8 @@ def test_two_octaves_grow_in_one_stage_with_numbers_curves_and_pictures_of_each(
     artifacts.verify_directory(result)
     snapshot, core = load_snapshot(result / "model"), load_snapshot(base / "models/core")
     assert [level.resolution for level in pyramid_levels(snapshot.denoiser)] == [8, 16, 32]
-    assert [shell["net"]["channels"] for shell in snapshot.config["shells"]] == [16, 8]
-    assert snapshot.config["lineage"]["init_sha256"] == core.digest
+    assert [shell.net["channels"] for shell in snapshot.config.shells] == [16, 8]
+    assert snapshot.config.lineage.init_sha256 == core.digest
     numbers = json.loads((result / "reports/metrics.json").read_text())
     records = read_records(grown[order] / "progress.jsonl")
     total = 48 if order == "one_by_one" else 24
@@ -199,13 +200,13 @@ def test_a_model_of_two_levels_grows_by_the_octave_that_it_lacks(
     kind: str, tree: dict[str, Any], grown: dict[str, Path], base: Path, tmp_path: Path
 ) -> None:
     parent = load_snapshot(grown["one_by_one"] / "to-16/result/model")
-    config = {**parent.config, "kind": kind, "passes": [1], "sigma_start": 5.0}
+    config = replace(parent.config, kind=kind, passes=(1,), sigma_start=5.0)
     save_snapshot(tmp_path / "parent", parent.denoiser, config, parent.early and parent.early.state_dict())
     parent = load_snapshot(tmp_path / "parent")
     finetune({**config_of(tree, base, tmp_path / "run"), "init": str(tmp_path / "parent")})
     assert [path.name for path in (tmp_path / "run").glob("to-*")] == ["to-32"]
     made = load_snapshot(tmp_path / "run/result/model")
-    assert made.config["kind"] == "finetuned" and "passes" not in made.config
-    assert made.config["lineage"]["parent"] == parent.digest
+    assert made.config.kind == "finetuned" and not made.config.passes
+    assert made.config.lineage.parent == parent.digest
     inside = at_resolution(made, 16).denoiser.state_dict()
     assert all(torch.equal(inside[name], tensor) for name, tensor in parent.denoiser.state_dict().items())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_a_stage_leaves_a_verified_model_with_numbers_curves_and_pictures(
     result = trained / "runs" / stage / "result"
     artifacts.verify_directory(result)
     snapshot = load_snapshot(result / "model")
-    assert snapshot.config["kind"] == kind
+    assert snapshot.config.kind == kind
     reports = result / "reports"
     assert (reports / "curves.csv").read_text().startswith("nimg,")
     assert len((reports / "curves.csv").read_text().splitlines()) == 1 + 6
@@ -77,12 +78,12 @@ def test_a_stage_leaves_a_verified_model_with_numbers_curves_and_pictures(
 
 def test_the_lineage_leads_from_the_refined_model_to_the_data(trained: Path) -> None:
     models = {kind: load_snapshot(trained / "models" / kind) for kind in STAGES.values()}
-    assert models["refined"].config["lineage"]["parent"] == models["finetuned"].digest
-    assert models["finetuned"].config["lineage"]["parent"] == models["core"].digest
+    assert models["refined"].config.lineage.parent == models["finetuned"].digest
+    assert models["finetuned"].config.lineage.parent == models["core"].digest
     data = artifacts.directory_digest(trained / "data/prepared")
-    assert {m.config["lineage"]["data"] for m in models.values()} == {data}
+    assert {m.config.lineage.data for m in models.values()} == {data}
     validation = artifacts.read_manifest(trained / "data/prepared")["meta"]["validation"]["digest"]
-    assert {m.config["lineage"]["validation"] for m in models.values()} == {validation}
+    assert {m.config.lineage.validation for m in models.values()} == {validation}
 
 
 def test_growing_leaves_the_core_bit_for_bit(trained: Path) -> None:
@@ -125,8 +126,9 @@ def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> 
     text = dataset.text([0, 1, 2])
     for kind, steps, nfe in (("finetuned", 3, None), ("refined", 1, 1), ("refined", 4, 4)):
         snapshot = load_snapshot(trained / "models" / kind)
-        together = generate_images(snapshot, text, [5, 6, 7], steps)
-        alone = generate_images(snapshot, text.select(slice(1, 2)), [6], steps)
+        settings = replace(snapshot.config.sampling, num_steps=steps)
+        together = generate_images(snapshot, text, [5, 6, 7], settings, steps)
+        alone = generate_images(snapshot, text.select(slice(1, 2)), [6], settings, steps)
         assert together.images.shape == (3, 3, 16, 16)
         assert (together.images[1].int() - alone.images[0].int()).abs().max() <= 1  # sums may round apart
         assert nfe is None or together.nfe == nfe
@@ -136,7 +138,7 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
     tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_root / "data", tmp_path / "data")
-    tree = {**tiny_tree, "sampling": {**tiny_tree["sampling"], "guide": "early"}}
+    tree = {**tiny_tree, "sampling": {**tiny_tree["sampling"], "guide": "early_weights"}}
     for stage in ("pretrain", "finetune"):
         tree[stage] = {**tree[stage], "early_images": 16, "ema_snapshots": 3}
     config = config_of(tree, tmp_path, tmp_path / "runs/pretrain")
@@ -162,26 +164,28 @@ def test_early_weights_are_the_average_of_their_moment_and_guide_what_grows_from
     torch.testing.assert_close(flat, then["extra.early"], rtol=0.05, atol=0.05)  # but for its projection
     finetune(config_of(tree, tmp_path, tmp_path / "runs/finetune"))
     grown = load_snapshot(tmp_path / "runs/finetune/result/model")
-    assert grown.early is not None and grown.config["sampling"]["guide"] == "early"
+    assert grown.early is not None and grown.config.sampling.guide == "early_weights"
     assert (
-        0 < grown.config["ema_std"] < 0.28
+        0 < (grown.config.ema_std or 0) < 0.28
         and len(list((tmp_path / "runs/finetune/to-16/averages").iterdir())) == 3
     )
     below = pyramid_levels(grown.early)[0].state_dict()
     assert all(torch.equal(below[name], tensor) for name, tensor in core.early.state_dict().items())
     text = PreparedDataset(tmp_path / "data/prepared").text([0])
-    made = {
-        guide: generate_images(grown, text, [1], 4, 3.0, guide=guide).images for guide in ("no_text", "low")
-    }
-    assert not torch.equal(generate_images(grown, text, [1], 4, 3.0).images, made["no_text"])
+    own = replace(grown.config.sampling, num_steps=4, guidance=3.0)
+    made = generate_images(grown, text, [1], own).images
+    for guide in ("unconditional", "low_band"):
+        assert not torch.equal(generate_images(grown, text, [1], replace(own, guide=guide)).images, made)
 
 
 def test_a_guide_without_weights_is_refused_in_one_line(
     trained: Path, tiny_tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    text = PreparedDataset(trained / "data/prepared").text([0])
-    with pytest.raises(ConfigError, match="guide: 'early' needs weights that this model does not have"):
-        generate_images(load_snapshot(trained / "models/core"), text, [1], guide="early")
+    core, text = load_snapshot(trained / "models/core"), PreparedDataset(trained / "data/prepared").text([0])
+    with pytest.raises(
+        ConfigError, match="guide: 'early_weights' needs weights that this model does not have"
+    ):
+        generate_images(core, text, [1], replace(core.config.sampling, guide="early_weights"))
     tree = {**tiny_tree, "finetune": {**tiny_tree["finetune"], "early_images": 16}}
     with pytest.raises(ConfigError, match="the model to grow has no early weights"):
         finetune(config_of(tree, trained, tmp_path / "run"))
@@ -194,11 +198,11 @@ def test_a_share_of_images_teaches_a_shell_to_upscale(
     tree = {**tiny_tree, "finetune": {**tiny_tree["finetune"], **more}}
     finetune(config_of(tree, trained, tmp_path / "run"))
     grown = load_snapshot(tmp_path / "run/result/model")
-    assert grown.config["shells"][0]["net"]["bands"] is True
+    assert grown.config.shells[0].net["bands"] is True
     gains = [p for name, p in grown.denoiser.net.named_parameters() if "band_" in name and "gain" in name]
     assert len(gains) == 6 and all(float(gain.abs()) > 0 for gain in gains)
     plain = load_snapshot(trained / "models/finetuned")
-    assert plain.config["shells"][0]["net"]["bands"] is False
+    assert plain.config.shells[0].net["bands"] is False
     assert not any("band_" in name for name in plain.denoiser.state_dict())
 
 
@@ -305,8 +309,8 @@ def test_a_model_of_other_shape_or_captions_is_refused_in_one_line_that_says_wha
         finetune(config_of(finer, trained, tmp_path / "run"))
     shutil.copytree(trained / "models/core", tmp_path / "models/core")
     snapshot = load_snapshot(tmp_path / "models/core")
-    encoder = {**snapshot.config["text_encoder"], "name": "label"}
-    save_snapshot(tmp_path / "models/core", snapshot.denoiser, {**snapshot.config, "text_encoder": encoder})
+    encoder = {**snapshot.config.text_encoder, "name": "label"}
+    save_snapshot(tmp_path / "models/core", snapshot.denoiser, replace(snapshot.config, text_encoder=encoder))
     shutil.copytree(trained / "data", tmp_path / "data")
     with pytest.raises(ConfigError, match="text encoder's name is label in the model, random in the data"):
         finetune(config_of(tiny_tree, tmp_path, tmp_path / "run"))

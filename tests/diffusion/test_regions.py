@@ -1,6 +1,7 @@
 """Noise levels by region: maps of one level change no bit, other maps do what the equations say."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.regions import region_sigma
 from pipeline.diffusion.samplers import ADAPTIVE, sde_dpmpp_2m
 from pipeline.models.conditioning import region_features
+from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, split_level
 from pipeline.models.layers import renormalize_
 from pipeline.models.resample import pool
@@ -176,7 +178,7 @@ def test_guidance_by_region_is_plain_outside_of_its_interval() -> None:
     with torch.no_grad():
         plain, _ = region_denoiser(model, captions(1))(x, sigma)
         guided, _ = region_denoiser(model, captions(1), 3.0, (0.3, 5.0))(x, sigma)
-        nothing = model(x, sigma, captions(1).without(torch.tensor([True])))
+        nothing = model(x, sigma, captions(1).drop_captions())
     torch.testing.assert_close(guided[:, :, :32], plain[:, :, :32])
     torch.testing.assert_close(guided[:, :, 32:], (nothing + 3 * (plain - nothing))[:, :, 32:])
 
@@ -185,14 +187,14 @@ def test_the_pyramid_is_sampled_with_levels_that_differ_on_its_finest_level() ->
     model = random_denoiser(4, shell=True)
     calls: list[int] = []
     hook = model.net.register_forward_hook(lambda *_: calls.append(1))
-    settings = {"num_steps": 12, "interval": (0.3, 5.0), "lift_at": 8.0}
-    images, nfe = sample_pyramid(model, captions(2), [0, 1], guidance=1.0, sampler=ADAPTIVE, **settings)
+    settings = SamplerSettings(12, ADAPTIVE, guidance_interval=(0.3, 5.0))
+    images, nfe = sample_pyramid(model, captions(2), [0, 1], settings)
     hook.remove()
     assert images.shape == (2, 3, 64, 64) and torch.isfinite(images).all()
     assert nfe == 12 > len(calls) > 0
-    again, _ = sample_pyramid(model, captions(2), [0, 1], guidance=1.0, sampler=ADAPTIVE, **settings)
+    again, _ = sample_pyramid(model, captions(2), [0, 1], settings)
     assert torch.equal(images, again)
-    plain, _ = sample_pyramid(model, captions(2), [0, 1], guidance=1.0, sampler="sde_dpmpp_2m", **settings)
+    plain, _ = sample_pyramid(model, captions(2), [0, 1], replace(settings, sampler="sde_dpmpp_2m"))
     assert not torch.allclose(images, plain, atol=1e-3)
-    _, guided = sample_pyramid(model, captions(2), [0, 1], guidance=1.5, sampler=ADAPTIVE, **settings)
+    _, guided = sample_pyramid(model, captions(2), [0, 1], replace(settings, guidance=1.5))
     assert guided > nfe

@@ -18,7 +18,8 @@ from pipeline.inference.upscaling import (
 )
 from pipeline.models.resample import pool, upsample
 from pipeline.models.snapshot import Snapshot
-from tests.builders import build_pyramid, no_text
+from pipeline.models.statistics import Statistics
+from tests.builders import build_pyramid, no_text, snapshot_config
 
 NET = {"patch": 1, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}
 SHELL = {"patch": 1, "channels": 8, "num_blocks": 1, "bands": True}
@@ -28,11 +29,7 @@ NOTHING = no_text(1)
 def model(size: int = 16, shells: int = 1, kind: str = "finetuned", **net: object) -> Snapshot:
     """A model with random weights and gains whose core works at `size` px."""
     denoiser = build_pyramid(size, (0.04,) * shells, core={**NET, **net}, shell=SHELL, gain=0.5)
-    config = {
-        "kind": kind,
-        "statistics": {"mean": [0.2, 0.0, -0.2], "std": [0.6, 0.5, 0.4]},
-        "sampling": {"lift": [8.0]},
-    }
+    config = snapshot_config(denoiser, kind, statistics=Statistics((0.2, 0.0, -0.2), (0.6, 0.5, 0.4)))
     return Snapshot(denoiser.eval().requires_grad_(False), config, "")
 
 

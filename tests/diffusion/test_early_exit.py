@@ -1,7 +1,9 @@
 """Tiles that are finished: when, that they stay, and that the others are computed as if nothing had left."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +19,13 @@ from pipeline.diffusion.samplers import ADAPTIVE, SAMPLERS, integrate
 from pipeline.errors import ConfigError
 from pipeline.models import tiles
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import ShellDenoiser, build_core, build_shell
 from pipeline.models.resample import pool
 from pipeline.models.snapshot import Snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import tiling
-from tests.builders import captions
+from tests.builders import captions, snapshot_config
 
 TILE = 16
 
@@ -45,16 +48,16 @@ def shell() -> ShellDenoiser:
 class Reference:
     """Whole images at every call; what is finished is masked. Written from the rule, without tiles."""
 
-    def __init__(self, shell: ShellDenoiser, pictures: int, finish: TileEarlyExit) -> None:
-        self.shell, self.finish = shell, finish
+    def __init__(self, shell: ShellDenoiser, num_images: int, early_exit: TileEarlyExit) -> None:
+        self.shell, self.early_exit = shell, early_exit
         self.open = torch.ones(
-            pictures, 1, shell.resolution // TILE, shell.resolution // TILE, dtype=torch.bool
+            num_images, 1, shell.resolution // TILE, shell.resolution // TILE, dtype=torch.bool
         )
 
     def __call__(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         return self.shell(noisy, sigma, text)
 
-    def finishing(self, guided: Denoise) -> Denoise:
+    def with_exit(self, guided: Denoise) -> Denoise:
         seen: list[tuple[Tensor, Tensor]] = []
 
         def rms(x: Tensor) -> Tensor:
@@ -67,7 +70,9 @@ class Reference:
                 pixels = self.open.repeat_interleave(TILE, 2).repeat_interleave(TILE, 3)
                 denoised = torch.where(pixels, denoised, kept)
                 slope = rms(denoised - kept) / rms(noisy - z)
-                self.open = self.open & (sigma[:, None, None, None] * slope.sqrt() >= self.finish.tolerance)
+                self.open = self.open & (
+                    sigma[:, None, None, None] * slope.sqrt() >= self.early_exit.tolerance
+                )
             seen.append((noisy, denoised))
             return denoised
 
@@ -75,11 +80,11 @@ class Reference:
 
 
 def made_by(
-    shell: ShellDenoiser, finish: TileEarlyExit | None, n: int = 2, **options: object
+    shell: ShellDenoiser, early_exit: TileEarlyExit | None, n: int = 2, **options: Any
 ) -> tuple[Tensor, int]:
-    settings = {"num_steps": 12, "guidance": 1.5, "interval": (0.3, 5.0), "lift_at": 30.0, "finish": finish}
+    settings = SamplerSettings(12, guidance=1.5, guidance_interval=(0.3, 5.0), handover=(30.0,))
     text = captions(2).select(slice(n))
-    return sample_pyramid(shell, text, list(range(n)), **{**settings, **options})
+    return sample_pyramid(shell, text, range(n), replace(settings, **options), early_exit=early_exit)
 
 
 def tolerance_for(shell: ShellDenoiser, monkeypatch: pytest.MonkeyPatch, **options: object) -> float:
@@ -96,7 +101,7 @@ def tolerance_for(shell: ShellDenoiser, monkeypatch: pytest.MonkeyPatch, **optio
     return float(errors[0].quantile(0.97))
 
 
-@pytest.mark.parametrize("guide", ["no_text", "low"])
+@pytest.mark.parametrize("guide", ["unconditional", "low_band"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_picture_equals_that_of_whole_images_with_a_mask(
     shell: ShellDenoiser, sampler: str, guide: str, monkeypatch: pytest.MonkeyPatch
@@ -110,21 +115,23 @@ def test_a_picture_equals_that_of_whole_images_with_a_mask(
         return tiles.tile_octave(*args)
 
     monkeypatch.setattr("pipeline.diffusion.early_exit.tile_octave", counted)
-    finish = TileEarlyExit(tolerance, TILE)
-    picture, nfe = made_by(shell, finish, **options)
+    early_exit = TileEarlyExit(tolerance, TILE)
+    picture, nfe = made_by(shell, early_exit, **options)
     monkeypatch.setattr(pyramid, "ActiveTiles", Reference)
     reference, same = made_by(shell, TileEarlyExit(tolerance, TILE), **options)
     torch.testing.assert_close(picture, reference, atol=1e-5, rtol=1e-5)
-    assert nfe == same and 0 < finish.share < 1 and ran > 0  # by tiles at times, and whole at others
+    assert (
+        nfe == same and 0 < early_exit.compute_fraction < 1 and ran > 0
+    )  # by tiles at times, and whole at others
     plain, _ = made_by(shell, None, **options)
     assert not torch.allclose(picture, plain, atol=1e-4)
 
 
 def test_nothing_finished_gives_the_bits_of_the_plain_sampler(shell: ShellDenoiser) -> None:
-    finish = TileEarlyExit(0.0, TILE)
-    picture, nfe = made_by(shell, finish)
+    early_exit = TileEarlyExit(0.0, TILE)
+    picture, nfe = made_by(shell, early_exit)
     plain, calls = made_by(shell, None)
-    assert torch.equal(picture, plain) and nfe == calls and finish.share == 1
+    assert torch.equal(picture, plain) and nfe == calls and early_exit.compute_fraction == 1
 
 
 def test_a_picture_does_not_depend_on_what_is_finished_beside_it(
@@ -137,9 +144,9 @@ def test_a_picture_does_not_depend_on_what_is_finished_beside_it(
 
 
 def test_a_finished_tile_keeps_its_estimate_and_costs_nothing(shell: ShellDenoiser) -> None:
-    finish = TileEarlyExit(math.inf, TILE)  # after the second call everything is
-    opened = ActiveTiles(shell, 1, finish)
-    denoise = opened.finishing(opened)
+    early_exit = TileEarlyExit(math.inf, TILE)  # after the second call everything is
+    opened = ActiveTiles(shell, 1, early_exit)
+    denoise = opened.with_exit(opened)
     g = torch.Generator().manual_seed(0)
     z = [torch.randn(1, 3, 128, 128, generator=g) for _ in range(4)]
     calls: list[int] = []
@@ -150,7 +157,7 @@ def test_a_finished_tile_keeps_its_estimate_and_costs_nothing(shell: ShellDenois
     hook.remove()
     assert not torch.equal(found[0], found[1])
     assert torch.equal(found[1], found[2]) and torch.equal(found[2], found[3])
-    assert len(calls) == 2 and finish.share == 0.5
+    assert len(calls) == 2 and early_exit.compute_fraction == 0.5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -190,32 +197,31 @@ def test_a_tile_is_finished_at_half_a_grey_level() -> None:
     assert float(step.min()) == pytest.approx(tolerance, rel=1e-3)
 
 
-@pytest.mark.parametrize(("finish", "share"), [(None, 1.0), (False, 1.0), (True, 2 / 5)])
+@pytest.mark.parametrize(("early_exit", "fraction"), [(False, 1.0), (True, 2 / 5)])
 def test_the_snapshot_says_whether_tiles_are_finished(
-    shell: ShellDenoiser, finish: bool | None, share: float
+    shell: ShellDenoiser, early_exit: bool, fraction: float
 ) -> None:
     """Of pictures that hardly vary, half a grey level is much: all is finished at the second of five calls."""
-    options = {"num_steps": 6, "guidance": 1.0, "guidance_interval": [0.3, 5.0], "lift": 1000.0}
-    options |= {"sampler": "dpmpp_2m"} | ({} if finish is None else {"finish": finish})
-    statistics = {"mean": [0.0] * 3, "std": [1e-5] * 3}
-    snapshot = Snapshot(shell, {"kind": "finetuned", "sampling": options, "statistics": statistics}, "")
+    sampling = SamplerSettings(6, "dpmpp_2m", handover=(1000.0,), early_exit=early_exit)
+    statistics = Statistics((0.0,) * 3, (1e-5,) * 3)
+    snapshot = Snapshot(shell, snapshot_config(shell, sampling=sampling, statistics=statistics), "")
     made = generate.generate(snapshot, captions(2), [0, 1])
-    assert made.nfe == 6 and made.share == pytest.approx(share)
+    assert made.nfe == 6 and made.compute_fraction == pytest.approx(fraction)
 
 
 def test_the_adaptive_sampler_is_refused_where_tiles_are_to_be_finished() -> None:
     net = {"patch": 2, "channels": 8, "channel_mult": [1], "attention": [], "regions": True}
     shell = build_shell(build_core(16, 8, net), 8, 0.04, {"patch": 2, "channels": 8, "regions": True})
-    options = {"num_steps": 4, "guidance": 1.0, "guidance_interval": [0.3, 5.0], "lift": 8.0}
-    statistics = {"mean": [0.0] * 3, "std": [0.5] * 3}
 
-    def made(finish: bool) -> generate.Generated:
-        config = {"kind": "finetuned", "sampling": {**options, "finish": finish}, "statistics": statistics}
-        return generate.generate(Snapshot(shell.eval(), config, ""), captions(1), [0], sampler=ADAPTIVE)
+    def made(early_exit: bool) -> generate.Generated:
+        snapshot = Snapshot(shell.eval(), snapshot_config(shell), "")
+        return generate.generate(
+            snapshot, captions(1), [0], SamplerSettings(4, ADAPTIVE, early_exit=early_exit)
+        )
 
-    assert made(finish=False).nfe == 4
-    with pytest.raises(ConfigError, match="sampler: 'adaptive' cannot finish tiles early"):
-        made(finish=True)
+    assert made(early_exit=False).nfe == 4
+    with pytest.raises(ConfigError, match="sampler: 'adaptive' has no early exit"):
+        made(early_exit=True)
 
 
 def test_the_level_below_sees_the_noise_that_it_is_told_of(
@@ -237,7 +243,7 @@ def test_the_level_below_sees_the_noise_that_it_is_told_of(
         return torch.randn(1, 3, 128, 128, generator=g)
 
     sigmas = torch.cat([torch.logspace(-0.3, -1.7, 12, dtype=torch.float64), torch.zeros(1).double()])
-    end = integrate("sde_dpmpp_2m", opened.finishing(opened), 0.5 * draw(0), sigmas, captions(1), draw)
+    end = integrate("sde_dpmpp_2m", opened.with_exit(opened), 0.5 * draw(0), sigmas, captions(1), draw)
     assert len(pooled) == 12
     for noisy, sigma in pooled[9:]:  # all of it finished at the second call, and what was before has faded
         assert float((noisy - pool(end)).std()) == pytest.approx(float(sigma), rel=0.05)
