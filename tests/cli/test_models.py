@@ -24,6 +24,7 @@ def test_without_a_registry_the_refined_model_is_taken(root: Path, capfd: pytest
     assert not (root / "mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_the_champion_comes_before_the_candidate_and_it_before_the_folder(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

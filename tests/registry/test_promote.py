@@ -173,6 +173,7 @@ open("low.png", "wb").write(low["image"][0])
 """
 
 
+@pytest.mark.slow
 def test_the_registered_model_works_alone_and_draws_the_images_of_generate(root: Path) -> None:
     main.run(["promote"])
     main.run(["generate", "cat", "--num", "1", "--steps", "2", "--seed", "3", "--out", "grid.png"])

@@ -142,6 +142,7 @@ def no_text(device: str) -> Conditioning:
     return Conditioning(torch.zeros(1, 8), torch.zeros(1, 3, 8), mask).to(device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["regions", "tiles"])
 def test_a_compiled_loss_is_one_graph_for_all_updates(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and differentiated ahead of time, but not turned into other code, it is the step up to roundings."""

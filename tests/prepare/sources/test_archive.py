@@ -434,6 +434,7 @@ def test_no_archive_and_one_without_images_are_input_missing(tmp_path):
             open_bytes(tmp_path, content).listing()
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_members_of_one_name_are_all_accounted_for(tmp_path):
     header = tarfile.TarInfo("x.png").tobuf()
     items = open_bytes(tmp_path, header * 100_000 + bytes(10_240)).listing().items
