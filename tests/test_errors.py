@@ -2,8 +2,11 @@
 
 import errno
 import pickle
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +91,24 @@ def test_statuses_of_other_exceptions():
     assert errors.exit_status_of(KeyboardInterrupt()) == 75
     assert errors.exit_status_of(PermissionError(errno.EACCES, "no")) == 77
     assert errors.exit_status_of(RuntimeError()) == 70
+
+
+# Codes that more than one module raises, and what each means there.
+SHARED_CODES = {
+    "E-CAP-004": "captions that cannot be read from a row",
+    "E-CFG-020": "no snapshot to start from",
+    "E-CFG-043": "a number of images out of range",
+    "E-IMG-001": "an empty image file",
+    "E-IMG-002": "an image file with too many bytes",
+    "E-IMG-004": "an image with too many pixels",
+    "E-IMG-005": "a damaged image file",
+}
+
+
+def test_a_code_has_one_meaning():
+    root = Path(errors.__file__).parents[1]
+    modules = defaultdict(set)
+    for path in [*root.glob("pipeline/**/*.py"), *root.glob("stages/*.py")]:
+        for code in re.findall(r'"(E-[A-Z]+-\d{3})"', path.read_text("utf-8")):
+            modules[code].add(path.relative_to(root).as_posix())
+    assert {code for code, files in modules.items() if len(files) > 1} == SHARED_CODES.keys()

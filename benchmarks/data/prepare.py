@@ -74,15 +74,14 @@ def _folder_params(px: int) -> Params:
 
 def seconds_to_prepare(root: Path, processes: int, px: int) -> tuple[float, int]:
     """Seconds that the stage takes below `root`, and the items that it decodes."""
-    cached: list[int] = []  # items in the cache, known from the first report
+    missing: list[int] = []  # items that the cache lacked, at each call
 
-    def on_progress(what: str, done: int, total: int) -> None:
-        if what == "images":
-            cached.append(total - done)
+    def on_progress(done: int, total: int) -> None:
+        missing.append(total - done)
 
     start = time.perf_counter()
-    prepare(_folder_params(px), root, root / "work", processes=processes, progress=on_progress)
-    return time.perf_counter() - start, cached[0]
+    prepare(_folder_params(px), root, root / "work", processes=processes, on_progress=on_progress)
+    return time.perf_counter() - start, missing[0]
 
 
 def seconds_by_pillow(root: Path, px: int) -> float:
@@ -101,10 +100,10 @@ def seconds_by_datasets(root: Path, px: int) -> float:
     cache = root / "arrow"
     shutil.rmtree(cache, ignore_errors=True)
     start = time.perf_counter()
-    dataset = datasets.load_dataset(
+    found = datasets.load_dataset(
         "imagefolder", data_dir=str(root / "data/raw"), split="train", cache_dir=str(cache)
     )
-    dataset.map(lambda row: {"image": shrunk(row["image"], px)})
+    found.map(lambda row: {"image": shrunk(row["image"], px)})
     return time.perf_counter() - start
 
 
@@ -136,7 +135,7 @@ def _prepare_on(
     cores: int, few: Path, many: Path, count: int, repeats: int, px: int
 ) -> tuple[list[list[str]], str]:
     """Lines of the table for one number of cores, and a sentence on what is done again."""
-    again: list[tuple[float, int]] = []  # (fraction of the first time, items decoded)
+    again: list[tuple[float, int]] = []  # (share of the first time, items decoded)
     peers: dict[str, Callable[[Path, int], float]] = {LOOP: seconds_by_pillow}
     if importlib.util.find_spec("datasets"):
         peers[ARROW] = seconds_by_datasets
@@ -168,7 +167,7 @@ def _prepare_afresh(run: Bound, root: Path, cores: int, px: int) -> float:
 def _prepare_and_again(
     run: Bound, root: Path, cores: int, px: int, count: int, again: list[tuple[float, int]]
 ) -> float:
-    """Seconds to prepare; append to `again` how it went with 1% more files, which are removed afterwards."""
+    """Seconds to prepare; then `again` hears how it went with 1% more files, which are removed after."""
     first = _prepare_afresh(run, root, cores, px)
     extra = range(count, count + max(count // 100, 1))
     write_files(root, extra, px)

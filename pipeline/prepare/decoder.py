@@ -1,14 +1,12 @@
-"""Processes that decode files nobody has looked at: one may crash, hang or want too much memory, and only its
-item is lost.
+"""Processes that decode untrusted files: one may crash, hang or need too much memory, and only its item is lost.
 
-Items go out in chunks. What a chunk dies of is found by sending its items again, one at a time. Each item has
+Items are sent in chunks. If a process dies, the items of its chunk are sent again one at a time. Each item has
 its own limit of processor time, so that a busy machine changes no result; waiting counts only against a far
-longer limit by the clock. Linux only, as its limits are.
+longer limit of wall time. Linux only, like these limits.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import multiprocessing
 import os
@@ -23,6 +21,7 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from pipeline.errors import BadData
 from pipeline.prepare.images import check_bytes
+from pipeline.processes import signal_on_parent_death
 
 T = TypeVar("T")
 Task = tuple[bytes, str]  # the bytes of a file, and its name for messages
@@ -30,11 +29,10 @@ Chunk = list[Task | BadData]
 Work = Callable[[bytes, str], Any]
 Finish = Callable[[list[Any]], list[T]]
 CHUNK = 16  # items sent together
-CHUNK_BYTES = 8 * 2**20  # and their most bytes, unless one alone has more
-PATIENCE = 4  # item limits that a chunk may spend waiting, by the clock
+CHUNK_BYTES = 8 * 2**20  # limit of their sum, unless one item alone has more
+PATIENCE = 4  # item limits of wall time that a chunk may spend waiting
 OPEN_FILES = 64
-PR_SET_PDEATHSIG = 1
-# What the first decoder imports, the others get by fork.
+# Imported once, by the fork server.
 PRELOAD = [
     "numpy",
     "PIL.Image",
@@ -53,7 +51,7 @@ class Decoder(Generic[T]):
         processes: how many decode at once.
         seconds: processor time an item may take.
         megabytes: memory an item may take, beyond that of a fresh process.
-        finish: what to do, there, with the results of items that were sent together, so that it costs less each.
+        finish: applied there to the list of results of a chunk, for work that is cheaper in batches.
 
     `work` and `finish` must pickle.
     """
@@ -134,12 +132,12 @@ class Decoder(Generic[T]):
         if isinstance(exc, TimeoutError) or exc.exitcode == -signal.SIGPROF:
             problem = f"took longer than {self._seconds:g} s to decode"
             return BadData("E-IMG-009", where, problem, f"scale it down, {remedy}")
-        return BadData("E-IMG-008", where, f"made its decoder die of {_cause(exc.exitcode)}", remedy)
+        return BadData("E-IMG-008", where, f"crashed its decoder: {_cause(exc.exitcode)}", remedy)
 
 
 def _chunks(tasks: Iterable[Task | BadData]) -> Iterator[Chunk]:
-    """Consecutive tasks, CHUNK at most, and CHUNK_BYTES at most where they are more than one; those that need no
-    decoder are answered."""
+    """Consecutive tasks: at most CHUNK, and at most CHUNK_BYTES unless a task alone has more. Tasks that fail
+    `check_bytes` become their BadData."""
     chunk: Chunk = []
     size = 0
     for task in map(_checked, tasks):
@@ -179,7 +177,7 @@ def _confine(work: object, megabytes: int) -> None:
 
     for module in PRELOAD:  # What is imported later would count against the items.
         importlib.import_module(module)
-    _die_with_parent()
+    signal_on_parent_death(signal.SIGKILL)
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handlers wait for C code to return.
     quiet = os.open(os.devnull, os.O_WRONLY)  # Image libraries print what they find.
@@ -191,15 +189,8 @@ def _confine(work: object, megabytes: int) -> None:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: OPEN_FILES,
     }
-    for name, most in limits.items():
-        resource.setrlimit(name, (most, most))
-
-
-def _die_with_parent() -> None:
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # It ended before we asked.
-        os._exit(1)
+    for name, limit in limits.items():
+        resource.setrlimit(name, (limit, limit))
 
 
 def _address_space() -> int:
@@ -220,7 +211,7 @@ def _attempt(work: Work, content: bytes, where: str, seconds: float, megabytes: 
     try:
         return work(content, where)
     except BadData as exc:
-        # Without the frames it came from, which would hold the picture until the chunk is done.
+        # Without the frames it came from, which would hold the image until the chunk is done.
         return BadData(*exc.args)
     except MemoryError:
         problem = f"needs more than {megabytes} MB to decode"

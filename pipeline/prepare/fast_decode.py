@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from pipeline.prepare.framing import Framing, Pixels, _cut
-from pipeline.prepare.pillow import _UPRIGHT, _is_srgb, _orientation
+from pipeline.prepare.framing import Framing, Pixels, crop_box
+from pipeline.prepare.pillow import UPRIGHT, is_srgb, orientation
 
 COPIED_PIXELS = 2**24  # of a PNG; the copies of a larger one would not fit into a decoder's memory
 # How chunks begin that may hold an orientation.
@@ -21,8 +21,8 @@ def is_plain(content: bytes, image: Image.Image) -> bool:
         and (image.format in {"JPEG", "WEBP"} or (image.format == "PNG" and _is_plain_png(content, image)))
         and not image.has_transparency_data
         and not getattr(image, "is_animated", False)
-        and _is_srgb(image.info.get("icc_profile"))
-        and (image.format == "PNG" or _orientation(image) not in _UPRIGHT)
+        and is_srgb(image.info.get("icc_profile"))
+        and (image.format == "PNG" or orientation(image) not in UPRIGHT)
     )
 
 
@@ -61,7 +61,7 @@ def decode_fast(content: bytes, image: Image.Image, framing: Framing) -> Pixels 
             return None
     if whole.dtype != torch.uint8 or whole.shape != (len(image.getbands()), image.height, image.width):
         return None
-    left, top, right, bottom, (width, height) = _cut(image.size, framing)
+    left, top, right, bottom, (width, height) = crop_box(image.size, framing)
     part = whole[None, :, top:bottom, left:right]
     (small,) = interpolate(part, (height, width), mode="bicubic", antialias=True)
     pixels: Pixels = small.expand(3, -1, -1).permute(1, 2, 0).numpy()

@@ -13,9 +13,9 @@ Size = tuple[int, int]  # width, height
 
 
 class Framing(NamedTuple):
-    """How a picture of any shape becomes a square.
+    """How an image of any shape becomes a square.
 
-    fit: "crop" takes the largest centred square, "pad" puts the whole picture on the background colour.
+    fit: "crop" takes the largest centred square, "pad" puts the whole image on the background colour.
     background: red, green, blue (0-255), also put behind transparent pixels.
     """
 
@@ -24,8 +24,8 @@ class Framing(NamedTuple):
     background: tuple[int, ...]
 
 
-class Picture(NamedTuple):
-    """A framed picture, and what its file was like."""
+class DecodedImage(NamedTuple):
+    """A framed image, and what its file was like."""
 
     pixels: Pixels  # [R, R, 3], sRGB
     width: int  # px of the file, upright
@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 
 
 class CropBox(NamedTuple):
-    """The part of a picture to keep, and the size to give it."""
+    """The part of an image to keep, and the size to give it."""
 
     left: int
     top: int
@@ -43,7 +43,7 @@ class CropBox(NamedTuple):
     size: Size
 
 
-def _cut(size: Size, framing: Framing) -> CropBox:
+def crop_box(size: Size, framing: Framing) -> CropBox:
     width, height = size
     if framing.fit == "pad":
         scale = framing.resolution / max(size)
@@ -53,7 +53,7 @@ def _cut(size: Size, framing: Framing) -> CropBox:
     return CropBox(left, top, left + side, top + side, (framing.resolution, framing.resolution))
 
 
-def _padded(pixels: Pixels, framing: Framing) -> Pixels:
+def pad(pixels: Pixels, framing: Framing) -> Pixels:
     """Pixels in the middle of a square of the background colour: uint8 [R, R, 3]."""
     height, width, _ = pixels.shape
     if height == width:
@@ -72,14 +72,14 @@ def box_mean(pixels: Pixels, factor: int) -> Pixels:
     return means
 
 
-def tile(pictures: Sequence[Pixels], columns: int, gap: int = 2) -> Pixels:
-    """Pictures of one size in rows of `columns`, `gap` px of light grey between them: uint8 [H, W, 3]."""
-    height, width, _ = pictures[0].shape
-    rows = -(-len(pictures) // columns)
+def tile(images: Sequence[Pixels], columns: int, gap: int = 2) -> Pixels:
+    """Images of one size in rows of `columns`, `gap` px of light grey between them: uint8 [H, W, 3]."""
+    height, width, _ = images[0].shape
+    rows = -(-len(images) // columns)
     shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
     sheet = np.full(shape, 224, np.uint8)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         top = gap + number // columns * (height + gap)
         left = gap + number % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = picture
+        sheet[top : top + height, left : left + width] = image
     return sheet

@@ -2,7 +2,7 @@
 
 Safe on files that nobody has looked at: formats are an allowlist, sizes are checked before pixels are decoded,
 and whatever is wrong is a `BadData` with an E-IMG code. Plain files take a quick way through torchvision and
-kornia-rs, all others a thorough one through Pillow; the two agree within rounding. Pictures are uint8, height x
+kornia-rs, all others a thorough one through Pillow; the two agree within rounding. Images are uint8, height x
 width x 3, in sRGB; of an animation, the first frame. What a file may do to its process is the matter of decoder.py.
 """
 
@@ -16,15 +16,15 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import BadData
 from pipeline.prepare.fast_decode import decode_fast, is_plain
-from pipeline.prepare.framing import Framing, Picture, Pixels, _padded
+from pipeline.prepare.framing import DecodedImage, Framing, Pixels, pad
 from pipeline.prepare.pillow import (
-    _UPRIGHT,
-    _continuous,
-    _flat,
-    _orientation,
-    _thorough,
-    _turned,
+    UPRIGHT,
+    decode_with_pillow,
+    flatten,
+    orientation,
     scale_to_bytes,
+    to_resamplable,
+    turned_size,
 )
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -33,7 +33,7 @@ MAX_PIXELS = 64 * 10**6
 MIN_SIDE = 8
 
 
-def decode_square(content: bytes, where: str, framing: Framing) -> Picture:
+def decode_square(content: bytes, where: str, framing: Framing) -> DecodedImage:
     """Decode an image file, completely, and make it a square.
 
     Resampling is bicubic, antialiased where it shrinks, on the file's own values (palettes expanded).
@@ -56,12 +56,10 @@ def decode_square(content: bytes, where: str, framing: Framing) -> Picture:
             pixels = decode_fast(content, image, framing) if is_plain(content, image) else None
             if pixels is None:
                 image.load()
-                turn = _UPRIGHT.get(
-                    _orientation(image)
-                )  # of a TIFF, Pillow has turned pixels and size itself
-                size = _turned(image.size, turn)
-                pixels = _thorough(image, turn, framing)
-            return Picture(_padded(pixels, framing), *size, mode)
+                turn = UPRIGHT.get(orientation(image))  # of a TIFF, Pillow has turned pixels and size itself
+                size = turned_size(image.size, turn)
+                pixels = decode_with_pillow(image, turn, framing)
+            return DecodedImage(pad(pixels, framing), *size, mode)
         except MemoryError:
             raise
         except Exception as exc:  # Decoders of damaged bytes raise whatever they meet.
@@ -77,14 +75,14 @@ def decode_full_size(content: bytes, where: str) -> tuple[Pixels, Pixels | None]
         image = _open(content, where)
         try:
             image.load()
-            turn, profile = _UPRIGHT.get(_orientation(image)), image.info.get("icc_profile")
-            image = _continuous(image)
+            turn, profile = UPRIGHT.get(orientation(image)), image.info.get("icc_profile")
+            image = to_resamplable(image)
             if turn is not None:
                 image = image.transpose(turn)
             if image.mode.startswith(("I", "F")):
                 image = Image.fromarray(scale_to_bytes(np.asarray(image)))
             alpha = np.array(image.getchannel("A"), np.uint8) if image.mode == "RGBA" else None
-            pixels = np.array(_flat(image, profile, (255, 255, 255)), np.uint8)
+            pixels = np.array(flatten(image, profile, (255, 255, 255)), np.uint8)
         except MemoryError:
             raise
         except Exception as exc:  # As in `decode_square`.
@@ -93,7 +91,7 @@ def decode_full_size(content: bytes, where: str) -> tuple[Pixels, Pixels | None]
 
 
 def with_alpha(pixels: Pixels, alpha: Pixels) -> Pixels:
-    """An enlarged picture on white [fH,fW,3] with the transparency [H,W] it once had, enlarged by bicubic
+    """An enlarged image on white [fH,fW,3] with the transparency [H,W] it once had, enlarged by bicubic
     interpolation: [fH,fW,4], which on white is `pixels` again where it can be."""
     height, width, _ = pixels.shape
     enlarged = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,6 +1,6 @@
-"""From a source's items to decoded, measured pictures: in parallel, each item once, whatever dies on the way.
+"""From a source's items to decoded, measured images: in parallel, each item once, whatever dies on the way.
 
-Items are taken in blocks. A finished block is an artifact in a cache folder (pixels.npy, items.jsonl), known by
+Items are items in blocks. A finished block is an artifact in a cache folder (pixels.npy, items.jsonl), known by
 the items in it; what the cache holds already is not done again. So an interrupted run continues, and a few new
 images cost a little work. Items are known by id and version (see `sources.Item`).
 """
@@ -25,14 +25,22 @@ from pipeline.config.params import Data
 from pipeline.data import storage
 from pipeline.errors import BadData, PipelineError
 from pipeline.prepare.decoder import Decoder, Task
-from pipeline.prepare.framing import Picture, Pixels
+from pipeline.prepare.framing import DecodedImage, Pixels
 from pipeline.prepare.measure import ImageMeasures, measure
 from pipeline.prepare.shards import box_sums
 from pipeline.prepare.sources.source import Item, Source
 
 BLOCK_ITEMS = 256
 CODE = Path(__file__).parent
-DECODING = ("images.py", "measure.py", "decoder.py", "sources")  # what a decoded picture depends on
+DECODING = (  # what a decoded image depends on
+    "images.py",
+    "framing.py",
+    "fast_decode.py",
+    "pillow.py",
+    "measure.py",
+    "decoder.py",
+    "sources",
+)
 LIBRARIES = ("numpy", "pillow", "torchvision", "kornia-rs", "resvg-py")
 Work = Callable[[list[Item]], int]
 TaskMapper = Callable[[Callable[[], AbstractContextManager[Work]], Sequence[list[Item]]], Iterable[int]]
@@ -41,7 +49,7 @@ OnProgress = Callable[[int, int], None]  # (done, total)
 
 @dataclass(frozen=True)
 class IngestedItem:
-    """What became of one item: a picture, row `row` of its block, with its numbers; or a problem."""
+    """The result for one item: an image, row `row` of its block, with its measures; or a problem."""
 
     item: Item
     block: Path
@@ -53,13 +61,13 @@ class IngestedItem:
 def run_locally(
     make: Callable[[], AbstractContextManager[Work]], blocks: Sequence[list[Item]]
 ) -> Iterator[int]:
-    """The plainest `TaskMapper`: one block after the other in this process."""
+    """A `TaskMapper` that runs one block after another in this process."""
     with make() as work:
         yield from map(work, blocks)
 
 
 class Layout(NamedTuple):
-    """How pictures are stored: see `pipeline.data.shards`."""
+    """How images are stored: see `pipeline.prepare.shards`."""
 
     resolution: int
     low_resolution: int
@@ -67,7 +75,7 @@ class Layout(NamedTuple):
 
 
 def cache_key(data: Data, layout: Layout) -> str:
-    """Digest of all that a stored picture depends on but the items: source, framing, code and libraries."""
+    """Digest of everything except the items that a stored image depends on: source, framing, code and libraries."""
     files = sorted(file for name in DECODING for file in [CODE / name, *(CODE / name).glob("*.py")])
     code = {str(file.relative_to(CODE)): artifacts.sha256_file(file) for file in files if file.is_file()}
     settings = data.model_dump(mode="json", include={"source", "path", "resolution", "fit", "background"})
@@ -86,29 +94,32 @@ def ingest(
     items: Sequence[Item],
     layout: Layout,
     cache: Path,
-    spread: TaskMapper,
+    map_tasks: TaskMapper,
     processes: int,
-    heard: OnProgress,
+    on_progress: OnProgress,
 ) -> list[IngestedItem]:
-    """Take in all `items`, in their order; `spread` runs the blocks that the folder `cache` lacks.
+    """Decode and measure all `items`, in their order.
 
-    processes: decoding processes beside each worker that `spread` makes. heard: is told of progress.
+    Args:
+        cache: folder of finished blocks; `map_tasks` runs those that it lacks.
+        processes: decoding processes beside each worker of `map_tasks`.
+        on_progress: called with (items done, items in all).
     """
     cache.mkdir(parents=True, exist_ok=True)
     known = _known(cache, artifacts.verify_directory)
     missing = [item for item in items if _key(item) not in known]
     blocks = [missing[i : i + BLOCK_ITEMS] for i in range(0, len(missing), BLOCK_ITEMS)]
     done = len(items) - len(missing)
-    heard(done, len(items))
+    on_progress(done, len(items))
     if blocks:
-        for count in spread(partial(block_maker, source, layout, cache, processes), blocks):
+        for count in map_tasks(partial(block_maker, source, layout, cache, processes), blocks):
             done += count
-            heard(done, len(items))
+            on_progress(done, len(items))
         # These were hashed a moment ago.
         known |= _known(cache, artifacts.read_manifest, {block for block, _ in known.values()})
-    taken = [_ingested(item, *known[_key(item)]) for item in items]
-    _forget(cache, {each.block for each in taken})
-    return taken
+    ingested = [_ingested(item, *known[_key(item)]) for item in items]
+    _remove_unused(cache, {each.block for each in ingested})
+    return ingested
 
 
 def _key(item: Item) -> tuple[str, str]:
@@ -123,17 +134,17 @@ def block_maker(source: Source, layout: Layout, cache: Path, processes: int) -> 
 
 
 class EncodedImage(NamedTuple):
-    """What a decoder sends back of a picture."""
+    """What a decoder returns for an image."""
 
-    stored: Pixels  # see `store.encode`
+    stored: Pixels  # see `storage.encode`
     sums: NDArray[np.uint16]  # see `shards.box_sums`
     measured: ImageMeasures
 
 
-def encode_images(layout: Layout, pictures: list[Picture]) -> list[EncodedImage]:
-    """Measure decoded pictures, and bring them into the form that is stored."""
-    measured = measure(pictures)
-    planes = [np.ascontiguousarray(picture.pixels.transpose(2, 0, 1)) for picture in pictures]
+def encode_images(layout: Layout, images: list[DecodedImage]) -> list[EncodedImage]:
+    """Measure decoded images and encode them as they are stored."""
+    measured = measure(images)
+    planes = [np.ascontiguousarray(image.pixels.transpose(2, 0, 1)) for image in images]
     return [
         EncodedImage(
             storage.encode(pixels, layout.encoding), box_sums(pixels, layout.low_resolution), numbers
@@ -145,7 +156,7 @@ def encode_images(layout: Layout, pictures: list[Picture]) -> list[EncodedImage]
 def make_block(
     source: Source, layout: Layout, cache: Path, decoder: Decoder[EncodedImage], items: list[Item]
 ) -> int:
-    """Read, decode and measure `items`, and commit them to the cache as one block; how many they are."""
+    """Read, decode and measure `items`, and commit them to the cache as one block. Returns their number."""
     rows: list[dict[str, Any]] = []
     stored: list[Pixels] = []
     sums: list[NDArray[np.uint16]] = []
@@ -179,19 +190,19 @@ def _read(source: Source, item: Item) -> Task | BadData:
 def _known(
     cache: Path, check: Callable[[Path], object], read: Set[Path] = frozenset()
 ) -> dict[tuple[str, str], tuple[Path, dict[str, Any]]]:
-    """All items in the cache but those of the blocks `read`, by id and version; blocks that `check` finds damaged
+    """All items in the cache, except those of the blocks `read`, by id and version. Blocks for which `check` raises
     are removed."""
-    found = {}
+    known = {}
     for block in sorted(set(cache.glob("block-*")) - read):
         try:
             check(block)
-        except PipelineError:  # half-written by a killed run, or damaged since: it is made again
+        except PipelineError:  # half-written by a killed run, or damaged since: computed again
             artifacts.remove(block)
             continue
         for line in (block / "items.jsonl").read_text("ascii").splitlines():
             row = json.loads(line)
-            found[row["id"], row["version"]] = block, row
-    return found
+            known[row["id"], row["version"]] = block, row
+    return known
 
 
 def _ingested(item: Item, block: Path, row: dict[str, Any]) -> IngestedItem:
@@ -200,32 +211,32 @@ def _ingested(item: Item, block: Path, row: dict[str, Any]) -> IngestedItem:
     return IngestedItem(item, block, row["row"], ImageMeasures(**row["measured"]), None)
 
 
-def _forget(cache: Path, used: set[Path]) -> None:
-    """Remove blocks of which nothing is used any more."""
+def _remove_unused(cache: Path, used: set[Path]) -> None:
+    """Remove the blocks that hold none of the items."""
     for block in cache.glob("block-*"):
         if block not in used:
             artifacts.remove(block)
 
 
-def stored_images(taken: Iterable[IngestedItem]) -> Iterator[Pixels]:
-    """The pictures of items that have one, as they are stored."""
-    return _rows(taken, lambda block: storage.Pictures(block, "images").stored)
+def stored_images(items: Iterable[IngestedItem]) -> Iterator[Pixels]:
+    """The images, as they are stored, of items that have one."""
+    return _rows(items, lambda block: storage.Pictures(block, "images").stored)
 
 
-def stored_sums(taken: Iterable[IngestedItem]) -> Iterator[NDArray[np.uint16]]:
+def stored_sums(items: Iterable[IngestedItem]) -> Iterator[NDArray[np.uint16]]:
     """Their box sums, uint16 [3, r, r]."""
-    return _rows(taken, lambda block: np.load(block / "low.npy", mmap_mode="r").__getitem__)
+    return _rows(items, lambda block: np.load(block / "low.npy", mmap_mode="r").__getitem__)
 
 
-def pictures_of(taken: Iterable[IngestedItem]) -> Iterator[Pixels]:
-    """The pictures, uint8 [R, R, 3]."""
-    for stored in stored_images(taken):
+def images_of(items: Iterable[IngestedItem]) -> Iterator[Pixels]:
+    """The images, uint8 [R, R, 3]."""
+    for stored in stored_images(items):
         yield np.ascontiguousarray(storage.decode(stored).transpose(1, 2, 0))
 
 
-def _rows(taken: Iterable[IngestedItem], open_block: Callable[[Path], Callable[[int], Any]]) -> Iterator[Any]:
-    """One row an item; a block is opened once for a run of its items."""
-    for block, run in groupby(taken, key=lambda each: each.block):
+def _rows(items: Iterable[IngestedItem], open_block: Callable[[Path], Callable[[int], Any]]) -> Iterator[Any]:
+    """One row per item; a block is opened once for consecutive items."""
+    for block, run in groupby(items, key=lambda each: each.block):
         read = open_block(block)
         for each in run:
             yield read(each.row)

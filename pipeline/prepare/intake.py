@@ -1,4 +1,4 @@
-"""From examined images to records: duplicates and bad ones are sorted out, families found, splits drawn."""
+"""From decoded images to records: duplicates and unusable ones are set aside, families found, splits drawn."""
 
 from __future__ import annotations
 
@@ -41,38 +41,38 @@ class SortedItems:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A source that was read, sorted out and validated; nothing of it is written yet but its Data Docs."""
+    """A source after reading, sorting and validation. Only its Data Docs are written yet."""
 
     source: Source
     notes: tuple[BadData, ...]
-    intake: SortedItems
-    bases: list[str]  # of each usable picture: what stays in one split
-    splits: dict[str, str]  # split of each base
+    items: SortedItems
+    families: list[str]  # of each usable image
+    splits: dict[str, str]  # of each family
     encoder: TextEncoder
     encoding: str
     report: Report
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row of index.jsonl a usable picture, without its captions."""
+        """One row of index.jsonl per usable image, without its captions. There, `base` is the family."""
         return [
             {
-                "id": taken.item.id,
-                "split": self.splits[base],
-                "base": base,
-                "group": taken.item.group,
-                "subgroup": taken.item.subgroup,
+                "id": image.item.id,
+                "split": self.splits[family],
+                "base": family,
+                "group": image.item.group,
+                "subgroup": image.item.subgroup,
             }
-            for taken, base in zip(self.intake.ok, self.bases, strict=True)
+            for image, family in zip(self.items.ok, self.families, strict=True)
         ]
 
     def metrics(self) -> dict[str, Any]:
         """What reports/prepare/metrics.json holds."""
         rows = self.rows()
         return {
-            "counts": self.intake.counts()
+            "counts": self.items.counts()
             | {name: sum(row["split"] == name for row in rows) for name in FRACTIONS},
             "families": len(self.splits),
-            "captions": len({text for taken in self.intake.ok for text in taken.item.captions}),
+            "captions": len({text for image in self.items.ok for text in image.item.captions}),
             "failed_expectations": {name: len(self.report.failed(name)) for name in ("critical", "warning")},
         }
 
@@ -90,30 +90,30 @@ def select(items: Sequence[Item], subset: Sequence[str]) -> list[Item]:
             close = difflib.get_close_matches(name, sorted(known), n=1)
             few = ", ".join(sorted(known)[:8])
             fix = f"did you mean {close[0]!r}?" if close else f"use names such as: {few}"
-            problem = f"{name!r} is no group or subgroup of this source"
+            problem = f"{name!r} is not a group or subgroup of this source"
             raise ConfigError("E-CFG-012", "params.yaml: data.subset", problem, fix)
     return [item for item in items if item.group in subset or item.subgroup in subset]
 
 
-def sort_out(taken: Iterable[IngestedItem]) -> SortedItems:
-    """Every item as ok, quarantined or duplicate; of equal pictures the first is kept."""
-    intake = SortedItems()
+def sort_out(items: Iterable[IngestedItem]) -> SortedItems:
+    """Every item as ok, quarantined or duplicate. Of equal images the first is kept."""
+    result = SortedItems()
     seen: dict[str, IngestedItem] = {}
-    for each in taken:
+    for each in items:
         if each.measured is None:
-            intake.quarantined.append(each)
+            result.quarantined.append(each)
         elif each.measured.pixels in seen:
-            intake.duplicates.append((each, seen[each.measured.pixels]))
+            result.duplicates.append((each, seen[each.measured.pixels]))
         else:
             seen[each.measured.pixels] = each
-            intake.ok.append(each)
-    return intake
+            result.ok.append(each)
+    return result
 
 
-def families(taken: Sequence[IngestedItem]) -> list[str]:
-    """What each picture must share a split with: the family it belongs to or, where the source knows none, that of
-    its near duplicates (named by the first of them)."""
-    first = list(range(len(taken)))
+def find_families(images: Sequence[IngestedItem]) -> list[str]:
+    """The family of each image, which stays in one split: its own or, where the source knows none, one of near
+    duplicates, named after the first of them."""
+    first = list(range(len(images)))
 
     def root(i: int) -> int:
         while first[i] != i:
@@ -121,46 +121,48 @@ def families(taken: Sequence[IngestedItem]) -> list[str]:
             i = first[i]
         return i
 
-    free = [i for i, each in enumerate(taken) if each.item.base is None]
-    for a, b in near_duplicates([_measured(taken[i]).phash for i in free]):
+    free = [i for i, each in enumerate(images) if each.item.family is None]
+    for a, b in near_duplicates([_measured(images[i]).phash for i in free]):
         low, high = sorted((root(free[a]), root(free[b])))
         first[high] = low
-    return [each.item.base or _measured(taken[root(i)]).pixels[:16] for i, each in enumerate(taken)]
+    return [each.item.family or _measured(images[root(i)]).pixels[:16] for i, each in enumerate(images)]
 
 
-def _measured(taken: IngestedItem) -> ImageMeasures:
-    assert taken.measured is not None
-    return taken.measured
+def _measured(image: IngestedItem) -> ImageMeasures:
+    assert image.measured is not None
+    return image.measured
 
 
 def make_records(
-    images: Sequence[IngestedItem], bases: Sequence[str], splits: dict[str, str], encoder: TextEncoder
+    images: Sequence[IngestedItem], families: Sequence[str], splits: dict[str, str], encoder: TextEncoder
 ) -> list[Record]:
-    """The table that is validated, one record an image."""
-    names = [taken.item.captions[0] if taken.item.captions else None for taken in images]
+    """The table that is validated, one record per image."""
+    names = [image.item.captions[0] if image.item.captions else None for image in images]
     tokens = encoder.count_tokens([name or "" for name in names])
-    texts = {text for taken in images for text in taken.item.captions}
+    texts = {text for image in images for text in image.item.captions}
     flaws = {text: text_flaws(text) for text in texts}
-    twins: dict[int, set[str]] = defaultdict(set)  # splits of each picture's near duplicates
-    for a, b in near_duplicates([_measured(taken).phash for taken in images]):
-        if bases[a] != bases[b]:
-            twins[a].add(splits[bases[b]])
-            twins[b].add(splits[bases[a]])
+    near: dict[int, set[str]] = defaultdict(set)  # splits of each image's near duplicates
+    for a, b in near_duplicates([_measured(image).phash for image in images]):
+        if families[a] != families[b]:
+            near[a].add(splits[families[b]])
+            near[b].add(splits[families[a]])
     return [
         Record(
-            id=taken.item.id,
-            split=splits[base],
-            base=base,
-            group=taken.item.group,
-            subgroup=taken.item.subgroup,
+            id=image.item.id,
+            split=splits[family],
+            family=family,
+            group=image.item.group,
+            subgroup=image.item.subgroup,
             caption=name,
-            num_captions=len(taken.item.captions),
-            caption_flaws=", ".join(sorted({flaw for text in taken.item.captions for flaw in flaws[text]})),
+            num_captions=len(image.item.captions),
+            caption_flaws=", ".join(sorted({flaw for text in image.item.captions for flaw in flaws[text]})),
             tokens=count,
-            near_elsewhere=len(twins[number] - {splits[base]}),
-            aspect=round(max(_measured(taken)[1:3]) / min(_measured(taken)[1:3]), 4),
-            side=int(min(_measured(taken)[1:3])),
-            **_measured(taken)._asdict(),
+            near_elsewhere=len(near[number] - {splits[family]}),
+            aspect=round(max(_measured(image)[1:3]) / min(_measured(image)[1:3]), 4),
+            side=int(min(_measured(image)[1:3])),
+            **_measured(image)._asdict(),
         )
-        for number, (taken, base, name, count) in enumerate(zip(images, bases, names, tokens, strict=True))
+        for number, (image, family, name, count) in enumerate(
+            zip(images, families, names, tokens, strict=True)
+        )
     ]

@@ -1,4 +1,4 @@
-"""What is measured of every picture, for validation: cheap numbers of its framed pixels."""
+"""What is measured of every image, for validation: cheap numbers of its framed pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.prepare.framing import Picture
+from pipeline.prepare.framing import DecodedImage
 
 TOGETHER = 2**17  # pixels, about, that are measured in one go: as many as a processor's cache holds
 EXACT = 256  # squares of bytes whose sum float32 holds
@@ -20,7 +20,7 @@ COSINES = np.cos(np.pi / HASHED * np.outer(np.arange(LOW), np.arange(HASHED) + 0
 
 
 class ImageMeasures(NamedTuple):
-    """Numbers of one picture. Grey levels are 0-255."""
+    """Numbers of one image. Grey levels are 0-255."""
 
     pixels: str  # sha256 of the framed pixels
     width: int  # px of the file
@@ -33,28 +33,28 @@ class ImageMeasures(NamedTuple):
     phash: str  # 64-bit perceptual hash (of the low frequencies), 16 hexadecimal digits
 
 
-def measure(pictures: Sequence[Picture]) -> list[ImageMeasures]:
+def measure(images: Sequence[DecodedImage]) -> list[ImageMeasures]:
     """Measure framed pixels, uint8 [R, R, 3] each, all of one size; many at once cost less each.
 
     The numbers do not depend on company, and all sums are exact, so that any machine finds the same.
     """
-    group = max(TOGETHER // pictures[0].pixels.size, 1) if pictures else 1
-    return [one for i in range(0, len(pictures), group) for one in _measure_group(pictures[i : i + group])]
+    group = max(TOGETHER // images[0].pixels.size, 1) if images else 1
+    return [one for i in range(0, len(images), group) for one in _measure_group(images[i : i + group])]
 
 
-def _measure_group(pictures: Sequence[Picture]) -> Iterator[ImageMeasures]:
-    planes = np.ascontiguousarray(np.stack([picture.pixels.transpose(2, 0, 1) for picture in pictures]))
+def _measure_group(images: Sequence[DecodedImage]) -> Iterator[ImageMeasures]:
+    planes = np.ascontiguousarray(np.stack([image.pixels.transpose(2, 0, 1) for image in images]))
     grey = _grey(planes)
     histograms, small = _by_pillow(grey)
     numbers = np.stack([*_moments(planes), _entropy(histograms), _sharpness(grey)], 1).tolist()
-    for picture, own, (mean, std, entropy, sharpness), phash in zip(
-        pictures, planes, numbers, _hashes(small), strict=True
+    for image, own, (mean, std, entropy, sharpness), phash in zip(
+        images, planes, numbers, _hashes(small), strict=True
     ):
         yield ImageMeasures(
             pixels=hashlib.sha256(own.data).hexdigest(),
-            width=picture.width,
-            height=picture.height,
-            mode=picture.mode,
+            width=image.width,
+            height=image.height,
+            mode=image.mode,
             mean=round(mean, 4),
             std=round(std, 4),
             entropy=round(entropy, 4),
@@ -71,7 +71,7 @@ def _grey(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _by_pillow(grey: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Histograms [n, 256] of grey pictures, and the pictures made small, uint8 [n, 32, 32]."""
+    """Histograms [n, 256] of grey images, and the images made small, uint8 [n, 32, 32]."""
     from PIL import Image
 
     images = [Image.fromarray(each) for each in grey]
@@ -80,7 +80,7 @@ def _by_pillow(grey: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.u
 
 
 def _moments(planes: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of the values of each picture: [n, 3, H, W] to [n] twice."""
+    """Mean and standard deviation of the values of each image: [n, 3, H, W] to [n] twice."""
     count = planes[0].size
     values = planes.reshape(len(planes), -1, math.gcd(count, EXACT)).astype(np.float32)
     totals = values.sum(2).sum(1, dtype=np.float64)
@@ -109,8 +109,8 @@ def _sharpness(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
 def _hashes(small: NDArray[np.uint8]) -> list[str]:
     """The perceptual hash of pHash: which of the lowest 8 x 8 frequencies lie above their median.
 
-    Grey pictures, uint8 [n, 32, 32], to 16 hexadecimal digits each. Frequencies are rounded, so that those of blank
-    pictures are 0, and no noise.
+    Grey images, uint8 [n, 32, 32], to 16 hexadecimal digits each. Frequencies are rounded, so that those of blank
+    images are 0, and no noise.
     """
     low = np.rint(COSINES @ small @ COSINES.T).reshape(len(small), -1)
     ordered = np.sort(low, axis=1)
@@ -123,7 +123,7 @@ def near_duplicates(hashes: list[str], most: int = 3) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of 64-bit hashes (hexadecimal) that differ in at most `most` (0 to 3) bits.
 
     Two such hashes agree in one of four 16-bit parts, so only those that share a part are compared; parts that
-    more than 64 hashes share (blank pictures, one motif many times) are compared in windows of that many.
+    more than 64 hashes share (blank images, one motif many times) are compared in windows of that many.
     """
     assert 0 <= most <= 3
     values = np.array([int(text, 16) for text in hashes], dtype=np.uint64)

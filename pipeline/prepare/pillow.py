@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from pipeline.prepare.framing import CropBox, Framing, Pixels, Size, _cut
+from pipeline.prepare.framing import CropBox, Framing, Pixels, Size, crop_box
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -24,7 +24,7 @@ _UPRIGHT = {
 }
 
 
-def _is_srgb(profile: bytes | None) -> bool:
+def is_srgb(profile: bytes | None) -> bool:
     """Whether a colour profile, or its absence, leaves the values as they are."""
     if not profile:
         return True
@@ -34,34 +34,34 @@ def _is_srgb(profile: bytes | None) -> bool:
         return True  # An unusable profile leaves the usual reading, sRGB.
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # Unreadable EXIF says nothing about the pixels.
         return 1
 
 
-def _turned(size: Size, turn: Image.Transpose | None) -> Size:
+def turned_size(size: Size, turn: Image.Transpose | None) -> Size:
     sideways = turn is not None and turn.name not in {"FLIP_LEFT_RIGHT", "FLIP_TOP_BOTTOM", "ROTATE_180"}
     return size[::-1] if sideways else size
 
 
-def _thorough(image: Image.Image, turn: Image.Transpose | None, framing: Framing) -> Pixels:
-    """A loaded picture of any kind by Pillow: uint8 [H, W, 3], upright, not yet padded."""
+def decode_with_pillow(image: Image.Image, turn: Image.Transpose | None, framing: Framing) -> Pixels:
+    """A loaded image of any kind by Pillow: uint8 [H, W, 3], upright, not yet padded."""
     profile = image.info.get("icc_profile")
-    image = _continuous(image)
+    image = to_resamplable(image)
     grey = image.mode.startswith(("I", "F"))
     extrema = cast(tuple[float, float], image.getextrema()) if grey else None
-    image = _resampled(image, _cut(image.size, framing))
+    image = _resampled(image, crop_box(image.size, framing))
     if turn is not None:
         image = image.transpose(turn)
     if extrema is not None:
         image = Image.fromarray(scale_to_bytes(np.asarray(image), extrema))
-    return np.asarray(_flat(image, profile, framing.background), np.uint8)
+    return np.asarray(flatten(image, profile, framing.background), np.uint8)
 
 
-def _continuous(image: Image.Image) -> Image.Image:
-    """The same picture in a mode that can be resampled: neither a palette nor bits nor foreign bytes."""
+def to_resamplable(image: Image.Image) -> Image.Image:
+    """The same image in a mode that can be resampled: neither a palette nor bits nor foreign bytes."""
     if image.has_transparency_data:
         return image if image.mode == "RGBA" else image.convert("RGBA")
     if image.mode == "P":
@@ -82,7 +82,7 @@ def _resampled(image: Image.Image, cut: CropBox) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _flat(image: Image.Image, profile: bytes | None, background: Sequence[int]) -> Image.Image:
+def flatten(image: Image.Image, profile: bytes | None, background: Sequence[int]) -> Image.Image:
     """In sRGB, on the background: an alpha channel is composited, so that hidden colours stay hidden."""
     if image.mode != "RGBA":
         return _to_srgb(image, profile)
@@ -93,13 +93,13 @@ def _flat(image: Image.Image, profile: bytes | None, background: Sequence[int]) 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     plain = image if image.mode in {"RGB", "CMYK", "L", "LAB"} else image.convert("RGB")
-    if profile and not _is_srgb(profile):
+    if profile and not is_srgb(profile):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             srgb = ImageCms.createProfile("sRGB")
             converted = ImageCms.profileToProfile(plain, source, srgb, outputMode="RGB")
         except (ImageCms.PyCMSError, OSError):
-            converted = None  # A profile of another kind of picture: again, the usual reading.
+            converted = None  # A profile of another kind of image: again, the usual reading.
         if converted is not None:
             return converted
     return plain.convert("RGB")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pipeline.errors import BadData
 from pipeline.prepare import shards, validation
 from pipeline.prepare.ingest import (
     Layout,
+    OnProgress,
     TaskMapper,
     cache_key,
     ingest,
@@ -33,21 +33,19 @@ from pipeline.prepare.intake import (
     QUARANTINE,
     Inspection,
     SortedItems,
-    families,
+    find_families,
     make_records,
     select,
     sort_out,
 )
-from pipeline.prepare.reports import _write_reports, problems_of, quarantine, thumbnails
+from pipeline.prepare.reports import problems_of, quarantine, thumbnails, write_reports
 from pipeline.prepare.sources.load import open_source
 from pipeline.prepare.splits import FRACTIONS, assign_splits
 from pipeline.prepare.validation import Report
 from pipeline.text.load import load_text_encoder
 
-Progress = Callable[[str, int, int], None]  # (what, done, total)
 
-
-def _silent(what: str, done: int, total: int) -> None:
+def _ignore_progress(done: int, total: int) -> None:
     return None
 
 
@@ -55,14 +53,17 @@ def prepare(
     params: Params,
     root: Path,
     work: Path,
-    spread: TaskMapper = run_locally,
+    map_tasks: TaskMapper = run_locally,
     processes: int = 1,
-    progress: Progress = _silent,
+    on_progress: OnProgress = _ignore_progress,
 ) -> dict[str, Any]:
     """Run the stage below `root` and return its metrics (those of `reports/prepare/metrics.json`).
 
-    `work` is a folder for what is worth keeping between runs: decoded pictures and encoded captions. `spread`
-    runs the decoding, here or on many machines, each worker with `processes` decoders.
+    Args:
+        work: cache of decoded images and encoded captions, kept between runs.
+        map_tasks: runs the decoding, here or on several machines.
+        processes: decoding processes of each worker of `map_tasks`.
+        on_progress: called with (images done, images in all).
 
     Raises:
         ConfigError, InputMissing: the source cannot be what `params.data` says.
@@ -70,68 +71,68 @@ def prepare(
             are written first; `data/prepared` stays as it was.
     """
     data = params.data
-    found = examine(params, root, work, root / DATA_DOCS, spread, processes, progress)
-    metrics, rows, ok = found.metrics(), found.rows(), found.intake.ok
-    quarantine(root / QUARANTINE, found)
-    _write_reports(root, data, metrics, found)
-    gate_intake(found.intake, data)
-    gate_report(found.report)
+    inspection = examine(params, root, work, root / DATA_DOCS, map_tasks, processes, on_progress)
+    metrics, rows, ok = inspection.metrics(), inspection.rows(), inspection.items.ok
+    quarantine(root / QUARANTINE, inspection)
+    write_reports(root, data, metrics, inspection)
+    gate_items(inspection.items, data)
+    gate_report(inspection.report)
     meta: dict[str, Any] = {}
     with artifacts.commit_directory(root / PREPARED, meta) as folder:
-        pictures, sums = stored_images(ok), stored_sums(ok)
-        shards.write_images(folder, pictures, sums, len(ok), data.resolution, found.encoding)
-        unique = shards.write_index(folder, rows, [taken.item.captions for taken in ok])
-        shards.write_text(folder, unique, found.encoder, work / "captions")
+        images, sums = stored_images(ok), stored_sums(ok)
+        shards.write_images(folder, images, sums, len(ok), data.resolution, inspection.encoding)
+        unique = shards.write_index(folder, rows, [image.item.captions for image in ok])
+        shards.write_text(folder, unique, inspection.encoder, work / "captions")
         meta |= {
             "source": data.source,
-            "licence": found.source.licence,
+            "licence": inspection.source.licence,
             "subset": list(data.subset),
             "seed": params.seed,
             "resolution": data.resolution,
             "fit": data.fit,
             "background": list(data.background),
-            "text_encoder": found.encoder.info,
+            "text_encoder": inspection.encoder.info,
             "counts": metrics["counts"],
-            "validation": found.report.as_meta(),
+            "validation": inspection.report.as_meta(),
         }
     return metrics
 
 
 def validation_digest(root: Path) -> str:
-    """Digest of what the gate answered about `data/prepared`."""
+    """Digest of the validation of `data/prepared`."""
     return str(artifacts.read_manifest(root / PREPARED)["meta"]["validation"]["digest"])
 
 
-def check(params: Params, root: Path, docs: Path | None, say: Callable[[str], None]) -> None:
-    """Say in a few lines what `prepare` would do, without doing it; write Data Docs to `docs` if given.
+def check(params: Params, root: Path, docs: Path | None, log: Callable[[str], None]) -> None:
+    """Log in a few lines what `prepare` would do, without doing it. Write Data Docs to `docs` if given.
 
     Raises what `prepare` would raise.
     """
     data = params.data
     processes = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
-        found = examine(params, root, Path(scratch), docs, run_locally, processes, _silent)
-        metrics, problems = found.metrics(), problems_of(found)
+        inspection = examine(params, root, Path(scratch), docs, run_locally, processes, _ignore_progress)
+        metrics, problems = inspection.metrics(), problems_of(inspection)
         if docs is not None:
             counts = metrics["counts"]
             validation.write_index_page(
-                docs, found.report, data.source, counts, problems, None, thumbnails(found)
+                docs, inspection.report, data.source, counts, problems, None, thumbnails(inspection)
             )
     counts = metrics["counts"]
-    say(f"{data.source}: {counts['n_in']} images, {counts['n_ok']} usable, "
+    log(f"{data.source}: {counts['n_in']} images, {counts['n_ok']} usable, "
         f"{counts['n_quarantined']} to quarantine, {counts['n_duplicate']} duplicates")  # fmt: skip
     for code, lines in sorted(problems.items()):
-        say(f"  {len(lines)} x {code}: {lines[0]}")
-    for note in found.notes:
-        say(f"  note: {note}")
-    for outcome in (*found.report.failed("critical"), *found.report.failed("warning")):
+        log(f"  {len(lines)} x {code}: {lines[0]}")
+    for note in inspection.notes:
+        log(f"  note: {note}")
+    for outcome in (*inspection.report.failed("critical"), *inspection.report.failed("warning")):
         examples = f" ({', '.join(outcome.examples[:3])})" if outcome.examples else ""
         differ = f": {outcome.unexpected} differ{examples}" if outcome.unexpected else ""
-        say(f"  {outcome.severity}: {outcome.name}{differ}")
-    gate_intake(found.intake, data)
-    gate_report(found.report)
+        log(f"  {outcome.severity}: {outcome.name}{differ}")
+    gate_items(inspection.items, data)
+    gate_report(inspection.report)
     parts = ", ".join(f"{counts[name]} {name}" for name in FRACTIONS)
-    say(f"prepare would write {parts} at {data.resolution} px, {metrics['captions']} captions")
+    log(f"prepare would write {parts} at {data.resolution} px, {metrics['captions']} captions")
 
 
 def examine(
@@ -139,9 +140,9 @@ def examine(
     root: Path,
     work: Path,
     docs: Path | None,
-    spread: TaskMapper,
+    map_tasks: TaskMapper,
     processes: int,
-    progress: Progress,
+    on_progress: OnProgress,
 ) -> Inspection:
     """Read, decode, sort out, split and validate a source; see `prepare` for arguments and errors."""
     data = params.data
@@ -151,26 +152,24 @@ def examine(
     encoding = shards.choose_encoding(data.encoding, len(items), data.resolution)
     layout = Layout(data.resolution, params.core.resolution, encoding)
     cache = work / "pictures" / cache_key(data, layout)[:16]
-    taken = ingest(source, items, layout, cache, spread, processes, partial(progress, "images"))
-    intake = sort_out(taken)
-    bases = families(intake.ok)
-    splits = assign_splits(bases, params.seed)
-    captions = shards.unique_captions(taken.item.captions for taken in intake.ok)
+    ingested = ingest(source, items, layout, cache, map_tasks, processes, on_progress)
+    sorted_items = sort_out(ingested)
+    families = find_families(sorted_items.ok)
+    splits = assign_splits(families, params.seed)
+    captions = shards.unique_captions(image.item.captions for image in sorted_items.ok)
     encoder = load_text_encoder(data.text_encoder, data.max_tokens, captions)
-    progress("validation", 0, 1)
-    records = make_records(intake.ok, bases, splits, encoder)
+    records = make_records(sorted_items.ok, families, splits, encoder)
     report = validation.validate(records, data.resolution, data.max_tokens, docs)
-    progress("validation", 1, 1)
-    return Inspection(source, listing.notes, intake, bases, splits, encoder, encoding, report)
+    return Inspection(source, listing.notes, sorted_items, families, splits, encoder, encoding, report)
 
 
-def gate_intake(intake: SortedItems, data: Data) -> None:
-    """Raise BadData if nothing is usable, or more than `max_bad_fraction` is not."""
-    counts = intake.counts()
+def gate_items(items: SortedItems, data: Data) -> None:
+    """Raise BadData if no image is usable, or a larger fraction than `max_bad_fraction` is not."""
+    counts = items.counts()
     bad, total = counts["n_quarantined"], counts["n_in"]
     fix = f"see {QUARANTINE}/report.jsonl; repair or remove these files"
-    first = f", first: {intake.quarantined[0].item.where}" if intake.quarantined else ""
-    if not intake.ok:
+    first = f", first: {items.quarantined[0].item.where}" if items.quarantined else ""
+    if not items.ok:
         raise BadData("E-DAT-002", data.source, f"none of {total} images is usable{first}", fix)
     if bad > data.max_bad_fraction * total:
         problem = f"{bad} of {total} images are unusable, max_bad_fraction is {data.max_bad_fraction:g}"

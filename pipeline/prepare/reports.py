@@ -18,41 +18,41 @@ from pipeline.config.params import Data
 from pipeline.errors import BadData
 from pipeline.prepare import shards, validation
 from pipeline.prepare.framing import Pixels, tile
-from pipeline.prepare.ingest import IngestedItem, pictures_of
+from pipeline.prepare.ingest import IngestedItem, images_of
 from pipeline.prepare.intake import DATA_DOCS, REPORTS, Inspection
 from pipeline.prepare.sources.source import Item, Source
 
-SHEET = {"train": 64, "val": 16, "test": 32}  # Pictures of each split on the contact sheet,
-MAX_KEPT = 2**30  # bytes of a file that is put into quarantine
+SHEET = {"train": 64, "val": 16, "test": 32}  # images of each split on the contact sheet
 SHEET_COLUMNS = 16
-SHEET_PIXELS = 96  # none larger than this.
+SHEET_PIXELS = 96  # side of the largest image on it
+MAX_KEPT = 2**30  # bytes of a file that is put into quarantine
 
 
-def quarantine(place: Path, found: Inspection) -> None:
-    """Write the quarantine folder: the bytes of every unusable file, and report.jsonl for all left out."""
+def quarantine(place: Path, inspection: Inspection) -> None:
+    """Write the quarantine folder: the bytes of every unusable file, and report.jsonl, a row per item left out."""
     with artifacts.commit_directory(place) as folder:
         rows = []
-        for taken in found.intake.quarantined:
-            problem, where = _problem(taken), taken.item.where
+        for item in inspection.items.quarantined:
+            problem, where = _problem(item), item.item.where
             row = {"action": "quarantined", "code": problem.code, "file": where, "reason": str(problem)}
-            rows.append(row | _keep(found.source, taken.item, folder, problem.code))
-        for taken, original in found.intake.duplicates:
+            rows.append(row | _keep(inspection.source, item.item, folder, problem.code))
+        for item, original in inspection.items.duplicates:
             reason = f"has the same pixels as {original.item.where}"
             rows.append(
-                {"action": "duplicate", "code": "DUPLICATE", "file": taken.item.where, "reason": reason}
+                {"action": "duplicate", "code": "DUPLICATE", "file": item.item.where, "reason": reason}
             )
-        for note in found.notes:
+        for note in inspection.notes:
             rows.append({"action": "note", "code": note.code, "file": note.where, "reason": str(note)})
         (folder / "report.jsonl").write_text(shards.dump_lines(rows), "ascii")
 
 
-def _problem(taken: IngestedItem) -> BadData:
-    assert taken.problem is not None
-    return taken.problem
+def _problem(item: IngestedItem) -> BadData:
+    assert item.problem is not None
+    return item.problem
 
 
 def _keep(source: Source, item: Item, folder: Path, code: str) -> dict[str, Any]:
-    """Write an item's bytes to `<code>/<sha256>.<ext>`; what is no plain file has none."""
+    """Write an item's bytes to `<code>/<sha256>.<ext>`; there are none where it is not a plain file."""
     try:
         content = source.read(item, MAX_KEPT)
     except BadData:
@@ -65,62 +65,65 @@ def _keep(source: Source, item: Item, folder: Path, code: str) -> dict[str, Any]
     return {"sha256": name, "kept": kept.as_posix()}
 
 
-def contact_sheet(found: Inspection) -> Pixels | None:
-    """Some pictures of each split, evenly spaced: whole lines of train, then val, then test."""
+def contact_sheet(inspection: Inspection) -> Pixels | None:
+    """Some images of each split, evenly spaced: whole lines of train, then val, then test."""
     shown: list[IngestedItem] = []
-    pictures: list[Pixels] = []
-    split_of = [found.splits[base] for base in found.bases]
-    for split, most in SHEET.items():
+    images: list[Pixels] = []
+    split_of = [inspection.splits[family] for family in inspection.families]
+    for split, limit in SHEET.items():
         numbers = [number for number, own in enumerate(split_of) if own == split]
-        count = min(most, len(numbers))
-        shown = [found.intake.ok[numbers[i * len(numbers) // count]] for i in range(count)]
-        line = [_shrink(picture) for picture in pictures_of(shown)]
-        pictures += line + [line[0] * 0 + 224] * (-count % SHEET_COLUMNS) if line else []
-    return tile(pictures, SHEET_COLUMNS) if pictures else None
+        count = min(limit, len(numbers))
+        shown = [inspection.items.ok[numbers[i * len(numbers) // count]] for i in range(count)]
+        line = [_shrink(image) for image in images_of(shown)]
+        images += line + [line[0] * 0 + 224] * (-count % SHEET_COLUMNS) if line else []
+    return tile(images, SHEET_COLUMNS) if images else None
 
 
-def _shrink(picture: Pixels) -> Pixels:
-    if picture.shape[0] <= SHEET_PIXELS:
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((SHEET_PIXELS, SHEET_PIXELS)), np.uint8)
+def _shrink(image: Pixels) -> Pixels:
+    if image.shape[0] <= SHEET_PIXELS:
+        return image
+    return np.asarray(Image.fromarray(image).resize((SHEET_PIXELS, SHEET_PIXELS)), np.uint8)
 
 
-def _write_reports(root: Path, data: Data, metrics: dict[str, Any], found: Inspection) -> None:
+def write_reports(root: Path, data: Data, metrics: dict[str, Any], inspection: Inspection) -> None:
+    """Write the contact sheet, metrics.json and the index page of the Data Docs."""
     reports = root / REPORTS
     reports.mkdir(parents=True, exist_ok=True)
-    sheet = contact_sheet(found)
+    sheet = contact_sheet(inspection)
     if sheet is not None:
         Image.fromarray(sheet).save(reports / "contact.png", compress_level=1)
     artifacts.write_atomic(reports / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
     page = "../prepare/contact.png" if sheet is not None else None
     validation.write_index_page(
         root / DATA_DOCS,
-        found.report,
+        inspection.report,
         data.source,
         metrics["counts"],
-        problems_of(found),
+        problems_of(inspection),
         page,
-        thumbnails(found),
+        thumbnails(inspection),
     )
 
 
-def problems_of(found: Inspection) -> dict[str, list[str]]:
-    """One line for each item that was left out, by code."""
+def problems_of(inspection: Inspection) -> dict[str, list[str]]:
+    """{code: one line per item that was left out}."""
     problems: dict[str, list[str]] = defaultdict(list)
-    for taken in found.intake.quarantined:
-        problems[_problem(taken).code].append(str(_problem(taken)))
-    for taken, original in found.intake.duplicates:
-        problems["duplicate"].append(f"{taken.item.where} has the same pixels as {original.item.where}")
+    for item in inspection.items.quarantined:
+        problems[_problem(item).code].append(str(_problem(item)))
+    for item, original in inspection.items.duplicates:
+        problems["duplicate"].append(f"{item.item.where} has the same pixels as {original.item.where}")
     return dict(problems)
 
 
-def thumbnails(found: Inspection) -> dict[str, str]:
+def thumbnails(inspection: Inspection) -> dict[str, str]:
     """PNG data URIs, by id, of the examples of failed expectations."""
-    wanted = {name for outcome in found.report.outcomes if not outcome.success for name in outcome.examples}
-    shown = [taken for taken in found.intake.ok if taken.item.id in wanted]
+    wanted = {
+        name for outcome in inspection.report.outcomes if not outcome.success for name in outcome.examples
+    }
+    shown = [item for item in inspection.items.ok if item.item.id in wanted]
     uris = {}
-    for taken, picture in zip(shown, pictures_of(shown), strict=True):
+    for item, image in zip(shown, images_of(shown), strict=True):
         file = io.BytesIO()
-        Image.fromarray(_shrink(picture)).save(file, "PNG")
-        uris[taken.item.id] = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+        Image.fromarray(_shrink(image)).save(file, "PNG")
+        uris[item.item.id] = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
     return uris

@@ -1,8 +1,8 @@
 """Writing a prepared data set: image shards, index, captions and their vectors.
 
     images-00000...       uint8 [n, 3, R, R], at most 64 MiB a shard; raw or PNG (`pipeline.data.store`)
-    low-00000.npy ...     uint16 [n, 3, r, r]: sums over the f x f boxes of a picture, f = R / r; exact. r is the
-                          resolution of the core, which trains without reading the pictures at full size
+    low-00000.npy ...     uint16 [n, 3, r, r]: sums over the f x f boxes of an image, f = R / r; exact. r is the
+                          resolution of the core, which trains without reading the images at full size
     index.jsonl           one row an image, in global order: id, split, base, group, subgroup, captions
     captions.jsonl        one JSON string a line; its line number is its id
     text.safetensors      pooled float16 [n, dim], tokens float16 [n, T, dim], mask uint8 [n, T]
@@ -60,18 +60,18 @@ def box_sums(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint16]:
 
 def write_images(
     folder: Path,
-    pictures: Iterable[NDArray[np.uint8]],
+    images: Iterable[NDArray[np.uint8]],
     sums: Iterable[NDArray[np.uint16]],
     count: int,
     resolution: int,
     encoding: str,
 ) -> None:
-    """Write `count` pictures, as stored, and their box sums, in shards."""
+    """Write `count` images, as stored, and their box sums, in shards."""
     size = max(SHARD_BYTES // (3 * resolution**2), 1)
-    pictures, sums = iter(pictures), iter(sums)
+    images, sums = iter(images), iter(sums)
     for number, start in enumerate(range(0, count, size)):
         n = min(size, count - start)
-        storage.write(folder, f"images-{number:05d}", islice(pictures, n), n, encoding)
+        storage.write(folder, f"images-{number:05d}", islice(images, n), n, encoding)
         storage.write_array(folder / f"low-{number:05d}.npy", islice(sums, n), n)
 
 

@@ -9,24 +9,24 @@ from collections.abc import Sequence
 FRACTIONS = {"train": 0.85, "val": 0.05, "test": 0.10}
 
 
-def assign_splits(bases: Sequence[str], seed: int) -> dict[str, str]:
-    """Split of each base (family of images that belong together), given every image's base.
+def assign_splits(families: Sequence[str], seed: int) -> dict[str, str]:
+    """Split of each family of images that belong together, given the family of every image.
 
-    Families are taken largest first, so that the small ones even out the shares, and among equals in
-    the order of sha256(seed, base); each goes where most is missing of the shares due so far. The
-    result depends on the set of families and the seed, not on the order of `bases`.
+    Families are taken largest first, so that small ones even out the fractions, and among equals in the order of
+    sha256(seed, family). Each goes to the split that lacks most images of those due so far. The result depends
+    on the set of families and the seed, not on the order of `families`.
     """
-    sizes = Counter(bases)
+    sizes = Counter(families)
 
-    def turn(base: str) -> tuple[int, bytes]:
-        return -sizes[base], hashlib.sha256(f"{seed}:{base}".encode("utf-8", "surrogateescape")).digest()
+    def turn(family: str) -> tuple[int, bytes]:
+        return -sizes[family], hashlib.sha256(f"{seed}:{family}".encode("utf-8", "surrogateescape")).digest()
 
     filled = dict.fromkeys(FRACTIONS, 0)
     splits: dict[str, str] = {}
     due = 0
-    for base in sorted(sizes, key=turn):
-        due += sizes[base]
+    for family in sorted(sizes, key=turn):
+        due += sizes[family]
         split = max(FRACTIONS, key=lambda name: FRACTIONS[name] * due - filled[name])
-        filled[split] += sizes[base]
-        splits[base] = split
+        filled[split] += sizes[family]
+        splits[family] = split
     return splits

@@ -1,8 +1,8 @@
 """The gate between data and training: Great Expectations over the table of prepared images.
 
-Every image is a row. Expectations carry a severity: a critical one that fails stops the pipeline, a
-warning is shown. The result's digest holds no time and no id, so that equal data give equal digests;
-Data Docs (Great Expectations' own pages, and a short index before them) are for people.
+Every image is a row. An expectation has a severity: if a critical one fails, the pipeline stops; a warning is only
+shown. The digest of the result covers no times or ids, so that equal data give equal digests. Data Docs (Great
+Expectations' own pages, and a short index page) are for people.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.text.captions import MAX_CAPTION
 
-MIN_STD = 1.0  # Grey levels; below it a picture counts as blank.
-MIN_ENTROPY = 0.1  # Bits; a white picture with one thin line has more.
-MIN_SHARPNESS = 5.0  # Grey levels squared; a picture enlarged four times has less.
+MIN_STD = 1.0  # grey levels; below it an image counts as blank
+MIN_ENTROPY = 0.1  # bits; a white image with one thin line has more
+MIN_SHARPNESS = 5.0  # grey levels squared; an image enlarged four times has less
 MAX_ASPECT = 3.0
 USUAL_MODES = ("RGB", "RGBA", "L", "LA", "P", "SVG")
 _DETAILS = "details"  # Folder of Great Expectations' own pages.
@@ -34,14 +34,14 @@ _EXAMPLES = 8
 class Record:
     """One prepared image, as the expectations see it.
 
-    side (the shorter one) and aspect (longer to shorter) are of the file, in pixels; `Measured` explains mean to
-    phash. tokens counts those of the caption before any are cut, caption_flaws names what is odd about the
+    side (the shorter one) and aspect (longer to shorter) are of the file, in pixels; `ImageMeasures` explains mean
+    to phash. tokens counts the tokens of the caption before truncation, caption_flaws names what is odd about the
     captions, near_elsewhere counts other splits that hold a near duplicate.
     """
 
     id: str
     split: str
-    base: str
+    family: str
     group: str
     subgroup: str
     caption: str | None
@@ -64,7 +64,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One expectation's answer: what was expected, of how many rows, and some that differ."""
+    """The result of one expectation: its name, the number of rows, and some that differ."""
 
     name: str
     severity: str
@@ -144,7 +144,9 @@ def _expectations(resolution: int, max_tokens: int) -> list[Any]:
         expect(must, "every image is in train, val or test", among, column="split", value_set=splits),
         expect(must, "some images are for training", contain, column="split", value_set=["train"]),
         expect(should, "some images are held out", contain, column="split", value_set=["val", "test"]),
-        expect(must, "variants of one motif are in one split", among, column="splits_of_base", value_set=[1]),
+        expect(
+            must, "variants of one motif are in one split", among, column="splits_of_family", value_set=[1]
+        ),
         expect(should, "near duplicates are in one split", between, column="near_elsewhere", max_value=0),
         expect(
             must,
@@ -187,8 +189,8 @@ def _frame(records: Sequence[Record]) -> Any:
     frame = pd.DataFrame([vars(record) for record in records], columns=list(Record.__dataclass_fields__))
     splits: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        splits[record.base].add(record.split)
-    frame["splits_of_base"] = [len(splits[record.base]) for record in records]
+        splits[record.family].add(record.split)
+    frame["splits_of_family"] = [len(splits[record.family]) for record in records]
     return frame
 
 
@@ -251,44 +253,6 @@ def _outcome(result: dict[str, Any]) -> Outcome:
     )
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Data of {{ source }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0; width: 100% }
-td, th { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; vertical-align: top }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-.ok { color: #176a2c } .critical { color: #b00020; font-weight: 600 } .warning { color: #8a5a00 }
-img { max-width: 100%; image-rendering: auto; border: 1px solid #ddd }
-figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top }
-figcaption { font-size: .8rem; color: #666; max-width: 8rem; overflow-wrap: anywhere }
-</style></head><body>
-<h1>Data of {{ source }}</h1>
-<p class="{{ 'ok' if report.success else 'critical' }}">
-{{ 'The data passed every critical expectation.' if report.success else 'The data did not pass.' }}</p>
-<table><tr>{% for name in counts %}<th>{{ name }}</th>{% endfor %}</tr>
-<tr>{% for value in counts.values() %}<td>{{ value }}</td>{% endfor %}</tr></table>
-{% if sheet %}<p><a href="{{ sheet }}"><img src="{{ sheet }}" alt="some images of each split"></a></p>
-{% endif %}<h2>Expectations</h2>
-<table><tr><th>expectation</th><th>severity</th><th>result</th><th>differ</th><th>for example</th></tr>
-{% for one in report.outcomes %}<tr><td>{{ one.name }}</td><td>{{ one.severity }}</td>
-<td class="{{ 'ok' if one.success else one.severity }}">{{ 'holds' if one.success else 'fails' }}</td>
-<td class="n">{{ one.unexpected }}</td><td>{{ one.examples | join(', ') }}</td></tr>
-{% endfor %}</table>
-{% if thumbnails %}<h2>Examples of what fails</h2>
-{% for one in report.outcomes if not one.success and one.examples %}<h3>{{ one.name }}</h3>
-<p class="examples">{% for id in one.examples if id in thumbnails %}<figure><img src="{{ thumbnails[id] }}" alt="">
-<figcaption>{{ id }}</figcaption></figure>{% endfor %}</p>{% endfor %}{% endif %}
-<p><a href="details/index.html">Great Expectations' own pages</a></p>
-{% if problems %}<h2>Left out</h2>
-<table><tr><th>reason</th><th>files</th><th>for example</th></tr>
-{% for code, rows in problems.items() %}<tr><td>{{ code }}</td><td class="n">{{ rows | length }}</td>
-<td>{{ rows[0] }}</td></tr>{% endfor %}</table>{% endif %}
-</body></html>
-"""
-
-
 def write_index_page(
     docs: Path,
     report: Report,
@@ -304,10 +268,10 @@ def write_index_page(
     `thumbnails` are data URIs by image id, for the examples of what failed.
     Everything that came from data is escaped.
     """
-    import jinja2
+    from jinja2 import Environment, PackageLoader
 
-    template = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    page = template.render(
+    environment = Environment(loader=PackageLoader("pipeline.prepare"), autoescape=True)  # its templates/
+    page = environment.get_template("index.html.j2").render(
         report=report,
         source=source,
         counts=counts,

@@ -14,8 +14,8 @@ MAX_MARKS = 8  # Combining marks in a row. Real writing needs fewer; heaps of th
 _PLAIN_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 _NO_WORD = str.maketrans(dict.fromkeys('_:"(),', " "))
 _JOINER = "\u200d"
-_PICTURE = "\u2190-\u2bff\U0001f000-\U0001faff"
-_STRAY_JOINER = re.compile(f"(?<![\ufe0f{_PICTURE}]){_JOINER}|{_JOINER}(?![{_PICTURE}])")
+_PICTOGRAPHS = "\u2190-\u2bff\U0001f000-\U0001faff"
+_STRAY_JOINER = re.compile(f"(?<![\ufe0f{_PICTOGRAPHS}]){_JOINER}|{_JOINER}(?![{_PICTOGRAPHS}])")
 
 
 def _is_visible(char: str) -> bool:
@@ -81,7 +81,7 @@ _PHRASE = 6  # Words, the longest phrase whose repetition is looked for.
 
 
 def _mostly_not_letters(caption: str) -> bool:
-    """Fewer than half are letters, their marks or pictures. A few signs (`7`, `A4`) may be a name."""
+    """Fewer than half are letters, their marks or pictographs. A few signs (`7`, `A4`) may be a name."""
     signs = [c for c in caption if not c.isspace() and c != _JOINER]
     letters = sum(unicodedata.category(c) in ("So", "Sk", "Cn") or c.isalpha() or _is_mark(c) for c in signs)
     return len(signs) > 3 and 2 * letters < len(signs)

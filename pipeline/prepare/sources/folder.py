@@ -22,7 +22,7 @@ from typing import Any
 
 from pipeline.errors import BadData, InputMissing
 from pipeline.prepare import images
-from pipeline.prepare.framing import Framing, Picture
+from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import MAX_BYTES
 from pipeline.prepare.sources.files import File, Tree, damage, original, printable
 from pipeline.prepare.sources.local import LocalTree
@@ -192,9 +192,9 @@ def _read_sidecar(tree: Tree, file: File, where: str) -> tuple[str, ...]:
     return clean_captions(text.splitlines(), at)
 
 
-def _orphans(where: str, files: Sequence[File], pictures: Sequence[File]) -> list[BadData]:
+def _orphans(where: str, files: Sequence[File], image_files: Sequence[File]) -> list[BadData]:
     """Notes on text files that have no image beside them."""
-    stems = {_beside(file.name, "") for file in pictures}
+    stems = {_beside(file.name, "") for file in image_files}
     texts = [file.name for file in files if posixpath.splitext(file.name)[1] in SIDECARS]
     problem, fix = "has no image of its name beside it", "rename it, or remove it"
     return [
@@ -208,9 +208,9 @@ def _folders(name: str) -> list[str]:
     return [part for part in posixpath.dirname(name).split("/") if part not in {"", ".."}]
 
 
-def _has_splits(pictures: Sequence[File]) -> bool:
+def _has_splits(image_files: Sequence[File]) -> bool:
     """Whether all folders at the top are splits; `train` beside `plane` is a class."""
-    tops = {folders[0] for file in pictures if file.flaw is None and (folders := _folders(file.name))}
+    tops = {folders[0] for file in image_files if file.flaw is None and (folders := _folders(file.name))}
     return bool(tops) and tops <= SPLITS
 
 
@@ -231,15 +231,15 @@ class TreeSource:
         Raises InputMissing if there is none, BadData for a bad metadata file or a damaged archive.
         """
         files = self._tree.files()
-        pictures = [file for file in files if not is_document(file.name)]
-        if not pictures:
+        image_files = [file for file in files if not is_document(file.name)]
+        if not image_files:
             raise InputMissing("E-INP-022", self._name, "holds no images", "put PNG or JPEG files there")
         described, notes = _read_all_metadata(self._tree, self._name, files)
         flaws = [file.flaw for file in files if file.flaw is not None and is_document(file.name)]
-        notes += flaws + _orphans(self._name, files, pictures)
+        notes += flaws + _orphans(self._name, files, image_files)
         documents = {file.name: file for file in files if is_document(file.name)}
-        skip = int(_has_splits(pictures))
-        items = (self._item(file, skip, described.get(file.name), documents) for file in pictures)
+        skip = int(_has_splits(image_files))
+        items = (self._item(file, skip, described.get(file.name), documents) for file in image_files)
         return Listing(tuple(items), tuple(notes))
 
     def _item(self, file: File, skip: int, texts: list[str] | None, documents: Mapping[str, File]) -> Item:
@@ -256,7 +256,7 @@ class TreeSource:
             id=printable(file.name),
             where=where,
             version=file.version,
-            base=None,
+            family=None,
             group=groups[0] if groups else "",
             subgroup="/".join(groups),
             captions=captions,
@@ -283,7 +283,7 @@ class TreeSource:
         """The bytes of one image file. Raises BadData where it is no plain file, damaged, or too large."""
         return self._tree.read(original(item.id), most)
 
-    def decode(self, content: bytes, where: str) -> Picture:
+    def decode(self, content: bytes, where: str) -> DecodedImage:
         """See `images.frame`."""
         return images.decode_square(content, where, self._framing)
 

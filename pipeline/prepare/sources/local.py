@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pipeline.prepare.sources.files import (
     File,
-    _by_name,
-    _gone,
-    _no_plain_file,
-    _passed_over,
-    _too_large,
+    by_name,
+    is_ignored,
+    missing,
+    not_a_plain_file,
     printable,
+    too_large,
 )
 
 
@@ -28,20 +28,20 @@ class LocalTree:
 
     def files(self) -> list[File]:
         """See `Tree.files`. Raises OSError if a folder is not there or may not be read."""
-        return sorted(map(self._file, self._names()), key=_by_name)
+        return sorted(map(self._file, self._names()), key=by_name)
 
     def _names(self) -> Iterator[str]:
         for place, subfolders, names in os.walk(self._folder, onerror=_raise):
             links = [name for name in subfolders if os.path.islink(os.path.join(place, name))]
-            subfolders[:] = [name for name in subfolders if name not in links and not _passed_over(name)]
+            subfolders[:] = [name for name in subfolders if name not in links and not is_ignored(name)]
             below = os.path.relpath(place, self._folder)
             for name in names + links:
-                if not _passed_over(name):
+                if not is_ignored(name):
                     yield name if below == os.curdir else os.path.join(below, name)
 
     def _file(self, name: str) -> File:
         status = os.lstat(self._folder / name)
-        flaw = None if stat.S_ISREG(status.st_mode) else _no_plain_file(f"{self._name}/{printable(name)}")
+        flaw = None if stat.S_ISREG(status.st_mode) else not_a_plain_file(f"{self._name}/{printable(name)}")
         return File(name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", flaw)
 
     def read(self, name: str, most: int) -> bytes:
@@ -50,13 +50,13 @@ class LocalTree:
         try:
             status = os.lstat(path)
             if not stat.S_ISREG(status.st_mode):
-                raise _no_plain_file(where)
+                raise not_a_plain_file(where)
             if status.st_size > most:
-                raise _too_large(where, status.st_size, most)
+                raise too_large(where, status.st_size, most)
             with open(path, "rb", opener=_open_unfollowed) as file:
                 return file.read(status.st_size)
         except (FileNotFoundError, NotADirectoryError):
-            raise _gone(where) from None
+            raise missing(where) from None
 
 
 def _raise(exc: OSError) -> None:

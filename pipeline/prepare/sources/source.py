@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.errors import BadData
-from pipeline.prepare.framing import Picture
+from pipeline.prepare.framing import DecodedImage
 from pipeline.prepare.images import MAX_BYTES
 
 
@@ -18,7 +18,7 @@ class Item:
         id: unique name within the source, by which the source finds it again.
         where: its name in messages; relative.
         version: changes when the bytes do, as far as that is known without reading them (size and time of a file).
-        base: family whose members stay in one split; None: the image is its own.
+        family: images of one family stay in one split; None if the source knows none.
         group: coarse class, and subgroup: fine class; either may be selected by `data.subset`.
         captions: clean texts, the name first; may be empty.
         flaw: why it cannot be used, where that is known before it is read.
@@ -27,7 +27,7 @@ class Item:
     id: str
     where: str
     version: str
-    base: str | None
+    family: str | None
     group: str
     subgroup: str
     captions: tuple[str, ...]
@@ -55,6 +55,6 @@ class Source(Protocol):
         """The original bytes of one item. Raises BadData where it is no plain file, or has more than `most`."""
         ...
 
-    def decode(self, content: bytes, where: str) -> Picture:
+    def decode(self, content: bytes, where: str) -> DecodedImage:
         """Pixels of those bytes, framed. Raises BadData. Runs in a process that may be killed."""
         ...

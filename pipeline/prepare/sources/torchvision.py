@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.errors import BadData, ConfigError, InputMissing, PipelineError
 from pipeline.prepare import images
-from pipeline.prepare.framing import Framing, Picture
+from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import MAX_BYTES
 from pipeline.prepare.sources.files import PerProcess, reason
 from pipeline.prepare.sources.parquet import class_name
@@ -77,11 +77,11 @@ _BINARY = {
 
 
 class _Samples(Protocol):
-    """Labelled pictures, by a name that holds the number after a colon."""
+    """Labelled images, by a name that holds the number after a colon."""
 
     def items(self) -> Iterator[Item]: ...
 
-    def picture(self, name: str) -> Image.Image: ...
+    def image(self, name: str) -> Image.Image: ...
 
 
 def clean_class(name: str) -> str:
@@ -131,7 +131,7 @@ class _BinarySamples:
             raise InputMissing("E-INP-066", f"{self._name}/{path.name}", "is not there", fix)
         return list(filter(None, map(clean_class, path.read_text("utf-8", "replace").splitlines())))
 
-    def picture(self, name: str) -> Image.Image:
+    def image(self, name: str) -> Image.Image:
         file, _, number = name.rpartition(":")
         start = int(number) * self._record + self._binary.labels
         planes = np.fromfile(self._place / file, np.uint8, _PIXELS, offset=start)
@@ -170,10 +170,10 @@ class _LibrarySamples:
                 name = f"{part}:{number}"
                 yield _item(name, f"{self._kind}/{name}", f"{self._kind}-{len(samples)}", label, names)
 
-    def picture(self, name: str) -> Image.Image:
+    def image(self, name: str) -> Image.Image:
         part, _, number = name.rpartition(":")
-        picture: Image.Image = self._parts.get(self._open)[part][int(number)][0]
-        return picture
+        image: Image.Image = self._parts.get(self._open)[part][int(number)][0]
+        return image
 
 
 def _labels(samples: Any) -> list[int]:
@@ -199,7 +199,7 @@ class Torchvision:
     licence: str | None = None
 
     def __init__(self, root: Path, path: str, name: str, framing: Framing) -> None:
-        """Raises ConfigError for a set that is not one of single labelled pictures."""
+        """Raises ConfigError for a set that is not one of single labelled images."""
         if name not in _SETS:
             fix = f"use one of {', '.join(_SETS)}"
             raise ConfigError("E-CFG-018", "params.yaml: data.source", f"torchvision:{name} is unknown", fix)
@@ -214,18 +214,18 @@ class Torchvision:
         return Listing(tuple(self._samples.items()))
 
     def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
-        """One picture as PNG, without loss; always the same bytes. Raises BadData E-IMG-005."""
+        """One image as PNG, without loss; always the same bytes. Raises BadData E-IMG-005."""
         try:
-            picture = self._samples.picture(item.id)
+            image = self._samples.image(item.id)
         except PipelineError:
             raise
         except Exception as exc:  # Decoders of damaged files raise whatever they meet.
             problem = f"is damaged ({reason(exc)})"
             raise BadData("E-IMG-005", item.where, problem, "fetch the files again") from None
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         return buffer.getvalue()
 
-    def decode(self, content: bytes, where: str) -> Picture:
+    def decode(self, content: bytes, where: str) -> DecodedImage:
         """See `images.frame`."""
         return images.decode_square(content, where, self._framing)

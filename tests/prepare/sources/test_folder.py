@@ -205,7 +205,7 @@ def test_a_linked_text_file_is_not_read(tmp_path):
 def test_sub_folders_are_groups(tmp_path):
     picture(tmp_path / "raw" / "animals" / "cats" / "a.png")
     (item,) = listing(tmp_path).items
-    assert (item.group, item.subgroup, item.base) == ("animals", "animals/cats", None)
+    assert (item.group, item.subgroup, item.family) == ("animals", "animals/cats", None)
 
 
 def test_hidden_files_and_documents_are_passed_over_and_links_not_followed(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import BadData, ConfigError
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.sources import openmoji
-from pipeline.prepare.sources.openmoji import OpenMoji, base_of
+from pipeline.prepare.sources.openmoji import OpenMoji, family_of
 
 VERSION = metadata.version(openmoji.PACKAGE)
 FRAMING = Framing(32, "crop", (255, 255, 255))
@@ -64,11 +64,11 @@ def test_groups_come_from_unicode_also_for_skin_tones_and_new_emoji(items):
     ],
 )
 def test_skin_tone_and_gender_make_no_new_family(one, other):
-    assert base_of(one) == base_of(other)
+    assert family_of(one) == family_of(other)
 
 
 def test_different_motifs_are_different_families():
-    assert len({base_of(code) for code in ("1F600", "1F601", "1F44D", "1F44E", "1F9D1", "1F9D2")}) == 6
+    assert len({family_of(code) for code in ("1F600", "1F601", "1F44D", "1F44E", "1F9D1", "1F9D2")}) == 6
 
 
 def test_every_item_has_the_version_of_the_package(items):
