@@ -26,7 +26,7 @@ def main() -> None:
     left_out = f"{counts['n_quarantined']} quarantined, {counts['n_duplicate']} duplicates"
     parts = ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test"))
     print(f"prepare: {counts['n_ok']} of {counts['n_in']} images ({parts}; {left_out})", file=sys.stderr)
-    print(f"prepare: look at {intake.DATA_DOCS}/index.html", file=sys.stderr)
+    print(f"prepare: see {intake.DATA_DOCS}/index.html", file=sys.stderr)
 
 
 if __name__ == "__main__":

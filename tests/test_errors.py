@@ -96,7 +96,7 @@ def test_statuses_of_other_exceptions():
 # Codes that more than one module raises, and what each means there.
 SHARED_CODES = {
     "E-CAP-004": "captions that cannot be read from a row",
-    "E-CFG-020": "no snapshot to start from",
+    "E-CFG-020": "a model to start from that is of the wrong resolution",
     "E-CFG-043": "a number of images out of range",
     "E-IMG-001": "an empty image file",
     "E-IMG-002": "an image file with too many bytes",

@@ -15,7 +15,7 @@ _PNG_EXIF = (b"eXIf", b"tEXtRaw profile type", b"zTXtRaw profile type", b"iTXtXM
 
 
 def is_plain(content: bytes, image: Image.Image) -> bool:
-    """Whether the pixels are 8-bit sRGB or grey, opaque, upright and alone, as far as the header tells."""
+    """Whether the pixels are 8-bit sRGB or grey, opaque, upright and not animated, according to the header."""
     return (
         image.mode in {"RGB", "L"}
         and (image.format in {"JPEG", "WEBP"} or (image.format == "PNG" and _is_plain_png(content, image)))
@@ -27,14 +27,14 @@ def is_plain(content: bytes, image: Image.Image) -> bool:
 
 
 def _is_plain_png(content: bytes, image: Image.Image) -> bool:
-    """Whether a PNG is of moderate size and says nothing of its orientation. That may stand behind the pixels, and
+    """Whether a PNG is of moderate size and has no orientation. That may come after the pixels, and
     Pillow would decode them all to find it."""
     small = image.width * image.height <= COPIED_PIXELS
     return small and not any(chunk.startswith(_PNG_EXIF) for chunk in _png_chunks(content))
 
 
 def _png_chunks(content: bytes) -> Iterator[bytes]:
-    """Type and first bytes of each chunk, without a look at the rest."""
+    """Type and first bytes of each chunk, without reading the rest."""
     place = 8
     while place + 8 <= len(content):
         yield content[place + 4 : place + 32]
@@ -48,10 +48,10 @@ def decode_fast(content: bytes, image: Image.Image, framing: Framing) -> Pixels 
     from torchvision.io import decode_image
 
     if image.format == "PNG":  # torchvision 0.29 ends its process on nearly every damaged one.
-        found = _plain_png(content, image)
-        if found is None:
+        decoded = _plain_png(content, image)
+        if decoded is None:
             return None
-        whole = torch.from_numpy(found).permute(2, 0, 1)
+        whole = torch.from_numpy(decoded).permute(2, 0, 1)
     else:
         try:
             whole = decode_image(torch.frombuffer(content, dtype=torch.uint8))
@@ -69,7 +69,7 @@ def decode_fast(content: bytes, image: Image.Image, framing: Framing) -> Pixels 
 
 
 def _plain_png(content: bytes, image: Image.Image) -> Pixels | None:
-    """An 8-bit PNG by a decoder in Rust, thrice as fast as libpng: uint8 [H, W, 1 or 3]. None where it objects."""
+    """An 8-bit PNG by a decoder in Rust, three times as fast as libpng: uint8 [H, W, 1 or 3]. None if it fails."""
     from kornia_rs.io import decode_image_png_u8
 
     try:

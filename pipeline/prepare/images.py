@@ -1,9 +1,9 @@
 """From a file's bytes to a square of pixels: decode, crop or pad, resample, turn upright, convert, flatten.
 
-Safe on files that nobody has looked at: formats are an allowlist, sizes are checked before pixels are decoded,
-and whatever is wrong is a `BadData` with an E-IMG code. Plain files take a quick way through torchvision and
-kornia-rs, all others a thorough one through Pillow; the two agree within rounding. Images are uint8, height x
-width x 3, in sRGB; of an animation, the first frame. What a file may do to its process is the matter of decoder.py.
+Safe on untrusted files: formats are an allowlist, sizes are checked before pixels are decoded, and every fault is
+a `BadData` with an E-IMG code. Plain files are decoded by torchvision and kornia-rs, all others by Pillow, which is
+slower; the two agree within rounding. Images are uint8, height x
+width x 3, in sRGB; of an animation, the first frame. decoder.py protects against files that crash their process.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ def with_alpha(pixels: Pixels, alpha: Pixels) -> Pixels:
     interpolation: [fH,fW,4], which on white is `pixels` again where it can be."""
     height, width, _ = pixels.shape
     enlarged = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
-    made = np.empty((height, width, 4), np.uint8)
-    made[..., 3] = enlarged
+    result = np.empty((height, width, 4), np.uint8)
+    result[..., 3] = enlarged
     for top in range(0, height, 256):  # few rows at a time: floats are large
         rows = slice(top, top + 256)
         opacity = np.maximum(enlarged[rows, :, None].astype(np.float32), 1) / 255
         colours = 255 - (255 - pixels[rows].astype(np.float32)) / opacity
-        made[rows, :, :3] = np.rint(np.clip(colours, 0, 255))
-    return made
+        result[rows, :, :3] = np.rint(np.clip(colours, 0, 255))
+    return result
 
 
 def check_bytes(content: bytes, where: str) -> None:
@@ -110,7 +110,7 @@ def check_bytes(content: bytes, where: str) -> None:
     if not content:
         raise BadData("E-IMG-001", where, "is empty", "export it again, or remove it")
     if len(content) > MAX_BYTES:
-        problem = f"has {len(content)} bytes, the most is {MAX_BYTES}"
+        problem = f"has {len(content)} bytes, the limit is {MAX_BYTES}"
         raise BadData("E-IMG-002", where, problem, "scale it down")
 
 
@@ -131,10 +131,10 @@ def _open(content: bytes, where: str) -> Image.Image:
         raise _damaged(where, exc) from None
     width, height = image.size
     if width * height > MAX_PIXELS:
-        problem = f"has {width}x{height} pixels, the most is {MAX_PIXELS}"
+        problem = f"has {width}x{height} pixels, the limit is {MAX_PIXELS}"
         raise BadData("E-IMG-004", where, problem, "scale it down")
     if min(width, height) < MIN_SIDE:
-        problem = f"has {width}x{height} pixels, the least is {MIN_SIDE} a side"
+        problem = f"has {width}x{height} pixels, the minimum is {MIN_SIDE} a side"
         raise BadData("E-IMG-006", where, problem, "use a larger one")
     return image
 

@@ -1,8 +1,8 @@
-"""From a source's items to decoded, measured images: in parallel, each item once, whatever dies on the way.
+"""From a source's items to decoded, measured images: in parallel, each item once, even if decoders die.
 
-Items are items in blocks. A finished block is an artifact in a cache folder (pixels.npy, items.jsonl), known by
-the items in it; what the cache holds already is not done again. So an interrupted run continues, and a few new
-images cost a little work. Items are known by id and version (see `sources.Item`).
+Items are processed in blocks. A finished block is an artifact in a cache folder (images, low.npy, items.jsonl) and
+is not computed again: an interrupted run continues, and a few new images cost little. Items are identified by id
+and version (`sources.source.Item`).
 """
 
 from __future__ import annotations

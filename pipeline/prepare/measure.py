@@ -14,7 +14,7 @@ from pipeline.prepare.framing import DecodedImage
 
 TOGETHER = 2**17  # pixels, about, that are measured in one go: as many as a processor's cache holds
 EXACT = 256  # squares of bytes whose sum float32 holds
-HASHED, LOW = 32, 8  # px a side of which the perceptual hash is made, and its frequencies a side
+HASHED, LOW = 32, 8  # px a side of the image that is hashed, and of its frequencies in the hash
 # Of the discrete cosine transform (type II): the lowest frequencies, a row each.
 COSINES = np.cos(np.pi / HASHED * np.outer(np.arange(LOW), np.arange(HASHED) + 0.5))
 
@@ -36,7 +36,7 @@ class ImageMeasures(NamedTuple):
 def measure(images: Sequence[DecodedImage]) -> list[ImageMeasures]:
     """Measure framed pixels, uint8 [R, R, 3] each, all of one size; many at once cost less each.
 
-    The numbers do not depend on company, and all sums are exact, so that any machine finds the same.
+    An image has the same numbers in any batch and on any machine: all sums are exact.
     """
     group = max(TOGETHER // images[0].pixels.size, 1) if images else 1
     return [one for i in range(0, len(images), group) for one in _measure_group(images[i : i + group])]
@@ -90,8 +90,10 @@ def _moments(planes: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np
 
 def _entropy(histograms: NDArray[np.int64]) -> NDArray[np.float64]:
     """Bits, of values of which there are histograms[:, i] each: [n, 256] to [n]."""
-    share = histograms / histograms.sum(1, keepdims=True)
-    return -(share * np.log2(share, out=np.zeros_like(share), where=share > 0)).sum(1) + 0.0  # not -0
+    fraction = histograms / histograms.sum(1, keepdims=True)
+    return (
+        -(fraction * np.log2(fraction, out=np.zeros_like(fraction), where=fraction > 0)).sum(1) + 0.0
+    )  # not -0
 
 
 def _sharpness(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -119,13 +121,13 @@ def _hashes(small: NDArray[np.uint8]) -> list[str]:
     return [bits.tobytes().hex() for bits in np.packbits(low > medians[:, None], axis=1)]
 
 
-def near_duplicates(hashes: list[str], most: int = 3) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of 64-bit hashes (hexadecimal) that differ in at most `most` (0 to 3) bits.
+def near_duplicates(hashes: list[str], max_bits: int = 3) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of 64-bit hashes (hexadecimal) that differ in at most `max_bits` (0 to 3) bits.
 
     Two such hashes agree in one of four 16-bit parts, so only those that share a part are compared; parts that
-    more than 64 hashes share (blank images, one motif many times) are compared in windows of that many.
+    more than 64 hashes share (blank images, one image many times) are compared in windows of that many.
     """
-    assert 0 <= most <= 3
+    assert 0 <= max_bits <= 3
     values = np.array([int(text, 16) for text in hashes], dtype=np.uint64)
     pairs: set[tuple[int, int]] = set()
     for part in range(4):
@@ -137,8 +139,8 @@ def near_duplicates(hashes: list[str], most: int = 3) -> list[tuple[int, int]]:
             if not near.any():
                 break
             apart = np.bitwise_count(sorted_values[step:] ^ sorted_values[:-step])
-            found = np.flatnonzero(near & (apart <= most))
-            first, second = order[found], order[found + step]
+            close = np.flatnonzero(near & (apart <= max_bits))
+            first, second = order[close], order[close + step]
             pairs.update(
                 zip(np.minimum(first, second).tolist(), np.maximum(first, second).tolist(), strict=True)
             )

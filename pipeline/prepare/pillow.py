@@ -78,7 +78,7 @@ def _resampled(image: Image.Image, cut: CropBox) -> Image.Image:
     if box != [0, 0, *image.size]:
         # Cropped first: given a box, Pillow lets pixels from outside of it shine in.
         whole, image = image, image.crop(cut[:4])
-        whole.close()  # Frees its pixels, which somebody else may still hold.
+        whole.close()  # frees its pixels even if a reference remains
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
@@ -113,7 +113,7 @@ def scale_to_bytes(values: NDArray[np.generic], extrema: tuple[float, float] | N
 
     Args:
         values: any shape.
-        extrema: least and greatest value before resampling, to which overshoots are clipped.
+        extrema: minimum and maximum before resampling, to which overshoots are clipped.
     """
     low, high = extrema or (float(values.min()), float(values.max()))
     if np.issubdtype(values.dtype, np.integer):

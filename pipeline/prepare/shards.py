@@ -1,6 +1,6 @@
 """Writing a prepared data set: image shards, index, captions and their vectors.
 
-    images-00000...       uint8 [n, 3, R, R], at most 64 MiB a shard; raw or PNG (`pipeline.data.store`)
+    images-00000...       uint8 [n, 3, R, R], at most 64 MiB a shard; raw or PNG (`pipeline.data.storage`)
     low-00000.npy ...     uint16 [n, 3, r, r]: sums over the f x f boxes of an image, f = R / r; exact. r is the
                           resolution of the core, which trains without reading the images at full size
     index.jsonl           one row an image, in global order: id, split, base, group, subgroup, captions
@@ -27,7 +27,7 @@ from pipeline.text.encoder import TextEncoder
 
 SHARD_BYTES = 64 * 2**20  # of raw pixels
 RAW_BYTES = 8 * 2**30  # a set that is larger than this is stored as PNG, where `data.encoding` is auto
-MAX_FACTOR = 16  # of the box sums: 16 * 16 * 255 is the most that uint16 holds
+MAX_FACTOR = 16  # of the box sums: 16 * 16 * 255 fits into uint16
 
 
 def dump_lines(rows: Iterable[Any]) -> str:

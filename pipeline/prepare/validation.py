@@ -213,7 +213,7 @@ def _run(records: Sequence[Record], expectations: list[Any], site: Path) -> list
         "site_section_builders": {
             "expectations": "none",
             "profiling": "none",
-        },  # The results' page says it all.
+        },  # the page of results holds both
     }
     context.add_data_docs_site(site_name="data_docs", site_config=builder)
     asset = context.data_sources.add_or_update_pandas("prepared").add_dataframe_asset(name="images")
@@ -239,16 +239,16 @@ def _run(records: Sequence[Record], expectations: list[Any], site: Path) -> list
 
 
 def _outcome(result: dict[str, Any]) -> Outcome:
-    config, found = result["expectation_config"], result["result"] or {}
+    config, details = result["expectation_config"], result["result"] or {}
     if result["exception_info"].get("raised_exception"):
         raise RuntimeError(f"{config['type']}: {result['exception_info'].get('exception_message')}")
-    indices = found.get("unexpected_index_list") or []
+    indices = details.get("unexpected_index_list") or []
     return Outcome(
         name=config["meta"]["name"],
         severity=config["severity"],
         success=bool(result["success"]),
-        rows=int(found.get("element_count", 0)),
-        unexpected=int(found.get("unexpected_count", 0)),
+        rows=int(details.get("element_count", 0)),
+        unexpected=int(details.get("unexpected_count", 0)),
         examples=tuple(str(index["id"]) for index in indices[:_EXAMPLES]),
     )
 

@@ -13,21 +13,23 @@ import numpy as np
 from pipeline import artifacts
 from pipeline.text.encoder import Halves, TextEncoder
 
-CACHE_CAPTIONS = 1024  # In a file of the cache.
+CACHE_CAPTIONS = 1024  # per file of the cache
 
 
 def encode_cached(
     encoder: TextEncoder,
     captions: Sequence[str],
     folder: Path,
-    progress: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Halves:
-    """Encode `captions`, but for those whose vectors `folder` holds; new ones are added to it.
+    """Encode those of `captions` whose vectors `folder` lacks, and add these to it.
 
-    Equal captions give equal bytes, whatever came from the cache. A file of it, `<digest of encoder.info>/
-    <sha256 of the file>.safetensors`, holds at most 1,024 captions and their vectors. One that does not have
-    the sha256 of its name is removed, and its captions are encoded again.
-    `progress` hears how many different captions are done.
+    Equal captions give equal bytes, cached or not. A file of the cache, `<digest of encoder.info>/<sha256 of the
+    file>.safetensors`, holds at most 1,024 captions and their vectors. A file whose sha256 differs from its name is
+    removed, and its captions are encoded again.
+
+    Args:
+        on_progress: called with (captions done, captions in all), equal ones counted once.
 
     Returns:
         As `TextEncoder.encode`, in float16: pooled [n, dim], tokens [n, max_tokens, dim], mask bool.
@@ -45,18 +47,18 @@ def encode_cached(
                 del todo[text]
                 for array, part in zip(result, block, strict=True):
                     array[rows[text]] = part[number]
-        progress(len(rows) - len(todo))
+        on_progress(len(rows) - len(todo), len(rows))
 
     for path in sorted(place.glob("*.safetensors")):
-        if (found := _read_block(path)) is not None:
-            keep(*found)
+        if (block := _read_block(path)) is not None:
+            keep(*block)
     new = list(todo)
     for start in range(0, len(new), CACHE_CAPTIONS):
         texts = new[start : start + CACHE_CAPTIONS]
         pooled, tokens, mask = encoder.encode(texts)
-        block = pooled.astype(np.float16), tokens.astype(np.float16), mask
-        _write_block(place, texts, block)
-        keep(texts, block)
+        halves = pooled.astype(np.float16), tokens.astype(np.float16), mask
+        _write_block(place, texts, halves)
+        keep(texts, halves)
     return result
 
 
@@ -76,7 +78,7 @@ def _write_block(place: Path, texts: Sequence[str], block: Halves) -> None:
 
 
 def _read_block(path: Path) -> tuple[list[str], Halves] | None:
-    """Captions and vectors of one file; None, and no file, where it is not as it was written."""
+    """Captions and vectors of one file. A damaged file is removed, and gives None."""
     from safetensors.numpy import load
 
     content = path.read_bytes()

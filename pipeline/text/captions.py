@@ -77,7 +77,7 @@ _FLAWS = {
 _PATTERNS = {name: re.compile(pattern) for name, pattern in _FLAWS.items()}
 # Words; signs of scripts written without spaces count as one each.
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|(?:(?![\u3040-\u30ff\u3400-\u9fff])\w)+")
-_PHRASE = 6  # Words, the longest phrase whose repetition is looked for.
+_PHRASE = 6  # Words, the longest phrase checked for repetition.
 
 
 def _mostly_not_letters(caption: str) -> bool:
@@ -103,6 +103,6 @@ def text_flaws(caption: str) -> list[str]:
 
     Hints for people, not verdicts: no language is assumed and nothing is changed.
     """
-    found = [name for name, pattern in _PATTERNS.items() if pattern.search(caption)]
-    found += ["mostly not letters"] * _mostly_not_letters(caption)
-    return found + ["repeated words"] * _repeats_words(caption)
+    flaws = [name for name, pattern in _PATTERNS.items() if pattern.search(caption)]
+    flaws += ["mostly not letters"] * _mostly_not_letters(caption)
+    return flaws + ["repeated words"] * _repeats_words(caption)

@@ -95,7 +95,9 @@ def _clip_folder(name: str) -> Path:
         with _quiet():
             return Path(snapshot_download(name, allow_patterns=_CLIP_FILES))
     except (OSError, ValueError) as error:
-        problem = f"{name!r} is no folder and did not come from the hub ({type(error).__name__})"
+        problem = (
+            f"{name!r} is not a folder and could not be downloaded from the hub ({type(error).__name__})"
+        )
         fix = f"download it where there is a network (hf download {name}) and give the folder: clip:FOLDER"
         raise InputMissing("E-INP-027", SETTING, problem, fix) from error
 
@@ -145,8 +147,8 @@ def _no_clip(name: str, reason: str) -> InputMissing:
 
 def _digest_of_files(paths: Sequence[Path]) -> str:
     """sha256 of one file, as `sha256sum` prints it; of several, the digest of their names and sha256."""
-    found = {path.name: artifacts.sha256_file(path) for path in paths}
-    return found[paths[0].name] if len(found) == 1 else artifacts.digest(found)
+    digests = {path.name: artifacts.sha256_file(path) for path in paths}
+    return digests[paths[0].name] if len(digests) == 1 else artifacts.digest(digests)
 
 
 def tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> Any:

@@ -25,7 +25,7 @@ class Labels:
         """`captions` may repeat. Raises ConfigError where they are too many to be names of classes."""
         self.labels = sorted({caption for caption in captions if caption.strip()})
         if len(self.labels) > MAX_LABELS:
-            problem = f"'label' found {len(self.labels)} different captions, the most is {MAX_LABELS}"
+            problem = f"'label' has {len(self.labels)} different captions, the limit is {MAX_LABELS}"
             raise ConfigError("E-CFG-014", SETTING, problem, "use 'minilm', which reads any text")
         self.dim = max(len(self.labels), MIN_LABELS)
         self._rows = {label: row for row, label in enumerate(self.labels)}
@@ -51,7 +51,9 @@ class Labels:
             close = difflib.get_close_matches(caption[:100], self.labels, n=1)
             few = ", ".join(self.labels[:8])
             fix = f"did you mean {close[0]!r}?" if close else f"use a label such as: {few}"
-            raise ConfigError("E-CFG-015", "prompt", f"{caption[:100]!r} is no label of this data set", fix)
+            raise ConfigError(
+                "E-CFG-015", "prompt", f"{caption[:100]!r} is not a label of this data set", fix
+            )
         return self._rows[caption]
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:

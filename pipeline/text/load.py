@@ -5,8 +5,8 @@
     label       one-hot over the data set's own captions, for data whose captions are names of classes
     clip:NAME   the text half of a CLIP model, from a folder or the Hugging Face hub
 
-An encoder gives a pooled vector and a few token vectors a caption. A caption's vectors do not depend on its
-company, so that they can be kept: see `encode_cached`. Travels inside registered models.
+An encoder gives one pooled vector and a few token vectors per caption. These do not depend on the other captions
+of a call, so that they can be cached (`encode_cached`). Travels inside registered models.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def load_text_encoder(name: str, max_tokens: int, captions: Sequence[str] | None
         StorageError: its weights are not the original's.
     """
     if name == "label":
-        assert captions is not None, "'label' is made of the data set's captions"
+        assert captions is not None, "'label' needs the captions of the data set"
         return Labels(captions)
     if name.startswith("clip:"):
         return Clip(name.removeprefix("clip:"), max_tokens)
@@ -60,12 +60,12 @@ def encoder_of(info: Mapping[str, Any], where: str = "model") -> TextEncoder:
     """The encoder whose `info` this is, as a snapshot's config.json holds it; `where` names the snapshot.
 
     Raises:
-        StorageError: the one found here has another sha256.
+        StorageError: the one installed has another sha256.
         ConfigError, InputMissing: see `load_text_encoder`.
     """
     encoder = load_text_encoder(str(info["name"]), int(info["max_tokens"]), info.get("labels", ()))
-    found, wanted = str(encoder.info["sha256"]), str(info["sha256"])
-    if found != wanted:
-        problem = f"was trained with text encoder {wanted[:12]}, found here is {found[:12]}"
+    sha256, wanted = str(encoder.info["sha256"]), str(info["sha256"])
+    if sha256 != wanted:
+        problem = f"was trained with text encoder {wanted[:12]}, the one installed is {sha256[:12]}"
         raise StorageError("E-IO-041", where, problem, f"install or download {info['name']} of that version")
     return encoder

@@ -170,5 +170,5 @@ def test_a_subset_of_openmoji_keeps_variants_together(tmp_path, tiny_tree):
 
 
 def test_a_subset_that_selects_nothing_is_answered_with_a_near_name(tmp_path, tiny_tree):
-    with pytest.raises(ConfigError, match="'cat-faces' is no group or subgroup.*did you mean 'cat-face'"):
+    with pytest.raises(ConfigError, match="'cat-faces' is not a group or subgroup.*did you mean 'cat-face'"):
         stage.prepare(params_with(tiny_tree, subset=["cat-faces"]), tmp_path, tmp_path / "work")

@@ -116,10 +116,10 @@ def test_encoders_do_not_share_vectors(clip, clip_folder, tmp_path):
 
 
 def test_progress_counts_different_captions(clip, tmp_path, blocks_of_ten):
-    heard = []
-    encode_cached(clip, COLOURS + COLOURS, tmp_path, heard.append)
-    encode_cached(clip, COLOURS, tmp_path, heard.append)
-    assert heard[:2] == [10, 18] and heard[-1] == 18
+    calls = []
+    encode_cached(clip, COLOURS + COLOURS, tmp_path, lambda done, total: calls.append((done, total)))
+    encode_cached(clip, COLOURS, tmp_path, lambda done, total: calls.append((done, total)))
+    assert calls[:2] == [(10, 18), (18, 18)] and calls[-1] == (18, 18)
 
 
 def test_no_captions_and_a_folder_that_cannot_be_made(clip, tmp_path):

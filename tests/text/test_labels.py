@@ -30,13 +30,13 @@ def test_the_order_of_captions_does_not_change_the_encoder():
     [("catt", "did you mean 'cat'"), ("xyz", "use a label such as: cat, dog"), ("q" * 10**6, "use a label")],
 )
 def test_a_prompt_that_is_no_label_is_refused_in_one_line(prompt, cure):
-    with pytest.raises(ConfigError, match=f"E-CFG-015 prompt: .*is no label.*{cure}") as caught:
+    with pytest.raises(ConfigError, match=f"E-CFG-015 prompt: .*is not a label.*{cure}") as caught:
         load_text_encoder("label", 16, ["cat", "dog"]).encode([prompt])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_too_many_captions_are_no_labels():
-    with pytest.raises(ConfigError, match="E-CFG-014.*found 4097 different captions, the most is 4096"):
+    with pytest.raises(ConfigError, match="E-CFG-014.*has 4097 different captions, the limit is 4096"):
         load_text_encoder("label", 16, [f"caption {i}" for i in range(4097)])
 
 

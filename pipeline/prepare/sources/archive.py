@@ -17,5 +17,5 @@ class Archive(TreeSource):
     """The images in the archive `root / path`."""
 
     def __init__(self, root: Path, path: str, framing: Framing) -> None:
-        """Raises InputMissing if there is no such file, BadData if it is no archive."""
+        """Raises InputMissing if there is no such file, BadData if it is not an archive."""
         super().__init__(open_archive(root / path, path), path, framing)

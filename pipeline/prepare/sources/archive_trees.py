@@ -29,8 +29,8 @@ from pipeline.prepare.sources.files import (
 )
 
 MAX_MEMBERS = 1_000_000
-MAX_RATIO = 200  # Unpacked to packed, in archives; images hardly shrink,
-SMALL = 2**20  # but below this number of bytes nobody minds.
+MAX_RATIO = 200  # unpacked to packed size; images hardly shrink
+SMALL = 2**20  # bytes; the ratio of smaller files is not limited
 MAX_NAME = 4096  # bytes
 MAX_SHOWN = 255  # characters of a name that cannot be
 MAX_HEADER = 64 * 1024  # bytes that a tar may spend on the name and attributes of one member
@@ -99,10 +99,10 @@ def _counted(archive: str, members: Iterable[T]) -> Iterator[T]:
 
 
 class _ArchiveTree:
-    """What zip and tar share: an index of their members, made once, and checks before one is read."""
+    """What zip and tar share: an index of their members, built once, and checks before one is read."""
 
     def __init__(self, path: Path, name: str) -> None:
-        """`name` is that of the archive in messages."""
+        """`name` is the archive's, for messages."""
         self._path = path
         self._name = name
         self._index: dict[str, tuple[File, Any]] | None = None
@@ -112,24 +112,24 @@ class _ArchiveTree:
 
     def files(self) -> list[File]:
         """See `Tree.files`. Raises BadData for an archive that is damaged, or is a bomb, as a whole."""
-        return [file for file, _ in self._found().values()]
+        return [file for file, _ in self._load_index().values()]
 
-    def _found(self) -> dict[str, tuple[File, Any]]:
+    def _load_index(self) -> dict[str, tuple[File, Any]]:
         if self._index is None:
             with damage("E-ARC-001", self._name, "fetch it again, or pack it again"):
                 self._index = _admit(self._name, self._members())
         return self._index
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, limit: int) -> bytes:
         """See `Tree.read`."""
         where = f"{self._name}/{printable(name)}"
-        if name not in self._found():
+        if name not in self._load_index():
             raise missing(where)
-        file, place = self._found()[name]
+        file, place = self._load_index()[name]
         if file.flaw is not None:
             raise BadData(*file.flaw.args)  # A new one: each keeps the frames that it went through.
-        if file.size > most:
-            raise too_large(where, file.size, most)
+        if file.size > limit:
+            raise too_large(where, file.size, limit)
         with damage("E-ARC-017", where, "pack the archive again"):
             content = self._content(place)
             if len(content) != file.size:
@@ -177,7 +177,7 @@ def _zip_flaw(info: zipfile.ZipInfo) -> tuple[str, str, str] | None:
         return "E-ARC-018", f"is compressed by method {info.compress_type}", "pack it with deflate"
     if info.file_size > max(SMALL, MAX_RATIO * info.compress_size):
         problem = f"unpacks from {info.compress_size} to {info.file_size} bytes"
-        return "E-ARC-016", problem, f"leave it out; the most is {MAX_RATIO} to one"
+        return "E-ARC-016", problem, f"leave it out; the limit is {MAX_RATIO} to one"
     return None
 
 
@@ -229,7 +229,7 @@ class TarTree(_ArchiveTree):
 class _Blocks:
     """What tarfile may do with a stream: read headers of sensible size, and go forward up to `end`.
 
-    tarfile takes a damaged header for the end of the archive, so the last block is kept for a look.
+    tarfile takes a damaged header for the end of the archive, so the last block is kept to check it.
     """
 
     def __init__(self, stream: IO[bytes], archive: str, end: int) -> None:
@@ -276,12 +276,12 @@ def _tar_flaw(info: tarfile.TarInfo) -> tuple[str, str, str] | None:
 
 
 def open_archive(path: Path, name: str) -> Tree:
-    """The archive in a file, of the kind that its first bytes tell.
+    """The archive in a file, zip or tar by its first bytes.
 
     Raises InputMissing if there is no such file, BadData E-ARC-003 if it is neither zip nor tar.
     """
     if not path.is_file():
-        raise InputMissing("E-INP-063", name, "is no file", "put a zip or tar archive there")
+        raise InputMissing("E-INP-063", name, "is not a file", "put a zip or tar archive there")
     with path.open("rb") as file:
         start = file.read(tarfile.BLOCKSIZE)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):

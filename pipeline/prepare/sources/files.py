@@ -2,8 +2,8 @@
 
 All give the same: names, sizes and versions without the contents, then the bytes of one file. No link is
 followed, nothing but plain files is opened, and no archive is ever unpacked to a disk. What a tree should not
-hold is listed with its flaw and cannot be read. Trees hold names only: what they open, they open at the first
-use in each process, and pickle without it. One thread at a time may use a tree.
+hold is listed with its flaw and cannot be read. Trees hold names only: they open files at
+the first use in each process, and pickle without them. One thread at a time may use a tree.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class File(NamedTuple):
 
 
 class Tree(Protocol):
-    """Files below one root, in a fixed order. Hidden files and those of desktops are passed over."""
+    """Files below one root, in a fixed order. Hidden files and those of desktops are ignored."""
 
     def files(self) -> list[File]:
         """All files. Raises InputMissing if there is no such tree, BadData if it is damaged as a whole."""
         ...
 
-    def read(self, name: str, most: int) -> bytes:
-        """The bytes of one file. Raises BadData if it is flawed, damaged, or has more than `most` bytes."""
+    def read(self, name: str, limit: int) -> bytes:
+        """The bytes of one file. Raises BadData if it is flawed, damaged, or has more than `limit` bytes."""
         ...
 
 
@@ -71,7 +71,7 @@ def _escape(char: str) -> str:
 
 
 def original(text: str) -> str:
-    """The name that `printable` made `text` of."""
+    """The inverse of `printable`."""
     return _ESCAPED.sub(lambda match: _unescape(match[1]), text)
 
 
@@ -98,18 +98,18 @@ def missing(where: str) -> BadData:
     return BadData("E-IMG-011", where, "is no longer there", "put it back, or run it again")
 
 
-def too_large(where: str, size: int, most: int) -> BadData:
-    return BadData("E-IMG-002", where, f"has {size} bytes, the most is {most}", "scale it down")
+def too_large(where: str, size: int, limit: int) -> BadData:
+    return BadData("E-IMG-002", where, f"has {size} bytes, the limit is {limit}", "scale it down")
 
 
 def reason(exc: BaseException) -> str:
-    """What `exc` says, short: its first line, or its name."""
+    """A short reason: the first line of `exc`, or its class."""
     return (str(exc).split("\n")[0] or type(exc).__name__)[:120]
 
 
 @contextmanager
 def damage(code: str, where: str, fix: str) -> Iterator[None]:
-    """Turn whatever a reader of damaged bytes raises into BadData; errors of the disk stay what they are."""
+    """Turn any exception of a reader of damaged bytes into BadData, except errors of the disk."""
     try:
         yield
     except PipelineError:
@@ -122,27 +122,27 @@ def damage(code: str, where: str, fix: str) -> Iterator[None]:
 
 
 class PerProcess(Generic[T]):
-    """A value made at its first use in a process: two processes must not share the place in an open file."""
+    """A value created at its first use in a process: two processes must not share the position in an open file."""
 
     def __init__(self) -> None:
-        self._made: tuple[int, T] | None = None
+        self._value: tuple[int, T] | None = None
 
     def __del__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget it, closed if it can be, so that the next `get` makes it anew."""
-        made, self._made = self._made, None
-        close = getattr(made and made[1], "close", None)
+        """Drop the value, closing it if it can be closed; the next `get` creates it again."""
+        value, self._value = self._value, None
+        close = getattr(value and value[1], "close", None)
         if close is not None:
             close()
 
     def get(self, make: Callable[[], T]) -> T:
         """The value, from `make` if this process has none."""
-        if self._made is None or self._made[0] != os.getpid():
+        if self._value is None or self._value[0] != os.getpid():
             self.clear()
-            self._made = os.getpid(), make()
-        return self._made[1]
+            self._value = os.getpid(), make()
+        return self._value[1]
 
     def __reduce__(self) -> tuple[type[PerProcess[T]], tuple[()]]:
         return type(self), ()

@@ -51,7 +51,7 @@ def clean_captions(texts: Iterable[str], where: str) -> tuple[str, ...]:
     captions = tuple(dict.fromkeys(filter(None, map(normalise, texts))))
     for caption in captions:
         if len(caption) > MAX_CAPTION:
-            problem = f"holds a caption of {len(caption)} characters, the most is {MAX_CAPTION}"
+            problem = f"holds a caption of {len(caption)} characters, the limit is {MAX_CAPTION}"
             raise BadData("E-CAP-003", where, problem, "shorten it")
     return captions
 
@@ -60,7 +60,7 @@ def clean_captions(texts: Iterable[str], where: str) -> tuple[str, ...]:
 
 
 def read_metadata(content: bytes, where: str) -> Texts:
-    """Texts of each file_name in a metadata file of the kind that its suffix tells.
+    """Texts of each file_name in a metadata file, whose suffix names its format.
 
     Raises BadData E-CAP-004, which names the bad line.
     """
@@ -82,7 +82,7 @@ def _json_rows(content: bytes, where: str) -> Iterator[tuple[str, Mapping[str, A
         except (ValueError, RecursionError):
             raise BadData("E-CAP-004", at, "is not JSON in UTF-8", _FIX) from None
         if not isinstance(row, dict):
-            raise BadData("E-CAP-004", at, "is no JSON object", _FIX)
+            raise BadData("E-CAP-004", at, "is not a JSON object", _FIX)
         yield at, row
 
 
@@ -130,7 +130,7 @@ def _described(row: Mapping[str, Any], at: str) -> tuple[str, list[str]]:
     if texts is None and column == "label" and type(row[column]) is int:
         texts = [f"class {row[column]}"]
     if texts is None:
-        raise BadData("E-CAP-004", at, f"has a {column} that is no text", _FIX)
+        raise BadData("E-CAP-004", at, f"has a {column} that is not text", _FIX)
     return name, texts
 
 
@@ -145,11 +145,11 @@ def _read_all_metadata(tree: Tree, where: str, files: Sequence[File]) -> tuple[T
     names = {file.name for file in files}
     described: Texts = {}
     notes = []
-    found = [file for file in files if posixpath.basename(file.name) in METADATA]
-    for file in sorted(found, key=_nearest_first):
+    metadata = [file for file in files if posixpath.basename(file.name) in METADATA]
+    for file in sorted(metadata, key=_nearest_first):
         at = f"{where}/{printable(file.name)}"
         if file.flaw is not None or file.size > MAX_METADATA:
-            problem = f"is no plain file of at most {MAX_METADATA} bytes"
+            problem = f"is not a plain file of at most {MAX_METADATA} bytes"
             raise BadData("E-CAP-004", at, problem, "replace it, or split it over sub-folders")
         for file_name, texts in read_metadata(tree.read(file.name, MAX_METADATA), at).items():
             target = posixpath.normpath(posixpath.join(posixpath.dirname(file.name), file_name))
@@ -170,7 +170,7 @@ def _nearest_first(file: File) -> tuple[int, str, int]:
 
 
 def is_document(name: str) -> bool:
-    """Whether a file is known, by its name, to be no image."""
+    """Whether a file is known, by its name, not to be an image."""
     return posixpath.splitext(name)[1].lower() in DOCUMENTS
 
 
@@ -184,7 +184,7 @@ def _read_sidecar(tree: Tree, file: File, where: str) -> tuple[str, ...]:
     if file.flaw is not None:
         raise BadData("E-CAP-001", at, file.flaw.problem, file.flaw.fix)
     if file.size > MAX_SIDECAR:
-        raise BadData("E-CAP-003", at, f"has {file.size} bytes, the most is {MAX_SIDECAR}", "shorten it")
+        raise BadData("E-CAP-003", at, f"has {file.size} bytes, the limit is {MAX_SIDECAR}", "shorten it")
     try:
         text = tree.read(file.name, MAX_SIDECAR).decode("utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -220,7 +220,7 @@ class TreeSource:
     licence: str | None = None
 
     def __init__(self, tree: Tree, name: str, framing: Framing) -> None:
-        """`name` is that of the tree in messages."""
+        """`name` is the tree's, for messages."""
         self._tree = tree
         self._name = name.rstrip("/")
         self._framing = framing
@@ -279,12 +279,12 @@ class TreeSource:
         label = _REPEATS.sub("", groups[-1], count=1) if groups else ""
         return clean_captions([label.replace("_", " ").replace("-", " ")], where)
 
-    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
-        """The bytes of one image file. Raises BadData where it is no plain file, damaged, or too large."""
-        return self._tree.read(original(item.id), most)
+    def read(self, item: Item, limit: int = MAX_BYTES) -> bytes:
+        """The bytes of one image file. Raises BadData where it is not a plain file, damaged, or too large."""
+        return self._tree.read(original(item.id), limit)
 
     def decode(self, content: bytes, where: str) -> DecodedImage:
-        """See `images.frame`."""
+        """See `images.decode_square`."""
         return images.decode_square(content, where, self._framing)
 
 
@@ -294,6 +294,6 @@ class Folder(TreeSource):
     def __init__(self, root: Path, path: str, framing: Framing) -> None:
         """Raises InputMissing if there is no such folder."""
         if "://" not in path and not (root / path).is_dir():
-            raise InputMissing("E-INP-021", path, "is no folder", "make it and put images there")
+            raise InputMissing("E-INP-021", path, "is not a folder", "make it and put images there")
         tree: Tree = RemoteTree(path) if "://" in path else LocalTree(root / path, path.rstrip("/"))
         super().__init__(tree, path, framing)

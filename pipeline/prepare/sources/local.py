@@ -22,7 +22,7 @@ class LocalTree:
     """Files below a folder, by name."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """`name` is that of the folder in messages."""
+        """`name` is the folder's, for messages."""
         self._folder = folder
         self._name = name
 
@@ -44,15 +44,15 @@ class LocalTree:
         flaw = None if stat.S_ISREG(status.st_mode) else not_a_plain_file(f"{self._name}/{printable(name)}")
         return File(name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", flaw)
 
-    def read(self, name: str, most: int) -> bytes:
-        """See `Tree.read`. What is no plain file is not even opened."""
+    def read(self, name: str, limit: int) -> bytes:
+        """See `Tree.read`. Only plain files are opened."""
         path, where = self._folder / name, f"{self._name}/{printable(name)}"
         try:
             status = os.lstat(path)
             if not stat.S_ISREG(status.st_mode):
                 raise not_a_plain_file(where)
-            if status.st_size > most:
-                raise too_large(where, status.st_size, most)
+            if status.st_size > limit:
+                raise too_large(where, status.st_size, limit)
             with open(path, "rb", opener=_open_unfollowed) as file:
                 return file.read(status.st_size)
         except (FileNotFoundError, NotADirectoryError):

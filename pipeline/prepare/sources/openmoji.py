@@ -93,7 +93,7 @@ def _read_groups() -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, ...
 
 
 def _captions(code: str, names: dict[str, _Name], aliases: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The name of `code`, then its aliases; those of a skin tone are its toneless form's with the tone."""
+    """The name of `code`, then its aliases; with a skin tone, the aliases of the toneless form and the tone."""
     if code not in names:
         return ()
     name, toneless = names[code].name, _TONE.sub("", code)
@@ -121,7 +121,9 @@ def _useful_aliases(
         repeated = squeezed.sub("", alias) == squeezed.sub("", name)
         return bool(_ALIAS.fullmatch(alias)) and alias not in taken and not repeated and uses[alias] == 1
 
-    return {code: tuple(a for a in found if useful(a, names[code].name)) for code, found in offered.items()}
+    return {
+        code: tuple(a for a in aliases if useful(a, names[code].name)) for code, aliases in offered.items()
+    }
 
 
 def _folder() -> Path:
@@ -166,7 +168,7 @@ class OpenMoji:
             items.append(Item(code, name, self._version, family, group, subgroup, captions))
         return Listing(tuple(items))
 
-    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
+    def read(self, item: Item, limit: int = MAX_BYTES) -> bytes:
         """The bytes of one SVG."""
         return (_folder() / item.where).read_bytes()
 

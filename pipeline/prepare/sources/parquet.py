@@ -54,8 +54,8 @@ def _holds_bytes(kind: Any) -> bool:
     import pyarrow.types as types
 
     if types.is_struct(kind):
-        found = kind.get_field_index("bytes")
-        return found >= 0 and _holds_bytes(kind.field(found).type)
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_bytes(kind.field(index).type)
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
@@ -104,7 +104,7 @@ class Parquet:
         return f"{self._name}/{printable(name)}" if self._place.is_dir() else self._name
 
     def listing(self) -> Listing:
-        """All rows by file and number. Raises InputMissing if there is no file, BadData for a bad one."""
+        """All rows by file and number. Raises InputMissing if there is not a file, BadData for a bad one."""
         files = self._files()
         items = tuple(item for file in files for item in self._items(file))
         if not items:
@@ -130,7 +130,7 @@ class Parquet:
                     )
                     row += 1
 
-    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
+    def read(self, item: Item, limit: int = MAX_BYTES) -> bytes:
         """The bytes of one image. Raises BadData: E-IMG-001 there are none, E-IMG-002 too many."""
         name, _, row = item.id.rpartition(":")
         value = self._cell(original(name), int(row), item.where)
@@ -140,8 +140,8 @@ class Parquet:
             problem = f"names the file {str(path)[:200]!r} and holds no bytes" if path else "is empty"
             fix = "write the images' bytes into the file (embed_external_files), or remove this row"
             raise BadData("E-IMG-001", item.where, problem, fix)
-        if len(content) > most:
-            problem = f"has {len(content)} bytes, the most is {most}"
+        if len(content) > limit:
+            problem = f"has {len(content)} bytes, the limit is {limit}"
             raise BadData("E-IMG-002", item.where, problem, "scale it down")
         return bytes(content)
 
@@ -154,7 +154,7 @@ class Parquet:
             return last[name].cell(row)
 
     def decode(self, content: bytes, where: str) -> DecodedImage:
-        """See `images.frame`."""
+        """See `images.decode_square`."""
         return images.decode_square(content, where, self._framing)
 
 
@@ -195,7 +195,7 @@ class _Reader:
         ours = (chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == self._column)
         size = sum(chunk.total_uncompressed_size for chunk in ours)
         if size > MAX_GROUP:
-            problem = f"has a row group of {size} bytes, the most is {MAX_GROUP}"
+            problem = f"has a row group of {size} bytes, the limit is {MAX_GROUP}"
             fix = "write it with smaller row groups (row_group_size=1000)"
             raise BadData("E-PAR-003", self._where, problem, fix)
         return self._table.read_row_group(group, columns=[self._column]).column(0)
@@ -220,6 +220,6 @@ def _texts(cells: dict[str, Any], column: str | None, classes: Sequence[str], wh
         return clean_captions([class_name(value, classes)], where)
     texts = texts_of(value)
     if texts is None:
-        problem = f"has a {column} that is no text ({type(value).__name__})"
+        problem = f"has a {column} that is not text ({type(value).__name__})"
         raise BadData("E-CAP-004", where, problem, "write a text, or a list of texts")
     return clean_captions(texts, where)

@@ -55,22 +55,22 @@ class RemoteTree:
         """See `Tree.files`. Raises InputMissing if the store cannot be listed."""
         store, path = self._store.get(self._open)
         try:
-            found: dict[str, dict[str, Any]] = store.find(path, detail=True)
+            entries: dict[str, dict[str, Any]] = store.find(path, detail=True)
         except Exception as exc:  # Each store has its own.
             fix = "check the URL, the network and your credentials"
             raise InputMissing("E-INP-062", self._name, f"cannot be listed ({reason(exc)})", fix) from None
-        names = {full.removeprefix(path).removeprefix("/"): about for full, about in found.items()}
+        names = {full.removeprefix(path).removeprefix("/"): about for full, about in entries.items()}
         files = [_remote_file(name, about) for name, about in names.items() if _is_shown(name)]
         return sorted(files, key=by_name)
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, limit: int) -> bytes:
         """See `Tree.read`. Raises StorageError where the store does not answer."""
         store, path = self._store.get(self._open)
         where = f"{self._name}/{printable(name)}"
         try:
             size = store.size(f"{path}/{name}") or 0
-            if size > most:
-                raise too_large(where, size, most)
+            if size > limit:
+                raise too_large(where, size, limit)
             content: bytes = store.cat_file(f"{path}/{name}")
         except PipelineError:
             raise
@@ -79,8 +79,8 @@ class RemoteTree:
         except Exception as exc:
             fix = "check the network and your credentials, then run it again"
             raise StorageError("E-IO-060", where, f"cannot be read ({reason(exc)})", fix) from None
-        if len(content) > most:
-            raise too_large(where, len(content), most)
+        if len(content) > limit:
+            raise too_large(where, len(content), limit)
         return content
 
 

@@ -36,14 +36,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Listing:
-    """All items of a source in a fixed order, and remarks on what was found beside them."""
+    """All items of a source in a fixed order, and notes on other files beside them."""
 
     items: tuple[Item, ...]
     notes: tuple[BadData, ...] = field(default=())
 
 
 class Source(Protocol):
-    """A place that images come from. `licence` is that of the images, if it is known."""
+    """A place that images come from. `licence` of the images, if known."""
 
     licence: str | None
 
@@ -51,8 +51,8 @@ class Source(Protocol):
         """What is there, without decoding any image. Raises InputMissing, ConfigError, BadData."""
         ...
 
-    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
-        """The original bytes of one item. Raises BadData where it is no plain file, or has more than `most`."""
+    def read(self, item: Item, limit: int = MAX_BYTES) -> bytes:
+        """The original bytes of one item. Raises BadData where it is not a plain file, or has more than `limit`."""
         ...
 
     def decode(self, content: bytes, where: str) -> DecodedImage:

@@ -117,7 +117,7 @@ class _BinarySamples:
                 raise InputMissing("E-INP-066", where, "is not there", "unpack the archive again")
             status = path.stat()
             if status.st_size == 0 or status.st_size % self._record:
-                problem = f"has {status.st_size} bytes, which is no multiple of {self._record}"
+                problem = f"has {status.st_size} bytes, not a multiple of {self._record}"
                 raise BadData("E-TVS-001", where, problem, "fetch the binary version again")
             labels = np.memmap(path, np.uint8, "r").reshape(-1, self._record)[:, self._binary.labels - 1]
             version = f"{status.st_size}-{status.st_mtime_ns}"
@@ -158,7 +158,7 @@ class _LibrarySamples:
                 return {
                     part: kind(self._place, download=True, **how) for part, how in _SETS[self._kind].items()
                 }
-        except Exception as exc:  # Networks, archives and files raise whatever they like.
+        except Exception as exc:  # Networks, archives and files raise anything.
             problem = f"torchvision cannot get {self._kind} ({reason(exc)})"
             raise InputMissing("E-INP-067", self._name, problem, fix) from None
 
@@ -178,8 +178,8 @@ class _LibrarySamples:
 
 def _labels(samples: Any) -> list[int]:
     """The class of every sample, without decoding them; torchvision has no one name for it."""
-    found = next(getattr(samples, key) for key in ("targets", "labels", "_labels") if hasattr(samples, key))
-    labels: list[int] = np.asarray(found).tolist()
+    values = next(getattr(samples, key) for key in ("targets", "labels", "_labels") if hasattr(samples, key))
+    labels: list[int] = np.asarray(values).tolist()
     return labels
 
 
@@ -213,13 +213,13 @@ class Torchvision:
         """All samples, part by part. Raises InputMissing, BadData."""
         return Listing(tuple(self._samples.items()))
 
-    def read(self, item: Item, most: int = MAX_BYTES) -> bytes:
+    def read(self, item: Item, limit: int = MAX_BYTES) -> bytes:
         """One image as PNG, without loss; always the same bytes. Raises BadData E-IMG-005."""
         try:
             image = self._samples.image(item.id)
         except PipelineError:
             raise
-        except Exception as exc:  # Decoders of damaged files raise whatever they meet.
+        except Exception as exc:  # Decoders of damaged files raise anything.
             problem = f"is damaged ({reason(exc)})"
             raise BadData("E-IMG-005", item.where, problem, "fetch the files again") from None
         buffer = io.BytesIO()
@@ -227,5 +227,5 @@ class Torchvision:
         return buffer.getvalue()
 
     def decode(self, content: bytes, where: str) -> DecodedImage:
-        """See `images.frame`."""
+        """See `images.decode_square`."""
         return images.decode_square(content, where, self._framing)

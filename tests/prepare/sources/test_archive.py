@@ -322,7 +322,7 @@ def test_a_damaged_member_is_bad_data_when_it_is_read(tmp_path, content):
 def test_a_member_over_the_limit_is_bad_data_when_it_is_read(tmp_path, kind):
     content = make(kind, [("x.png", np.random.default_rng(0).bytes(5000))])
     tree = archive_trees.open_archive(open_bytes(tmp_path, content)._tree._path, "images")
-    with pytest.raises(BadData, match="E-IMG-002 images/x.png: has 5000 bytes, the most is 4999"):
+    with pytest.raises(BadData, match="E-IMG-002 images/x.png: has 5000 bytes, the limit is 4999"):
         tree.read("x.png", 4999)
     assert len(tree.read("x.png", 5000)) == 5000
     with pytest.raises(BadData, match="E-IMG-011"):
@@ -427,7 +427,7 @@ def test_a_damaged_archive_is_one_line(tmp_path, content, code):
 
 
 def test_no_archive_and_one_without_images_are_input_missing(tmp_path):
-    with pytest.raises(InputMissing, match="E-INP-063 images: is no file"):
+    with pytest.raises(InputMissing, match="E-INP-063 images: is not a file"):
         Archive(tmp_path, "images", FRAMING)
     for content in (make_zip([]), make_zip([("notes.md", b"")]), make_tar([("notes.md", b"")])):
         with pytest.raises(InputMissing, match="E-INP-022 images: holds no images"):

@@ -46,7 +46,7 @@ def captions(root):
 
 
 def test_a_missing_or_empty_folder_is_input_missing(tmp_path):
-    with pytest.raises(InputMissing, match="raw: is no folder"):
+    with pytest.raises(InputMissing, match="raw: is not a folder"):
         listing(tmp_path)
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "README.md").write_text("put images here")
@@ -179,7 +179,7 @@ def test_a_bad_parquet_of_metadata_is_one_line(content):
 def test_metadata_that_is_no_plain_file_stops(tmp_path):
     picture(tmp_path / "raw" / "a.png")
     (tmp_path / "raw" / "metadata.jsonl").symlink_to("/etc/passwd")
-    with pytest.raises(BadData, match="E-CAP-004 raw/metadata.jsonl: is no plain file"):
+    with pytest.raises(BadData, match="E-CAP-004 raw/metadata.jsonl: is not a plain file"):
         listing(tmp_path)
 
 

@@ -92,7 +92,7 @@ def test_a_caption_that_is_unusable_flaws_its_row_only(tmp_path):
     assert bad.flaw.code == "E-CAP-003" and good.flaw is None
     write(tmp_path / "a.parquet", {"image": structs(1), "text": [1.5]})
     (item,) = Parquet(tmp_path, "a.parquet", FRAMING).listing().items
-    assert str(item.flaw).startswith("E-CAP-004 a.parquet:0: has a text that is no text (float)")
+    assert str(item.flaw).startswith("E-CAP-004 a.parquet:0: has a text that is not text (float)")
 
 
 def test_a_folder_is_read_file_by_file_in_order_and_any_row_at_any_time(tmp_path):

@@ -96,7 +96,7 @@ def test_a_file_of_a_wrong_size_is_one_line(tmp_path, cifar10, size):
         source(tmp_path).listing()
     assert str(caught.value) == (
         f"E-TVS-001 raw/cifar-10-batches-bin/data_batch_3.bin: has {size} bytes, "
-        "which is no multiple of 3073. Fix: fetch the binary version again"
+        "not a multiple of 3073. Fix: fetch the binary version again"
     )
 
 
