@@ -41,7 +41,7 @@ def test_an_empty_set_fails():
         ({"id": "i1"}, "ids are unique"),
         ({"pixels": "p1"}, "no two images have equal pixels"),
         ({"split": "holdout"}, "every image is in train, val or test"),
-        ({"base": "b2", "split": "train"}, "variants of one motif are in one split"),
+        ({"family": "b2", "split": "train"}, "variants of one motif are in one split"),
         ({"caption": "x" * 1001}, "captions have 1 to 1000 characters"),
     ],
 )
