@@ -86,8 +86,8 @@ def write_prepared(
         "validation": {"digest": "0" * 64, "success": True, "warnings": []},
     }
     with artifacts.commit_directory(path, meta) as folder:
-        sums = (box_sums(picture, low_resolution) for picture in images)
-        stored = (storage.encode(picture, encoding) for picture in images)
+        sums = (box_sums(image, low_resolution) for image in images)
+        stored = (storage.encode(image, encoding) for image in images)
         write_images(folder, stored, sums, count, resolution, encoding)
         (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "captions.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names))

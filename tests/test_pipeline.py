@@ -21,7 +21,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stages_run(output: str) -> list[str]:
-    """Stages that DVC says it ran."""
+    """Stages that DVC reports as run."""
     return [name for name in STAGES if f"Running stage '{name}'" in output]
 
 
@@ -34,9 +34,9 @@ def test_one_command_trains_evaluates_and_draws(checkout: Path) -> None:
     assert "Warning" not in log, log
     verdict = json.loads((checkout / "reports/verdict.json").read_text())
     assert verdict["passed"] == all(rule["passed"] for rule in verdict["rules"])
-    pictures = ("evaluation/heldout_captions.png", "evaluation/quality.png", "refine/samples.png")
-    for picture in (*pictures, "finetune/samples.png", "finetune/samples_16.png"):
-        assert (checkout / "reports" / picture).read_bytes().startswith(b"\x89PNG")
+    images = ("evaluation/heldout_captions.png", "evaluation/quality.png", "refine/samples.png")
+    for image in (*images, "finetune/samples.png", "finetune/samples_16.png"):
+        assert (checkout / "reports" / image).read_bytes().startswith(b"\x89PNG")
     assert "<img" in (checkout / "reports/evaluation/index.html").read_text()
     assert (checkout / "reports/data_docs/index.html").exists()
     status = run("git status --porcelain", checkout).stdout.split()
@@ -55,20 +55,22 @@ def test_the_compute_profile_makes_nothing_stale(checkout: Path) -> None:
     assert answer.stdout.strip() == "Data and pipelines are up to date."
 
 
-def test_the_model_is_registered_and_makes_pictures(checkout: Path) -> None:
+def test_the_model_is_registered_and_draws_images(checkout: Path) -> None:
     verdict = json.loads((checkout / "reports/verdict.json").read_text())
     refused = run("crescendo promote", checkout, status=0 if verdict["passed"] else 1)
     assert verdict["passed"] or "E-GATE" in refused.stderr
     promoted = run("crescendo promote --allow-candidate", checkout).stdout
     assert "version 1" in promoted, promoted
-    made = run("crescendo generate 'red heart' --num 4 --steps 1 --out g.png", checkout).stdout
-    assert made.startswith("model: models:/crescendo@" + ("champion" if verdict["passed"] else "candidate"))
+    output = run("crescendo generate 'red heart' --num 4 --steps 1 --out g.png", checkout).stdout
+    assert output.startswith("model: models:/crescendo@" + ("champion" if verdict["passed"] else "candidate"))
     folder = run("crescendo generate 'red heart' --num 4 --out f.png --model models/refined", checkout)
     assert "models/refined" in folder.stdout
     assert (checkout / "g.png").read_bytes() == (checkout / "f.png").read_bytes()
     for size in (8, 16, 32):
-        made = run(f"crescendo generate 'red heart' --num 1 --resolution {size} --out f.png", checkout).stdout
-        assert f"wrote 1 pictures of {size}x{size} px" in made
+        output = run(
+            f"crescendo generate 'red heart' --num 1 --resolution {size} --out f.png", checkout
+        ).stdout
+        assert f"wrote 1 pictures of {size}x{size} px" in output
     larger = run("crescendo upscale g.png --steps 1 --out f.png", checkout).stdout
     with Image.open(checkout / "g.png") as small, Image.open(checkout / "f.png") as large:
         assert large.size == (2 * small.width, 2 * small.height), larger

@@ -70,8 +70,8 @@ def make_cifar(raw: Path) -> None:
     names = [*NAMES, *(f"class {number}" for number in range(4, 10))]
     (folder / "batches.meta.txt").write_text("\n".join(names) + "\n")
     for number, part in enumerate(np.array_split(np.arange(40), 6), start=1):
-        pictures = [list(squares())[i] for i in part]
-        records = [bytes([NAMES.index(n)]) + p.transpose(2, 0, 1).tobytes() for n, p in pictures]
+        images = [list(squares())[i] for i in part]
+        records = [bytes([NAMES.index(n)]) + p.transpose(2, 0, 1).tobytes() for n, p in images]
         name = f"data_batch_{number}.bin" if number < 6 else "test_batch.bin"
         (folder / name).write_bytes(b"".join(records))
 

@@ -1,4 +1,4 @@
-"""Ablations: what is compared is built as it is named, and the numbers that tell are right."""
+"""Ablations: networks are built as they are named, and the statistics are right."""
 
 from __future__ import annotations
 
@@ -56,11 +56,13 @@ def test_overrides_are_yaml_and_only_of_known_keys():
 
 def test_paired_differences_have_students_interval():
     ours, base = {0: 1.0, 1: 2.5, 2: 3.0, 7: 9.0}, {0: 0.5, 1: 1.0, 2: 2.0}
-    found = table.paired(ours, base)
+    difference = table.paired(ours, base)
     d = np.array([0.5, 1.5, 1.0])
     low, high = stats.t.interval(0.95, 2, d.mean(), stats.sem(d))
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
-    assert found.p == pytest.approx(stats.ttest_rel([1.0, 2.5, 3.0], [0.5, 1.0, 2.0]).pvalue)
+    assert (difference.mean - difference.half, difference.mean + difference.half) == pytest.approx(
+        (low, high)
+    )
+    assert difference.p == pytest.approx(stats.ttest_rel([1.0, 2.5, 3.0], [0.5, 1.0, 2.0]).pvalue)
     assert table.paired({0: 1.0}, base) is None
 
 
@@ -69,7 +71,7 @@ def test_holm_stops_at_the_first_that_fails():
     assert table.holm([]) == []
 
 
-def test_the_page_tells_what_was_found(tmp_path, monkeypatch):
+def test_the_page_shows_the_results(tmp_path, monkeypatch):
     results = tmp_path / run.FOLDER / "results"
     results.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -116,7 +118,7 @@ def test_the_rows_of_a_gpu_are_trained_and_then_judged(tiny_tree, tmp_path, monk
         gpu.train(network, 0, 8, [])
     gpu.judge()
     for row in gpu.ROWS:
-        found = json.loads((folder / "results" / f"{row}-0.json").read_text())
-        assert [r["steps"] for r in found["runs"]] == [2] and np.isfinite(found["runs"][0]["kid_lite2"])
+        result = json.loads((folder / "results" / f"{row}-0.json").read_text())
+        assert [r["steps"] for r in result["runs"]] == [2] and np.isfinite(result["runs"][0]["kid_lite2"])
     errors = [json.loads((folder / "results" / f"{n}-0.json").read_text())["error"] for n in gpu.NETWORKS]
     assert all(np.isfinite(errors)) and {of for of, _, _ in gpu.ROWS.values()} == set(gpu.NETWORKS)

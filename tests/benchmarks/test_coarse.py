@@ -17,11 +17,11 @@ def test_the_whole_pyramid_is_the_model_where_it_was_trained_and_a_wiener_filter
     x, text = torch.randn(2, 3, 32, 32), scale.captions("cpu")
     text = text.select(torch.zeros(2, dtype=torch.long))
     sigma = torch.tensor([1.0, 2.0]) * 16 * shell.sigma_high_band
-    made, expected = whole(x, sigma, text), shell(x, sigma, text)
-    assert torch.equal(made[0], expected[0]) and not torch.equal(made[1], expected[1])
+    denoised, expected = whole(x, sigma, text), shell(x, sigma, text)
+    assert torch.equal(denoised[0], expected[0]) and not torch.equal(denoised[1], expected[1])
     v = shell.high_band_variance
     low = upsample(shell.below(pool(x), sigma / 2, text))
-    torch.testing.assert_close(made[1], (low + v / (v + sigma[1] ** 2) * high_pass(x))[1])
+    torch.testing.assert_close(denoised[1], (low + v / (v + sigma[1] ** 2) * high_pass(x))[1])
 
 
 def test_at_full_resolution_pictures_have_the_low_band_that_they_have_coarse_to_fine():
@@ -43,5 +43,5 @@ def test_ways_to_sample_differ_in_cost_as_their_steps_do(tmp_path):
     assert [row[0] for row in rows] == list(coarse.ways(tiny_pyramid()))
     macs = [float(row[2]) for row in rows]
     assert macs[0] > macs[3] >= macs[2] >= macs[1] and rows[0][3] == "1.00x"  # lifts 4, 8, 16
-    assert rows[4][6] and not rows[0][6]  # how far finished tiles move pictures
+    assert rows[4][6] and not rows[0][6]  # how far finished tiles move images
     assert (tmp_path / "out/ways.png").read_bytes().startswith(b"\x89PNG")

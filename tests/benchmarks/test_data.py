@@ -16,7 +16,7 @@ def test_decode_table_has_every_contender():
     assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(decode.DECODERS)
 
 
-def test_prepare_table_says_what_is_decoded_again(monkeypatch):
+def test_prepare_table_counts_what_is_decoded_again(monkeypatch):
     monkeypatch.setattr(prepare, "Bound", lambda cores: nullcontext(lambda work, *args: work(*args)))
     monkeypatch.setattr(validation, "validate", lambda *_: validation.Report(()))  # which takes seconds
     text = prepare.prepare_table(count=8, repeats=1, px=64, cores=(1,))

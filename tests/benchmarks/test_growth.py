@@ -1,4 +1,4 @@
-"""Growth beside training from scratch: what is compared costs what it should, and the page says what was found."""
+"""Growth beside training from scratch: rows cost what they should, and the page shows the results."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ STUDIES = growth.studies()
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
-    """Folders with params.yaml and a few pictures of each study's resolution."""
-    made = {resolution: tmp_path_factory.mktemp(f"growth-{resolution}") for resolution in STUDIES}
-    for resolution, root in made.items():
+    """Folders with params.yaml and a few images of each study's resolution."""
+    roots = {resolution: tmp_path_factory.mktemp(f"growth-{resolution}") for resolution in STUDIES}
+    for resolution, root in roots.items():
         write_prepared(root / "data/prepared", resolution, low_resolution=CORE_RESOLUTION)
         (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    return made
+    return roots
 
 
 def bare_run(root, name):
     """What the recipe of a training builds networks from."""
-    made = TrainContext.__new__(TrainContext)
-    made.dataset = PreparedDataset(root / "data/prepared")
-    study = STUDIES[made.dataset.resolution]
+    context = TrainContext.__new__(TrainContext)
+    context.dataset = PreparedDataset(root / "data/prepared")
+    study = STUDIES[context.dataset.resolution]
     changes = (*study.pyramid, *study.trainings[name].changes)
-    made.params = parse_params(run.overridden(run.yaml_of(ROOT / "params.yaml"), changes))
-    return made
+    context.params = parse_params(run.overridden(run.yaml_of(ROOT / "params.yaml"), changes))
+    return context
 
 
 @pytest.mark.parametrize("resolution", STUDIES)
@@ -63,12 +63,12 @@ def test_rows_cost_what_the_grown_pyramid_costs(resolution):
 
 
 def test_a_plain_network_goes_on_at_twice_the_size(roots):
-    made = bare_run(roots[64], "plain")
+    context = bare_run(roots[64], "plain")
     small = growth.plain(bare_run(roots[64], "small"), CORE_RESOLUTION)[0].level
-    large = growth.plain(made)[0].level
+    large = growth.plain(context)[0].level
     before, after = small.state_dict(), large.state_dict()
     assert {name: t.shape for name, t in before.items()} == {name: t.shape for name, t in after.items()}
-    (below, _), (above, highest) = (growth.law(made, core) for core in (small, large))
+    (below, _), (above, highest) = (growth.law(context, core) for core in (small, large))
     drawn = [law(8, torch.Generator().manual_seed(0)) for law in (below, above)]
     assert torch.equal(2 * drawn[0], drawn[1]) and highest == 160
 
@@ -115,9 +115,9 @@ def test_a_shell_grows_around_the_core_that_was_trained_and_costs_are_kept(roots
     assert all(torch.equal(tensor, below[name]) for name, tensor in core.denoiser.state_dict().items())
     assert 0 < quarter.config.extra["cost"]["took"] < core.config.extra["cost"]["took"]
     folder = growth.folder_of("core", 0)
-    made = folder.stat().st_mtime_ns
+    saved = folder.stat().st_mtime_ns
     growth.trained(rows["A3-tuned"], 0, 1.0)
-    assert folder.stat().st_mtime_ns == made  # what is there is not made again
+    assert folder.stat().st_mtime_ns == saved  # and is not trained again
     tuned = pyramid_levels(growth.load("tuned", 0).denoiser)[0].state_dict()
     assert any(not torch.equal(tensor, below[name]) for name, tensor in tuned.items())
 
@@ -140,7 +140,7 @@ def test_the_gate_says_no_where_a_network_from_scratch_is_as_good_at_once():
     assert "| less than 200 s | above 20% | open |" in gate(200.0)
 
 
-def test_the_page_tells_of_growth_what_results_hold(tmp_path, monkeypatch):
+def test_the_page_shows_the_results_of_growth(tmp_path, monkeypatch):
     from PIL import Image
 
     results = tmp_path / run.FOLDER / "results"

@@ -6,10 +6,10 @@ from benchmarks import measure
 
 
 def test_runs_take_turns_after_a_round_that_does_not_count():
-    heard = []
-    runs = {name: lambda name=name: float(heard.append(name) or len(heard)) for name in "ab"}
+    calls = []
+    runs = {name: lambda name=name: float(calls.append(name) or len(calls)) for name in "ab"}
     assert measure.interleave(runs, 2) == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
-    assert heard == list("ababab")
+    assert calls == list("ababab")
 
 
 def test_a_ratio_is_taken_within_each_round():

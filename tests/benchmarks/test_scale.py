@@ -21,8 +21,8 @@ def test_scale_table_has_every_octave_and_plans_what_takes_too_long():
     rows = [line.split("|")[1:-1] for line in lines(scale.scale_table(TINY, 32, 6, 8.0, 1e-9, repeats=1))[2:]]
     assert [row[0].strip() for row in rows] == ["8", "16", "32"]
     assert [row[1].strip() for row in rows] == ["16", "16", "16"]
-    said = [row[-1].strip() for row in rows]
-    assert float(said[0]) >= 0 and all(text.startswith("~") for text in said[1:])
+    cells = [row[-1].strip() for row in rows]
+    assert float(cells[0]) >= 0 and all(text.startswith("~") for text in cells[1:])
 
 
 def test_scale_counts_the_steps_that_a_picture_takes_at_each_level():

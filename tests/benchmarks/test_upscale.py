@@ -16,7 +16,7 @@ from tests.conftest import write_prepared
 
 
 def test_structural_similarity_is_that_of_the_paper():
-    """By hand: of flat pictures the first factor is left; that of a picture and its negative is negative."""
+    """By hand: for flat images only the first factor is left; an image and its negative give a negative value."""
     flat = np.full((20, 20, 3), 100, np.uint8)
     c1 = (0.01 * 255) ** 2
     expected = (2 * 100 * 120 + c1) / (100**2 + 120**2 + c1)
@@ -24,7 +24,7 @@ def test_structural_similarity_is_that_of_the_paper():
     noise = np.random.default_rng(0).integers(64, 192, (40, 40, 1), dtype=np.uint8).repeat(3, 2)
     assert upscale.ssim(noise, noise) == pytest.approx(1)
     assert -1 < upscale.ssim(noise, 255 - noise) < -0.9
-    # Two pictures that are flat but for one pixel in the middle of the only window.
+    # Two images that are flat except for one pixel in the middle of the only window.
     x, y = (np.full((11, 11, 3), 100, np.uint8) for _ in range(2))
     x[5, 5], y[5, 5] = 200, 150
     line = np.exp(-((np.arange(11) - 5.0) ** 2) / 4.5)
