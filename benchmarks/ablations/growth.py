@@ -248,7 +248,7 @@ def fitted(name: str, seed: int, images: int, save: Save) -> float:
     def keep(nimg: int) -> None:
         save(run, denoiser, nimg, clock[0])
 
-    def export(config: dict[str, Any], numbers: dict[str, float], early: Weights | None) -> None:
+    def export(config: SnapshotConfig, numbers: dict[str, float], early: Weights | None) -> None:
         save(run, denoiser, images, clock[0])
 
     timed = partial(TimedStep, clock=clock, moments=moments_of(training, images), keep=keep)
@@ -258,7 +258,7 @@ def fitted(name: str, seed: int, images: int, save: Save) -> float:
         lr = share * run.section.lr
         parts.append(TrainedLevel(level, *law(run, level), lr, suffix, make_step=timed))
     statistics = measure_statistics(run.dataset, CORE_RESOLUTION)
-    train_levels(run, GrowthRound(run.folder), parts, statistics, dict, export)
+    train_levels(run, GrowthRound(run.folder), parts, statistics, partial(config_of, run, denoiser), export)
     shutil.rmtree(run.folder)
     return clock[0]
 
