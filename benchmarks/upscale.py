@@ -28,7 +28,7 @@ from benchmarks.measure import machine, table
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation.features import lite2, randconv
 from pipeline.evaluation.metrics import log_power_gap, sharpness
-from pipeline.inference.upscaling import SIGMA_LOW, project_to_low_band, upscale
+from pipeline.inference.upscaling import UpscaleSettings, project_to_low_band, upscale
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.resample import pool
 from pipeline.models.snapshot import Snapshot, load_snapshot
@@ -104,7 +104,7 @@ def ours(
 
     def enlarge(small: Pixels, text: Conditioning) -> Pixels:
         text = text if caption else text.drop_captions()
-        return upscale(snapshot, small, text, 0, factor, steps, SIGMA_LOW, project)
+        return upscale(snapshot, small, text, 0, UpscaleSettings(factor, steps, project=project))
 
     return enlarge
 

@@ -96,7 +96,7 @@ def _generate(args: argparse.Namespace) -> int:
 
     total = args.num * len(args.prompts)
     if args.num < 1 or total > MAX_IMAGES:
-        raise ConfigError("E-CFG-043", "--num", f"makes {total} pictures", f"choose 1 to {MAX_IMAGES} in all")
+        raise ConfigError("E-CFG-043", "--num", f"makes {total} images", f"choose 1 to {MAX_IMAGES} in all")
     check_png(args.out)
     if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
         raise ConfigError("E-CFG-045", "--guidance", f"{args.guidance} is out of range", "choose 0 or more")
@@ -104,13 +104,9 @@ def _generate(args: argparse.Namespace) -> int:
         check_seed(seed)
     generator = load_model(args.model, Path.cwd())
     if generator.snapshot.config.is_refined:
-        for option, value in (
-            ("--guidance", args.guidance),
-            ("--guide", args.guide),
-            ("--sampler", args.sampler),
-        ):
-            if value is not None:
-                print(f"warning: {option} has no effect: a refined model has it built in", file=sys.stderr)
+        for option in ("guidance", "guide", "sampler"):
+            if getattr(args, option) is not None:
+                print(f"warning: --{option} has no effect: a refined model has it built in", file=sys.stderr)
     prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
     seeds = [seed for _ in args.prompts for seed in range(args.seed, args.seed + args.num)]
     images = generator.images(
@@ -119,7 +115,7 @@ def _generate(args: argparse.Namespace) -> int:
     columns = args.num if len(args.prompts) > 1 else math.ceil(math.sqrt(args.num))
     artifacts.write_atomic(args.out, encode_png(tile(images, columns)))
     size = images.shape[-1]
-    print(f"wrote {len(images)} pictures of {size}x{size} px to {args.out}")
+    print(f"wrote {len(images)} images of {size}x{size} px to {args.out}")
     return 0
 
 
@@ -128,33 +124,29 @@ def _upscale(args: argparse.Namespace) -> int:
 
     from pipeline import artifacts
     from pipeline.inference.generator import encode_png
+    from pipeline.inference.upscaling import UpscaleSettings
     from pipeline.prepare import images
     from pipeline.progress import ProgressBar
 
     check_png(args.out)
     with open(args.image, "rb") as file:
         content = file.read(images.MAX_BYTES + 1)
-    picture, alpha = images.decode_full_size(content, str(args.image))
-    height, width = (args.factor * side for side in picture.shape[:2])
+    pixels, alpha = images.decode_full_size(content, str(args.image))
+    height, width = (args.factor * side for side in pixels.shape[:2])
     if height * width > images.MAX_PIXELS:
-        problem = f"would have {width}x{height} pixels, the most is {images.MAX_PIXELS}"
-        raise BadData("E-IMG-004", str(args.out), problem, "scale the picture down, or choose --factor 2")
+        problem = f"would have {width}x{height} pixels, the limit is {images.MAX_PIXELS}"
+        raise BadData("E-IMG-004", str(args.out), problem, "scale the image down, or choose --factor 2")
     generator = load_model(args.model, Path.cwd())
     if not generator.snapshot.config.learned_to_upscale:
-        hint = "it is better at it after training with finetune.upscale_probability above 0"
+        hint = "finetune.upscale_probability above 0 makes it better at that"
         print(f"note: this model was not trained to upscale; {hint}", file=sys.stderr)
+    options = {"num_steps": args.steps, "sigma_low": args.strength}
+    chosen = {name: value for name, value in options.items() if value is not None}
+    settings = UpscaleSettings(args.factor, project=not args.no_project, **chosen)
     with ProgressBar("upscale", "rows") as on_progress:
-        made = generator.upscale(
-            picture,
-            args.prompt,
-            args.seed,
-            args.factor,
-            args.steps,
-            args.strength,
-            not args.no_project,
-            on_progress,
-        )
-    whole = made if alpha is None else images.with_alpha(made, alpha)
-    artifacts.write_atomic(args.out, encode_png(torch.from_numpy(whole).permute(2, 0, 1)))
+        enlarged = generator.upscale(pixels, args.prompt, args.seed, settings, on_progress)
+    if alpha is not None:
+        enlarged = images.with_alpha(enlarged, alpha)
+    artifacts.write_atomic(args.out, encode_png(torch.from_numpy(enlarged).permute(2, 0, 1)))
     print(f"wrote {width}x{height} px to {args.out}")
     return 0

@@ -1,6 +1,7 @@
-"""Power-function averages of the weights (arXiv 2312.02696, section 3): their length grows with training, so
-a short run and a long one use the same setting. Averages stored during training mix into one of any other length
-afterwards."""
+"""Power-function averages of the weights (Karras et al., arXiv 2312.02696, section 3).
+
+Their length grows with training, so that short and long runs use the same setting. Averages stored during training
+can be combined afterwards into one of another length."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 
 
 class Profile(NamedTuple):
-    """Weight p(t) = (gamma + 1) t^gamma / nimg^(gamma + 1) of the training weights at image t <= nimg in a
-    power-function average (2312.02696, section 3)."""
+    """A power-function average: weight p(t) = (gamma + 1) t^gamma / nimg^(gamma + 1) of the training weights at
+    image t <= nimg (2312.02696, section 3)."""
 
     std: float  # relative width, which fixes gamma
     nimg: float  # where it ends
@@ -45,11 +46,12 @@ def profile_product(a: Profile, b: Profile) -> float:
 
 
 def mixing_weights(stored: Sequence[Profile], wanted: Profile) -> tuple[NDArray[np.float64], float]:
-    """Factors [len(stored)] whose mix of the stored averages is nearest to the wanted one in least squares, and the
-    part of its profile that they miss, as a share of its norm: 0 for one that is stored, 1 for none of it.
+    """Factors [len(stored)] of the combination of stored averages that is nearest to the wanted one in least
+    squares, and the norm of the rest of its profile, relative to that of the profile: 0 if it is stored, 1 if
+    nothing fits.
 
-    Unlike the paper's, the factors must sum to 1: weights move little beside their size, so that a sum which is a
-    little off would cost more than it gains."""
+    Unlike the paper's, the factors must sum to 1: weights change little compared to their size, so that a sum
+    slightly off 1 would cost more than it gains."""
     gram = np.array([[profile_product(a, b) for b in stored] for a in stored])
     target = np.array([profile_product(a, wanted) for a in stored])
     scale = np.sqrt(np.diag(gram))  # unit profiles are better conditioned

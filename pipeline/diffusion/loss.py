@@ -16,7 +16,7 @@ DIFFICULTY_WEIGHT = 0.01
 
 
 class Trainable(Protocol):
-    """What the loss needs of a denoiser."""
+    """The part of a denoiser that the loss uses."""
 
     @property
     def difficulty(self) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -43,8 +43,8 @@ def denoising_loss(
 
     images, noise: float32 [B,3,R,R], the noise standard normal; sigma [B], or [B,1,g,g] by patches. Returns
     (error / exp u + u, error detached), of the shape of sigma. With maps, the head that predicts the
-    difficulty h of patches learns by the same rule from the detached error, at a weight of 0.01. A shell may find
-    `low` in its low band, with noise of its own."""
+    difficulty h of patches learns by the same rule from the detached error, at a weight of 0.01. `low` replaces the
+    low band of a shell's images, at its own noise level."""
     noisy = noised(images, sigma, noise, low)
     if low is None:
         error, features = denoiser.assess(images, noisy, sigma, text)
@@ -65,7 +65,7 @@ def noised(images: Tensor, sigma: Tensor, noise: Tensor, low: LowBand | None = N
 
 
 def balanced(denoiser: Trainable, error: Tensor, features: Tensor, sigma: Tensor) -> Tensor:
-    """error / exp u + u, and the loss of the head that predicts difficulty; of the shape of sigma."""
+    """error / exp u + u, plus the loss of the head that predicts difficulty; of the shape of sigma."""
     u = denoiser.logvar(sigma)
     loss = error / u.exp() + u
     if denoiser.difficulty is not None and sigma.ndim == 4:
@@ -87,8 +87,8 @@ def tiled_loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss and error of some tiles (pipeline/models/tiles.py), times their `weight` [T].
 
-    Where weights are 1 / (N p), of N tiles an image drawn with chance p, the means are unbiased estimates of those
-    over whole images."""
+    With weights 1 / (N p), for tiles drawn with probability p from the N of an image, the means are unbiased
+    estimates of those over whole images."""
     noisy, low_sigma = noised(images, sigma, noise, low), None if low is None else low.sigma
     error, features, sigma = assess_tiles(shell, images, noisy, sigma, text, cut, tiles, low_sigma)
     weight = weight.view(-1, *[1] * (error.ndim - 1))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.models.resample import pool
 
-LOW_SIGMAS = (0.005, 0.5)  # of pictures that are trained to be upscaled
+LOW_SIGMAS = (0.005, 0.5)  # range of noise on low bands, in the training of upscaling
 
 
 def lognormal_sigma(batch: int, p_mean: float, p_std: float, generator: torch.Generator) -> Tensor:
@@ -29,9 +29,9 @@ def truncated_lognormal_sigma(
 
 
 class LowBand(NamedTuple):
-    """What a shell finds in the low band of a batch, where that has a clock of its own."""
+    """The low band of a batch of a shell, where its noise level is not that of pooling."""
 
-    images: Tensor  # [B,3,R/2,R/2], which may be worse than the pooled images
+    images: Tensor  # [B,3,R/2,R/2]: the pooled images, some of them degraded
     sigma: Tensor  # its noise level, of the shape of the high band's
 
 
@@ -45,11 +45,11 @@ def draw_low_band(
     """Low bands of images [B,3,R,R] at sigma [B] or [B,1,g,g]: pooled, at the level that pooling gives; with
     `probability` at ln sigma_low ~ U(ln 0.005, ln 0.5) instead, after `degrade` of the pooled ones [n,3,R/2,R/2].
 
-    Noise on what one upscales from: the conditioning augmentation of cascaded diffusion (arXiv 2106.15282)."""
-    chosen, share = torch.rand(2, len(images), generator=generator, device=generator.device)
+    Noise on the input of upscaling is the conditioning augmentation of cascaded diffusion (arXiv 2106.15282)."""
+    chosen, position = torch.rand(2, len(images), generator=generator, device=generator.device)
     drawn = chosen < probability
     low, high = (math.log(level) for level in LOW_SIGMAS)
-    level = (low + (high - low) * share).exp()
+    level = (low + (high - low) * position).exp()
     shape = (-1,) + (1,) * (sigma.ndim - 1)
     small = pool(images)
     if degrade is not None:

@@ -1,4 +1,7 @@
-"""Noise levels that differ by region of an image."""
+"""Noise levels that differ by region of an image: how maps of them are drawn for training.
+
+Maps that do not depend on the image keep the trained denoiser exact for every map (the rule of Patch Forcing,
+arXiv 2604.19141); `bridge_maps` lets them follow the network's own estimate without that loss."""
 
 from collections.abc import Callable
 
@@ -30,9 +33,8 @@ def region_sigma(
 
     With `probability` an image gets ln S_p = ln sigma + w (n_p - 0.8), w ~ U(0, 1.5), n_p = |N(0,1)|, half the
     time smoothed over 3x3 patches and scaled back to mean 0.8: most patches lie near a cleanest level, and the
-    mean of ln S stays that of ln sigma (the rule of Patch Forcing, arXiv 2604.19141). Of its patches the share
-    `finished` is at sigma_min. Levels are clipped to [sigma_min, sigma_max]. The other images keep their level
-    everywhere."""
+    mean of ln S stays ln sigma (arXiv 2604.19141). A fraction `finished` of its patches is at sigma_min. Levels
+    are clipped to [sigma_min, sigma_max]. The other images keep their level everywhere."""
     device, shape = generator.device, (len(sigma), 1, grid, grid)
 
     def uniform(*size: int) -> Tensor:
@@ -55,7 +57,7 @@ def detail(images: Tensor, grid: int) -> Tensor:
 
 
 def arrange(sigma: Tensor, energy: Tensor) -> Tensor:
-    """The levels of each map [B,1,g,g] in the order of `energy`: the largest where it is largest."""
+    """The levels of each map [B,1,g,g] in the order of `energy`: the highest where it is highest."""
     place = energy.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
     return sigma.flatten(1).sort(dim=1).values.gather(1, place).view(sigma.shape)
 
@@ -79,13 +81,13 @@ def bridge_maps(
     noise: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Arrange the levels of maps `sigma` [B,1,g,g] by what the images [B,C,R,R] show at the highest of them: the
-    plainer the estimate `denoise(x + top noise, top)` [B,C,R,R] of a patch, the lower its level. Returns the maps,
-    and noise that leads there by a Brownian bridge.
+    """Arrange the levels of maps `sigma` [B,1,g,g] by the estimate `denoise(x + top noise, top)` of the images
+    [B,C,R,R] at the highest of them: the less detail in a patch, the lower its level. Returns the maps, and noise
+    that leads there by a Brownian bridge.
 
-    They do not leak the images: what the map knows of x is in x + top noise, which is z = x + sigma noise with more
-    noise, so that z tells all of it, and E[x | z, sigma] is that of maps drawn without a look."""
+    They do not leak the images: the map depends on x through x + top noise, which is z = x + sigma noise with more
+    noise, so that z determines it, and E[x | z, sigma] is the same as for maps drawn independently of x."""
     top = sigma.amax(dim=(1, 2, 3))
-    seen = denoise(images + expand(top, images.shape[-1]) * noise, top)
-    sigma = arrange(sigma, detail(seen, sigma.shape[-1]))
+    estimate = denoise(images + expand(top, images.shape[-1]) * noise, top)
+    sigma = arrange(sigma, detail(estimate, sigma.shape[-1]))
     return sigma, bridge_noise(sigma, noise, generator)

@@ -1,4 +1,9 @@
-"""Samplers of one resolution: Heun's method, DPM++(2M) and SDE-DPM++(2M)."""
+"""Samplers at one resolution, from noise down a grid of levels; `sample_pyramid` chains them over a pyramid.
+
+Heun's method (Karras et al., arXiv 2206.00364, algorithm 1) and DPM++(2M) (Lu et al., arXiv 2211.01095) follow the
+deterministic probability-flow ODE with two calls and one call a step; SDE-DPM++(2M) (Lu et al.) is stochastic, with
+one call. All are of second order, and in the precision of x.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,12 +38,12 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Conditioning) -> Ten
 
 @dataclass
 class History:
-    """What a method of two steps knows of the last one: the estimate [B,3,R,R], and h."""
+    """The last step of a multistep method: the estimate [B,3,R,R], and h, the step in ln sigma."""
 
     last: tuple[Tensor, Tensor] | None = None
 
     def extrapolate(self, denoised: Tensor, h: Tensor) -> Tensor:
-        """D + (h / 2 h_prev)(D - D_prev), the estimate half a step ahead; D where there is no step before."""
+        """D + (h / 2 h_prev)(D - D_prev), the estimate half a step ahead; D at the first step."""
         ahead = denoised
         if self.last is not None:
             ahead = denoised + (h / (2 * self.last[1])) * (denoised - self.last[0])
@@ -46,7 +51,8 @@ class History:
         return ahead
 
     def upsample(self) -> None:
-        """Go on at twice the resolution: the low band has one law at both, of the high band nothing is known."""
+        """Continue at twice the resolution: the low band follows the same law there, the high band has no
+        history."""
         if self.last is not None:
             self.last = upsample(self.last[0]), self.last[1]
 
@@ -109,8 +115,8 @@ def integrate(
 ) -> Tensor:
     """Run one of SAMPLERS from x [B,3,R,R] at sigmas[0] down to sigmas[-1], in the precision of x.
 
-    A method of two steps goes on from `history`, and leaves there what it knows. ADAPTIVE is SDE-DPM++(2M) here,
-    where all levels are equal."""
+    A multistep method continues from `history`, and updates it. ADAPTIVE is SDE-DPM++(2M) here, where all
+    levels are equal."""
     if sampler == "heun":
         return heun(denoise, x, sigmas, text)
     if sampler == "dpmpp_2m":

@@ -1,4 +1,4 @@
-"""Noise of images from seeds of their own."""
+"""Noise from one seed per image, so that an image does not depend on the batch it is generated in."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from pipeline.rng import key
 
-Draw = Callable[[str, int], Tensor]
+Draw = Callable[[str, int], Tensor]  # (purpose, px) to white noise [N,3,px,px]
 
 
 def seeded_noise(seeds: Sequence[int], device: str | torch.device = "cpu") -> Draw:
     """Return draw(purpose, resolution): standard normal [N,3,R,R], image i from seeds[i] alone.
 
-    Drawn on the CPU, so that a seed means the same picture on every device."""
+    Drawn on the CPU, so that a seed means the same image on every device."""
 
     def draw(purpose: str, resolution: int) -> Tensor:
         rows = [
@@ -28,4 +28,5 @@ def seeded_noise(seeds: Sequence[int], device: str | torch.device = "cpu") -> Dr
 
 
 def step_noise(draw: Draw, resolution: int, i: int) -> Tensor:
+    """Noise of step i of a stochastic sampler at one resolution."""
     return draw(f"step-{resolution}-{i}", resolution)

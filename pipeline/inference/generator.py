@@ -1,7 +1,7 @@
-"""A snapshot together with its text encoder: prompts in, pictures out.
+"""A snapshot together with its text encoder: prompts in, images out.
 
-Both `crescendo generate` and the registered model (`served.py`) go through here, so that a seed means the
-same picture in both. It travels inside registered models, and therefore needs neither mlflow nor params.yaml.
+Both `crescendo generate` and the registered model (pipeline/registry/served.py) use it, so that a seed gives
+the same image in both. It is packed into registered models, and therefore needs neither mlflow nor params.yaml.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from pipeline.inference.upscaling import UpscaleSettings
     from pipeline.models.conditioning import Conditioning
     from pipeline.models.snapshot import Snapshot
     from pipeline.text.encoder import TextEncoder
 
 
-MIN_STRENGTH, MAX_STRENGTH = 0.005, 0.5  # noise on a picture to upscale, as trained
+MIN_STRENGTH, MAX_STRENGTH = 0.005, 0.5  # noise added to an image to upscale, as in training
 MAX_SEED = 2**63 - 1
-# Images that pass through the network together, always so many: kernels round by the shape of their batch. Four
-# cost no more each than sixteen on a CPU, and one alone then costs 1.7 times what it could (docs/log.md).
+# Images that pass through the network together. The number is fixed, since kernels round by the shape of their
+# batch. On a CPU an image in a batch of four costs no more than in one of sixteen; a single one costs 1.7 times
+# what it could (docs/log.md).
 BATCH = {"cpu": 4, "cuda": 64}
 
 
@@ -50,12 +52,13 @@ class Generator:
         guide: str | None = None,
         resolution: int | None = None,
     ) -> Tensor:
-        """One picture a prompt and seed, uint8 [N,3,R,R]; each depends on its own prompt and seed alone, to the bit
-        on one machine, since batches are filled up to one size (BATCH).
+        """One image per prompt and seed, uint8 [N,3,R,R]. Each depends on its own prompt and seed alone, bit
+        for bit on one machine, since batches are filled up to one size (BATCH).
 
-        `num_steps` is the number of passes of a refined model, else of steps of `sampler`; `resolution` is that of
-        any level of the model. None is the model's own.
-        Raises ConfigError for values that the model does not have.
+        num_steps: passes of a refined model, else steps of the sampler.
+        guidance, sampler, guide: without effect on a refined model.
+        resolution: px of any level of the model.
+        None is the model's own setting. Raises ConfigError for values that the model does not have.
         """
         import torch
 
@@ -72,10 +75,8 @@ class Generator:
         for seed in seeds:
             check_seed(seed)
         batch = BATCH[next(snapshot.denoiser.parameters()).device.type]
-        rows = [
-            *range(len(prompts)),
-            *[len(prompts) - 1] * (-len(prompts) % batch),
-        ]  # the last again fills up
+        # The last row fills up the batch.
+        rows = [*range(len(prompts)), *[len(prompts) - 1] * (-len(prompts) % batch)]
         unique = list(dict.fromkeys(prompts))
         text = self.text(unique).select(torch.tensor([unique.index(prompts[row]) for row in rows]))
         options: dict[str, Any] = {
@@ -86,41 +87,34 @@ class Generator:
         }
         chosen = {name: value for name, value in options.items() if value is not None}
         settings = dataclasses.replace(snapshot.config.sampling, **chosen)
-        made = generate_images(snapshot, text, [seeds[row] for row in rows], settings, steps, batch)
-        return made.images[: len(prompts)]
+        generated = generate_images(snapshot, text, [seeds[row] for row in rows], settings, steps, batch)
+        return generated.images[: len(prompts)]
 
     def upscale(
         self,
-        picture: NDArray[np.uint8],
+        image: NDArray[np.uint8],
         prompt: str = "",
         seed: int = 0,
-        factor: int = 2,
-        num_steps: int | None = None,
-        sigma_low: float | None = None,
-        project: bool = True,
-        progress: Callable[[int, int], None] | None = None,
+        settings: UpscaleSettings | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.uint8]:
-        """A picture uint8 [H,W,3] of any size, `factor` (2 or 4) times as large (`diffusion.upscaling.upscale`).
+        """Enlarge an image uint8 [H,W,3] of any size (`inference.upscaling.upscale`; None: its defaults).
 
-        Raises ConfigError for values that are out of range, and for a model that cannot.
+        Raises ConfigError for values that are out of range, and for a model that cannot upscale.
         """
-        from pipeline.inference.upscaling import NUM_STEPS, SIGMA_LOW, shells_for, upscale
+        from pipeline.inference.upscaling import UpscaleSettings, shells_for, upscale
 
-        shells_for(self.snapshot, factor)
+        settings = settings or UpscaleSettings()
+        shells_for(self.snapshot, settings.factor)
         check_seed(seed)
-        steps = check_steps(self.snapshot, num_steps) or NUM_STEPS
-        strength = SIGMA_LOW if sigma_low is None else sigma_low
-        low, high = MIN_STRENGTH, MAX_STRENGTH
-        if not low <= strength <= high:
-            problem = f"{strength} is out of range"
-            raise ConfigError("E-CFG-052", "strength", problem, f"choose {low} to {high}")
-        text = self.text([prompt])
-        return upscale(
-            self.snapshot, picture, text, seed, factor, steps, strength, project, progress=progress
-        )
+        check_steps(self.snapshot, settings.num_steps)
+        if not MIN_STRENGTH <= settings.sigma_low <= MAX_STRENGTH:
+            problem, fix = f"{settings.sigma_low} is out of range", f"choose {MIN_STRENGTH} to {MAX_STRENGTH}"
+            raise ConfigError("E-CFG-052", "strength", problem, fix)
+        return upscale(self.snapshot, image, self.text([prompt]), seed, settings, on_progress)
 
     def text(self, prompts: Sequence[str]) -> Conditioning:
-        """Encoded prompts; an empty one is no caption."""
+        """Encoded prompts; an empty one means no caption."""
         import torch
 
         from pipeline.models.conditioning import Conditioning
@@ -135,7 +129,7 @@ def load_generator(folder: str | Path, device: str = "cpu") -> Generator:
 
     Raises:
         InputMissing, StorageError: there is no snapshot, or its files differ from its manifest.
-        StorageError: the text encoder found here is not the one that the model was trained with.
+        StorageError: the text encoder installed here is not the one that the model was trained with.
     """
     from pipeline.models.snapshot import load_snapshot
     from pipeline.text.load import encoder_of
@@ -145,7 +139,7 @@ def load_generator(folder: str | Path, device: str = "cpu") -> Generator:
 
 
 def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:
-    """`num_steps` if this model can be sampled so; None stays None. Raises ConfigError."""
+    """`num_steps` if the model can be sampled in as many steps or passes, or None. Raises ConfigError."""
     if num_steps is None:
         return None
     config = snapshot.config
@@ -159,7 +153,7 @@ def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:
 
 
 def check_name(what: str, name: str | None, known: Sequence[str]) -> None:
-    """Raises ConfigError for a name that is not among `known`; None, the model's own, is."""
+    """Raises ConfigError for a name that is not among `known`; None is the model's own."""
     if name in RENAMED_GUIDES:
         raise ConfigError("E-CFG-046", what, f"{name!r} was renamed", f"write {RENAMED_GUIDES[name]}")
     if name is not None and name not in known:
@@ -182,7 +176,10 @@ def encode_png(image: Tensor) -> bytes:
 
 
 def tile(images: Tensor, columns: int, padding: int = 2) -> Tensor:
-    """uint8 [N,3,R,R] as one picture [3,H,W]: row by row, white between and in empty places."""
+    """uint8 [N,3,R,R] as one image [3,H,W]: row by row, white between and in empty places.
+
+    As torchvision.utils.make_grid, which leaves out the border of a single image; and registered models do without
+    torchvision."""
     n, _, height, width = images.shape
     rows = -(-n // columns)
     pitch_y, pitch_x = height + padding, width + padding

@@ -1,12 +1,14 @@
-"""Upscaling: a shell's high band on somebody's picture, of any size, in tiles.
+"""Upscaling: the shells of a model add their high bands to an image of any size, tile by tile.
 
-The picture is the low band, with a little noise of a fixed level (docs/method.md, "Upscaling"); only the high
-band is sampled. Networks work at the size they were trained at: a picture is cut into tiles that overlap, every
-tile finds the noise of its own place on one canvas, and neighbours fade into one another. Rows of tiles are
-finished from top to bottom, so that, beyond the two pictures, memory grows with their width alone.
+The image is the low band, with a little noise of a fixed level (docs/method.md, "Upscaling"; noise on the input
+is the conditioning augmentation of cascaded diffusion, arXiv 2106.15282); only the high band is sampled.
+Networks work at the size they were trained at: an image is divided into overlapping tiles, each tile gets the
+noise of its own place, and neighbours are blended. Rows of tiles are finished from top to bottom, so that
+memory beyond the two images grows with their width alone.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -28,12 +30,23 @@ from pipeline.models.snapshot import Snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
 
-SIGMA_LOW = 0.05  # default noise on the picture
 SIGMA_MIN = 0.002
-NUM_STEPS = 8
-CELL = 64  # px of the noise canvas that one generator fills, each way
-Double = Callable[[Tensor, Draw], Tensor]  # grey levels [N,3,r,r] to [N,3,2r,2r]
+CELL = 64  # px of the noise that one generator fills, each way
+Double = Callable[[Tensor, Draw], Tensor]  # pixels 0..255 [N,3,r,r] to [N,3,2r,2r]
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class UpscaleSettings:
+    """How an image is enlarged."""
+
+    factor: int = 2  # or 4
+    num_steps: int = 8
+    sigma_low: float = 0.05  # noise added to the image
+    project: bool = True  # keep the mean of every box of factor x factor px at the pixel it came from
+    sampler: str = "dpmpp_2m"  # one of SAMPLERS
+    overlap: float = 0.25  # of neighbouring tiles, as a fraction of a tile
+    batch_size: int = 32
 
 
 # --- One batch of tiles.
@@ -49,30 +62,30 @@ def add_high_band(
     sampler: str,
     draw: Draw,
 ) -> Tensor:
-    """The doubled images [N,3,2r,2r] of standardised `low` [N,3,r,r], r the size that the level below works at.
+    """Double standardised `low` [N,3,r,r], r the size that the level below works at, to [N,3,2r,2r].
 
-    The low band stays at sigma_low, and the level below looks at it once; the high band, a state of its own, goes
+    The low band stays at sigma_low and passes through the level below once; the high band, a separate state, goes
     through `sigmas` [n + 1] by one of SAMPLERS. `draw(purpose, size)` gives white noise [N,3,size,size]."""
     size = low.shape[-1]
     level = torch.full((len(low),), sigma_low, device=low.device)
     noisy = low + sigma_low * draw("low", size)
-    below, held = shell.below.estimate(noisy, level, text), upsample(noisy)
+    below, low_upsampled = shell.below.estimate(noisy, level, text), upsample(noisy)
 
     def denoise(high: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        return high_pass(shell.add_octave(held + high, below, sigma, text, level).denoised)
+        return high_pass(shell.add_octave(low_upsampled + high, below, sigma, text, level).denoised)
 
     start = high_pass(float(sigmas[0]) * draw("high", 2 * size))
     high = integrate(sampler, denoise, start, sigmas, text, lambda i: high_pass(draw(f"step-{i}", 2 * size)))
     return upsample(below.denoised) + high
 
 
-def canvas(seed: int, purpose: str, top: int, left: int, size: int) -> Tensor:
-    """White noise [3,size,size] of the square at (top, left) of a picture: a function of seed and place alone."""
+def noise_window(seed: int, purpose: str, top: int, left: int, size: int) -> Tensor:
+    """White noise [3,size,size] of the square at (top, left) of an image: a function of seed and place alone."""
     rows, columns = (range(start // CELL, (start + size - 1) // CELL + 1) for start in (top, left))
     cells = [[_cell(seed, purpose, row, column) for column in columns] for row in rows]
-    whole = torch.cat([torch.cat(row, dim=2) for row in cells], dim=1)
+    noise = torch.cat([torch.cat(row, dim=2) for row in cells], dim=1)
     y, x = top - rows.start * CELL, left - columns.start * CELL
-    return whole[:, y : y + size, x : x + size]
+    return noise[:, y : y + size, x : x + size]
 
 
 def _cell(seed: int, purpose: str, row: int, column: int) -> Tensor:
@@ -84,7 +97,7 @@ def _cell(seed: int, purpose: str, row: int, column: int) -> Tensor:
 
 
 class ImageTiles(NamedTuple):
-    """Tiles along one side of a picture: `size` px each, the last `overlap` px of one are the first of the next."""
+    """Tiles along one side of an image: `size` px each, the last `overlap` px of one are the first of the next."""
 
     length: int  # of the side
     size: int
@@ -92,7 +105,7 @@ class ImageTiles(NamedTuple):
 
     @property
     def starts(self) -> range:
-        """Where tiles begin; the last one may reach beyond the picture."""
+        """Where tiles begin; the last one may reach beyond the image."""
         stride = self.size - self.overlap
         count = 1 + max(-(-(self.length - self.size) // stride), 0)
         return range(0, count * stride, stride)
@@ -102,9 +115,9 @@ class ImageTiles(NamedTuple):
         """px up to the end of the last tile."""
         return self.starts[-1] + self.size
 
-    def share(self, index: int) -> Tensor:
-        """How much each px [size] of a tile counts: shares of neighbours sum to 1. In an overlap its outermost
-        quarter is left to the neighbour, since networks know least at a border; then it rises linearly."""
+    def weights(self, index: int) -> Tensor:
+        """Blending weights of the px [size] of a tile; those of neighbours sum to 1. In the outermost quarter of an
+        overlap the weight is 0, since estimates are worst at a border; then it rises linearly."""
         margin = self.overlap // 4
         ramp = (torch.arange(self.overlap) + 0.5 - margin) / max(self.overlap - 2 * margin, 1)
         weights = torch.ones(self.size)
@@ -115,37 +128,37 @@ class ImageTiles(NamedTuple):
         return weights
 
 
-# --- Grey levels.
+# --- Pixel values.
 
 
 def project_to_low_band(high: Tensor, low: Tensor) -> Tensor:
-    """`low` [3,r,s] in 0..255, doubled, with the detail of `high` [3,2r,2s]: U low + HP high. In a 2x2 box where
-    that would leave 0..255 the detail shrinks, so that the mean of every box stays that of `low`."""
+    """`low` [3,r,s] in 0..255, doubled, with the detail of `high` [3,2r,2s]: U low + HP high. Where a 2x2 box would
+    leave 0..255 its detail is scaled down, so that the mean of every box is the pixel of `low`."""
     detail, base = high_pass(high[None])[0], upsample(low[None])[0]
     room = torch.where(detail > 0, 255 - base, base) / detail.abs().clamp_min(1e-6)
     boxes = room.clamp(max=1)[None]
-    least = -F.max_pool2d(-boxes, 2)
-    return base + upsample(least)[0] * detail
+    scale = -F.max_pool2d(-boxes, 2)  # the minimum of each box
+    return base + upsample(scale)[0] * detail
 
 
 def to_grey(images: Tensor, statistics: Statistics) -> Tensor:
-    """Standardised pixels [...,3,H,W] in grey levels, neither rounded nor clipped."""
+    """Standardised pixels [...,3,H,W] as 0..255, neither rounded nor clipped."""
     mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in statistics)
     return (images * (std / 0.5) + mean + 1) * 127.5
 
 
-# --- Pictures.
+# --- Images.
 
 
 def shells_for(snapshot: Snapshot, factor: int) -> list[ShellDenoiser]:
-    """The shells that make a picture 2 or 4 times as large: the finest ones, coarse to fine; the finest one twice
-    where there is one only.
+    """The shells that enlarge an image by 2 or 4: the finest ones, coarse to fine; the finest one twice if it
+    is the only one.
 
-    Raises ConfigError where the model has none, or was refined."""
+    Raises ConfigError where the model has none, or is refined."""
     assert factor in (2, 4)
     where, fix = "upscale", "take models/finetuned"
     if snapshot.config.is_refined:
-        problem = "a refined model makes detail in one step from noise, whatever the picture"
+        problem = "a refined model generates detail in one step from noise, regardless of the image"
         raise ConfigError("E-CFG-050", where, problem, fix)
     shells = [level for level in pyramid_levels(snapshot.denoiser) if isinstance(level, ShellDenoiser)]
     if not shells:
@@ -156,92 +169,82 @@ def shells_for(snapshot: Snapshot, factor: int) -> list[ShellDenoiser]:
 
 def upscale(
     snapshot: Snapshot,
-    picture: Pixels,
+    image: Pixels,
     text: Conditioning,
     seed: int,
-    factor: int = 2,
-    num_steps: int = NUM_STEPS,
-    sigma_low: float = SIGMA_LOW,
-    project: bool = True,
-    sampler: str = "dpmpp_2m",
-    overlap: float = 0.25,
-    batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
+    settings: UpscaleSettings = UpscaleSettings(),
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Pixels:
-    """A picture uint8 [H,W,3] of any size, `factor` (2 or 4) times as large: uint8 [fH,fW,3].
+    """Enlarge an image uint8 [H,W,3] of any size by `factor`: uint8 [fH,fW,3].
 
-    `text` is one caption, for all tiles; `overlap` is a share of a tile. With `project`, the mean of every box of
-    factor x factor px is the pixel it came from, within one grey level. `progress(done, all)` hears of finished
-    rows of tiles. Raises ConfigError as `shells_for` does."""
-    shells = shells_for(snapshot, factor)
-    tiles = [shell.resolution // 2 for shell in shells]
-    laps = [2 * round(size * overlap / 2) for size in tiles]
-    heights = [picture.shape[0] * 2**i for i in range(len(shells))]
-    total = sum(len(ImageTiles(*side).starts) for side in zip(heights, tiles, laps, strict=True))
+    `text` is one caption, for all tiles. With `project`, the mean of every box of factor x factor px is the
+    pixel it came from, within one 8-bit level. `on_progress(done, total)` counts rows of tiles. Raises
+    ConfigError as `shells_for` does."""
+    shells = shells_for(snapshot, settings.factor)
+    sizes = [shell.resolution // 2 for shell in shells]
+    overlaps = [2 * round(size * settings.overlap / 2) for size in sizes]
+    heights = [image.shape[0] * 2**i for i in range(len(shells))]
+    total = sum(len(ImageTiles(*side).starts) for side in zip(heights, sizes, overlaps, strict=True))
     done = 0
-    for number, shell in enumerate(shells):
-        double = _double(shell, snapshot, text, num_steps, sigma_low, sampler)
-        rows = doubled_rows(picture, tiles[number], laps[number], seed + number, double, batch_size)
-        height, width, _ = picture.shape
-        made = np.empty((2 * height, 2 * width, 3), np.uint8)
+    for i, shell in enumerate(shells):
+        double = _double(shell, snapshot, text, settings)
+        rows = doubled_rows(image, sizes[i], overlaps[i], seed + i, double, settings.batch_size)
+        height, width, _ = image.shape
+        enlarged = np.empty((2 * height, 2 * width, 3), np.uint8)
         top = 0
-        for grey in rows:
-            bottom = top + grey.shape[1]
-            if project:
-                low = torch.from_numpy(picture[top // 2 : bottom // 2]).permute(2, 0, 1).float()
-                grey = project_to_low_band(grey, low)
-            made[top:bottom] = grey.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        for row in rows:
+            bottom = top + row.shape[1]
+            if settings.project:
+                low = torch.from_numpy(image[top // 2 : bottom // 2]).permute(2, 0, 1).float()
+                row = project_to_low_band(row, low)
+            enlarged[top:bottom] = row.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
             top, done = bottom, done + 1
-            if progress is not None:
-                progress(done, total)
-        picture = made
-    return picture
+            if on_progress is not None:
+                on_progress(done, total)
+        image = enlarged
+    return image
 
 
 def _double(
-    shell: ShellDenoiser,
-    snapshot: Snapshot,
-    text: Conditioning,
-    num_steps: int,
-    sigma_low: float,
-    sampler: str,
+    shell: ShellDenoiser, snapshot: Snapshot, text: Conditioning, settings: UpscaleSettings
 ) -> Double:
-    """`add_high_band` between grey levels, with one caption for all."""
+    """`add_high_band` from pixels to pixels (0..255), with one caption for all."""
     device = next(shell.parameters()).device
     octave = len(pyramid_levels(shell)) - 2
     top = handover_of(snapshot.config.sampling.handover, octave) * shell.sigma_high_band
-    sigmas = karras_sigmas(num_steps, top, SIGMA_MIN)
+    sigmas = karras_sigmas(settings.num_steps, top, SIGMA_MIN)
 
     def double(images: Tensor, draw: Draw) -> Tensor:
+        def on_device(purpose: str, size: int) -> Tensor:
+            return draw(purpose, size).to(device)
+
         low = snapshot.statistics.standardise(images.to(device))
-        many = text.select(torch.zeros(len(images), dtype=torch.int64)).to(device)
-        made = add_high_band(
-            shell, low, many, sigmas, sigma_low, sampler, lambda *what: draw(*what).to(device)
-        )
-        return to_grey(made, snapshot.statistics).cpu()
+        captions = text.select(torch.zeros(len(images), dtype=torch.int64)).to(device)
+        doubled = add_high_band(shell, low, captions, sigmas, settings.sigma_low, settings.sampler, on_device)
+        return to_grey(doubled, snapshot.statistics).cpu()
 
     return double
 
 
 def doubled_rows(
-    picture: Pixels, size: int, overlap: int, seed: int, double: Double, batch_size: int
+    image: Pixels, size: int, overlap: int, seed: int, double: Double, batch_size: int
 ) -> Iterator[Tensor]:
-    """What `double` makes of a picture [H,W,3] in tiles of `size` px, a row of tiles at a time, from top to bottom:
-    grey levels float32 [3,h,2W], whose heights sum to 2H."""
-    height, width, _ = picture.shape
+    """Apply `double` to an image [H,W,3] in tiles of `size` px, a row of tiles at a time, from top to bottom:
+    pixels 0..255 float32 [3,h,2W], whose heights sum to 2H."""
+    height, width, _ = image.shape
     down, across = ImageTiles(height, size, overlap), ImageTiles(width, size, overlap)
-    carried = torch.zeros(3, 0, 2 * across.padded)  # what the row above left to its neighbour
+    carried = torch.zeros(3, 0, 2 * across.padded)  # the lower overlap of the row above, weighted
     for i, top in enumerate(down.starts):
-        row = _padded(picture[top : top + size], size, across.padded)
+        row = _padded(image[top : top + size], size, across.padded)
         strip = torch.zeros(3, 2 * size, 2 * across.padded)
         for first in range(0, len(across.starts), batch_size):
             lefts = across.starts[first : first + batch_size]
             low = torch.stack([row[:, :, left : left + size] for left in lefts])
-            made = double(low, partial(_noise, seed, size, top, lefts))
-            for j, (left, tile) in enumerate(zip(lefts, made, strict=True), start=first):
-                share = across.share(j).repeat_interleave(2)
-                strip[:, :, 2 * left : 2 * (left + size)] += share * tile
-        strip *= down.share(i).repeat_interleave(2)[:, None]
+            tiles = double(low, partial(_noise, seed, size, top, lefts))
+            for j, (left, tile) in enumerate(zip(lefts, tiles, strict=True), start=first):
+                weights = across.weights(j).repeat_interleave(2)
+                strip[:, :, 2 * left : 2 * (left + size)] += weights * tile
+        strip *= down.weights(i).repeat_interleave(2)[:, None]
         strip[:, : carried.shape[1]] += carried
         last = i + 1 == len(down.starts)
         finished = 2 * (height - top) if last else 2 * (size - overlap)
@@ -252,11 +255,11 @@ def doubled_rows(
 def _noise(seed: int, size: int, top: int, lefts: range, purpose: str, px: int) -> Tensor:
     """[N,3,px,px], for the tiles of `size` px at (top, lefts); px is `size` or its double."""
     scale = px // size
-    return torch.stack([canvas(seed, purpose, scale * top, scale * left, px) for left in lefts])
+    return torch.stack([noise_window(seed, purpose, scale * top, scale * left, px) for left in lefts])
 
 
 def _padded(pixels: Pixels, height: int, width: int) -> Tensor:
     """uint8 [h,w,3], continued by its mirror image: uint8 [3,height,width]."""
     below, right = height - pixels.shape[0], width - pixels.shape[1]
-    whole = np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="symmetric")
-    return torch.from_numpy(whole).permute(2, 0, 1)
+    padded = np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="symmetric")
+    return torch.from_numpy(padded).permute(2, 0, 1)

@@ -1,8 +1,9 @@
 """Adaptive kernels: depthwise branches at three scales, mixed for each region by noise level and content.
 
 For images whose power falls as 1/f^2 the support of the Wiener filter grows with the noise level, so noisier
-regions want larger kernels. Operators that vary with the noise level: MEME, arXiv 2306.04990; mixing them by
-region is ours. Encoder blocks have them. B images, C channels, H x W positions of the feature map, g x g patches.
+regions want larger kernels. Operators that vary with the noise level are those of MEME (arXiv 2306.04990);
+mixing them by region is new here. Encoder blocks have them. B images, C channels, H x W positions of the
+feature map, g x g patches.
 """
 
 from collections.abc import Sequence
@@ -17,15 +18,16 @@ from pipeline.models.conditioning import REGION_FEATURES, Conditioning, NoiseCon
 from pipeline.models.layers import SILU_GAIN, MPConv
 from pipeline.models.resample import pool, resize
 
-SCALES = 3  # branch k looks at 3 * 2^k positions each way
-HIDDEN = 8
+SCALES = 3  # branch k covers 3 * 2^k positions each way
+HIDDEN = 8  # channels of the content that mixing weights depend on
 
 
 class KernelMix(nn.Module):
     """x~ = (x + g sum_k pi_k b_k) / sqrt(1 + g^2), with b_k = U^k DW_k P^k x: depthwise 3x3 on means over 2^k.
 
-    The shares pi are a softmax over k. `mode` says of what: "fixed" (a third each), "noise" (the level, and
-    the relative level of the patch), "content" (x itself), or "both". g = 0 at first: x~ is x, bit for bit."""
+    The mixing weights pi are a softmax over k. They depend on `mode`: "fixed" (a third each), "noise" (the
+    level, and the relative level of the patch), "content" (x itself), or "both". g = 0 at first: x~ is x, bit
+    for bit."""
 
     def __init__(self, channels: int, mode: str, px: int, regions: bool = False) -> None:
         super().__init__()
@@ -45,28 +47,28 @@ class KernelMix(nn.Module):
         grid = max(size // 4, 1)
         logits = torch.zeros(len(x), SCALES, 1, 1, device=x.device)
         if self.by_level is not None:
-            known = torch.stack([torch.ones_like(level.c_noise), level.c_noise], dim=1).to(self.by_level)
-            logits = logits + (known @ self.by_level[:, :2].t())[:, :, None, None]
+            inputs = torch.stack([torch.ones_like(level.c_noise), level.c_noise], dim=1).to(self.by_level)
+            logits = logits + (inputs @ self.by_level[:, :2].t())[:, :, None, None]
             if level.regions is not None and self.by_level.shape[1] > 2:
                 logits = logits + F.conv2d(
                     resize(level.regions, grid).to(self.by_level), self.by_level[:, 2:, None, None]
                 )
         if self.squeeze is not None and self.by_content is not None:
-            seen = F.silu(self.squeeze(resize(x, grid)).to(self.by_content))
-            logits = logits + F.conv2d(seen, self.by_content[:, :, None, None])
-        shares = logits.softmax(dim=1)
-        if shares.shape[-1] == 1:
-            return shares
-        return F.interpolate(shares, size=(size, size), mode="bilinear", align_corners=False)
+            content = F.silu(self.squeeze(resize(x, grid)).to(self.by_content))
+            logits = logits + F.conv2d(content, self.by_content[:, :, None, None])
+        weights = logits.softmax(dim=1)
+        if weights.shape[-1] == 1:
+            return weights
+        return F.interpolate(weights, size=(size, size), mode="bilinear", align_corners=False)
 
     def forward(self, x: Tensor, level: NoiseConditioning) -> Tensor:
         """Mix [B,C,H,W], a SiLU; H and W are multiples of 4."""
-        shares = self.mixing_weights(x, level)
+        weights = self.mixing_weights(x, level)
         g, coarse, out = self.gain, x, x
         for k, branch in enumerate(self.branches):
             coarse = pool(coarse) if k else coarse
-            seen = resize(branch(coarse), x.shape[-1])
-            out = torch.addcmul(out, (g * shares[:, k : k + 1]).to(x.dtype), seen)
+            mean = resize(branch(coarse), x.shape[-1])
+            out = torch.addcmul(out, (g * weights[:, k : k + 1]).to(x.dtype), mean)
         return out * (1 + g.square()).rsqrt().to(x.dtype)
 
 
@@ -91,19 +93,19 @@ def mean_kernel_px(
 
     images [B,3,R,R], standardised, are denoised at each of `sigmas` with the same noise. Returns {block: one
     number a level}, without the blocks of the level below; empty where kernels are off."""
-    found: dict[str, list[float]] = {}
+    curves: dict[str, list[float]] = {}
 
-    def look(name: str, mix: nn.Module, inputs: Any, _: Any) -> None:
+    def measure(name: str, mix: nn.Module, inputs: Any, _: Any) -> None:
         assert isinstance(mix, KernelMix)
         sizes = 3 * mix.px * 2 ** torch.arange(SCALES, device=images.device)
-        found.setdefault(name, []).append(
+        curves.setdefault(name, []).append(
             float((mix.mixing_weights(*inputs).mean(dim=(0, 2, 3)) * sizes).sum())
         )
 
-    hooks = [mix.register_forward_hook(partial(look, block)) for block, mix in mixes(denoiser).items()]
+    hooks = [mix.register_forward_hook(partial(measure, block)) for block, mix in mixes(denoiser).items()]
     noise = torch.randn(images.shape, generator=generator, device=images.device)
     for sigma in sigmas if hooks else ():
         denoiser(images + sigma * noise, torch.full((len(images),), sigma, device=images.device), text)
     for hook in hooks:
         hook.remove()
-    return found
+    return curves

@@ -124,7 +124,7 @@ def tangent_gradient_(gradient: Tensor, filters: Tensor) -> None:
 
 
 def heads(channels: int, channels_per_head: int) -> int:
-    """The most heads of at least `channels_per_head` channels that divide `channels`."""
+    """The largest number of heads of at least `channels_per_head` channels that divide `channels`."""
     return next(n for n in range(max(1, channels // channels_per_head), 0, -1) if channels % n == 0)
 
 
@@ -157,7 +157,7 @@ class SelfAttention(nn.Module):
 
 class TextAttention(nn.Module):
     """Cross-attention from pixels to caption tokens, times `gain`. A learned null token is always visible, so that
-    an empty caption is well defined and a pixel may look away from the text."""
+    an empty caption is well defined and a pixel may ignore the text."""
 
     def __init__(self, channels: int, text_dim: int, channels_per_head: int = 64, gain: float = 1.0) -> None:
         super().__init__()
@@ -203,8 +203,8 @@ class Embedding(nn.Module):
 
 
 class RegionConv(nn.Module):
-    """What a patch's relative noise level adds to `channels` channels; nothing at first (zero gain), and nothing
-    ever where the image has one level."""
+    """The contribution of a patch's relative noise level to `channels` channels: zero at first (zero gain), and
+    always where the image has one level."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -231,17 +231,16 @@ class Block(nn.Module):
         flavor: str,
         text_dim: int = 0,  # 0: no attention in this block
         dropout: float = 0.0,
-        balance: float = 0.3,  # share of the residual branch in the sum
+        balance: float = 0.3,  # weight of the residual branch in the sum
         regions: bool = False,
-        mixer: nn.Module | None = None,  # maps ([B,C,H,W], Level) to [B,C,H,W]
+        mixer: nn.Module | None = None,  # maps ([B,C,H,W], NoiseConditioning) to [B,C,H,W]
         bands: bool = False,
     ) -> None:
         super().__init__()
         self.flavor = flavor
         self.dropout = dropout
-        self.keep, add = sum_weights(
-            balance
-        )  # residual sums are mp_sum, the factor of the branch in its layers
+        # Residual sums are mp_sum, with the factor of the branch in its layers.
+        self.keep, add = sum_weights(balance)
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.emb_linear = MPConv(emb_channels, channels_out, kernel=0)
         self.conv_skip = MPConv(channels_in, channels_out, kernel=1) if channels_in != channels_out else None

@@ -7,10 +7,11 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.inference.upscaling import (
     ImageTiles,
+    UpscaleSettings,
     add_high_band,
-    canvas,
     doubled_rows,
     karras_sigmas,
+    noise_window,
     project_to_low_band,
     shells_for,
     to_grey,
@@ -44,24 +45,24 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def test_noise_is_a_function_of_seed_and_place() -> None:
-    whole = canvas(1, "high", 0, 0, 200)
-    assert torch.equal(canvas(1, "high", 37, 70, 96), whole[:, 37:133, 70:166])
-    assert not torch.equal(canvas(2, "high", 0, 0, 200), whole)
-    assert not torch.equal(canvas(1, "low", 0, 0, 200), whole)
+    whole = noise_window(1, "high", 0, 0, 200)
+    assert torch.equal(noise_window(1, "high", 37, 70, 96), whole[:, 37:133, 70:166])
+    assert not torch.equal(noise_window(2, "high", 0, 0, 200), whole)
+    assert not torch.equal(noise_window(1, "low", 0, 0, 200), whole)
     assert abs(float(whole.mean())) < 0.01 and float(whole.std()) == pytest.approx(1, abs=0.01)
     assert not torch.equal(whole[:, :64, :64], whole[:, 64:128, :64])
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(16, 4), (16, 8), (32, 8), (8, 0)])
-def test_shares_of_neighbours_sum_to_one_and_none_counts_at_its_border(size: int, overlap: int) -> None:
+def test_weights_of_neighbours_sum_to_one_and_are_zero_at_the_border(size: int, overlap: int) -> None:
     for length in (1, size - 1, size, size + 1, 3 * size, 97):
         tiles = ImageTiles(length, size, overlap)
         total = torch.zeros(tiles.padded)
         for i, start in enumerate(tiles.starts):
-            share = tiles.share(i)
-            total[start : start + size] += share
+            weights = tiles.weights(i)
+            total[start : start + size] += weights
             if i > 0 and overlap:
-                assert not share[: overlap // 4].any() and share[0] == 0
+                assert not weights[: overlap // 4].any() and weights[0] == 0
         torch.testing.assert_close(total, torch.ones_like(total))
         assert tiles.padded >= length
         assert len(tiles.starts) == 1 or length - tiles.starts[-1] > overlap, "the last tile is needed"
@@ -93,14 +94,15 @@ def test_away_from_blends_tiles_are_the_whole_picture_in_one_pass() -> None:
     low = snapshot.statistics.standardise(torch.from_numpy(picture).permute(2, 0, 1)[None])
 
     def draw(purpose: str, px: int) -> torch.Tensor:
-        return canvas(3, purpose, 0, 0, px)[None]
+        return noise_window(3, purpose, 0, 0, px)[None]
 
     sigmas = karras_sigmas(1, 8 * shell.sigma_high_band, 0.002)
     made = add_high_band(shell, low, NOTHING, sigmas, 0.05, "dpmpp_2m", draw)
     whole = to_grey(made, snapshot.statistics).clamp(0, 255)[0].permute(1, 2, 0).numpy()
 
     def apart(overlap: float) -> np.ndarray:
-        tiled = upscale(snapshot, picture, NOTHING, 3, num_steps=1, project=False, overlap=overlap)
+        settings = UpscaleSettings(num_steps=1, project=False, overlap=overlap)
+        tiled = upscale(snapshot, picture, NOTHING, 3, settings)
         return np.abs(tiled - whole).max((0, 2))  # [columns]
 
     middle = np.concatenate([np.arange(2 * (start + 24), 2 * (start + 40)) for start in (0, 32, 64, 96)])
@@ -127,11 +129,11 @@ def test_tiles_that_disagree_fade_into_one_another() -> None:
 @pytest.mark.parametrize("factor", [2, 4])
 def test_the_means_of_boxes_are_the_picture_within_one_level(factor: int) -> None:
     snapshot, picture = model(), photo(21, 50)
-    made = upscale(snapshot, picture, NOTHING, 0, factor, num_steps=2)
+    made = upscale(snapshot, picture, NOTHING, 0, UpscaleSettings(factor, 2))
     boxes = made.reshape(21, factor, 50, factor, 3).astype(float)
     assert np.abs(boxes.mean((1, 3)) - picture).max() <= 1
     assert boxes.std((1, 3)).mean() > 2, "there is detail"
-    free = upscale(snapshot, picture, NOTHING, 0, factor, num_steps=2, project=False)
+    free = upscale(snapshot, picture, NOTHING, 0, UpscaleSettings(factor, 2, project=False))
     assert np.abs(free.reshape(21, factor, 50, factor, 3).mean((1, 3)) - picture).max() > 1
 
 
@@ -149,13 +151,13 @@ def test_detail_shrinks_where_it_would_leave_the_range() -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 17), (16, 16), (33, 20), (12, 61)])
 def test_any_size_is_doubled_the_same_in_any_batch(height: int, width: int) -> None:
     snapshot, picture = model(), photo(height, width)
-    made = upscale(snapshot, picture, NOTHING, 0, num_steps=2)
+    made = upscale(snapshot, picture, NOTHING, 0, UpscaleSettings(num_steps=2))
     assert made.shape == (2 * height, 2 * width, 3) and made.dtype == np.uint8
-    alone = upscale(snapshot, picture, NOTHING, 0, num_steps=2, batch_size=1)
+    alone = upscale(snapshot, picture, NOTHING, 0, UpscaleSettings(num_steps=2, batch_size=1))
     assert np.abs(made.astype(int) - alone).max() <= 1
-    np.testing.assert_array_equal(made, upscale(snapshot, picture, NOTHING, 0, num_steps=2))
+    np.testing.assert_array_equal(made, upscale(snapshot, picture, NOTHING, 0, UpscaleSettings(num_steps=2)))
     if height * width > 1:
-        assert (made != upscale(snapshot, picture, NOTHING, 1, num_steps=2)).any()
+        assert (made != upscale(snapshot, picture, NOTHING, 1, UpscaleSettings(num_steps=2))).any()
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "sde_dpmpp_2m"])
@@ -168,7 +170,7 @@ def test_every_sampler_leaves_the_low_band_at_its_level(sampler: str) -> None:
 
     def draw(purpose: str, px: int) -> torch.Tensor:
         asked.append(purpose)
-        return torch.stack([canvas(i, purpose, 0, 0, px) for i in range(2)])
+        return torch.stack([noise_window(i, purpose, 0, 0, px) for i in range(2)])
 
     made = add_high_band(shell, low, text, karras_sigmas(3, 1.4, 0.002), 0.1, sampler, draw)
     below = shell.below.estimate(low + 0.1 * draw("low", 16), torch.full((2,), 0.1), text).denoised
@@ -176,25 +178,25 @@ def test_every_sampler_leaves_the_low_band_at_its_level(sampler: str) -> None:
     assert asked[:2] == ["low", "high"] and ("step-0" in asked) == (sampler == "sde_dpmpp_2m")
 
 
-def test_rows_of_all_shells_are_told() -> None:
-    heard: list[tuple[int, int]] = []
-    upscale(model(), photo(20, 8), NOTHING, 0, 4, 1, progress=lambda *seen: heard.append(seen))
-    assert heard == [(row, 5) for row in range(1, 6)]  # 2 rows, then 3
+def test_progress_counts_the_rows_of_all_shells() -> None:
+    seen: list[tuple[int, int]] = []
+    upscale(model(), photo(20, 8), NOTHING, 0, UpscaleSettings(4, 1), lambda *progress: seen.append(progress))
+    assert seen == [(row, 5) for row in range(1, 6)]  # 2 rows, then 3
 
 
-def test_the_finest_shells_are_taken() -> None:
+def test_the_finest_shells_upscale() -> None:
     two = model(shells=3)
     assert [shell.resolution for shell in shells_for(two, 4)] == [64, 128]
     assert [shell.resolution for shell in shells_for(two, 2)] == [128]
     assert [shell.resolution for shell in shells_for(model(), 4)] == [32, 32]
 
 
-def test_a_shell_without_a_clock_for_the_low_band_works_untold() -> None:
+def test_a_shell_that_was_not_trained_for_low_bands_of_other_levels_still_upscales() -> None:
     snapshot, picture = model(), photo(16, 16)
-    told = upscale(snapshot, picture, NOTHING, 0)
+    trained = upscale(snapshot, picture, NOTHING, 0)
     snapshot.denoiser.net.bands = False
-    untold = upscale(snapshot, picture, NOTHING, 0)
-    assert untold.shape == told.shape and (untold != told).any()
+    untrained = upscale(snapshot, picture, NOTHING, 0)
+    assert untrained.shape == trained.shape and (untrained != trained).any()
 
 
 def test_models_that_cannot_are_refused() -> None:
