@@ -95,6 +95,7 @@ def test_statuses_of_other_exceptions():
 
 # Codes that more than one module raises, and what each means there.
 SHARED_CODES = {
+    "E-CAP-003": "captions that are too long",
     "E-CAP-004": "captions that cannot be read from a row",
     "E-CFG-020": "a model to start from that is of the wrong resolution",
     "E-CFG-043": "a number of images out of range",

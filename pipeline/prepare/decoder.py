@@ -79,11 +79,11 @@ class Decoder(Generic[T]):
         self._pool.join()
 
     def map(self, tasks: Iterable[Task | BadData]) -> Iterator[T | BadData]:
-        """The result of each task, in order; a BadData for each that has none, or that is one already.
+        """The result of each task, in order. A task that fails gives its BadData; one that is BadData stays so.
 
-        Tasks are taken as decoders get to them, two chunks a process ahead. E-IMG-001 and 002, empty and too many
-        bytes, are found before anything is sent; 008 the decoder died, 009 took too long, 010 needs too much
-        memory; and whatever BadData `work` raises. Other exceptions of `work` are bugs, and come through.
+        Tasks are read as decoders get free, two chunks per process ahead. BadData is E-IMG-001 empty or 002 too
+        many bytes, both checked before sending; 008 the decoder died, 009 took too long, 010 needs too much
+        memory; or what `work` raises. Other exceptions of `work` are bugs, and are raised here.
         """
         sent: deque[tuple[Chunk, ProcessFuture[list[T | BadData]]]] = deque()
         try:

@@ -18,8 +18,8 @@ from pipeline.prepare import images
 from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import MAX_BYTES
 from pipeline.prepare.sources.files import File, PerProcess, damage, original, printable
-from pipeline.prepare.sources.folder import CAPTION_COLUMNS, clean_captions, texts_of
 from pipeline.prepare.sources.local import LocalTree
+from pipeline.prepare.sources.metadata import CAPTION_COLUMNS, clean_captions, texts_of
 from pipeline.prepare.sources.source import Item, Listing
 from pipeline.text.captions import plain_english
 

@@ -19,7 +19,8 @@ from pipeline.errors import BadData, InputMissing, StorageError
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.images import MAX_BYTES
 from pipeline.prepare.sources.files import original, printable
-from pipeline.prepare.sources.folder import Folder, read_metadata
+from pipeline.prepare.sources.folder import Folder
+from pipeline.prepare.sources.metadata import read_metadata
 
 FRAMING = Framing(16, "crop", (255, 255, 255))
 
