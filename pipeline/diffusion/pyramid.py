@@ -100,7 +100,6 @@ def sample_pyramid(
         nfe += guided.nfe
         if above is not None:
             history.upsample()
-            # Strings that key noise never change, or seeds would mean other images.
             fresh = draw(f"lift-{above.resolution}", above.resolution)
             x = to_next_octave(x, float(sigmas[n]) * 2 * unit, fresh)
             sigmas = sigmas[n:]

@@ -58,8 +58,8 @@ class NoiseConditioning(NamedTuple):
     bands: Tensor | None = None
 
 
-REGION_RANGE = 4.0  # |ln(sigma of a patch / sigma of the image)|, at most
-BAND_RANGE = 6.0  # |ln(2 sigma_low / sigma)|, at most
+REGION_RANGE = 4.0  # |ln(sigma of a patch / sigma of the image)|, maximum
+BAND_RANGE = 6.0  # |ln(2 sigma_low / sigma)|, maximum
 REGION_FEATURES = 4
 
 
@@ -68,3 +68,29 @@ def region_features(relative: Tensor, limit: float = REGION_RANGE) -> Tensor:
     [B,4,g,g]. Zero where r is, so that layers without bias do nothing to an image of one level."""
     r = relative.float().clamp(-limit, limit) * (math.pi / (2 * limit))
     return torch.cat([(2**k * r).sin() for k in range(REGION_FEATURES)], dim=1)
+
+
+def split_level(sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+    """sigma as network inputs: (c_noise [B], phi [B,4,g,g]), or (c_noise, None) for sigma [B].
+
+    c_noise is a quarter of the mean of l = ln sigma, computed as l0 + mean(l - l0) with l0 of the first patch,
+    which is exact for maps of one level; phi are features of l minus that mean."""
+    if sigma.ndim == 1:
+        return sigma.log() / 4, None
+    first = sigma[:, 0, 0, 0].contiguous()
+    relative = (sigma / first[:, None, None, None]).log()
+    mean = relative.mean(dim=(1, 2, 3))
+    return (first.log() + mean) / 4, region_features(relative - mean[:, None, None, None])
+
+
+def band_features(sigma: Tensor, low_sigma: Tensor) -> Tensor:
+    """phi(b), b = ln(2 low_sigma / sigma), of levels both [B] or both [B,1,g,g]: [B,4,1,1] or [B,4,g,g]; zero where
+    the low band has the level that pooling gives."""
+    b = (2 * low_sigma / sigma).log()
+    return region_features(b[:, None, None, None] if b.ndim == 1 else b, BAND_RANGE)
+
+
+def noise_conditioning(sigma: Tensor, text: Conditioning) -> tuple[Tensor, Conditioning, Tensor | None]:
+    """(c_noise, text, regions): the conditioning arguments of a network, in their order."""
+    c_noise, regions = split_level(sigma)
+    return c_noise, text, regions

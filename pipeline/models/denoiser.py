@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.conditioning import BAND_RANGE, Conditioning, region_features
+from pipeline.models.conditioning import Conditioning, band_features, noise_conditioning
 from pipeline.models.layers import Block, FourierFeatures, MPConv
 from pipeline.models.resample import high_pass, pool, resize, upsample
 from pipeline.models.shell import ShellNet
@@ -72,26 +72,6 @@ class Difficulty(nn.Module):
 def expand(sigma: Tensor, resolution: int) -> Tensor:
     """Levels of the pixels: [B] to [B,1,1,1], and a map [B,1,g,g] to [B,1,R,R]."""
     return sigma[:, None, None, None] if sigma.ndim == 1 else resize(sigma, resolution)
-
-
-def split_level(sigma: Tensor) -> tuple[Tensor, Tensor | None]:
-    """sigma as network inputs: (c_noise [B], phi [B,4,g,g]), or (c_noise, None) for sigma [B].
-
-    c_noise is a quarter of the mean of l = ln sigma, computed as l0 + mean(l - l0) with l0 of the first patch,
-    which is exact for maps of one level; phi are features of l minus that mean."""
-    if sigma.ndim == 1:
-        return sigma.log() / 4, None
-    first = sigma[:, 0, 0, 0].contiguous()
-    relative = (sigma / first[:, None, None, None]).log()
-    mean = relative.mean(dim=(1, 2, 3))
-    return (first.log() + mean) / 4, region_features(relative - mean[:, None, None, None])
-
-
-def band_features(sigma: Tensor, low_sigma: Tensor) -> Tensor:
-    """phi(b), b = ln(2 low_sigma / sigma), of levels both [B] or both [B,1,g,g]: [B,4,1,1] or [B,4,g,g]; zero where
-    the low band has the level that pooling gives."""
-    b = (2 * low_sigma / sigma).log()
-    return region_features(b[:, None, None, None] if b.ndim == 1 else b, BAND_RANGE)
 
 
 def mean_square(x: Tensor, sigma: Tensor) -> Tensor:
@@ -146,12 +126,6 @@ class CoreDenoiser(nn.Module):
         """Feature maps of each encoder level for noisy images [B,3,R,R]; a discriminator's input."""
         c_in = 1 / (expand(sigma, self.resolution) ** 2 + SIGMA_DATA**2).sqrt()
         return self.net.encode((c_in * noisy).to(self.dtype), *noise_conditioning(sigma, text))[1]
-
-
-def noise_conditioning(sigma: Tensor, text: Conditioning) -> tuple[Tensor, Conditioning, Tensor | None]:
-    """(c_noise, text, regions): the conditioning arguments of a network, in their order."""
-    c_noise, regions = split_level(sigma)
-    return c_noise, text, regions
 
 
 class ShellDenoiser(nn.Module):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.models.conditioning import Conditioning
-from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand, split_level
+from pipeline.models.conditioning import Conditioning, split_level
+from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand
 from pipeline.models.kernels import SCALES
 from pipeline.models.resample import high_pass, resize
 from pipeline.models.shell import ShellNet

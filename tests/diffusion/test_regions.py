@@ -13,9 +13,9 @@ from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.regions import region_sigma
 from pipeline.diffusion.samplers import ADAPTIVE, sde_dpmpp_2m
-from pipeline.models.conditioning import region_features
+from pipeline.models.conditioning import region_features, split_level
 from pipeline.models.config import SamplerSettings
-from pipeline.models.denoiser import Denoiser, build_core, build_shell, split_level
+from pipeline.models.denoiser import Denoiser, build_core, build_shell
 from pipeline.models.layers import renormalize_
 from pipeline.models.resample import pool
 from tests.builders import SHELL, captions, perturb

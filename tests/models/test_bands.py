@@ -7,7 +7,8 @@ import torch
 
 from pipeline.diffusion.loss import denoising_loss
 from pipeline.diffusion.noise import LOW_SIGMAS, LowBand, draw_low_band
-from pipeline.models.denoiser import ShellDenoiser, band_features, build_core, build_shell
+from pipeline.models.conditioning import band_features
+from pipeline.models.denoiser import ShellDenoiser, build_core, build_shell
 from pipeline.models.resample import high_pass, pool
 from tests.builders import SHELL, captions, perturb
 
