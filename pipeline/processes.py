@@ -13,5 +13,5 @@ def signal_on_parent_death(number: signal.Signals) -> None:
     """Ask Linux to send this process a signal when its parent ends."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # It ended before we asked.
+    if os.getppid() != parent:  # It ended before the call.
         os.kill(os.getpid(), number)

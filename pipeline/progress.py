@@ -37,12 +37,18 @@ class _Line(tqdm):  # type: ignore[misc]  # tqdm has no types
 class ProgressBar:
     """`on_progress(done, total)` of one task, as count, rate, time left and metrics on stderr.
 
-    On a terminal the line is rewritten; elsewhere one is printed every 15 s, and a last one by `close`, so that
-    a task is never silent in a log. Use it as a context manager. The rate counts from the first call.
+    On a terminal the line is rewritten; elsewhere one is printed every `line_seconds`, and a last one by `close`,
+    so that a task is never silent in a log. Use it as a context manager. The rate counts from the first call.
     """
 
-    def __init__(self, task: str, unit: str = "images", out: TextIO | None = None) -> None:
-        self._task, self._unit, self._out = task, unit, out or sys.stderr
+    def __init__(
+        self,
+        task: str,
+        unit: str = "images",
+        out: TextIO | None = None,
+        line_seconds: float = LINE_SECONDS,
+    ) -> None:
+        self._task, self._unit, self._out, self._seconds = task, unit, out or sys.stderr, line_seconds
         self._line: _Line | None = None
 
     def __call__(self, done: int, total: int, **metrics: float) -> None:
@@ -55,7 +61,7 @@ class ProgressBar:
 
     def _open(self, done: int, total: int) -> _Line:
         live = self._out.isatty()
-        when: dict[str, Any] = {} if live else {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
+        when: dict[str, Any] = {} if live else {"mininterval": self._seconds, "delay": self._seconds}
         return _Line(
             desc=self._task,
             unit=f" {self._unit}",

@@ -8,7 +8,7 @@ from pipeline.launch import jobs
 
 
 def main() -> None:
-    """Train what RUN_DIR/job.json says."""
+    """Train as RUN_DIR/job.json describes."""
     jobs.run_job(Path(sys.argv[1]))
 
 

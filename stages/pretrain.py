@@ -1,4 +1,4 @@
-"""`python -m stages.pretrain`: the low-resolution core, trained or out of a pinned model, to models/core."""
+"""`python -m stages.pretrain`: the low-resolution core, trained or taken from a pinned model, to models/core."""
 
 from pipeline.config.params import load_params
 from pipeline.errors import run_main

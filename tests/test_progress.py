@@ -3,9 +3,6 @@
 import io
 import re
 
-import pytest
-
-from pipeline import progress
 from pipeline.progress import ProgressBar
 
 
@@ -23,10 +20,9 @@ def test_a_log_gets_one_last_line_of_a_short_task() -> None:
     assert re.fullmatch(r"toy 500/500 images, +[0-9.]+ images/s, 00:00 left, loss=0.25\n", out.getvalue())
 
 
-def test_a_log_gets_a_line_now_and_then_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+def test_a_log_gets_a_line_now_and_then_and_none_twice() -> None:
     out = io.StringIO()
-    with ProgressBar("toy", "rows", out) as on_progress:
+    with ProgressBar("toy", "rows", out, line_seconds=0.0) as on_progress:
         for done in (0, 1, 1, 2):
             on_progress(done, 4)
     counts = [line.split(",")[0] for line in out.getvalue().splitlines()]

@@ -38,10 +38,10 @@ def cpu_count() -> int:
 
 
 def require_token() -> None:
-    """Make Ray processes of this environment ask each other for a token, unless it says otherwise.
+    """Make Ray processes authenticate each other by a token, unless RAY_AUTH_MODE is set.
 
-    Must come before ray is imported, which reads the mode once. Without a token in the environment Ray makes
-    one itself, and leaves it in ~/.ray/auth_token.
+    Must run before ray is imported, which reads the mode once. Without a token in the environment Ray would
+    create one and leave it in ~/.ray/auth_token.
     """
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -50,7 +50,7 @@ def require_token() -> None:
 
 @contextlib.contextmanager
 def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
-    """A private, quiet Ray on this machine; or, where this process is a job's, the cluster's."""
+    """A private, quiet Ray on this machine or, inside a job, the cluster's Ray."""
     import logging
 
     for key, value in RAY_ENV.items():
@@ -60,7 +60,7 @@ def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
     import ray
 
     main = threading.current_thread() is threading.main_thread()
-    kept = signal.getsignal(signal.SIGTERM) if main else None
+    handler = signal.getsignal(signal.SIGTERM) if main else None
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if inside_job:
         ray.init(address="auto", **common)
@@ -73,8 +73,8 @@ def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
             object_store_memory=80 * 2**20,
             **common,
         )
-    if main and kept is not None:
-        signal.signal(signal.SIGTERM, kept)  # ray.init replaces it by one that ends without unwinding.
+    if main and handler is not None:
+        signal.signal(signal.SIGTERM, handler)  # ray.init installs one that exits without unwinding.
     try:
         logging.getLogger("ray").setLevel(logging.ERROR)
         yield
@@ -83,12 +83,12 @@ def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
 
 
 def inside_ray_job() -> bool:
-    """True in the driver of a Ray job, where a cluster is at hand."""
+    """True in the driver of a Ray job, which has a cluster."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile: ComputeProfile) -> None:
-    """Run `worker` in `profile.workers` processes with a process group; killed ones restart together.
+    """Run `worker` in `profile.workers` processes with a process group; if one dies, all restart.
 
     Raises:
         Busy: workers died more often than the profile allows.
@@ -102,7 +102,7 @@ def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile:
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=profile.workers, use_gpu=profile.use_gpu),
         run_config=RunConfig(
-            name=f"{stage}-{secrets.token_hex(8)}",  # Ray "resumes" a name it knows, finished or not.
+            name=f"{stage}-{secrets.token_hex(8)}",  # Ray resumes a run whose name it knows, even a finished one.
             storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=profile.max_failures),
         ),
@@ -119,7 +119,7 @@ def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile:
 
 
 def _in_thread(work: Callable[[], object]) -> None:
-    """`work()` in a thread of its own: in the main one Ray's `fit` takes Ctrl-C over, and it ends with status 1."""
+    """Run `work` in a thread: in the main thread Ray's `fit` takes over Ctrl-C and exits with status 1."""
     outcome: Future[None] = Future()
 
     def run() -> None:
@@ -138,7 +138,7 @@ def _in_thread(work: Callable[[], object]) -> None:
 class _RemoteWorker:
     """`record_failure(worker, config)` as an object that Ray can send.
 
-    It is killed with its raylet: without its driver it would train on for seconds, beside the next attempt.
+    It dies with its raylet: without a driver it would train on for seconds, alongside the next attempt.
     """
 
     worker: Worker
@@ -152,19 +152,19 @@ def _explain(stage: str, failures: Mapping[int, Exception], max_failures: int) -
     from ray.exceptions import RayActorError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-    # A worker that died takes its peers' collectives with it; their errors only follow from it.
+    # A dead worker breaks the collectives of its peers; their errors only follow from that.
     death = (RayActorError, WorkerHealthCheckFailedError)
     dead = sorted(rank for rank, error in failures.items() if isinstance(error, death))
     if dead or not failures:
         problem = f"worker {', '.join(map(str, dead)) or '?'} died, after {max_failures} restarts"
-        fix = "free memory if it was short, and run it again: it continues from the last checkpoint"
+        fix = "free memory if it ran out, and run the same command again to continue from the last checkpoint"
         return Busy("E-BUSY-030", stage, problem, fix)
     rank, error = min(failures.items())
     return RuntimeError(f"training worker {rank} failed:\n{error}")
 
 
 def execute(stage: str, worker: Worker, config: dict[str, Any], profile: ComputeProfile) -> None:
-    """Run `worker` here: in this process, or on Ray (the cluster's inside a job, else one of our own)."""
+    """Run `worker` in this process or on Ray: the cluster's inside a job, otherwise a private one."""
     (Path(config["run_dir"]) / FAILURE).unlink(missing_ok=True)
     if profile.workers == 0:
         worker(config)
@@ -174,21 +174,22 @@ def execute(stage: str, worker: Worker, config: dict[str, Any], profile: Compute
     raise_failure(Path(config["run_dir"]))
 
 
-def _answer(
+def _run_tasks(
     batch: dict[str, Any], make: Callable[[], AbstractContextManager[Callable[[Any], Any]]]
 ) -> dict[str, Any]:
-    """One task of `map_under_ray`."""
+    """One batch of `map_under_ray`, in a process of its own."""
     signal_on_parent_death(signal.SIGKILL)
     with make() as work:
-        return {"answer": [work(task) for task in batch["task"]]}
+        return {"result": [work(task) for task in batch["task"]]}
 
 
 def map_under_ray(
     make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
 ) -> Iterator[Any]:
-    """`make()`'s function on every task, one at a time on each core of the cluster; answers as they come.
+    """Map `make()`'s function over tasks, one at a time per core of the cluster; yields results as they finish.
 
-    A task whose worker dies is done again. Errors of ours come through as they are."""
+    A task whose worker dies is repeated. A PipelineError or OSError of a task is raised here unchanged.
+    """
     import logging
 
     import ray
@@ -197,23 +198,27 @@ def map_under_ray(
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    at_once = min(cores, len(tasks))  # Ray warns of a limit above the number of tasks.
+    concurrency = min(cores, len(tasks))  # Ray warns if it exceeds the number of tasks.
     rows = from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
     mapped = rows.map_batches(
-        _answer, fn_kwargs={"make": make}, batch_size=1, compute=TaskPoolStrategy(size=at_once), num_cpus=1
+        _run_tasks,
+        fn_kwargs={"make": make},
+        batch_size=1,
+        compute=TaskPoolStrategy(size=concurrency),
+        num_cpus=1,
     )
     try:
         for row in mapped.iter_rows():
-            yield row["answer"]
+            yield row["result"]
     except ray.exceptions.RayError as error:
         raise _user_error(error) or error from None
 
 
 def _user_error(error: BaseException) -> Exception | None:
-    """The error for users, or of the operating system, that a remote worker raised."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, PipelineError | OSError) and describe(seen):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
+    """The PipelineError or OSError behind an error of Ray, if there is one."""
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, PipelineError | OSError) and describe(current):
+            return current
+        current = getattr(current, "cause", None) or current.__cause__
     return None

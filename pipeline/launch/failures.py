@@ -1,4 +1,4 @@
-"""Failures that are no use repeating, carried from a worker to the driver as JSON."""
+"""Failures that a restart would only repeat, passed from a worker to the driver as JSON."""
 
 from __future__ import annotations
 
@@ -9,17 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
-from pipeline.errors import (
-    AccessError,
-    BadData,
-    Busy,
-    ConfigError,
-    GateFailed,
-    InputMissing,
-    PipelineError,
-    StorageError,
-    describe,
-)
+from pipeline.errors import PipelineError, describe
 
 Worker = Callable[[dict[str, Any]], None]
 FAILURE = "failure.json"
@@ -28,9 +18,9 @@ FAILURE = "failure.json"
 def record_failure(worker: Worker, config: dict[str, Any]) -> None:
     """Run `worker`; a failure that a restart would only repeat is written to `run_dir/failure.json`.
 
-    It is raised as well, since only Ray can stop the peers, which wait in a collective. The restart that
-    follows finds the record and ends at once; `raise_failure` then tells the driver. What a restart may cure
-    leaves no record: RuntimeError (collectives whose peer died, devices) and lost connections.
+    It is also raised, since only Ray can stop the peers, which wait in a collective. The restart that follows
+    finds the record and returns at once; `raise_failure` then raises it in the driver. Failures that a restart
+    may fix leave no record: RuntimeError (a collective whose peer died, a device) and lost connections.
     """
     record = Path(config["run_dir"]) / FAILURE
     if record.exists():
@@ -45,6 +35,7 @@ def record_failure(worker: Worker, config: dict[str, Any]) -> None:
 
 
 def failure_record(exc: Exception) -> dict[str, Any]:
+    """An exception as JSON values, from which `raise_failure` builds it again; a bug as its traceback."""
     if isinstance(exc, PipelineError):
         return {"kind": type(exc).__name__, "args": list(exc.args)}
     if describe(exc) is not None and isinstance(exc, OSError):
@@ -59,10 +50,7 @@ def raise_failure(run_dir: Path) -> None:
         return
     failure = json.loads(record.read_text(encoding="utf-8"))
     record.unlink()
-    kinds: tuple[type[PipelineError], ...] = (
-        ConfigError, InputMissing, BadData, StorageError, Busy, AccessError, GateFailed,
-    )  # fmt: skip
-    by_name = {kind.__name__: kind for kind in kinds}
+    by_name = {kind.__name__: kind for kind in PipelineError.__subclasses__()}
     if failure["kind"] in by_name:
         raise by_name[failure["kind"]](*failure["args"])
     if failure["kind"] == "OSError":

@@ -1,4 +1,4 @@
-"""What DVC compares for a stage (its dependencies and parameters), as one digest; without DVC or git."""
+"""The fingerprint of a stage: what DVC compares (dependencies and parameters) as one digest, without DVC or git."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline import artifacts
 from pipeline.config.strict_yaml import read_yaml
 from pipeline.errors import ConfigError, InputMissing
 
-CHECKPOINT_FORMAT = 2  # Another one starts other runs instead of failing to load.
+CHECKPOINT_FORMAT = 2  # A new number starts new runs, instead of failing to load old checkpoints.
 CODE = ("pipeline", "stages")
 IGNORED = ("__pycache__", "*.pyc", "*.tmp-*", "*.old-*")  # as .dvcignore has them
 
@@ -23,7 +23,7 @@ def read_stages(root: Path) -> dict[str, Any]:
 
     def fill(value: Any) -> Any:
         if isinstance(value, str):
-            return re.sub(r"\$\{([^}]+)\}", lambda found: str(_lookup(params, found[1])), value)
+            return re.sub(r"\$\{([^}]+)\}", lambda match: str(_lookup(params, match[1])), value)
         if isinstance(value, list):
             return [fill(item) for item in value]
         if isinstance(value, dict):
@@ -43,9 +43,9 @@ def _lookup(tree: Any, dotted: str) -> Any:
 
 
 def digest_path(path: Path) -> str:
-    """Digest of a file's bytes, of an artifact directory's verified manifest, or of any folder's files.
+    """Digest of a file's bytes, of an artifact directory's verified manifest, or of the files of any other folder.
 
-    Raises InputMissing where there is nothing, StorageError where an artifact does not verify.
+    Raises InputMissing if there is nothing at `path`, StorageError if an artifact does not verify.
     """
     if path.is_file():
         return artifacts.sha256_file(path)
@@ -55,21 +55,21 @@ def digest_path(path: Path) -> str:
     if path.is_dir():
         files = (file for file in path.rglob("*") if file.is_file() and not _ignored(file.relative_to(path)))
         return artifacts.digest({str(file.relative_to(path)): artifacts.sha256_file(file) for file in files})
-    raise InputMissing("E-INP-031", str(path), "is missing", "run `dvc repro`, which makes or fetches it")
+    raise InputMissing("E-INP-031", str(path), "is missing", "run `dvc repro`, which creates or fetches it")
 
 
 def _ignored(path: Path) -> bool:
-    """Whether .dvcignore hides a file, so that DVC does not compare it either."""
+    """Whether .dvcignore hides a file from DVC."""
     return any(fnmatch(part, pattern) for part in path.parts for pattern in IGNORED)
 
 
 def is_code(path: str) -> bool:
-    """Whether a dependency is code of the project, not data."""
+    """Whether a dependency is code of the project rather than data."""
     return Path(path).parts[0] in CODE
 
 
 def digest_url(url: str) -> str:
-    """Digest of names, sizes and versions of what lies below a URL. Raises InputMissing if it does not answer."""
+    """Digest of names, sizes and versions of all files below a URL. Raises InputMissing if it is unreachable."""
     from pipeline.prepare.sources.remote import RemoteTree
 
     return artifacts.digest([[file.name, file.size, file.version] for file in RemoteTree(url).files()])
@@ -81,7 +81,7 @@ def entry_paths(entries: Sequence[Any]) -> list[str]:
 
 
 def dependencies(stage: str, root: Path) -> dict[str, str]:
-    """{path: digest} of all that `stage` depends on, code included."""
+    """{path: digest} of all dependencies of `stage`, including code."""
     names = entry_paths(stage_section(stage, root).get("deps", []))
     return {path: digest_url(path) if "://" in path else digest_path(root / path) for path in names}
 
@@ -92,11 +92,13 @@ def outputs(stage: str, root: Path) -> list[str]:
 
 
 def stage_section(stage: str, root: Path) -> dict[str, Any]:
+    """The entry of `stage` in dvc.yaml."""
     section: dict[str, Any] = read_stages(root)[stage]
     return section
 
 
 def stage_params(stage: str, root: Path) -> dict[str, Any]:
+    """{dotted key: value} of the parameters that `stage` depends on."""
     tree = read_yaml(root / "params.yaml")
     return {name: _lookup(tree, name) for name in stage_section(stage, root).get("params", [])}
 

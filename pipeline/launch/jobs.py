@@ -1,10 +1,11 @@
-"""Jobs: a stage of this machine whose training runs on a Ray cluster."""
+"""Jobs: training of a local stage on a Ray cluster."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ from pipeline.launch.watch import POLL_SECONDS
 from pipeline.tracking import store
 
 JOB = "job.json"
+EXCLUDES = [
+    f"/{name}" for name in (".git", ".venv*", ".dvc", "data", "models", "reports", "runs", "mlartifacts")
+]
+FAILPOINTS = ("CRESCENDO_FAILPOINT", "CRESCENDO_FAILPOINT_FILE")
 
 
 def name_of(worker: Worker) -> str:
@@ -33,11 +38,11 @@ def run_as_job(
 ) -> None:
     """Submit `worker` to the cluster at `profile.address`, and wait for it.
 
-    The code travels as the job's package; inputs travel, by digest, through the shared storage, in which the
-    run folder lies too. A job of this run that is alive already is joined, so a killed client may come back.
+    The code is uploaded as the job's package. Inputs are copied, by digest, to the shared storage, which holds
+    the run folder, too. If a job of this run is still alive, this waits for it instead: a killed client may return.
 
     Raises:
-        StorageError: no answer from the cluster. Busy: the job was stopped or died.
+        StorageError: the cluster does not accept the job. Busy: the job was stopped or died.
     """
     for key, value in RAY_ENV.items():
         os.environ.setdefault(key, value)
@@ -55,45 +60,25 @@ def run_as_job(
     }
     artifacts.write_atomic(run_dir / JOB, json.dumps(body, indent=1))
     (run_dir / FAILURE).unlink(missing_ok=True)
-    os.environ.pop("RAY_ADDRESS", None)  # It would win over the profile's address.
+    os.environ.pop("RAY_ADDRESS", None)  # It would take precedence over the profile's address.
     try:
         client = JobSubmissionClient(profile.address)
-        job = _living_job(client, str(run_dir)) or client.submit_job(
-            entrypoint=f"python -m stages.job {_quote(str(run_dir))}",
-            runtime_env={
-                "working_dir": str(root),
-                "excludes": [
-                    "/.git",
-                    "/.venv*",
-                    "/.dvc",
-                    "/data",
-                    "/models",
-                    "/reports",
-                    "/runs",
-                    "/mlartifacts",
-                ],
-                "env_vars": _forwarded(),
-            },
+        job = _running_job(client, str(run_dir)) or client.submit_job(
+            entrypoint=f"python -m stages.job {shlex.quote(str(run_dir))}",
+            runtime_env={"working_dir": str(root), "excludes": EXCLUDES, "env_vars": _job_environment()},
             metadata={"crescendo_run": str(run_dir)},
         )
     except (ConnectionError, RuntimeError) as error:
-        problem = f"no Ray cluster takes the job ({error})"
+        problem = f"no Ray cluster accepts the job ({error})"
         raise StorageError("E-IO-030", profile.address, problem, "check `address` and the cluster") from None
     _wait_for(client, job, stage, run_dir)
 
 
-def _quote(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
+def _job_environment() -> dict[str, str]:
+    return {**RAY_ENV, **{name: os.environ[name] for name in FAILPOINTS if name in os.environ}}
 
 
-def _forwarded() -> dict[str, str]:
-    names = ("CRESCENDO_FAILPOINT", "CRESCENDO_FAILPOINT_FILE")
-    return {**RAY_ENV, **{name: os.environ[name] for name in names if name in os.environ}}
-
-
-def _living_job(client: Any, run_dir: str) -> str | None:
+def _running_job(client: Any, run_dir: str) -> str | None:
     for job in client.list_jobs():
         if (job.metadata or {}).get("crescendo_run") == run_dir and not job.status.is_terminal():
             return str(job.submission_id)
@@ -101,7 +86,7 @@ def _living_job(client: Any, run_dir: str) -> str | None:
 
 
 def _wait_for(client: Any, job: str, stage: str, run_dir: Path) -> None:
-    """Return when `job` has succeeded; a stop of this process stops the job as well."""
+    """Return once `job` has succeeded; Ctrl-C or SIGTERM stops the job, too."""
     from ray.job_submission import JobStatus
 
     try:
@@ -114,11 +99,13 @@ def _wait_for(client: Any, job: str, stage: str, run_dir: Path) -> None:
     if status != JobStatus.SUCCEEDED:
         (run_dir / "job.log").write_text(client.get_job_logs(job), encoding="utf-8")
         problem = f"the job {job} ended as {status.value}; its log is {run_dir / 'job.log'}"
-        raise Busy("E-BUSY-031", stage, problem, "run it again: it continues from the last checkpoint")
+        raise Busy(
+            "E-BUSY-031", stage, problem, "run the same command again to continue from the last checkpoint"
+        )
 
 
 def share_inputs(root: Path, storage: Path, run_dir: Path, inputs: Sequence[str]) -> Path:
-    """A folder on the shared storage that holds `inputs` at their paths, copied once a digest."""
+    """A folder on the shared storage with `inputs` at their paths; each digest is copied once."""
     view = run_dir / "inputs"
     for name in inputs:
         source = root / name
@@ -134,8 +121,9 @@ def share_inputs(root: Path, storage: Path, run_dir: Path, inputs: Sequence[str]
 
 
 def link_storage(root: Path, storage: Path, paths: Sequence[str]) -> None:
-    """Stand the shared storage in for what a job's package leaves out: the top folders of `paths` (data, models,
-    reports) and the tracking store. What is there already stays."""
+    """Link what a job's package leaves out to the shared storage: the top folders of `paths` (data, models,
+    reports) and the tracking store. Existing ones stay.
+    """
     folders = {Path(path).parts[0] for path in paths if not Path(path).is_absolute()}
     for name in folders:
         (storage / name).mkdir(parents=True, exist_ok=True)
@@ -145,7 +133,7 @@ def link_storage(root: Path, storage: Path, paths: Sequence[str]) -> None:
 
 
 def run_job(run_dir: Path) -> None:
-    """The other end of `run_as_job`, on the cluster."""
+    """Train, on the cluster, what `run_as_job` wrote to `run_dir`."""
     body = json.loads((run_dir / JOB).read_text(encoding="utf-8"))
     module, _, function = body["worker"].partition(":")
     worker: Worker = getattr(importlib.import_module(module), function)

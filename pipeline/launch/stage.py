@@ -1,11 +1,11 @@
 """Where a stage runs: in this process, on local Ray, or as a job of a Ray cluster.
 
-A stage is `with open_stage(name, params) as stage:` around its work. That holds the lease of the stage's
-run folder, `runs/<stage>/<fingerprint>/`, and its tracking run. `stage.run(worker)` trains there, continuing
-where a killed run left off, or doing nothing where a finished result verifies; `stage.export` copies the
-result to the outputs. The fingerprint is taken from dvc.yaml without DVC or git: a cluster has neither.
+A stage is `with open_stage(name, params) as stage:` around its work. It holds the lease of the stage's run
+folder, `runs/<stage>/<fingerprint>/`, and its tracking run. `stage.run(worker)` trains there: it continues a
+killed run, and does nothing if a finished result verifies. `stage.export` copies the result to the outputs.
+The fingerprint is computed from dvc.yaml without DVC or git, which a cluster does not have.
 
-This is the one module of the pipeline that imports ray, and it does so when it is used.
+Only this package imports ray, and only when it is used.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from pipeline.processes import signal_on_parent_death
 from pipeline.tracking import stage_run
 
 RUNS_VARIABLE = "CRESCENDO_RUNS"
-STATES = ("result", "checkpoints", "*/checkpoints")  # what a run that began has left in its folder
+STATES = ("result", "checkpoints", "*/checkpoints")  # in the folder of a run that has begun
 
 
 @dataclass
 class Stage:
-    """One run of one stage; made by `open_stage`.
+    """One run of one stage, from `open_stage`.
 
-    root: the repository. run_dir: its working state, absolute. inputs: {path: digest} of what other stages or
-    the user made. tracker: its MLflow run.
+    root: the repository. run_dir: absolute path of its working state. inputs: {path: digest} of dependencies
+    other than code. tracker: its MLflow run.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Stage:
         }
 
     def finished(self) -> bool:
-        """True where `run_dir/result` is there and verifies; a damaged one is made again."""
+        """True if `run_dir/result` exists and verifies; a damaged one is trained again."""
         if not (self.run_dir / "result").exists():
             return False
         try:
@@ -98,7 +98,7 @@ class Stage:
         goes into the config: plain values, paths in them below the folder of all runs."""
         config = {**self.config, **more}
         if self.finished():
-            print(f"{self.name}: finished before, in {self.run_dir.name}; exporting", file=sys.stderr)
+            print(f"{self.name}: run {self.run_dir.name} is finished; exporting it", file=sys.stderr)
             return
         with ProgressWatch(self.name, self.run_dir, self.tracker):
             if self.profile.address and not inside_ray_job():
@@ -110,7 +110,7 @@ class Stage:
     def map_tasks(
         self, make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
     ) -> Iterator[Any]:
-        """`make()`'s function on every task: in this process, or on the cores of Ray; answers as they come."""
+        """Map `make()`'s function over tasks, in this process or on Ray; yields results as they finish."""
         if self.profile.workers == 0:
             with make() as work:
                 yield from map(work, tasks)
@@ -119,21 +119,21 @@ class Stage:
             yield from map_under_ray(make, tasks)
 
     def export(self, mapping: Mapping[str, str]) -> None:
-        """Copy folders of the run folder to outputs, each whole: {"result/model": "models/core"}."""
+        """Copy folders of the run folder to outputs, each atomically: {"result/model": "models/core"}."""
         for source, target in mapping.items():
             copy_into_place(self.run_dir / source, self.root / target)
             self._exported.append(target)
-            numbers = self.root / target / "metrics.json"
-            if numbers.is_file():
-                self.log_metrics(_numbers(json.loads(numbers.read_text(encoding="utf-8"))))
+            metrics = self.root / target / "metrics.json"
+            if metrics.is_file():
+                self.log_metrics(_numbers(json.loads(metrics.read_text(encoding="utf-8"))))
                 self.log_artifact(self.root / target)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Numbers of the stage as a whole, for the tracker."""
+        """Log metrics of the stage as a whole to the tracker."""
         self.tracker.log_metrics(metrics, step)
 
     def log_artifact(self, path: str | Path) -> None:
-        """A file or folder for the tracker."""
+        """Log a file or folder to the tracker."""
         self.tracker.log_artifact(self.root / path)
 
 
@@ -142,15 +142,15 @@ def _numbers(tree: Mapping[str, Any]) -> dict[str, float]:
 
 
 def runs_folder(root: Path, profile: ComputeProfile) -> Path:
-    """CRESCENDO_RUNS, else `runs` on the profile's shared storage, else `runs` in the repository."""
-    given = os.environ.get(RUNS_VARIABLE)
-    if given:
-        return Path(given).resolve()
+    """$CRESCENDO_RUNS, or `runs` on the profile's shared storage, or `runs` in the repository."""
+    folder = os.environ.get(RUNS_VARIABLE)
+    if folder:
+        return Path(folder).resolve()
     return Path(profile.storage, "runs") if profile.storage else root / "runs"
 
 
-def die_with_dvc() -> None:
-    """Under `dvc repro`, be told to stop when DVC dies: it would leave us running beside the next repro."""
+def stop_with_dvc() -> None:
+    """Under `dvc repro`, stop when DVC dies, which would leave us running alongside the next repro."""
     if "DVC_STAGE" not in os.environ or threading.current_thread() is not threading.main_thread():
         return
     signal_on_parent_death(signal.SIGTERM)
@@ -158,25 +158,25 @@ def die_with_dvc() -> None:
 
 @contextlib.contextmanager
 def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[Stage]:
-    """Hold the lease of the stage's run folder and its tracking run for the block.
+    """Open a stage for the block: hold the lease of its run folder, and its tracking run.
 
     Raises:
         Busy: another process runs the same stage on the same inputs.
-        InputMissing, StorageError: a dependency is not there, or does not verify.
+        InputMissing, StorageError: a dependency is missing or does not verify.
     """
-    die_with_dvc()
+    stop_with_dvc()
     root = (root or Path.cwd()).resolve()
     profile = load_profile(root)
     if profile.storage and inside_ray_job():
-        own = entry_paths(stage_section(name, root).get("deps", [])) + outputs(name, root)
-        shared = [path for path in own if not is_code(path) and "://" not in path]
+        paths = entry_paths(stage_section(name, root).get("deps", [])) + outputs(name, root)
+        shared = [path for path in paths if not is_code(path) and "://" not in path]
         link_storage(root, Path(profile.storage), shared)
     deps = dependencies(name, root)
     fingerprint = stage_fingerprint(name, root, deps)
     inputs = {path: digest for path, digest in deps.items() if not is_code(path)}
     run_dir = runs_folder(root, profile) / name / fingerprint[:16]
     with artifacts.lease(run_dir / "lease"):
-        fresh = not any(found for state in STATES for found in run_dir.glob(state))
+        fresh = not any(path for state in STATES for path in run_dir.glob(state))
         tracker = stage_run.start_stage_run(
             name, root, stage_params(name, root), inputs, fingerprint=fingerprint, fresh=fresh
         )

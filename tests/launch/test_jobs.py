@@ -1,4 +1,4 @@
-"""A stage handed to a Ray cluster: a head node of this machine takes the job, as another machine's would."""
+"""A stage submitted to a Ray cluster, whose head node runs on this machine."""
 
 import json
 import os
@@ -152,7 +152,7 @@ def test_stages_submitted_by_hand_read_and_write_the_shared_storage(
 def test_no_cluster_is_one_line(tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path) -> None:
     profile = ComputeProfile(workers=1, address=f"http://127.0.0.1:{free_port()}", storage=str(tmp_path))
     config = config_of(tiny_tree, tiny_root, tmp_path / "run")
-    with pytest.raises(StorageError, match="no Ray cluster takes the job") as caught:
+    with pytest.raises(StorageError, match="no Ray cluster accepts the job") as caught:
         jobs.run_as_job("pretrain", pretrain.pretrain, config, profile, ["data/prepared"])
     assert "\n" not in str(caught.value)
 

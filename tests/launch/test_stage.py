@@ -40,7 +40,7 @@ def test_a_finished_run_exports_again_without_training(
         stage.run(lambda config: pytest.fail("trained again"))
         stage.export({"result": "out"})
     artifacts.verify_directory(project / "out")
-    assert "finished before" in capsys.readouterr().err
+    assert "is finished; exporting it" in capsys.readouterr().err
 
 
 def test_a_stage_is_stopped_by_the_death_of_its_parent() -> None:
@@ -49,7 +49,7 @@ def test_a_stage_is_stopped_by_the_death_of_its_parent() -> None:
         "child = subprocess.Popen([sys.executable, '-c', 'import time\\n"
         "from pipeline import errors\\n"
         "from pipeline.launch import stage\\n"
-        "def main():\\n  stage.die_with_dvc(); print(1, flush=True); time.sleep(60)\\n"
+        "def main():\\n  stage.stop_with_dvc(); print(1, flush=True); time.sleep(60)\\n"
         "errors.run_main(main)'], stdout=subprocess.PIPE)\n"
         "child.stdout.readline(); print(child.pid, flush=True); os._exit(0)\n"
     )
