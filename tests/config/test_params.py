@@ -1,17 +1,15 @@
-"""params.yaml and compute profiles: everything unknown or contradictory is refused in one line, with a fix."""
+"""params.yaml: everything unknown or contradictory is refused in one line, with a fix."""
 
 import copy
 import pickle
-import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.compute import load_profile
 from pipeline.config.params import Params, load_params, parse_params
 from pipeline.config.renamed import RENAMED_KEYS, RENAMED_VALUES
-from pipeline.errors import ConfigError, InputMissing, PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "params.yaml").read_text()
@@ -31,11 +29,6 @@ def changed(key, value):
     else:
         section[last] = value
     return tree
-
-
-def with_line(key, value):
-    """The text of params.yaml with the first value of `key` replaced."""
-    return re.sub(rf"\b{key}: \S+", f"{key}: {value}", TEXT, count=1)
 
 
 def refusal(tree):
@@ -198,49 +191,6 @@ def test_the_adaptive_sampler_has_no_early_exit():
     assert "sampling.early_exit: has no effect on the adaptive sampler. Fix: write false" in refusal(tree)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("seed: 0\nseed: 1\n", "duplicate key"),
-        ("a: [1\n", "E-CFG-005 params.yaml: line "),
-        ("\tseed: 0\n", "E-CFG-005 params.yaml: line 1"),
-        ("- 1\n- 2\n", "holds a list"),
-        ("", "missing key"),
-        ("just words", "holds a str"),
-        ("seed: !!python/object/apply:os.system ['true']\n", "E-CFG-005"),
-        ("a: " + "[" * 3000 + "]" * 3000, "E-CFG-"),
-        ("x: '" + "y" * 70_000 + "'", "has 70"),
-        ("seed: \xff", "E-CFG-005"),
-        ("a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
-         "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\n"
-         "e: [*d,*d,*d,*d,*d,*d,*d,*d,*d]\n", "more than 10000 values"),
-    ],
-    ids=["twice", "open", "tab", "list", "empty", "text", "tag", "deep", "large", "latin1", "aliases"],
-)  # fmt: skip
-def test_a_file_that_is_not_plain_yaml_is_refused_in_one_line(tmp_path, text, words):
-    path = tmp_path / "params.yaml"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError) as caught:
-        load_params(path)
-    assert words in str(caught.value) and len(str(caught.value).splitlines()) == 1
-
-
-def test_numbers_and_words_are_read_by_the_rules_of_yaml_1_2(tmp_path):
-    path = tmp_path / "params.yaml"
-    path.write_text(with_line("lr", "1e-4"))
-    assert load_params(path).pretrain.lr == 1e-4
-    path.write_text(with_line("seed", "no"))
-    with pytest.raises(ConfigError, match="seed: 'no' is not valid"):
-        load_params(path)
-    path.write_text(with_line("seed", "017"))
-    assert load_params(path).seed == 17
-
-
-def test_a_missing_file_is_input_missing(tmp_path):
-    with pytest.raises(InputMissing):
-        load_params(tmp_path / "params.yaml")
-
-
 VALUES = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers())
 )
@@ -254,44 +204,3 @@ def test_any_value_of_any_key_is_accepted_or_refused_in_one_line(key, value):
         parse_params(changed(key, value))
     except PipelineError as exc:
         assert exc.exit_status == 78 and len(str(exc).splitlines()) == 1
-
-
-def profile(tmp_path, monkeypatch, text, name="here"):
-    folder = tmp_path / "infra" / "compute"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "here.yaml").write_text(text)
-    monkeypatch.setenv("CRESCENDO_COMPUTE", name)
-    return load_profile(tmp_path)
-
-
-def test_a_profile_is_chosen_by_the_environment_and_has_defaults(tmp_path, monkeypatch):
-    assert profile(tmp_path, monkeypatch, "workers: 2\n").workers == 2
-    assert profile(tmp_path, monkeypatch, "").precision == "auto"
-
-
-@pytest.mark.parametrize("name", ["ther", "../here", "a b"])
-def test_an_unknown_profile_is_refused_with_a_list_of_profiles(tmp_path, monkeypatch, name):
-    with pytest.raises(ConfigError, match="choose one of: here"):
-        profile(tmp_path, monkeypatch, "", name)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("worker: 2", "infra/compute/here.yaml: worker: unknown key. Fix: did you mean 'workers'?"),
-        ("storage: relative/path", "not an absolute path"),
-        ("address: http://head:8265", "storage: a cluster"),
-        ("workers: -1", "greater than or equal to 0"),
-    ],
-)
-def test_a_wrong_profile_is_refused(tmp_path, monkeypatch, text, words):
-    with pytest.raises(ConfigError) as caught:
-        profile(tmp_path, monkeypatch, text)
-    assert words in str(caught.value)
-
-
-def test_every_shipped_profile_is_valid():
-    names = [path.stem for path in (ROOT / "infra" / "compute").glob("*.yaml")]
-    assert "local" in names
-    for name in names:
-        load_profile(ROOT, name)
