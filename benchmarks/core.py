@@ -34,7 +34,7 @@ from pipeline.evaluation.features import randconv
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import build_core, set_dtype
 from pipeline.training.context import precision
-from pipeline.training.denoising import DenoisingStep, held_out_error
+from pipeline.training.denoising import DenoisingSettings, DenoisingStep, held_out_error
 from pipeline.training.levels import ema_decays
 from pipeline.training.schedule import linear_decay_lr
 from pipeline.training.state import Learner
@@ -98,13 +98,15 @@ class Trainer:
             batches=Batches(dataset, "train", 0, recipe.batch_size, 1, RESOLUTION),
             statistics=measure_statistics(dataset, RESOLUTION),
             draw_sigma=partial(draw_sigma, recipe.p_mean, recipe.p_std),
-            seed=0,
-            batch_size=recipe.batch_size,
-            shards=1,
-            lr=recipe.lr,
-            warmup_images=WARMUP,
-            num_images=num_images,
-            text_dropout=0.1,
+            settings=DenoisingSettings(
+                seed=0,
+                batch_size=recipe.batch_size,
+                shards=1,
+                lr=recipe.lr,
+                warmup_images=WARMUP,
+                num_images=num_images,
+                text_dropout=0.1,
+            ),
         )
 
     def run(self, seconds: float) -> None:

@@ -44,7 +44,7 @@ from pipeline.models.denoiser import (
 )
 from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import trained_tiles
-from pipeline.training.denoising import DenoisingStep
+from pipeline.training.denoising import DenoisingSettings, DenoisingStep
 from pipeline.training.state import Learner, TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -214,13 +214,15 @@ def update_of(denoiser: Denoiser) -> Callable[[], object]:
         batches=RandomBatches(denoiser.resolution, 1),
         statistics=Statistics((0.0,) * 3, (0.6,) * 3),
         draw_sigma=lambda batch, generator: lognormal_sigma(batch, -0.8, 1.4, generator),
-        seed=0,
-        batch_size=1,
-        shards=1,
-        lr=0.01,
-        warmup_images=0,
-        num_images=10**12,
-        text_dropout=0.1,
+        settings=DenoisingSettings(
+            seed=0,
+            batch_size=1,
+            shards=1,
+            lr=0.01,
+            warmup_images=0,
+            num_images=10**12,
+            text_dropout=0.1,
+        ),
     )
     return lambda: step(state)
 

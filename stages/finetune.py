@@ -11,7 +11,7 @@ def main() -> None:
     """Train, or continue, or only export a finished run."""
     params = load_params()
     with open_stage("finetune", params) as stage:
-        stage.run(finetune.finetune, **pins.pinned(stage, params.finetune))
+        stage.run(finetune.finetune, init=pins.pinned(stage, params.finetune))
         stage.export({"result/model": "models/finetuned", "result/reports": "reports/finetune"})
 
 

@@ -11,7 +11,7 @@ def main() -> None:
     """Train, or continue, or only export a finished run."""
     params = load_params()
     with open_stage("pretrain", params) as stage:
-        stage.run(pretrain.pretrain, **pins.pinned(stage, params.finetune))
+        stage.run(pretrain.pretrain, init=pins.pinned(stage, params.finetune))
         stage.export({"result/model": "models/core", "result/reports": "reports/pretrain"})
 
 

@@ -152,6 +152,28 @@ def test_a_changed_file_leaves_stages_fresh(changed: str, fresh: set[str]) -> No
     assert {stage for stage in STAGES if changed not in files_below(deps_of(stage))} == fresh
 
 
+def params_of(stage: str) -> list[str]:
+    """Keys of params.yaml that dvc.yaml names for a stage; a key stands for all below it."""
+    return list(read_yaml(ROOT / "dvc.yaml")["stages"][stage]["params"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "fresh"),
+    [
+        ("sampling.num_steps", set(STAGES) - {"finetune"}),
+        ("sampling.guidance", set(STAGES) - {"finetune"}),
+        ("refine.anchor", set(STAGES) - {"refine"}),
+        ("evaluate.batch_size", set(STAGES) - {"evaluate"}),
+        ("finetune.lr", set(STAGES) - {"finetune"}),
+        ("core.channels", {"prepare", "finetune", "refine", "evaluate"}),
+        ("seed", set()),
+    ],
+)
+def test_a_changed_parameter_leaves_stages_fresh(changed: str, fresh: set[str]) -> None:
+    """As above: what follows from a stage that runs again is another matter."""
+    assert {s for s in STAGES if not any(f"{changed}.".startswith(f"{k}.") for k in params_of(s))} == fresh
+
+
 def test_a_package_imports_only_from_rows_below_its_own() -> None:
     wrong = [
         f"{file} imports {other}"

@@ -36,12 +36,13 @@ from benchmarks.scale import steps_at_levels
 from benchmarks.train.counting import flops
 from benchmarks.train.crescendo import RandomBatches
 from benchmarks.upscale import ours, psnr, resampled, ssim
-from pipeline.config.params import Params, parse_params
+from pipeline.config.params import Finetune, Params, Pretrain, parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.data.statistics import high_band_variances, measure_statistics
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.evaluation.features import LITE2_RESOLUTIONS, lite2, randconv
+from pipeline.launch.worker import WorkerConfig
 from pipeline.models.config import SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import (
     CoreDenoiser,
@@ -58,11 +59,12 @@ from pipeline.models.snapshot import Snapshot, Weights, describe, load_snapshot,
 from pipeline.prepare.framing import box_mean
 from pipeline.rng import generator_for
 from pipeline.training.context import GrowthRound, TrainContext, precision
-from pipeline.training.denoising import DenoisingStep, DrawSigma
-from pipeline.training.levels import SIGMA_MAX, TrainedLevel, noise_law, train_levels
+from pipeline.training.denoising import DenoisingStep
+from pipeline.training.levels import SIGMA_MAX, LevelSettings, NoiseLaw, TrainedLevel, train_levels
 from pipeline.training.reports import save_grid
 from pipeline.training.state import TrainState
 from pipeline.workers.finetune import BELOW_LR
+from pipeline.workers.settings import core_net, level_settings, noise_law, shell_nets, train_context
 
 DATA = Path("data/prepared")
 CORE_RESOLUTION = 32  # px
@@ -76,6 +78,13 @@ UPSCALE_STEPS = 8
 # --- Trainings.
 
 
+class Inputs(NamedTuple):
+    """What networks are built from."""
+
+    params: Params
+    dataset: PreparedDataset
+
+
 class Grown(NamedTuple):
     """A level to train, and its fraction of the learning rate."""
 
@@ -83,8 +92,8 @@ class Grown(NamedTuple):
     share: float = 1.0
 
 
-Build = Callable[[TrainContext], list[Grown]]
-Save = Callable[[TrainContext, Denoiser, int, float], None]  # (context, model, images seen, CPU seconds)
+Build = Callable[[Inputs], list[Grown]]
+Save = Callable[[Inputs, Denoiser, int, float], None]  # (context, model, images seen, CPU seconds)
 
 
 class Training(NamedTuple):
@@ -98,12 +107,12 @@ class Training(NamedTuple):
     moments: tuple[float, ...] = ()  # fractions of the images after which the averaged weights are kept
 
 
-def core(run: TrainContext) -> list[Grown]:
+def core(run: Inputs) -> list[Grown]:
     """The pyramid's core."""
-    return [Grown(build_core(CORE_RESOLUTION, text_dim(run), run.core_net()))]
+    return [Grown(build_core(CORE_RESOLUTION, text_dim(run), core_net(run.params)))]
 
 
-def shell(run: TrainContext, below: str = "core") -> list[Grown]:
+def shell(run: Inputs, below: str = "core") -> list[Grown]:
     """A shell around a trained model, which is frozen, tuned or joint, by `finetune.core`."""
     trained = load(below, run.params.seed).denoiser
     grown = around(run, trained)
@@ -113,7 +122,7 @@ def shell(run: TrainContext, below: str = "core") -> list[Grown]:
     return [Grown(trained, BELOW_LR), Grown(grown)]
 
 
-def pyramid(run: TrainContext) -> list[Grown]:
+def pyramid(run: Inputs) -> list[Grown]:
     """Core and shells, all untrained."""
     grown = core(run)
     while grown[-1].level.resolution < run.dataset.resolution:
@@ -121,19 +130,19 @@ def pyramid(run: TrainContext) -> list[Grown]:
     return grown
 
 
-def around(run: TrainContext, below: Denoiser) -> ShellDenoiser:
+def around(run: Inputs, below: Denoiser) -> ShellDenoiser:
     """A fresh shell."""
     statistics, resolution = measure_statistics(run.dataset, CORE_RESOLUTION), 2 * below.resolution
     variance = high_band_variances(run.dataset, statistics, [resolution])[resolution]
-    return build_shell(below, text_dim(run), variance, run.shell_nets()[len(pyramid_levels(below)) - 1])
+    return build_shell(below, text_dim(run), variance, shell_nets(run.params)[len(pyramid_levels(below)) - 1])
 
 
-def plain(run: TrainContext, resolution: int | None = None) -> list[Grown]:
+def plain(run: Inputs, resolution: int | None = None) -> list[Grown]:
     """A network without shells, of the pyramid's cost at its finished resolution; for that, or a lower one."""
-    return [Grown(build_core(resolution or run.dataset.resolution, text_dim(run), run.core_net()))]
+    return [Grown(build_core(resolution or run.dataset.resolution, text_dim(run), core_net(run.params)))]
 
 
-def stretched(run: TrainContext, below: str = "small", share: float = 1.0) -> list[Grown]:
+def stretched(run: Inputs, below: str = "small", share: float = 1.0) -> list[Grown]:
     """The plain network, as it was trained on images half as large."""
     trained = load(below, run.params.seed).denoiser
     ((level, _),) = plain(run, 2 * trained.resolution)
@@ -141,14 +150,14 @@ def stretched(run: TrainContext, below: str = "small", share: float = 1.0) -> li
     return [Grown(level, share)]
 
 
-def law(run: TrainContext, level: Denoiser) -> tuple[DrawSigma, float]:
+def law(run: Inputs, level: Denoiser) -> NoiseLaw:
     """`noise_law`; for a core at the finished resolution the pyramid's law, in units of its own pixels."""
     draw, highest = noise_law(run.params, level)
     scale = level.resolution / CORE_RESOLUTION if isinstance(level, CoreDenoiser) else 1.0
-    return lambda batch, generator: scale * draw(batch, generator), scale * highest
+    return NoiseLaw(lambda batch, generator: scale * draw(batch, generator), scale * highest)
 
 
-def text_dim(run: TrainContext) -> int:
+def text_dim(run: Inputs) -> int:
     """Width of the caption embedding."""
     return int(str(run.dataset.text_encoder["dim"]))
 
@@ -195,7 +204,7 @@ class TimedStep(DenoisingStep):
         start = time.process_time()
         metrics = super().__call__(state)
         self.clock[0] += time.process_time() - start
-        nimg = state.nimg + self.batch_size
+        nimg = state.nimg + self.settings.batch_size
         if nimg in self.moments:
             learner = state.learners[f"net{self.suffix}"]
             with learner.using(next(iter(learner.emas.values()))):
@@ -223,25 +232,27 @@ def moments_of(training: Training, images: int) -> list[int]:
     return [round(share * images / batch) * batch for share in training.moments]
 
 
-def prepared(name: str, seed: int, images: int) -> TrainContext:
-    """A stage's run with the parameters of one training."""
+def prepared(name: str, seed: int, images: int) -> tuple[Inputs, TrainContext[LevelSettings]]:
+    """What one training builds its networks from, and the context of its stage."""
     training = study().trainings[name]
     tree = overridden(yaml_of(Path("params.yaml")), (*study().pyramid, *training.changes))
     tree["seed"] = seed
     tree[training.stage] |= {"num_images": images, "early_images": 0, "ema_snapshots": 0}
     folder = Path("runs/ablate") / folder_of(name, seed).name
     shutil.rmtree(folder, ignore_errors=True)
-    config = {"params": tree, "root": str(Path.cwd()), "run_dir": str(folder)}
-    run = TrainContext(training.stage, config | {"precision": "auto", "threads": 1})
-    never = 1000 * images
-    run.section = run.section.model_copy(update={"sample_images": never, "checkpoint_images": never})
-    return run
+    params, never = parse_params(tree), 1000 * images
+    config = WorkerConfig(params, Path.cwd(), folder, threads=1)
+    stages: dict[str, Pretrain | Finetune] = {"pretrain": params.pretrain, "finetune": params.finetune}
+    section = stages[training.stage]
+    context = train_context(training.stage, config, section, level_settings(config, section))
+    context.intervals = replace(context.intervals, sample_images=never, checkpoint_images=never)
+    return Inputs(params, context.dataset), context
 
 
 def fitted(name: str, seed: int, images: int, save: Save) -> float:
     """Train one network; `save` gets what is to be kept of it. Returns CPU seconds of its updates."""
     training, clock = study().trainings[name], [0.0]
-    run = prepared(name, seed, images)
+    run, context = prepared(name, seed, images)
     grown = training.build(run)
     denoiser = grown[-1].level
 
@@ -255,11 +266,12 @@ def fitted(name: str, seed: int, images: int, save: Save) -> float:
     parts = []
     for level, share in grown:
         suffix = "" if level is denoiser else f"_{level.resolution}"
-        lr = share * run.section.lr
-        parts.append(TrainedLevel(level, *law(run, level), lr, suffix, make_step=timed))
+        lr = share * context.settings.lr
+        parts.append(TrainedLevel(level, law(run, level), lr, suffix, make_step=timed))
     statistics = measure_statistics(run.dataset, CORE_RESOLUTION)
-    train_levels(run, GrowthRound(run.folder), parts, statistics, partial(config_of, run, denoiser), export)
-    shutil.rmtree(run.folder)
+    build = partial(config_of, run, denoiser)
+    train_levels(context, GrowthRound(context.folder), parts, statistics, build, export)
+    shutil.rmtree(context.folder)
     return clock[0]
 
 
@@ -270,7 +282,7 @@ def train(name: str, seed: int, scale: float) -> None:
     training = study().trainings[name]
     images = round(scale * training.images / 16) * 16
 
-    def save(run: TrainContext, denoiser: Denoiser, nimg: int, seconds: float) -> None:
+    def save(run: Inputs, denoiser: Denoiser, nimg: int, seconds: float) -> None:
         folder = folder_of(name, seed, None if nimg == images else nimg)
         cost = {"images": nimg, "seconds": nimg * training.pace / 1000, "took": seconds}
         save_snapshot(folder, denoiser, replace(config_of(run, denoiser), extra={"cost": cost}))
@@ -288,10 +300,10 @@ def paces(images: int = 640) -> None:
                 print(f"{name}: {1000 * seconds / images:.2f} ms", flush=True)
 
 
-def config_of(run: TrainContext, denoiser: Denoiser) -> SnapshotConfig:
+def config_of(run: Inputs, denoiser: Denoiser) -> SnapshotConfig:
     """config.json of a model, which is sampled without guidance."""
     above = len(pyramid_levels(denoiser)) - 1
-    core, shells = describe(denoiser, run.core_net(), run.shell_nets()[:above])
+    core, shells = describe(denoiser, core_net(run.params), shell_nets(run.params)[:above])
     own = SamplerSettings(**run.params.sampling.model_dump())
     return SnapshotConfig(
         kind="finetuned" if above else "core",

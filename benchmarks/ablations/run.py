@@ -43,15 +43,16 @@ from pipeline.diffusion.regions import arrange, detail
 from pipeline.diffusion.samplers import ADAPTIVE
 from pipeline.diffusion.seeds import seeded_noise
 from pipeline.launch import fingerprint
+from pipeline.launch.worker import WorkerConfig
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import PATCH, CoreDenoiser, mean_square
 from pipeline.models.snapshot import Snapshot
 from pipeline.rng import generator_for
-from pipeline.training.context import TrainContext
 from pipeline.training.denoising import DenoisingStep
 from pipeline.training.levels import SIGMA_MAX
 from pipeline.training.reports import save_grid
 from pipeline.workers.pretrain import train_core
+from pipeline.workers.settings import level_settings, train_context
 
 FOLDER = Path("benchmarks/ablations")
 DRAWS = 4  # samples of each caption
@@ -115,23 +116,15 @@ def train(name: str, seed: int, images: int, changes: Sequence[str], maps: str |
     folder = root / "runs" / "ablate" / f"{name}-{seed}" / digest[:16]
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "result/model/manifest.json").is_file():
-        run = TrainContext(
-            "pretrain",
-            {
-                "params": params.model_dump(mode="json"),
-                "root": str(root),
-                "run_dir": str(folder),
-                "precision": "auto",
-                "threads": 1,
-            },
-        )
-        run.section = run.section.model_copy(update={"text_dropout": dropout})
+        config = WorkerConfig(params, root, folder, threads=1)
+        settings = replace(level_settings(config, params.pretrain), text_dropout=dropout)
+        run = train_context("pretrain", config, params.pretrain, settings)
         steps: dict[str | None, Callable[..., DenoisingStep]] = {
             None: DenoisingStep,
             "detail": DetailMaps,
             "independent": partial(IndependentMaps, law=(params.pretrain.p_mean, params.pretrain.p_std)),
         }
-        train_core(run, steps[maps])
+        train_core(run, params, steps[maps])
     shutil.copytree(folder / "result/model", FOLDER / "models" / f"{name}-{seed}", dirs_exist_ok=True)
 
 

@@ -21,7 +21,7 @@ from pipeline.data.statistics import measure_statistics
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, set_dtype
 from pipeline.training.context import precision
-from pipeline.training.denoising import DenoisingStep
+from pipeline.training.denoising import DenoisingSettings, DenoisingStep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,13 +59,15 @@ def _update(params: Params, dataset: PreparedDataset, stage: str, times: int = 8
         batches=batches,
         statistics=measure_statistics(dataset, params.core.resolution),
         draw_sigma=_sigma,
-        seed=0,
-        batch_size=settings.batch_size,
-        shards=settings.shards,
-        lr=settings.lr,
-        warmup_images=settings.warmup_images,
-        num_images=settings.num_images,
-        text_dropout=settings.text_dropout,
+        settings=DenoisingSettings(
+            seed=0,
+            batch_size=settings.batch_size,
+            shards=settings.shards,
+            lr=settings.lr,
+            warmup_images=settings.warmup_images,
+            num_images=settings.num_images,
+            text_dropout=settings.text_dropout,
+        ),
     )
     moments = numbers_from(0, settings.batch_size)
 

@@ -14,7 +14,7 @@ from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels, set_dtype
 from pipeline.models.statistics import Statistics
-from pipeline.training.denoising import DenoisingStep
+from pipeline.training.denoising import DenoisingSettings, DenoisingStep
 from pipeline.training.distributed import average_gradient
 from pipeline.training.state import Learner, TrainState
 
@@ -64,15 +64,17 @@ class Crescendo:
             batches=RandomBatches(setting.resolution, setting.batch),
             statistics=Statistics((0.0,) * 3, (0.6,) * 3),
             draw_sigma=lambda batch, generator: lognormal_sigma(batch, -0.8, 1.4, generator),
-            seed=0,
-            batch_size=setting.batch,
-            shards=1,
-            lr=0.01,
-            warmup_images=0,
-            num_images=10**12,
-            text_dropout=0.1,
-            recorded=self.recorded,
-            compiled=self.compiled,
+            settings=DenoisingSettings(
+                seed=0,
+                batch_size=setting.batch,
+                shards=1,
+                lr=0.01,
+                warmup_images=0,
+                num_images=10**12,
+                text_dropout=0.1,
+                recorded=self.recorded,
+                compiled=self.compiled,
+            ),
         )
 
     def step(self) -> None:

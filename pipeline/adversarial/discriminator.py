@@ -1,8 +1,8 @@
 """Discriminators on frozen features: small trained heads on networks that are not trained.
 
-`CoreFeatures` looks through the encoder of the trained core at noisy images (as LADD, arXiv 2403.12015, does);
-it is always available. `Lite0Features` looks through EfficientNet-Lite0 (Projected GAN, arXiv 2111.01007), where
-its two packages are installed. Heads are conditioned on the caption by projection (arXiv 1802.05637).
+`CoreFeatures` are those of the trained core's encoder on noisy images (as in LADD, arXiv 2403.12015), and always
+available. `Lite0Features` are those of EfficientNet-Lite0 (as in Projected GAN, arXiv 2111.01007), and need two
+packages. Heads are conditioned on the caption by projection (arXiv 1802.05637).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ LITE0_STAGES = (2, 4, 10, 15)  # last block at 1/4, 1/8, 1/16 and 1/32 of the in
 
 
 class Perturbation(NamedTuple):
-    """How a pair of real and fake images is looked at; the same for both, so that only content differs."""
+    """How images are perturbed before their features are taken; the same for a real image and its fake partner, so
+    that only content differs."""
 
     sigma: Tensor  # [B], noise for CoreFeatures
     noise: Tensor  # [B,3,r,r], r the core's resolution
@@ -36,7 +37,7 @@ class FrozenFeatures(Protocol):
 
     channels: list[int]
 
-    def __call__(self, images: Tensor, text: Conditioning, view: Perturbation) -> list[Tensor]:
+    def __call__(self, images: Tensor, text: Conditioning, perturbation: Perturbation) -> list[Tensor]:
         """Feature maps of images [B,3,R,R]; gradients flow to the images."""
 
 
@@ -47,10 +48,11 @@ class CoreFeatures:
         self.core = core
         self.channels = list(core.net.encoder_channels)
 
-    def __call__(self, images: Tensor, text: Conditioning, view: Perturbation) -> list[Tensor]:
-        """Feature maps, finest first. The text is withheld: heads see it, the encoder needs none."""
-        noisy = resize(images, self.core.resolution) + view.sigma[:, None, None, None] * view.noise
-        features = self.core.encoder_features(noisy, view.sigma, text.drop_captions())
+    def __call__(self, images: Tensor, text: Conditioning, perturbation: Perturbation) -> list[Tensor]:
+        """Feature maps, finest first, computed without the text, which only the heads see."""
+        sigma = perturbation.sigma
+        noisy = resize(images, self.core.resolution) + sigma[:, None, None, None] * perturbation.noise
+        features = self.core.encoder_features(noisy, sigma, text.drop_captions())
         return [f.float() for f in features]
 
 
@@ -79,9 +81,9 @@ class Lite0Features:
                 maps.append(x / self.scales[len(maps)])
         return maps
 
-    def __call__(self, images: Tensor, text: Conditioning, view: Perturbation) -> list[Tensor]:
+    def __call__(self, images: Tensor, text: Conditioning, perturbation: Perturbation) -> list[Tensor]:
         """Feature maps, finest first."""
-        return self._features(images.roll(view.shift, dims=(2, 3)))
+        return self._features(images.roll(perturbation.shift, dims=(2, 3)))
 
 
 def load_lite0() -> Any:

@@ -25,8 +25,8 @@ def difference_penalty(logits: Tensor, perturbed: Tensor, weight: float, std: fl
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Unbiased squared maximum mean discrepancy of features [n,d] and [m,d], cubic polynomial kernel (the KID
-    of arXiv 1801.01401, on whatever features are given), in float64."""
+    """Unbiased squared maximum mean discrepancy of features [n,d] and [m,d] with a cubic polynomial kernel (as in
+    KID, arXiv 1801.01401, but on any features), in float64."""
     x, y = x.double(), y.double()
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -39,6 +39,6 @@ def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mean_pairwise_distance(features: Tensor) -> Tensor:
-    """Mean distance between different rows of [n,d]; collapses with the generator."""
+    """Mean distance between different rows of [n,d]: a measure of variety, which drops if a generator collapses."""
     n = len(features)
     return torch.cdist(features, features).sum() / (n * (n - 1))

@@ -1,9 +1,11 @@
-"""One update of adversarial refinement, and the guards that keep its best state.
+"""One update of adversarial refinement: the discriminator heads, then the few-pass generator (the student).
 
-The student makes images in one, two or four passes; heads on frozen features tell them from real images with
-the same captions. An anchor to the paired real image keeps captions, variety and what the features cannot see.
+The student makes images in one, two or four passes. Heads on frozen features distinguish them from real images with
+the same captions (losses.py). An anchor, the error to the paired real image, preserves captions, variety and
+everything that the features cannot see.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,17 +24,59 @@ from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
 from pipeline.training.distributed import average_gradient, local_shards, sum_over_workers
 from pipeline.training.hooks import failpoint
-from pipeline.training.schedule import linear_decay_lr
+from pipeline.training.schedule import StepSettings, linear_decay_lr
 from pipeline.training.state import TrainState
 
-LR_SCALE, ROLLBACKS, BEST_SCORE, BEST_NIMG, BASE_ERROR, SPREAD, ERROR, SCORE = range(8)  # of extra["guard"]
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialSettings(StepSettings):
+    """Settings of an adversarial step; `lr` is the generator's.
+
+    anchor: weight of the error to the paired real image. penalty_weight, penalty_std: lambda s^2 and s of the
+    finite-difference penalties, applied every `penalty_interval` updates. sigma_start: noise level at which the
+    core starts. passes: numbers of passes that are trained, drawn with pass_probs."""
+
+    discriminator_lr: float
+    anchor: float
+    penalty_weight: float
+    penalty_std: float
+    penalty_interval: int
+    sigma_start: float
+    passes: tuple[int, ...]
+    pass_probs: tuple[float, ...]
+
+
+class GuardState(NamedTuple):
+    """What the guards (guards.py) remember; in the training state one float64 tensor [8], extra["guard"]."""
+
+    lr_scale: float = 1.0  # halved at every rollback
+    rollbacks: float = 0.0
+    best_score: float = 0.0
+    best_nimg: float = 0.0
+    base_error: float = 0.0  # caption error before refinement
+    spread: float = 0.0  # at the last check, as the two below
+    caption_error: float = 0.0
+    score: float = 0.0
+
+    @classmethod
+    def load(cls, state: TrainState) -> "GuardState":
+        """Read from a training state."""
+        return cls(*state.extra["guard"].tolist())
+
+    def store(self, state: TrainState) -> None:
+        """Write to a training state."""
+        state.extra["guard"].copy_(self.tensor())
+
+    def tensor(self) -> Tensor:
+        """As it is stored."""
+        return torch.tensor(self, dtype=torch.float64)
 
 
 class PairedBatch(NamedTuple):
-    """One shard of the batch, seen through the frozen features."""
+    """One shard of fake images and their real partners, with their frozen features."""
 
     text: Conditioning
-    view: Perturbation
+    perturbation: Perturbation
     real: Tensor  # [B,3,R,R]
     fake: Tensor  # [B,3,R,R], with graph
     fake_features: list[Tensor]  # with graph
@@ -43,9 +87,9 @@ class PairedBatch(NamedTuple):
 def phase_error(fake: Tensor, real: Tensor, resolution: int) -> Tensor:
     """Mean squared error of [B,3,R,R] at half the core's `resolution`, of every phase of its grid on its own.
 
-    A pooled error alone is blind to a pattern that repeats within a pixel of the core, as are discriminators
-    that look at pooled images; the optimiser then drifts into a dither. A phase, every (R/resolution)-th pixel,
-    sees such a pattern as an offset, while the place of an edge within its neighbourhood stays free."""
+    A pooled error alone is blind to a pattern that repeats within a pixel of the core, as are discriminators on
+    pooled images; the optimiser then drifts into a dither. A phase, which is every (R/resolution)-th pixel, sees
+    such a pattern as an offset, while the exact position of an edge within its neighbourhood remains free."""
     return pool(F.pixel_unshuffle(fake - real, real.shape[-1] // resolution)).square().mean()
 
 
@@ -58,37 +102,24 @@ class AdversarialStep:
     frozen: list[FrozenFeatures]
     batches: Batches
     statistics: Statistics
-    seed: int
-    batch_size: int
-    shards: int
-    num_images: int
-    lr: float
-    discriminator_lr: float
-    warmup_images: int
-    anchor: float
-    penalty_weight: float
-    penalty_std: float
-    penalty_interval: int
-    sigma_start: float
-    passes: tuple[int, ...]
-    pass_probs: tuple[float, ...]
+    settings: AdversarialSettings
 
     def draw_passes(self, nimg: int) -> int:
         """Number of passes of this batch, the same on every worker."""
-        generator = generator_for(self.seed, "passes", nimg)
-        choice = torch.multinomial(torch.tensor(self.pass_probs), 1, generator=generator)
-        return self.passes[int(choice)]
+        generator = generator_for(self.settings.seed, "passes", nimg)
+        choice = torch.multinomial(torch.tensor(self.settings.pass_probs), 1, generator=generator)
+        return self.settings.passes[int(choice)]
 
-    def features(self, images: Tensor, text: Conditioning, view: Perturbation) -> list[Tensor]:
-        """All frozen feature maps."""
-        return [f for network in self.frozen for f in network(images, text, view)]
+    def features(self, images: Tensor, text: Conditioning, perturbation: Perturbation) -> list[Tensor]:
+        """Feature maps of all frozen networks."""
+        return [f for network in self.frozen for f in network(images, text, perturbation)]
 
     def pair(self, nimg: int, shard: int, passes: int) -> PairedBatch:
-        """Make fakes for one shard and look at them and at their real partners."""
-        device = next(self.student.parameters()).device
+        """Generate the fake images of one shard; features of them and of their real partners."""
+        s, device = self.settings, next(self.student.parameters()).device
         images, text = self.batches.at(nimg, shard).to(device)
         real = self.statistics.standardise(images)
-        generator = generator_for(self.seed, "adversarial", nimg, shard, device)
+        generator = generator_for(s.seed, "adversarial", nimg, shard, device)
         core_resolution = pyramid_levels(self.student)[0].resolution
 
         def normal(resolution: int) -> Tensor:
@@ -98,75 +129,87 @@ class AdversarialStep:
         def draw(purpose: str, resolution: int) -> Tensor:
             return normal(resolution)
 
-        start = resize(real, core_resolution) + self.sigma_start * normal(core_resolution)
-        made = few_step(self.student, text, draw, passes, self.sigma_start, start)
-        view = Perturbation(
+        start = resize(real, core_resolution) + s.sigma_start * normal(core_resolution)
+        fake = few_step(self.student, text, draw, passes, s.sigma_start, start)[-1]
+        perturbation = Perturbation(
             sigma=(torch.randn(len(real), generator=generator, device=device) - 2).exp(),
             noise=normal(core_resolution),
             shift=self.draw_shift(generator, real.shape[-1]),
         )
-        fake = made[-1]
         with torch.no_grad():
-            real_features = self.features(real, text, view)
+            real_features = self.features(real, text, perturbation)
+        # In this order, which is that of the sums in the backward pass.
         anchor = phase_error(fake, real, core_resolution)
-        return PairedBatch(text, view, real, fake, self.features(fake, text, view), real_features, anchor)
+        fake_features = self.features(fake, text, perturbation)
+        return PairedBatch(text, perturbation, real, fake, fake_features, real_features, anchor)
 
     @staticmethod
     def draw_shift(generator: torch.Generator, resolution: int) -> tuple[int, int]:
-        """Translation of up to an eighth of the image, each way."""
-        most = resolution // 8
-        device = generator.device
-        dy, dx = torch.randint(-most, most + 1, (2,), generator=generator, device=device).tolist()
+        """Translation by up to an eighth of the image in each direction."""
+        limit, device = resolution // 8, generator.device
+        dy, dx = torch.randint(-limit, limit + 1, (2,), generator=generator, device=device).tolist()
         return dy, dx
 
     def penalties(self, pair: PairedBatch, real: Tensor, fake: Tensor, nimg: int, shard: int) -> Tensor:
-        """Finite-difference R1 + R2, for logits `real` and `fake` of the pair."""
-        device = pair.real.device
-        generator = generator_for(self.seed, "penalty", nimg, shard, device)
-        noise = self.penalty_std * torch.randn(pair.real.shape, generator=generator, device=device)
+        """Finite-difference R1 + R2, given the logits `real` and `fake` of the pair."""
+        s, device = self.settings, pair.real.device
+        generator = generator_for(s.seed, "penalty", nimg, shard, device)
+        noise = s.penalty_std * torch.randn(pair.real.shape, generator=generator, device=device)
         total = torch.zeros((), device=device)
         for images, logits in ((pair.real, real), (pair.fake.detach(), fake)):
             with torch.no_grad():
-                features = self.features(images + noise, pair.text, pair.view)
+                features = self.features(images + noise, pair.text, pair.perturbation)
             perturbed = self.heads(features, pair.text)
-            total = total + difference_penalty(logits, perturbed, self.penalty_weight, self.penalty_std)
-        return total * self.penalty_interval
+            total = total + difference_penalty(logits, perturbed, s.penalty_weight, s.penalty_std)
+        return total * s.penalty_interval
 
     def __call__(self, state: TrainState) -> dict[str, Tensor]:
-        """Do one update of both; returns metrics averaged over the batch."""
-        generator, discriminator = state.learners["generator"], state.learners["discriminator"]
-        nimg = state.nimg
+        """One update of both; returns metrics averaged over the batch."""
+        s, nimg = self.settings, state.nimg
         passes = self.draw_passes(nimg)
-        shards = list(local_shards(self.shards))
-        pairs = [self.pair(nimg, shard, passes) for shard in shards]
-        penalise = (nimg // self.batch_size) % self.penalty_interval == 0
-        scale = float(state.extra["guard"][LR_SCALE]) * linear_decay_lr(
-            1.0, nimg, self.num_images, self.warmup_images
-        )
-        totals = torch.zeros(4, device=generator.weights.device)
-        # Discriminator.
+        pairs = {shard: self.pair(nimg, shard, passes) for shard in local_shards(s.shards)}
+        scale = GuardState.load(state).lr_scale * linear_decay_lr(1.0, nimg, s.num_images, s.warmup_images)
+        d_loss, margin = self.update_discriminator(state, pairs, s.discriminator_lr * scale)
+        failpoint("discriminator", nimg)
+        g_loss, anchor = self.update_generator(state, list(pairs.values()), s.lr * scale)
+        totals = sum_over_workers(torch.stack([d_loss, g_loss, anchor, margin])) / s.shards
+        names = ("discriminator_loss", "generator_loss", "anchor", "margin")
+        return dict(zip(names, totals.unbind(), strict=True))
+
+    def update_discriminator(
+        self, state: TrainState, pairs: dict[int, PairedBatch], lr: float
+    ) -> tuple[Tensor, Tensor]:
+        """Train the heads on pairs by shard; sums over the shards of the loss and of mean D(real) - D(fake)."""
+        s, learner = self.settings, state.learners["discriminator"]
+        penalise = (state.nimg // s.batch_size) % s.penalty_interval == 0
+        losses, margin = torch.zeros(2, device=learner.weights.device)
         self.heads.requires_grad_(True)
-        for shard, pair in zip(shards, pairs, strict=True):
+        for shard, pair in pairs.items():
             real = self.heads(pair.real_features, pair.text)
             fake = self.heads([f.detach() for f in pair.fake_features], pair.text)
             loss = discriminator_loss(real, fake)
-            penalty = self.penalties(pair, real, fake, nimg, shard) if penalise else loss.new_zeros(())
+            penalty = self.penalties(pair, real, fake, state.nimg, shard) if penalise else loss.new_zeros(())
             (loss + penalty).backward()
-            totals[0] += loss.detach()
-            totals[3] += (real - fake).detach().mean()
-        average_gradient(discriminator.grad, self.shards, nimg)
-        discriminator.update(self.discriminator_lr * scale, nimg, self.batch_size)
-        failpoint("discriminator", nimg)
-        # Generator, through the updated heads.
+            losses += loss.detach()
+            margin += (real - fake).detach().mean()
+        average_gradient(learner.grad, s.shards, state.nimg)
+        learner.update(lr, state.nimg, s.batch_size)
+        return losses, margin
+
+    def update_generator(
+        self, state: TrainState, pairs: Sequence[PairedBatch], lr: float
+    ) -> tuple[Tensor, Tensor]:
+        """Train the student through the updated heads; sums over the shards of the loss and of the anchor."""
+        s, learner = self.settings, state.learners["generator"]
+        losses, anchors = torch.zeros(2, device=learner.weights.device)
         self.heads.requires_grad_(False)
         for pair in pairs:
             with torch.no_grad():
                 real = self.heads(pair.real_features, pair.text)
             loss = generator_loss(real, self.heads(pair.fake_features, pair.text))
-            (loss + self.anchor * pair.anchor).backward()
-            totals[1] += loss.detach()
-            totals[2] += pair.anchor.detach()
-        average_gradient(generator.grad, self.shards, nimg)
-        generator.update(self.lr * scale, nimg, self.batch_size)
-        d, g, anchor, margin = (sum_over_workers(totals) / self.shards).unbind()
-        return {"discriminator_loss": d, "generator_loss": g, "anchor": anchor, "margin": margin}
+            (loss + s.anchor * pair.anchor).backward()
+            losses += loss.detach()
+            anchors += pair.anchor.detach()
+        average_gradient(learner.grad, s.shards, state.nimg)
+        learner.update(lr, state.nimg, s.batch_size)
+        return losses, anchors

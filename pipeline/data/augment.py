@@ -1,8 +1,9 @@
-"""Augmentation whose leaks are plugged: every change is told to the network, which is sampled with "none".
+"""Non-leaking augmentation of training images (EDM, arXiv 2206.00364, appendix F.2).
 
-Mirror, scale, rotation, shift and hue, each of a picture by chance, with labels as EDM has them (arXiv 2206.00364,
-appendix F.2): the network learns that tilted pictures have tilted labels, and makes upright ones. What happens to
-a picture is a function of (seed, epoch, row of the data set) alone, drawn for a whole batch at once.
+Images are mirrored, scaled, rotated, shifted and turned in hue, each at random. The network is conditioned on
+labels of these changes, and sampled with the labels of none: it learns that rotated images have rotated labels, and
+generates upright ones. The change to an image is a function of (seed, epoch, row of the data set) alone, drawn for
+a whole batch at once.
 """
 
 import math
@@ -17,18 +18,18 @@ from torch.nn import functional as F
 from pipeline.rng import key
 
 LABELS = 8  # mirror, log2 scale, cos - 1 and sin of the angle, shift x and y, cos - 1 and sin of the hue
-DRAWS = 9  # uniform numbers a picture
+DRAWS = 9  # uniform numbers per image
 
 
 class Augment(NamedTuple):
-    """Strengths. `probability` is that of each kind of change; 0 turns all off."""
+    """Strengths. `probability` applies to each kind of change; 0 turns all off."""
 
     probability: float
     mirror: bool
     scale: float  # standard deviation of log2 of the size
-    rotate: float  # degrees, the most either way
-    shift: float  # standard deviation, as a share of the side
-    hue: float  # degrees, the most either way
+    rotate: float  # degrees, the maximum in either direction
+    shift: float  # standard deviation, as a fraction of the side
+    hue: float  # degrees, the maximum in either direction
 
 
 def uniforms(
@@ -36,7 +37,7 @@ def uniforms(
 ) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1): [n, count], row i a function of (seed, epochs[i], rows[i]).
 
-    SplitMix64 as a counter-based generator (Steele, Lea and Flood, OOPSLA 2014), which is one vector expression."""
+    SplitMix64 as a counter-based generator (Steele, Lea and Flood, OOPSLA 2014), as one vector expression."""
     start = np.uint64(key(seed, "augment"))
     with np.errstate(over="ignore"):
         state = _mix(start + epochs.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
@@ -53,17 +54,17 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class Transforms(NamedTuple):
-    """What happens to each picture of a batch; float64 [n] each."""
+    """The change of each image of a batch; float64 [n] each."""
 
     mirror: NDArray[np.float64]  # 0 or 1
     log_scale: NDArray[np.float64]  # log2
     angle: NDArray[np.float64]  # radians
-    shift_x: NDArray[np.float64]  # share of the side
+    shift_x: NDArray[np.float64]  # fraction of the side
     shift_y: NDArray[np.float64]
     hue: NDArray[np.float64]  # radians
 
     def labels(self) -> Tensor:
-        """What the network is told: float32 [n, LABELS], zero where nothing happens."""
+        """The network's conditioning: float32 [n, LABELS], zero where nothing is changed."""
         columns = (
             self.mirror,
             self.log_scale,
@@ -78,7 +79,7 @@ class Transforms(NamedTuple):
 
 
 def draw(augment: Augment, seed: int, epochs: NDArray[np.int64], rows: NDArray[np.int64]) -> Transforms:
-    """Draw for the pictures `rows` [n] as they are seen in `epochs` [n]."""
+    """Draw the changes of the images `rows` [n] as they are seen in `epochs` [n]."""
     u = uniforms(seed, epochs, rows, DRAWS).T
     happens = u[:4] < augment.probability  # geometry: scale, angle, shift; colour
     normal = _normal(u[4:7])
@@ -88,7 +89,7 @@ def draw(augment: Augment, seed: int, epochs: NDArray[np.int64], rows: NDArray[n
         angle=np.where(happens[1], (2 * u[8] - 1) * math.radians(augment.rotate), 0.0),
         shift_x=np.where(happens[2], normal[1] * augment.shift, 0.0),
         shift_y=np.where(happens[2], normal[2] * augment.shift, 0.0),
-        # The chance itself, stretched over [0, 1), serves as the colour's number.
+        # Given that it is below `probability`, this number is uniform up to there, so it also gives the angle.
         hue=np.where(
             happens[3], (2 * u[3] / max(augment.probability, 1e-9) - 1) * math.radians(augment.hue), 0.0
         ),
@@ -96,38 +97,37 @@ def draw(augment: Augment, seed: int, epochs: NDArray[np.int64], rows: NDArray[n
 
 
 def _normal(u: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard normal numbers by the inverse distribution function, cut at 3.5 standard deviations."""
+    """Standard normal numbers by the inverse distribution function, clipped at 3.5 standard deviations."""
     clipped = torch.from_numpy(np.clip(u, 2.4e-4, 1 - 2.4e-4))
     normal: NDArray[np.float64] = torch.special.ndtri(clipped).numpy()
     return normal
 
 
-def apply(images: Tensor, drawn: Transforms) -> Tensor:
-    """Change float32 images [n,3,R,R] in grey levels; pictures that nothing happens to keep their bits.
+def apply(images: Tensor, transforms: Transforms) -> Tensor:
+    """Change float32 images [n,3,R,R] in 0 to 255; unchanged images keep their bits.
 
-    Bilinear, with border pixels repeated outside. The hue turns about the grey axis (Rec. 601 luma)."""
+    Bilinear, with border pixels repeated outside. Hue is a rotation about the grey axis (Rec. 601 luma)."""
     device = images.device
-    mirrored = torch.from_numpy(drawn.mirror > 0).to(device)[:, None, None, None]
+    mirrored = torch.from_numpy(transforms.mirror > 0).to(device)[:, None, None, None]
     images = torch.where(mirrored, images.flip(-1), images)
-    moved = np.flatnonzero(
-        (drawn.log_scale != 0) | (drawn.angle != 0) | (drawn.shift_x != 0) | (drawn.shift_y != 0)
-    )
+    geometry = (transforms.log_scale, transforms.angle, transforms.shift_x, transforms.shift_y)
+    moved = np.flatnonzero(np.any([values != 0 for values in geometry], axis=0))
     if len(moved):
-        maps = _matrices(drawn, moved).to(device)
+        maps = _matrices(transforms, moved).to(device)
         grid = F.affine_grid(maps, [len(moved), *images.shape[1:]], align_corners=False)
         images[moved] = F.grid_sample(images[moved], grid, padding_mode="border", align_corners=False)
-    turned = np.flatnonzero(drawn.hue != 0)
+    turned = np.flatnonzero(transforms.hue != 0)
     if len(turned):
-        maps = _hue_matrices(drawn.hue[turned]).to(device)
+        maps = _hue_matrices(transforms.hue[turned]).to(device)
         images[turned] = torch.einsum("nij,njhw->nihw", maps, images[turned])
     return images
 
 
-def _matrices(drawn: Transforms, rows: NDArray[np.int64]) -> Tensor:
+def _matrices(transforms: Transforms, rows: NDArray[np.int64]) -> Tensor:
     """Inverse maps, from output to input coordinates in [-1, 1]: float32 [n, 2, 3]."""
-    size, angle = 2.0 ** drawn.log_scale[rows], drawn.angle[rows]
+    size, angle = 2.0 ** transforms.log_scale[rows], transforms.angle[rows]
     cos, sin = np.cos(angle) / size, np.sin(angle) / size
-    x, y = -2 * drawn.shift_x[rows], -2 * drawn.shift_y[rows]
+    x, y = -2 * transforms.shift_x[rows], -2 * transforms.shift_y[rows]
     top, bottom = [cos, sin, cos * x + sin * y], [-sin, cos, -sin * x + cos * y]
     return torch.from_numpy(np.stack([*top, *bottom], axis=1).reshape(-1, 2, 3).astype(np.float32))
 

@@ -1,8 +1,8 @@
 """Random access to a prepared data set, and the order in which training visits it.
 
-The position in the data is a function of `nimg` alone: image p of training is entry p mod n of the p // n-th
-permutation. Every image is seen once an epoch, and neither a resume nor the number of workers changes the
-order. Needs torch, numpy and safetensors only.
+The position in the data is a function of `nimg` alone: image p of training is entry p mod n of permutation number
+p // n. Every image is seen once per epoch, and neither a resume nor the number of workers changes the order. Needs
+only torch, numpy and safetensors.
 """
 
 import json
@@ -24,10 +24,10 @@ from pipeline.rng import generator_for
 
 
 class PreparedDataset:
-    """A folder written by the prepare stage. Images stay on disk (memory maps); texts are held in memory."""
+    """A folder written by the prepare stage. Images stay on disk (memory maps); encoded captions are in memory."""
 
     def __init__(self, path: Path | str) -> None:
-        """Open the folder. Raises InputMissing where there is none; verifies nothing else (see artifacts)."""
+        """Open the folder. Raises InputMissing where there is none; its files are not verified (see artifacts)."""
         self.path = Path(path)
         if not (self.path / "manifest.json").is_file():
             raise InputMissing("E-INP-010", str(path), "no prepared data set here", "run `dvc repro prepare`")
@@ -58,23 +58,23 @@ class PreparedDataset:
         return self._gather([shard.row for shard in self._shards], rows, out)
 
     def low_sums(self, rows: np.ndarray) -> Tensor:
-        """Sums over the boxes of some rows at `low_resolution`: uint16 [n,3,r,r], exact."""
+        """Box sums of some rows at `low_resolution`: uint16 [n,3,r,r], exact."""
         out = np.empty((len(rows), 3, self.low_resolution, self.low_resolution), np.uint16)
         return self._gather([shard.__getitem__ for shard in self._low], rows, out)
 
     def low_images(self, rows: np.ndarray) -> Tensor:
-        """Exact box means of some rows at `low_resolution`, in grey levels: float32 [n,3,r,r]."""
+        """Exact box means of some rows at `low_resolution`, in 0 to 255: float32 [n,3,r,r]."""
         return self.low_sums(rows).float() / self.box_pixels
 
     @property
     def box_pixels(self) -> int:
-        """Pixels that a sum of `low_sums` is of."""
+        """Number of pixels in a box of `low_sums`."""
         return (self.resolution // self.low_resolution) ** 2
 
     def _gather(
         self, shards: Sequence[Callable[[int], np.ndarray]], rows: np.ndarray, out: np.ndarray
     ) -> Tensor:
-        """Copy each row, by its number, from its shard to `out`, once."""
+        """Copy each row from its shard to `out`, without further copies."""
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         places = rows - self._starts[numbers]
         for i, (number, place) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
@@ -101,26 +101,26 @@ class PreparedDataset:
 
 
 class Batch(NamedTuple):
-    """Images and their texts as they are stored, which is small; `to` makes of them what networks take."""
+    """Images and encoded captions in their compact stored form; `to` converts them to what networks take."""
 
     images: Tensor  # uint8 [n,3,R,R], or uint16: sums over boxes of pixels
-    box_pixels: int  # of a box; 1: they are no sums
+    box_pixels: int  # pixels per box; 1 for plain images
     text: Conditioning  # float16
-    drawn: Transforms | None  # how they are augmented
+    transforms: Transforms | None  # augmentation
 
     def to(self, device: str | torch.device) -> tuple[Tensor, Conditioning]:
-        """Images in grey levels, float32 [n,3,R,R], augmented, and float32 texts that say how."""
+        """Augmented images in 0 to 255, float32 [n,3,R,R], and float32 captions with the augmentation labels."""
         images, text = self.images.to(device).float() / self.box_pixels, self.text.to(device).float()
-        if self.drawn is None:
+        if self.transforms is None:
             return images, text
-        return apply(images, self.drawn), text._replace(augment=self.drawn.labels().to(device))
+        return apply(images, self.transforms), text._replace(augment=self.transforms.labels().to(device))
 
 
 class Batches:
     """The training batches of one split, addressed by (nimg, shard).
 
-    Images come at the data set's resolution or, if `resolution` is that of its box sums, from those. `augment`
-    (None: not at all) changes them there, and tells the network how."""
+    Images have the data set's resolution or, if `resolution` is at most that of its box sums, the latter. `augment`
+    (None: not at all) changes them at this resolution, and is part of the conditioning."""
 
     def __init__(
         self,
@@ -162,13 +162,13 @@ class Batches:
         return epochs, rows
 
     def at(self, nimg: int, shard: int) -> Batch:
-        """B/shards images, with one caption each, drawn by (seed, nimg, shard)."""
+        """B/shards images with one caption each, which is drawn by (seed, nimg, shard)."""
         epochs, rows = self.places(nimg, shard)
         generator = generator_for(self.seed, "caption", nimg, shard)
         draws = torch.randint(0, 1 << 30, (len(rows),), generator=generator).tolist()
         ids = [self.dataset.caption_of(row, draw) for row, draw in zip(rows.tolist(), draws, strict=True)]
-        drawn = draw(self.augment, self.seed, epochs, rows) if self.augment else None
+        transforms = draw(self.augment, self.seed, epochs, rows) if self.augment else None
         text = self.dataset.stored_text(ids)
         if self.low:
-            return Batch(self.dataset.low_sums(rows), self.dataset.box_pixels, text, drawn)
-        return Batch(self.dataset.images(rows), 1, text, drawn)
+            return Batch(self.dataset.low_sums(rows), self.dataset.box_pixels, text, transforms)
+        return Batch(self.dataset.images(rows), 1, text, transforms)

@@ -1,6 +1,6 @@
-"""What photographs go through before somebody wants them larger: blur and JPEG. For training, on small pictures.
+"""Blur and JPEG compression, which photographs have often been through before someone wants them larger.
 
-Needs torchvision and Pillow, and imports them when used."""
+Applied to the low-resolution inputs when a shell learns to upscale. Imports torchvision and Pillow when used."""
 
 import io
 import math
@@ -12,32 +12,33 @@ from torch import Tensor
 
 
 class Degrade(NamedTuple):
-    """Strengths; each picture draws its own."""
+    """Strengths; each image draws its own up to these."""
 
-    jpeg: tuple[int, ...]  # least and greatest quality, 1 to 100; (): none
-    blur: float  # px, the greatest standard deviation; 0: none
+    jpeg: tuple[int, ...]  # lowest and highest quality, 1 to 100; (): no compression
+    blur: float  # px, the largest standard deviation; 0: no blur
 
 
 def degrade(images: Tensor, strengths: Degrade, generator: torch.Generator) -> Tensor:
-    """Blur, then compress, each of some pictures uint8 [n,3,R,R], on the device of `generator`; drawn from it."""
+    """Blur, then compress, images uint8 [n,3,R,R], each by strengths drawn from `generator`, on its device."""
     from torchvision.transforms.v2.functional import gaussian_blur
 
     device = generator.device
-    shares = torch.rand(len(images), 2, generator=generator, device=device).tolist()
-    made = []
-    for image, (blurred, quality) in zip(images.cpu(), shares, strict=True):
+    draws = torch.rand(len(images), 2, generator=generator, device=device).tolist()
+    degraded = []
+    for image, (blur, quality) in zip(images.cpu(), draws, strict=True):
         if strengths.blur > 0:
             widest = 2 * ((image.shape[-1] - 1) // 2) + 1
             size = min(2 * math.ceil(3 * strengths.blur) + 1, widest)
-            image = gaussian_blur(image, [size, size], [max(blurred * strengths.blur, 1e-3)] * 2)
+            image = gaussian_blur(image, [size, size], [max(blur * strengths.blur, 1e-3)] * 2)
         if strengths.jpeg:
             low, high = strengths.jpeg
             image = _jpeg(image, low + round(quality * (high - low)))
-        made.append(image)
-    return torch.stack(made).to(device) if made else images
+        degraded.append(image)
+    return torch.stack(degraded).to(device) if degraded else images
 
 
 def _jpeg(image: Tensor, quality: int) -> Tensor:
+    # torchvision's own encoder gives the same bytes, but is deprecated.
     from PIL import Image
 
     file = io.BytesIO()

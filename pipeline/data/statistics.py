@@ -1,4 +1,7 @@
-"""Statistics of the training images, measured in constant memory."""
+"""Statistics of the training images: mean and standard deviation per channel, and the variance of high bands.
+
+Computed in constant memory, in float64.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +15,7 @@ from pipeline.models.statistics import Statistics
 
 
 def chunks(rows: NDArray[np.int64], size: int = 1024) -> Iterator[NDArray[np.int64]]:
-    """Rows in parts, so that a set of any size is measured in constant memory."""
+    """Rows in chunks of `size`, so that a data set of any size is measured in constant memory."""
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
@@ -32,8 +35,8 @@ def measure_statistics(dataset: PreparedDataset, resolution: int) -> Statistics:
 def high_band_variances(
     dataset: PreparedDataset, statistics: Statistics, resolutions: Sequence[int]
 ) -> dict[int, float]:
-    """4/3 mean(HP x)^2 of the standardised training images at some resolutions: the variance per dimension that the
-    high band keeps."""
+    """Variance per dimension of the high band of the standardised training images, at some resolutions: 4/3 of the
+    mean square of HP x, since the high band has 3/4 of the dimensions."""
     totals, counts = dict.fromkeys(resolutions, 0.0), dict.fromkeys(resolutions, 0)
     for rows in chunks(dataset.split("train")):
         x = statistics.standardise(dataset.images(rows))

@@ -1,10 +1,10 @@
-"""Pictures on disk with random access, through memory maps: raw, or PNG behind a table of offsets.
+"""Images on disk with random access, through memory maps: raw, or PNG with a table of offsets.
 
     NAME.npy                          uint8 [n, 3, R, R]
-    NAME.png.npy, NAME.offsets.npy    uint8 [bytes], int64 [n + 1]: picture i lies at offsets[i] ... offsets[i + 1]
+    NAME.png.npy, NAME.offsets.npy    uint8 [bytes], int64 [n + 1]: image i lies at offsets[i] ... offsets[i + 1]
 
-Raw is read some forty times as fast; PNG takes 60% of the room for photos, 3 to 12% for drawings (docs/data.md).
-Needs numpy only, and where PNG is written or read, Pillow and kornia-rs.
+Raw is read about forty times as fast; PNG takes 60% of the space for photographs, 3 to 12% for drawings
+(docs/data.md). Needs only numpy, and Pillow to write PNG and kornia-rs to read it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Bytes = NDArray[np.uint8]
 
 
 def encode(pixels: Bytes, encoding: str) -> Bytes:
-    """uint8 [3, R, R] as it is stored: itself (`raw`), or the bytes of a PNG file (`png`)."""
+    """The stored form of uint8 [3, R, R]: unchanged (`raw`), or the bytes of a PNG file (`png`)."""
     if encoding == "raw":
         return pixels
     from PIL import Image
@@ -43,20 +43,21 @@ def decode(stored: Bytes) -> Bytes:
     return pixels.transpose(2, 0, 1)
 
 
-def write(folder: Path, name: str, pictures: Iterable[Bytes], count: int, encoding: str) -> None:
-    """Write `count` pictures, as `encode` makes them. Holds one of them in memory, or all that are PNG."""
+def write(folder: Path, name: str, images: Iterable[Bytes], count: int, encoding: str) -> None:
+    """Write `count` images that `encode` returned. Holds one raw image in memory, or all PNG images."""
     if encoding == "raw":
-        write_array(folder / f"{name}.npy", pictures, count)
+        write_array(folder / f"{name}.npy", images, count)
         return
-    parts = list(pictures)
-    assert len(parts) == count
-    sizes = np.array([0, *map(len, parts)], dtype=np.int64)
+    files = list(images)
+    assert len(files) == count
+    sizes = np.array([0, *map(len, files)], dtype=np.int64)
     np.save(folder / f"{name}.offsets.npy", np.cumsum(sizes))
-    np.save(folder / f"{name}.png.npy", np.concatenate(parts) if parts else np.zeros(0, np.uint8))
+    np.save(folder / f"{name}.png.npy", np.concatenate(files) if files else np.zeros(0, np.uint8))
 
 
 def write_array(path: Path, rows: Iterable[NDArray[np.generic]], count: int) -> None:
-    """Write `count` equal arrays as one file, a row at a time; not through a map, where a full disk is a signal."""
+    """Write `count` arrays of one shape as one file, a row at a time; not through a memory map, where a full disk
+    is a signal (SIGBUS) instead of an OSError."""
     rows = iter(rows)
     first = next(rows, np.zeros((), np.uint8))
     shape = (count, *first.shape)
@@ -72,7 +73,7 @@ def write_array(path: Path, rows: Iterable[NDArray[np.generic]], count: int) -> 
 
 
 def open_array(path: Path) -> NDArray[Any]:
-    """An array of `write_array`, through a read-only memory map; as a plain array, whose rows cost less to take."""
+    """An array of `write_array`, through a read-only memory map; as a plain ndarray, which is faster to index."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
@@ -92,11 +93,11 @@ class Pictures:
         return len(self._data) if self._offsets is None else len(self._offsets) - 1
 
     def stored(self, row: int) -> Bytes:
-        """Picture `row` as it is stored."""
+        """Image `row` in its stored form."""
         if self._offsets is None:
             return self._data[row]
         return self._data[self._offsets[row] : self._offsets[row + 1]]
 
     def row(self, row: int) -> Bytes:
-        """Picture `row`: uint8 [3, R, R]."""
+        """Image `row`: uint8 [3, R, R]."""
         return decode(self.stored(row))

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.compute import ComputeProfile
 from pipeline.errors import Busy, PipelineError, describe
-from pipeline.launch.failures import FAILURE, Worker, raise_failure, record_failure
+from pipeline.launch.failures import FAILURE, raise_failure, record_failure
+from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.processes import signal_on_parent_death
 
 RAY_ENV = {
@@ -87,7 +87,7 @@ def inside_ray_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile: ComputeProfile) -> None:
+def train_under_ray(stage: str, worker: Worker, config: WorkerConfig, profile: ComputeProfile) -> None:
     """Run `worker` in `profile.workers` processes with a process group; if one dies, all restart.
 
     Raises:
@@ -96,10 +96,10 @@ def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
-    scratch = Path(config["run_dir"]) / "ray"
+    scratch = config.run_dir / "ray"
     trainer = TorchTrainer(
         _RemoteWorker(worker),
-        train_loop_config=config,
+        train_loop_config=config.to_dict(),
         scaling_config=ScalingConfig(num_workers=profile.workers, use_gpu=profile.use_gpu),
         run_config=RunConfig(
             name=f"{stage}-{secrets.token_hex(8)}",  # Ray resumes a run whose name it knows, even a finished one.
@@ -110,7 +110,7 @@ def train_under_ray(stage: str, worker: Worker, config: dict[str, Any], profile:
     try:
         _in_thread(trainer.fit)
     except TrainingFailedError as error:
-        raise_failure(Path(config["run_dir"]))
+        raise_failure(config.run_dir)
         if not isinstance(error, WorkerGroupError):
             raise
         raise _explain(stage, error.worker_failures, profile.max_failures) from None
@@ -136,7 +136,7 @@ def _in_thread(work: Callable[[], object]) -> None:
 
 @dataclass(frozen=True)
 class _RemoteWorker:
-    """`record_failure(worker, config)` as an object that Ray can send.
+    """`record_failure(worker, config)` as an object that Ray can send; it takes the config as plain values.
 
     It dies with its raylet: without a driver it would train on for seconds, alongside the next attempt.
     """
@@ -145,7 +145,7 @@ class _RemoteWorker:
 
     def __call__(self, config: dict[str, Any]) -> None:
         signal_on_parent_death(signal.SIGKILL)
-        record_failure(self.worker, config)
+        record_failure(self.worker, WorkerConfig.from_dict(config))
 
 
 def _explain(stage: str, failures: Mapping[int, Exception], max_failures: int) -> Exception:
@@ -163,15 +163,15 @@ def _explain(stage: str, failures: Mapping[int, Exception], max_failures: int) -
     return RuntimeError(f"training worker {rank} failed:\n{error}")
 
 
-def execute(stage: str, worker: Worker, config: dict[str, Any], profile: ComputeProfile) -> None:
+def execute(stage: str, worker: Worker, config: WorkerConfig, profile: ComputeProfile) -> None:
     """Run `worker` in this process or on Ray: the cluster's inside a job, otherwise a private one."""
-    (Path(config["run_dir"]) / FAILURE).unlink(missing_ok=True)
+    (config.run_dir / FAILURE).unlink(missing_ok=True)
     if profile.workers == 0:
         worker(config)
         return
     with ray_session(profile.workers, inside_ray_job()):
         train_under_ray(stage, worker, config, profile)
-    raise_failure(Path(config["run_dir"]))
+    raise_failure(config.run_dir)
 
 
 def _run_tasks(

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
 from pipeline.errors import PipelineError, describe
+from pipeline.launch.worker import Worker, WorkerConfig
 
-Worker = Callable[[dict[str, Any]], None]
 FAILURE = "failure.json"
 
 
-def record_failure(worker: Worker, config: dict[str, Any]) -> None:
+def record_failure(worker: Worker, config: WorkerConfig) -> None:
     """Run `worker`; a failure that a restart would only repeat is written to `run_dir/failure.json`.
 
     It is also raised, since only Ray can stop the peers, which wait in a collective. The restart that follows
     finds the record and returns at once; `raise_failure` then raises it in the driver. Failures that a restart
     may fix leave no record: RuntimeError (a collective whose peer died, a device) and lost connections.
     """
-    record = Path(config["run_dir"]) / FAILURE
+    record = config.run_dir / FAILURE
     if record.exists():
         return
     try:

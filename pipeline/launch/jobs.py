@@ -8,6 +8,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from pipeline.artifacts import copy_into_place
 from pipeline.compute import ComputeProfile
 from pipeline.errors import Busy, PipelineError, StorageError
 from pipeline.launch.execution import RAY_ENV, execute
-from pipeline.launch.failures import FAILURE, Worker, failure_record, raise_failure
+from pipeline.launch.failures import FAILURE, failure_record, raise_failure
 from pipeline.launch.fingerprint import digest_path
 from pipeline.launch.watch import POLL_SECONDS
+from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.tracking import store
 
 JOB = "job.json"
@@ -34,7 +36,7 @@ def name_of(worker: Worker) -> str:
 
 
 def run_as_job(
-    stage: str, worker: Worker, config: dict[str, Any], profile: ComputeProfile, inputs: Sequence[str]
+    stage: str, worker: Worker, config: WorkerConfig, profile: ComputeProfile, inputs: Sequence[str]
 ) -> None:
     """Submit `worker` to the cluster at `profile.address`, and wait for it.
 
@@ -50,12 +52,12 @@ def run_as_job(
 
     assert profile.address is not None
     assert profile.storage is not None
-    root, run_dir = Path(config["root"]), Path(config["run_dir"])
+    root, run_dir = config.root, config.run_dir
     shared = share_inputs(root, Path(profile.storage), run_dir, inputs)
     body = {
         "stage": stage,
         "worker": name_of(worker),
-        "config": {**config, "root": str(shared)},
+        "config": replace(config, root=shared).to_dict(),
         "profile": profile.model_dump(mode="json"),
     }
     artifacts.write_atomic(run_dir / JOB, json.dumps(body, indent=1))
@@ -139,7 +141,7 @@ def run_job(run_dir: Path) -> None:
     worker: Worker = getattr(importlib.import_module(module), function)
     profile = ComputeProfile.model_validate(body["profile"])
     try:
-        execute(body["stage"], worker, body["config"], profile)
+        execute(body["stage"], worker, WorkerConfig.from_dict(body["config"]), profile)
     except (PipelineError, OSError) as exc:
         artifacts.write_atomic(run_dir / FAILURE, json.dumps(failure_record(exc)))
         raise

@@ -28,7 +28,6 @@ from pipeline.compute import ComputeProfile, load_profile
 from pipeline.config.params import Params
 from pipeline.errors import StorageError
 from pipeline.launch.execution import cpu_count, execute, inside_ray_job, map_under_ray, ray_session
-from pipeline.launch.failures import Worker
 from pipeline.launch.fingerprint import (
     dependencies,
     digest_path,
@@ -41,6 +40,7 @@ from pipeline.launch.fingerprint import (
 )
 from pipeline.launch.jobs import link_storage, run_as_job
 from pipeline.launch.watch import ProgressWatch
+from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.processes import signal_on_parent_death
 from pipeline.tracking import stage_run
 
@@ -66,21 +66,20 @@ class Stage:
     tracker: stage_run.StageRun
     _exported: list[str] = field(default_factory=list)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """What a worker gets; plain values, so that it can be sent."""
-        threads = self.profile.threads or max(1, cpu_count() // max(1, self.profile.workers))
-        return {
-            "params": self.params.model_dump(mode="json"),
-            "root": str(self.root),
-            "run_dir": str(self.run_dir),
-            "inputs": self.inputs,
-            "precision": self.profile.precision,
-            "recompute": self.profile.recompute,
-            "cuda_graphs": self.profile.cuda_graphs,
-            "compile": self.profile.compile,
-            "threads": threads,
-        }
+    def worker_config(self, init: Path | None = None) -> WorkerConfig:
+        """What each worker gets."""
+        profile = self.profile
+        return WorkerConfig(
+            params=self.params,
+            root=self.root,
+            run_dir=self.run_dir,
+            init=init,
+            precision=profile.precision,
+            recompute=profile.recompute,
+            cuda_graphs=profile.cuda_graphs,
+            compile=profile.compile,
+            threads=profile.threads or max(1, cpu_count() // max(1, profile.workers)),
+        )
 
     def finished(self) -> bool:
         """True if `run_dir/result` exists and verifies; a damaged one is trained again."""
@@ -93,10 +92,11 @@ class Stage:
             return False
         return True
 
-    def run(self, worker: Worker, **more: Any) -> None:
-        """Train: `worker(config)` in one process or many, from the last checkpoint, to `run_dir/result`. `more`
-        goes into the config: plain values, paths in them below the folder of all runs."""
-        config = {**self.config, **more}
+    def run(self, worker: Worker, init: Path | None = None) -> None:
+        """Train: `worker(config)` in one process or many, from the last checkpoint, to `run_dir/result`.
+
+        `init` is a model to start from, below the folder of all runs, which every node of a cluster sees."""
+        config = self.worker_config(init)
         if self.finished():
             print(f"{self.name}: run {self.run_dir.name} is finished; exporting it", file=sys.stderr)
             return

@@ -60,13 +60,13 @@ def fetch(root: Path, address: str, digest: str, cache: Path) -> Path:
     return target
 
 
-def pinned(stage: Stage, section: Finetune) -> dict[str, str]:
-    """{"init": folder of the pinned model}, for the workers of a stage; empty where models/core is grown, or the
-    stage has finished before. Raises as `fetch` does."""
+def pinned(stage: Stage, section: Finetune) -> Path | None:
+    """Folder of the pinned model, for the workers of a stage; None where models/core is grown, or the stage has
+    finished before. Raises as `fetch` does."""
     if section.init_from == CORE_MODEL or stage.finished():
-        return {}
+        return None
     cache = stage.run_dir.parents[1] / "init"
-    return {"init": str(fetch(stage.root, section.init_from, section.init_sha256, cache))}
+    return fetch(stage.root, section.init_from, section.init_sha256, cache)
 
 
 def _verified(folder: Path, address: str) -> str:

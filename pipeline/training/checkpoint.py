@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to go on, committed whole or not at all.
+"""Checkpoints: everything that a run needs to continue, written atomically.
 
-A checkpoint is `nimg-<12 digits>/` with state.safetensors and a manifest written last (artifacts.py). Only
-rank 0 writes, since all workers hold the same state; every worker loads.
+A checkpoint is a folder `nimg-<12 digits>/` with state.safetensors and a manifest, which is written last
+(artifacts.py). Only rank 0 writes, since all workers hold the same state; every worker loads.
 """
 
 from pathlib import Path
@@ -13,11 +13,11 @@ from pipeline import artifacts
 from pipeline.training.distributed import broadcast, rank_and_size
 from pipeline.training.state import TrainState
 
-KEEP = 2  # verified checkpoints that stay
+KEEP = 2  # newest checkpoints that are not removed
 
 
 def save(folder: Path, state: TrainState) -> None:
-    """Commit the state at its `nimg` and drop older checkpoints; a no-op on other workers than the first."""
+    """Commit the state at its `nimg` and remove old checkpoints; a no-op on all workers but the first."""
     if rank_and_size()[0]:
         return
     path = folder / f"nimg-{state.nimg:012d}"
@@ -34,7 +34,7 @@ def resume(folder: Path, state: TrainState) -> None:
     nimg = torch.tensor(int(newest.name.removeprefix("nimg-")) if newest else -1)
     if torch.cuda.is_available():
         nimg = nimg.cuda()
-    found = int(broadcast(nimg))
-    if found >= 0:
-        path = folder / f"nimg-{found:012d}" / "state.safetensors"
-        state.load(load_file(path), found, str(path))
+    start = int(broadcast(nimg))
+    if start >= 0:
+        path = folder / f"nimg-{start:012d}" / "state.safetensors"
+        state.load(load_file(path), start, str(path))

@@ -1,23 +1,27 @@
-"""What every training stage needs: parameters, data, folders, device; and how its result is exported."""
+"""What the worker of every training stage needs, and how it exports its result.
+
+`TrainContext` holds the stage's settings, its data, run folder and device. It runs the loop with checkpoints and
+progress, draws sample grids, and commits the finished model with its reports. It knows nothing of params.yaml: the
+workers (pipeline/workers) unpack that into the dataclasses used here.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from pipeline import artifacts
-from pipeline.config.params import Params, parse_params
-from pipeline.data.augment import LABELS, Augment
+from pipeline.data.augment import Augment
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.diffusion.generate import Generated, generate
 from pipeline.errors import ConfigError, StorageError
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import Lineage, SamplerSettings, SnapshotConfig
-from pipeline.models.denoiser import Denoiser, pyramid_levels, set_dtype
+from pipeline.models.denoiser import Denoiser, set_dtype
 from pipeline.models.kernels import mean_kernel_px, mixes
 from pipeline.models.resample import resize
 from pipeline.models.snapshot import Snapshot, Weights, at_resolution, describe, load_snapshot, save_snapshot
@@ -26,70 +30,103 @@ from pipeline.rng import generator_for, key
 from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.fit import Hook, Step, fit
-from pipeline.training.hooks import Checkpoints, Progress, failpoint, read_records
+from pipeline.training.hooks import Checkpoints, Intervals, Progress, failpoint, read_records
 from pipeline.training.reports import GRID, save_grid, save_kernels, write_curves
+from pipeline.training.schedule import StepSettings
 from pipeline.training.state import TrainState
 
+S = TypeVar("S", bound=StepSettings)
 
-class TrainContext:
-    """What every training stage needs: parameters, data, folders, device."""
+
+@dataclass(frozen=True)
+class ProcessSettings:
+    """How one process computes.
+
+    precision: float32, bfloat16, or auto (see `precision`). recompute: compute activations again in the backward
+    pass, for less memory. threads: CPU threads; 0 keeps torch's own choice."""
+
+    precision: str = "auto"
+    recompute: bool = False
+    threads: int = 0
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """float32 or bfloat16; `auto` is bfloat16 where the hardware computes in it."""
+    if name == "auto":
+        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+@dataclass(frozen=True)
+class GrowthRound:
+    """One of `count` rounds of training: its folder (checkpoints, averages, result), and the stage's clock at its
+    start. A stage that trains in one round uses its run folder."""
+
+    folder: Path
+    start: int = 0
+    count: int = 1
+
+    @property
+    def result(self) -> Path:
+        """The finished model and its metrics, which the next round reads."""
+        return self.folder / "result"
+
+    def finished(self) -> bool:
+        """Whether the result exists and verifies; a damaged one is trained again."""
+        try:
+            artifacts.verify_directory(self.result)
+        except StorageError:
+            return False
+        return True
+
+
+class TrainContext(Generic[S]):
+    """Settings, data, run folder and device of one worker process of a training stage."""
 
     def __init__(
-        self, stage: str, config: dict[str, Any], generate: Callable[..., Generated] = generate
+        self,
+        stage: str,
+        settings: S,
+        intervals: Intervals,
+        dataset: PreparedDataset,
+        folder: Path,
+        process: ProcessSettings = ProcessSettings(),
+        generate: Callable[..., Generated] = generate,
     ) -> None:
-        """`generate` draws the sample grids."""
-        self.generate = generate
+        """Sets up this process: threads, deterministic algorithms, and torch's own generator, from which fresh
+        networks draw their weights. `generate` draws the sample grids."""
         self.stage = stage
-        self.params: Params = parse_params(config["params"])
-        self.section = getattr(self.params, stage)
-        self.root = Path(config["root"])
-        self.folder = Path(config["run_dir"])
-        self.dataset = PreparedDataset(self.root / "data/prepared")
+        self.settings = settings
+        self.intervals = intervals
+        self.dataset = dataset
+        self.folder = folder
+        self.generate = generate
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = precision(config["precision"], self.device)
-        self.recompute = bool(config.get("recompute", False))
-        graphs = bool(config.get("cuda_graphs", True))
-        self.recorded = graphs and self.device.type == "cuda" and not self.recompute
-        self.compiled = bool(config.get("compile", False)) and self.device.type == "cuda"
-        if config["threads"]:
-            torch.set_num_threads(config["threads"])
+        self.dtype = precision(process.precision, self.device)
+        self.recompute = process.recompute
+        if process.threads:
+            torch.set_num_threads(process.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling finds bugs, at 7% of a step. (Set by name: it is missing in torch's types.)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
-        torch.manual_seed(key(self.params.seed, f"{stage}-weights"))
-
-    def batches(self, resolution: int, augment: Augment | None = None) -> Batches:
-        """The order of training; images are read at `resolution` if the data set has it, else at full size."""
-        s = self.section
-        return Batches(self.dataset, "train", self.params.seed, s.batch_size, s.shards, resolution, augment)
+        torch.manual_seed(key(settings.seed, f"{stage}-weights"))
 
     @property
-    def augment(self) -> Augment:
-        """How the denoising stages vary their images."""
-        return Augment(**self.params.augment.model_dump())
+    def text_dim(self) -> int:
+        """Length of a caption's vectors."""
+        return int(str(self.dataset.text_encoder["dim"]))
 
-    def conditioning_options(self) -> dict[str, int | bool]:
-        """The keyword values of a network that is told how images were augmented, and of noise by region."""
-        return {
-            "augment_labels": LABELS if self.augment.probability > 0 else 0,
-            "regions": self.params.regions.probability > 0,
-        }
+    def batches(self, resolution: int, augment: Augment | None = None) -> Batches:
+        """Training batches; images are read at `resolution` if the data set has it, else at full size."""
+        s = self.settings
+        return Batches(self.dataset, "train", s.seed, s.batch_size, s.shards, resolution, augment)
 
-    def core_net(self) -> dict[str, Any]:
-        """The keyword values of the core's network."""
-        return self.params.core.model_dump(mode="json", exclude={"resolution"}) | self.conditioning_options()
-
-    def shell_nets(self) -> list[dict[str, Any]]:
-        """The keyword values of each shell's network, coarse first."""
-        more = {**self.conditioning_options(), "bands": self.params.finetune.upscale_probability > 0}
-        return [net | more for net in self.params.shell.nets()]
-
-    def images_and_names(self, rows: Sequence[int]) -> tuple[Tensor, Conditioning, list[str]]:
-        """Images uint8, encoded names and names of some rows, on the device."""
-        ids = [self.dataset.caption_of(row) for row in rows]
+    def images_and_text(self, rows: Sequence[int]) -> tuple[Tensor, Conditioning]:
+        """uint8 images and the encoded names of some rows, on the device."""
         images = self.dataset.images(torch.tensor(rows, dtype=torch.int64).numpy())
-        names = [self.dataset.captions[i] if i >= 0 else "" for i in ids]
-        return images.to(self.device), self.dataset.text(ids).to(self.device), names
+        text = self.dataset.text([self.dataset.caption_of(row) for row in rows])
+        return images.to(self.device), text.to(self.device)
 
     def pick(self, split: str, count: int) -> list[int]:
         """Up to `count` rows spread evenly over a split."""
@@ -97,57 +134,49 @@ class TrainContext:
         return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else rows
 
     def train(
-        self, state: TrainState, step: Step, hooks: Sequence[Hook], phase: "GrowthRound | None" = None
+        self, state: TrainState, step: Step, hooks: Sequence[Hook], growth: GrowthRound | None = None
     ) -> None:
-        """Fit from the state's nimg to the end, with checkpoints; `hooks` begin with the progress file."""
-        s, phase = self.section, phase or GrowthRound(self.folder)
+        """Run the loop from the state's nimg to the end, with checkpoints; `hooks` begin with the progress file."""
+        s, growth = self.settings, growth or GrowthRound(self.folder)
 
-        def watched(state: TrainState) -> dict[str, Tensor]:
-            failpoint("step", phase.start + state.nimg)
+        def step_or_fail(state: TrainState) -> dict[str, Tensor]:
+            failpoint("step", growth.start + state.nimg)
             return step(state)
 
-        saver = Checkpoints(phase.folder / "checkpoints", s.checkpoint_images, s.batch_size)
-        fit(state, watched, s.batch_size, s.num_images, [*hooks, saver])
-        checkpoint.save(phase.folder / "checkpoints", state)
+        saver = Checkpoints(growth.folder / "checkpoints", self.intervals.checkpoint_images, s.batch_size)
+        fit(state, step_or_fail, s.batch_size, s.num_images, [*hooks, saver])
+        checkpoint.save(growth.folder / "checkpoints", state)
 
-    def progress(self, nimg: int, phase: "GrowthRound | None" = None) -> Progress:
-        """The progress file, cut to what has been trained."""
-        s, phase = self.section, phase or GrowthRound(self.folder)
-        path, total = self.folder / "progress.jsonl", phase.count * s.num_images
-        return Progress(path, s.log_images, s.batch_size, total, nimg, phase.start)
+    def progress(self, nimg: int, growth: GrowthRound | None = None) -> Progress:
+        """The progress file, cut to the images trained so far."""
+        s, growth = self.settings, growth or GrowthRound(self.folder)
+        path, total = self.folder / "progress.jsonl", growth.count * s.num_images
+        return Progress(path, self.intervals.log_images, s.batch_size, total, nimg, growth.start)
 
     def snapshot_config(
-        self, kind: str, denoiser: Denoiser, statistics: Statistics, parent: Snapshot | None
+        self,
+        kind: str,
+        denoiser: Denoiser,
+        nets: Sequence[Mapping[str, Any]],
+        statistics: Statistics,
+        sampling: SamplerSettings,
+        lineage: Lineage,
     ) -> SnapshotConfig:
-        """config.json of the finished model."""
-        core = parent.config.core.net if parent else self.core_net()
-        known = [shell.net for shell in parent.config.shells] if parent else []
-        nets = [*known, *self.shell_nets()[len(known) : len(pyramid_levels(denoiser)) - 1]]
-        core_config, shells = describe(denoiser, core, nets)
+        """config.json of a model of this stage. `nets`: keyword values of its networks, core first. `lineage` says
+        which models it was trained from; the digests of the data are added."""
+        core, shells = describe(denoiser, nets[0], nets[1:])
         return SnapshotConfig(
             kind=kind,
-            core=core_config,
+            core=core,
             shells=shells,
             text_encoder=self.dataset.text_encoder,
             statistics=statistics,
-            sampling=SamplerSettings(**self.params.sampling.model_dump()),
-            lineage=self.lineage(kind, parent),
-        )
-
-    def lineage(self, kind: str, parent: Snapshot | None) -> Lineage:
-        """Digests of data, its validation and parent; and which model was grown, known of a fine-tuned model and
-        of those made of it."""
-        init_from, init_sha256 = None, None
-        if kind == "finetuned" and parent is not None:
-            init_from, init_sha256 = self.params.finetune.init_from, parent.digest
-        elif parent is not None:
-            init_from, init_sha256 = parent.config.lineage.init_from, parent.config.lineage.init_sha256
-        return Lineage(
-            data=artifacts.directory_digest(self.dataset.path),
-            validation=self.dataset.manifest["meta"]["validation"]["digest"],
-            parent=parent.digest if parent else None,
-            init_from=init_from,
-            init_sha256=init_sha256,
+            sampling=sampling,
+            lineage=replace(
+                lineage,
+                data=artifacts.directory_digest(self.dataset.path),
+                validation=self.dataset.manifest["meta"]["validation"]["digest"],
+            ),
         )
 
     def export(
@@ -158,10 +187,10 @@ class TrainContext:
         curves: Mapping[str, Sequence[str]],
         early: Weights | None = None,
     ) -> None:
-        """Commit run_dir/result: the model, its curves, numbers and sample grid. Only rank 0 writes.
+        """Commit result/ in the run folder: the model, its curves, metrics and sample grids. Only rank 0 writes.
 
-        `curves` has the metrics of each file curves{suffix}.csv; a suffix such as "_64" names a level below, which
-        gets a sample grid as well."""
+        `curves` maps the suffix of each file curves{suffix}.csv to the metrics in it. A suffix such as "_64" stands
+        for the level of 64 px inside the model, which gets a sample grid of its own."""
         if rank_and_size()[0]:
             return
         records = read_records(self.folder / "progress.jsonl")
@@ -172,8 +201,8 @@ class TrainContext:
             reports.mkdir()
             for suffix, names in curves.items():
                 write_curves(reports / f"curves{suffix}.csv", records, names)
-            numbers = {"parameters": parameters, "num_images": self.section.num_images, **metrics}
-            (reports / "metrics.json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
+            summary = {"parameters": parameters, "num_images": self.settings.num_images, **metrics}
+            (reports / "metrics.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
             snapshot = load_snapshot(folder / "model", self.device)
             for loaded in (snapshot.denoiser, snapshot.early):
                 if loaded is not None:
@@ -181,61 +210,30 @@ class TrainContext:
             for suffix in curves:
                 level = at_resolution(snapshot, int(suffix[1:] or snapshot.resolution))
                 self.sample_grid(level, reports / f"samples{suffix}.png")
-                self.kernel_picture(level, reports / f"kernels{suffix}.png")
+                self.plot_kernels(level, reports / f"kernels{suffix}.png")
 
-    def kernel_picture(self, snapshot: Snapshot, path: Path) -> None:
-        """Draw the mean effective kernel against ln sigma, on held-out images; nothing where kernels are off."""
+    def plot_kernels(self, snapshot: Snapshot, path: Path) -> None:
+        """Plot the mean effective kernel against ln sigma, on held-out images; no file where kernels are off."""
         if not mixes(snapshot.denoiser):
             return
-        images, text, _ = self.images_and_names(self.pick("val", GRID))
+        images, text = self.images_and_text(self.pick("val", GRID))
         images = resize(snapshot.statistics.standardise(images), snapshot.resolution)
         sigmas = torch.logspace(-2, 1, 13).tolist()
-        noise = generator_for(self.params.seed, "kernels", device=self.device)
+        noise = generator_for(self.settings.seed, "kernels", device=self.device)
         curves = mean_kernel_px(snapshot.denoiser, images, text, sigmas, noise)
         save_kernels(path, sigmas, curves)
 
     def sample_grid(self, snapshot: Snapshot, path: Path, settings: SamplerSettings | None = None) -> None:
-        """Draw samples of 8 training captions (above) and 8 held-out ones (below), fixed seeds."""
+        """Save samples of 8 training captions (top) and 8 held-out captions (bottom), with fixed seeds."""
         rows = [*self.pick("train", GRID), *self.pick("val", GRID)]
-        _, text, _ = self.images_and_names(rows)
-        made = self.generate(snapshot, text, range(len(rows)), settings)
+        _, text = self.images_and_text(rows)
+        samples = self.generate(snapshot, text, range(len(rows)), settings)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_grid(path, made.images, columns=8)
+        save_grid(path, samples.images, columns=8)
 
 
-def precision(name: str, device: torch.device) -> torch.dtype:
-    """float32, or bfloat16 where the hardware computes in it (`auto`)."""
-    if name == "auto":
-        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
-@dataclass(frozen=True)
-class GrowthRound:
-    """One of `count` rounds of training: its folder (checkpoints, averages, result), and the stage's clock at its
-    start. A stage that trains in one round has no other folder than its own."""
-
-    folder: Path
-    start: int = 0
-    count: int = 1
-
-    @property
-    def result(self) -> Path:
-        """The finished model and its numbers, for the phases to come."""
-        return self.folder / "result"
-
-    def finished(self) -> bool:
-        """Whether the result is there and verifies; a damaged one is made again."""
-        try:
-            artifacts.verify_directory(self.result)
-        except StorageError:
-            return False
-        return True
-
-
-def check_parent(parent: Snapshot, run: TrainContext) -> None:
-    """Raise ConfigError where a model knows other captions than the data."""
+def check_parent(parent: Snapshot, run: TrainContext[S]) -> None:
+    """Raise ConfigError where a model was trained with another text encoder than the data's."""
     known, given = parent.config.text_encoder, run.dataset.text_encoder
     if known != given:
         name = next(name for name in {**given, **known} if known.get(name) != given.get(name))

@@ -1,5 +1,8 @@
-"""Work on a GPU that is recorded once and then replayed (CUDA graphs): a training update launches thousands of
-small kernels, and a host that launches them one by one is slower than the device."""
+"""Functions recorded once on a GPU and then replayed (CUDA graphs).
+
+A training update launches thousands of small kernels. Launching them one by one takes the host longer than the GPU
+needs to run them; replaying a recording takes one launch.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # calls before the recording: libraries choose their algorithms and allocate in the first ones
+WARM_UP = 3  # calls before the recording, in which libraries choose algorithms and allocate memory
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
-    """The tensors of a tensor, or of a tuple of such, at any depth."""
+    """The tensors in a tensor or a nested tuple."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, tuple):
@@ -20,7 +23,7 @@ def leaves(tree: Any) -> Iterator[Tensor]:
 
 
 def cloned(tree: Any) -> Any:
-    """A copy with tensors of its own; all else, and the kinds of tuples, stay."""
+    """A copy of a nested tuple with its tensors cloned; named tuples keep their types."""
     if isinstance(tree, Tensor):
         return tree.clone()
     if not isinstance(tree, tuple):
@@ -30,35 +33,36 @@ def cloned(tree: Any) -> Any:
 
 
 class Recorded:
-    """`work(*given)` on tensors and tuples of them, and on what it holds, such as weights and gradients, in place.
+    """Calls `function(*inputs)`, where inputs are tensors and nested tuples of them.
 
-    Its first calls are done as they are, then one is recorded, and from there on all are replayed: on other values,
-    but of the same shapes, in the same places. `work` may not wait for the device. Results are overwritten by the
-    next call. Random numbers are drawn from torch's own generator as without a recording."""
+    The first calls (WARM_UP) run normally, the next is recorded, and all after it are replayed: with other values
+    of the same shapes, and in place on tensors that `function` holds, such as weights and gradients. `function`
+    must not wait for the device. The next call overwrites the returned tensor. Random numbers are drawn from
+    torch's own generator as in a normal call."""
 
-    def __init__(self, work: Callable[..., Tensor]) -> None:
-        self.work = work
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.given: Any = ()
-        self.made: Tensor | None = None
+        self.static_inputs: Any = ()
+        self.static_output: Tensor | None = None
 
-    def __call__(self, *given: Any) -> Tensor:
-        """Do the work."""
+    def __call__(self, *inputs: Any) -> Tensor:
+        """Call, record or replay."""
         self.calls += 1
         if self.calls <= WARM_UP:
             side, main = torch.cuda.Stream(), torch.cuda.current_stream()
             side.wait_stream(main)
             with torch.cuda.stream(side):
-                made = self.work(*given)
+                output = self.function(*inputs)
             main.wait_stream(side)
-            return made
+            return output
         if self.graph is None:
-            self.given, self.graph = cloned(given), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):  # nothing is computed yet
-                self.made = self.work(*self.given)
-        for own, new in zip(leaves(self.given), leaves(given), strict=True):
+            self.static_inputs, self.graph = cloned(inputs), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):  # records only, without computing
+                self.static_output = self.function(*self.static_inputs)
+        for own, new in zip(leaves(self.static_inputs), leaves(inputs), strict=True):
             own.copy_(new)
         self.graph.replay()
-        assert self.made is not None
-        return self.made
+        assert self.static_output is not None
+        return self.static_output

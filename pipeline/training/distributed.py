@@ -1,10 +1,13 @@
-"""Learning rates as functions of nimg, and gradients summed over the workers."""
+"""What worker processes of a distributed run exchange: shards of the batch, sums, broadcasts, gradients.
+
+Everything works, and does nothing, in a single process without torch.distributed.
+"""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import BadData
+from pipeline.errors import ConfigError
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -13,12 +16,13 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def local_shards(shards: int) -> range:
-    """The consecutive shards of the global batch that this worker takes, whole."""
+    """The consecutive shards of the global batch that this worker takes, each as a whole.
+
+    Raises ConfigError where the shards do not divide evenly among the workers."""
     rank, size = rank_and_size()
     if shards % size:
-        raise BadData(
-            "E-DAT-040", "params.yaml", f"{shards} shards do not divide among {size} workers", "change shards"
-        )
+        problem = f"{shards} shards do not divide evenly among {size} workers"
+        raise ConfigError("E-CFG-025", "params.yaml", problem, "change shards")
     return range(rank * shards // size, (rank + 1) * shards // size)
 
 
@@ -39,9 +43,8 @@ def broadcast(tensor: Tensor) -> Tensor:
 def average_gradient(grad: Tensor, shards: int, nimg: int) -> None:
     """Turn per-worker sums over shards into the mean over all shards, in place.
 
-    Raises BadData on every worker alike where the gradient is not finite."""
+    Raises ConfigError on every worker alike where the gradient is not finite: the learning rate is too high."""
     sum_over_workers(grad).div_(shards)
     if not torch.isfinite(grad.sum()):
-        raise BadData(
-            "E-DAT-041", f"training at image {nimg}", "the gradient is not finite", "lower the learning rate"
-        )
+        where, problem = f"training at image {nimg}", "the gradient is not finite"
+        raise ConfigError("E-CFG-026", where, problem, "lower the learning rate")

@@ -1,4 +1,7 @@
-"""What happens around training steps: checkpoints, the progress file, failure points for tests."""
+"""Hooks, called after every training step: checkpoints, the progress file, anything at regular intervals.
+
+Also the failure points at which tests kill a worker.
+"""
 
 import json
 import math
@@ -6,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -15,13 +19,22 @@ from pipeline.training.distributed import rank_and_size
 from pipeline.training.state import TrainState
 
 
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Training images between checkpoints, progress records and sample grids."""
+
+    checkpoint_images: int
+    log_images: int
+    sample_images: int
+
+
 def due(nimg: int, interval: int, batch_size: int) -> bool:
     """True once per `interval` images: at the first step that reaches each multiple."""
     return nimg // interval > (nimg - batch_size) // interval
 
 
 class Checkpoints:
-    """Save every `interval` images."""
+    """Save a checkpoint every `interval` images."""
 
     def __init__(self, folder: Path, interval: int, batch_size: int) -> None:
         self.folder, self.interval, self.batch_size = folder, interval, batch_size
@@ -35,9 +48,9 @@ class Checkpoints:
 class Progress:
     """Appends the means of the metrics to progress.jsonl, one JSON line every `interval` images.
 
-    The file is also the spool from which the driver shows progress and feeds the tracker, so training never
-    waits for a server. On a resume, lines beyond the checkpoint are dropped. `start` is added to the clock: what
-    phases before this one have trained."""
+    The driver reads this file to show progress and to feed the tracker, so training never waits for a server. On a
+    resume, lines beyond the checkpoint are dropped. `start`, the images trained in earlier rounds, is added to the
+    clock; `total` is the number of images of the whole stage."""
 
     def __init__(
         self, path: Path, interval: int, batch_size: int, total: int, nimg: int, start: int = 0
@@ -72,14 +85,14 @@ class Progress:
 
 
 def read_records(path: Path) -> list[dict[str, object]]:
-    """Whole lines of a progress file; a torn last line is left out."""
+    """Records of a progress file; an incomplete last line is left out."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 def truncate(path: Path, nimg: int) -> None:
-    """Drop records beyond `nimg`: the steps they tell of will be done again."""
+    """Drop records beyond `nimg`, whose steps will be repeated."""
     records = [r for r in read_records(path) if int(str(r["nimg"])) <= nimg]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -93,15 +106,15 @@ class Every:
         self.interval, self.batch_size, self.action = interval, batch_size, action
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
-        """Act when due."""
+        """Call the action when due."""
         if due(state.nimg, self.interval, self.batch_size):
             self.action(state)
 
 
 def failpoint(name: str, nimg: int) -> None:
-    """Die here, by SIGKILL, if CRESCENDO_FAILPOINT is `name:nimg` and this has not happened yet.
+    """Kill this process (SIGKILL) if CRESCENDO_FAILPOINT is `name:nimg`, once.
 
-    The file CRESCENDO_FAILPOINT_FILE, created on the way out, remembers that it did. Only the last worker
+    The file CRESCENDO_FAILPOINT_FILE, created just before, marks that it has happened. Only the last worker
     dies, so that a test also shows how the others are stopped."""
     if os.environ.get("CRESCENDO_FAILPOINT") != f"{name}:{nimg}":
         return

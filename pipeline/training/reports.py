@@ -1,4 +1,4 @@
-"""Pictures and curves of a training stage."""
+"""Files in the reports of a training stage: sample grids, the plot of kernel sizes, curves as CSV."""
 
 import csv
 import math
@@ -36,7 +36,8 @@ def save_kernels(path: Path, sigmas: Sequence[float], curves: dict[str, list[flo
 
 
 def write_curves(path: Path, records: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
-    """Write the records that hold all of `names` as CSV over nimg; without times, so that runs compare."""
+    """Write the records that have all of `names` as CSV over nimg; without times, so that equal runs write equal
+    files."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["nimg", *names])

@@ -1,4 +1,21 @@
-"""Learning rates as functions of the number of training images seen."""
+"""What all training steps share: their settings, and the learning rate as a function of images seen."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """Settings of every training step. Clocks count training images.
+
+    batch_size: images per update over all workers. shards: equal parts of a batch, each with random streams of its
+    own; a worker takes whole shards, so the result depends on their number, not on the number of workers."""
+
+    seed: int
+    batch_size: int
+    shards: int
+    num_images: int
+    lr: float
+    warmup_images: int
 
 
 def linear_decay_lr(peak: float, nimg: int, num_images: int, warmup: int) -> float:

@@ -1,8 +1,8 @@
-"""Everything that training changes, in one object that is saved and loaded whole.
+"""Everything that training changes, in one object that is saved and loaded as a whole.
 
-A `Learner` is a network with its optimizer and weight averages, all held in flat vectors: one all-reduce,
-one fused Adam call and one lerp an update, and a checkpoint of a handful of tensors. Positions in the data,
-random streams and learning rates are functions of `nimg`, so they are not part of the state.
+A `Learner` is a network with its optimizer and weight averages, all in flat vectors: an update is one all-reduce,
+one fused Adam call and one lerp per average, and a checkpoint a handful of tensors. Positions in the data, random
+streams and learning rates are functions of `nimg`, so they are not part of the state.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,19 +18,19 @@ from pipeline.models.layers import MPConv, renormalize_, tangent_gradient_
 
 
 def by_memory(p: Tensor) -> Tensor:
-    """Kernels [O,I,k,k] as [O,k,k,I], as they lie in the flat vector (channels_last); others as they are."""
+    """Kernels [O,I,k,k] as [O,k,k,I], their order in the flat vector (channels_last); other tensors unchanged."""
     return p.permute(0, 2, 3, 1) if p.ndim == 4 else p
 
 
-def as_memory(part: Tensor, p: Tensor) -> Tensor:
-    """A part of the flat vector in the shape of p."""
-    return part.view(by_memory(p).shape).permute(0, 3, 1, 2) if p.ndim == 4 else part.view_as(p)
+def as_memory(flat: Tensor, p: Tensor) -> Tensor:
+    """A slice of the flat vector in the shape of p."""
+    return flat.view(by_memory(p).shape).permute(0, 3, 1, 2) if p.ndim == 4 else flat.view_as(p)
 
 
 class Learner:
     """A module whose trainable parameters are views into one flat vector, with Adam and weight averages.
 
-    Filters of one size lie together, as one matrix, so that few operations project them all."""
+    Filters of one size are adjacent and form one matrix, so a few operations project all of them."""
 
     def __init__(
         self,
@@ -73,18 +73,18 @@ class Learner:
         return self.weights.grad
 
     def renormalize_(self) -> None:
-        """Project the filters of all `MPConv`; to be called whenever the weights were changed."""
+        """Project the filters of all `MPConv`; to be called after every change of the weights."""
         for weights, _ in self.filters:
             renormalize_(weights)
 
     def project_(self) -> None:
-        """Take the radial part out of the gradient of the filters of all `MPConv`."""
+        """Remove the radial component from the gradient of the filters of all `MPConv`."""
         for weights, gradient in self.filters:
             tangent_gradient_(gradient, weights)
 
     def update(self, lr: float, nimg: int, batch_size: int) -> None:
-        """One Adam step from the accumulated gradient (projected), then the projection of the weights and the
-        averages; clears the gradient."""
+        """One Adam step from the accumulated gradient, which is projected first; then projects the weights, updates
+        the averages and clears the gradient."""
         self.project_()
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
@@ -95,7 +95,7 @@ class Learner:
 
     @contextmanager
     def using(self, weights: Tensor) -> Iterator[None]:
-        """Lend the module other weights (an average, which is projected) for a while."""
+        """Give the module other weights (such as an average, which is projected) inside the block."""
         kept = self.weights.detach().clone()
         self.weights.data.copy_(weights)
         self.renormalize_()
@@ -105,7 +105,7 @@ class Learner:
             self.weights.data.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors to save; live references, so that copying into them restores the state."""
+        """The tensors to save. They are references, so copying into them restores the state."""
         adam = {f"adam.{name}": tensor for name, tensor in self.adam.state[self.weights].items()}
         return {
             "weights": self.weights.detach(),
@@ -116,7 +116,7 @@ class Learner:
 
 @dataclass
 class TrainState:
-    """The clock, the learners, and further tensors a step keeps (for refinement: best state and guards)."""
+    """The clock, the learners, and further tensors: early weights; in refinement the best state and the guards."""
 
     learners: dict[str, Learner]
     nimg: int = 0
@@ -136,11 +136,11 @@ class TrainState:
             ours, theirs = own.get(name), tensors.get(name)
             if ours is None or theirs is None or ours.shape != theirs.shape:
                 problem = f"tensor {name}: this run has {shape(ours)}, the checkpoint {shape(theirs)}"
-                raise StorageError("E-IO-020", where, problem, "remove the run's folder to start anew")
+                raise StorageError("E-IO-020", where, problem, "remove the run's folder to start over")
             ours.copy_(theirs)
         self.nimg = nimg
 
 
 def shape(tensor: Tensor | None) -> str:
-    """Shape for an error message."""
+    """A tensor's shape, for an error message."""
     return "nothing" if tensor is None else str(tuple(tensor.shape))

@@ -1,79 +1,57 @@
-"""Worker of the refine stage: adversarial refinement into a model of few passes."""
+"""Worker of the refine stage: adversarial training of the fine-tuned model into one of few passes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from pipeline.adversarial.discriminator import CoreFeatures, FrozenFeatures, Heads, Lite0Features
 from pipeline.adversarial.few_step import generate_refined
-from pipeline.adversarial.guards import Guards, guard_state
-from pipeline.adversarial.step import AdversarialStep
+from pipeline.adversarial.guards import Guards, GuardSettings, guard_tensors
+from pipeline.adversarial.step import AdversarialSettings, AdversarialStep, GuardState
+from pipeline.config.params import Params
 from pipeline.diffusion.ema import halflife_decay
+from pipeline.diffusion.generate import Generated
 from pipeline.errors import ConfigError
-from pipeline.models.config import SnapshotConfig
-from pipeline.models.denoiser import ShellDenoiser, pyramid_levels, set_dtype, set_recompute
+from pipeline.launch.worker import WorkerConfig
+from pipeline.models.conditioning import Conditioning
+from pipeline.models.config import SamplerSettings, SnapshotConfig
+from pipeline.models.denoiser import CoreDenoiser, Denoiser, pyramid_levels, set_dtype, set_recompute
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.training import checkpoint
 from pipeline.training.context import TrainContext, check_parent
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.hooks import Every, due
 from pipeline.training.state import Learner, TrainState
+from pipeline.workers.settings import lineage_of, nets_of, train_context, unpack
+
+PARENT = "models/finetuned"
+CURVES = {"": ["generator_loss", "discriminator_loss", "anchor"]}
+REFERENCE = 64  # training images that scale the features of EfficientNet-Lite0
+
+Context = TrainContext[AdversarialSettings]
 
 
-def refine(config: dict[str, Any]) -> None:
-    """Adversarial refinement into a model of few passes; keeps the best state that the guards saw."""
-    run = TrainContext(
-        "refine", config, lambda snapshot, text, seeds, *_: generate_refined(snapshot, text, seeds)
-    )
-    p, s = run.params, run.params.refine
-    parent = load_snapshot(run.root / "models/finetuned", run.device)
-    if parent.resolution != p.data.resolution:
-        problem = f"models/finetuned makes {parent.resolution} px, data.resolution is {p.data.resolution}"
-        raise ConfigError("E-CFG-020", "params.yaml: refine", problem, "run `dvc repro finetune`")
-    check_parent(parent, run)
-    teacher = load_snapshot(run.root / "models/finetuned", run.device)
-    text_dim = int(str(run.dataset.text_encoder["dim"]))
+def refine(config: WorkerConfig) -> None:
+    """Refine models/finetuned into a model of few passes; exports the best state that the guards have seen."""
+    s = config.params.refine
+    settings = unpack(AdversarialSettings, s, seed=config.params.seed)
+    run = train_context("refine", config, s, settings, sample_one_pass)
+    parent = load_snapshot(config.root / PARENT, run.device)
+    check_parent_fits(parent, run, config.params)
     student = parent.denoiser.requires_grad_(True).train()
     set_dtype(student, run.dtype)
     set_recompute(student, run.recompute)
-    frozen: list[FrozenFeatures] = []
-    if "self" in s.discriminators:
-        core = pyramid_levels(teacher.denoiser)[0]
-        assert not isinstance(core, ShellDenoiser)
-        frozen.append(CoreFeatures(core))
-    if "lite0" in s.discriminators:
-        reference, _, _ = run.images_and_names(run.pick("train", 64))
-        frozen.append(Lite0Features(parent.statistics, parent.statistics.standardise(reference)))
-    heads = Heads([c for network in frozen for c in network.channels], text_dim).to(run.device)
-    generator = Learner(student, (0.0, 0.99), {"ema": partial(halflife_decay, float(s.ema_halflife_images))})
-    state = TrainState({"generator": generator, "discriminator": Learner(heads, (0.0, 0.99))})
-    state.extra = guard_state(generator)
+    step = build_step(config, run, parent)
+    decays = {"ema": partial(halflife_decay, float(s.ema_halflife_images))}
+    generator = Learner(student, (0.0, 0.99), decays)
+    discriminator = Learner(step.heads, (0.0, 0.99))
+    learners = {"generator": generator, "discriminator": discriminator}
+    state = TrainState(learners, extra=guard_tensors(generator))
     checkpoint.resume(run.folder / "checkpoints", state)
-    step = AdversarialStep(
-        student=student,
-        heads=heads,
-        frozen=frozen,
-        batches=run.batches(p.data.resolution),
-        statistics=parent.statistics,
-        seed=p.seed,
-        batch_size=s.batch_size,
-        shards=s.shards,
-        num_images=s.num_images,
-        lr=s.lr,
-        discriminator_lr=s.discriminator_lr,
-        warmup_images=s.warmup_images,
-        anchor=s.anchor,
-        penalty_weight=s.penalty_weight,
-        penalty_std=s.penalty_std,
-        penalty_interval=s.penalty_interval,
-        sigma_start=s.sigma_start,
-        passes=s.passes,
-        pass_probs=s.pass_probs,
-    )
-    images, text, _ = run.images_and_names(run.pick("train", s.check_samples))
-    guards = Guards(step, parent.statistics.standardise(images), text, s.min_spread, s.max_caption_error)
+    images, text = run.images_and_text(run.pick("train", s.check_samples))
+    guards = Guards(step, parent.statistics.standardise(images), text, unpack(GuardSettings, s))
     progress = run.progress(state.nimg)
     if state.nimg == 0:
         progress.write(0, guards(state))
@@ -82,18 +60,66 @@ def refine(config: dict[str, Any]) -> None:
         if due(state.nimg, s.check_images, s.batch_size):
             progress.write(state.nimg, guards(state))
 
-    def finish() -> SnapshotConfig:
-        config = run.snapshot_config("refined", student, parent.statistics, parent)
-        return replace(config, passes=s.passes, sigma_start=s.sigma_start)
-
-    def look(state: TrainState) -> None:
+    def log_samples(state: TrainState) -> None:
         if rank_and_size()[0] == 0:
             with generator.using(generator.emas["ema"]):
-                snapshot = Snapshot(student, finish(), "")
+                snapshot = Snapshot(student, build_config(run, student, parent), "")
                 run.sample_grid(snapshot, run.folder / "samples" / f"nimg-{state.nimg:012d}.png")
 
-    run.train(state, step, [progress, check, Every(s.sample_images, s.batch_size, look)])
-    names = ("lr_scale", "rollbacks", "score", "best_nimg")
-    metrics = dict(zip(names, state.extra["guard"][:4].tolist(), strict=True))
+    run.train(state, step, [progress, check, Every(s.sample_images, s.batch_size, log_samples)])
+    guard = GuardState.load(state)
+    metrics = {
+        "lr_scale": guard.lr_scale,
+        "rollbacks": guard.rollbacks,
+        "score": guard.best_score,
+        "best_nimg": guard.best_nimg,
+    }
     with generator.using(state.extra["best"]):
-        run.export(student, finish(), metrics, {"": ["generator_loss", "discriminator_loss", "anchor"]})
+        run.export(student, build_config(run, student, parent), metrics, CURVES)
+
+
+def sample_one_pass(
+    snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], settings: SamplerSettings | None = None
+) -> Generated:
+    """Images for sample grids; a refined model has guidance built in."""
+    return generate_refined(snapshot, text, seeds)
+
+
+def check_parent_fits(parent: Snapshot, run: Context, params: Params) -> None:
+    """Raise ConfigError where the model to refine does not fit the parameters or the data."""
+    if parent.resolution != params.data.resolution:
+        problem = f"{PARENT} makes {parent.resolution} px, data.resolution is {params.data.resolution}"
+        raise ConfigError("E-CFG-020", "params.yaml: refine", problem, "run `dvc repro finetune`")
+    check_parent(parent, run)
+
+
+def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> AdversarialStep:
+    """The update, with fresh heads on frozen features."""
+    names = config.params.refine.discriminators
+    frozen: list[FrozenFeatures] = []
+    # A copy, as the parent's weights become the student's. Loaded even if unused: this advances torch's own
+    # generator, from which the heads draw their weights.
+    core = pyramid_levels(load_snapshot(config.root / PARENT, run.device).denoiser)[0]
+    if "self" in names:
+        assert isinstance(core, CoreDenoiser)
+        frozen.append(CoreFeatures(core))
+    if "lite0" in names:
+        reference, _ = run.images_and_text(run.pick("train", REFERENCE))
+        frozen.append(Lite0Features(parent.statistics, parent.statistics.standardise(reference)))
+    heads = Heads([c for network in frozen for c in network.channels], run.text_dim).to(run.device)
+    return AdversarialStep(
+        student=parent.denoiser,
+        heads=heads,
+        frozen=frozen,
+        batches=run.batches(parent.resolution),
+        statistics=parent.statistics,
+        settings=run.settings,
+    )
+
+
+def build_config(run: Context, student: Denoiser, parent: Snapshot) -> SnapshotConfig:
+    """config.json of the refined model, which has the networks and sampling settings of its parent."""
+    config = run.snapshot_config(
+        "refined", student, nets_of(parent), parent.statistics, parent.config.sampling, lineage_of(parent)
+    )
+    return replace(config, passes=run.settings.passes, sigma_start=run.settings.sigma_start)

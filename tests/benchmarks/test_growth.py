@@ -13,7 +13,6 @@ from benchmarks.ablations.growth import CORE_RESOLUTION
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.models.denoiser import pyramid_levels
-from pipeline.training.context import TrainContext
 from tests.conftest import write_prepared
 
 ROOT = Path(__file__).parents[2]
@@ -32,12 +31,11 @@ def roots(tmp_path_factory):
 
 def bare_run(root, name):
     """What the recipe of a training builds networks from."""
-    context = TrainContext.__new__(TrainContext)
-    context.dataset = PreparedDataset(root / "data/prepared")
-    study = STUDIES[context.dataset.resolution]
+    dataset = PreparedDataset(root / "data/prepared")
+    study = STUDIES[dataset.resolution]
     changes = (*study.pyramid, *study.trainings[name].changes)
-    context.params = parse_params(run.overridden(run.yaml_of(ROOT / "params.yaml"), changes))
-    return context
+    params = parse_params(run.overridden(run.yaml_of(ROOT / "params.yaml"), changes))
+    return growth.Inputs(params, dataset)
 
 
 @pytest.mark.parametrize("resolution", STUDIES)
@@ -102,7 +100,7 @@ def test_both_levels_of_the_pyramid_are_trained_at_once(roots, monkeypatch):
     rows = few_images(monkeypatch, roots[64])
     trained = growth.trained(rows["A1b"], 0, 1.0)
     assert all(level.net.out_gain != 0 for level in pyramid_levels(trained.denoiser))
-    fresh = growth.pyramid(growth.prepared("pyramid", 0, 64))
+    fresh = growth.pyramid(growth.prepared("pyramid", 0, 64)[0])
     for (level, share), after in zip(fresh, pyramid_levels(trained.denoiser), strict=True):
         assert share == 1 and not torch.equal(level.net.conv_in.weight, after.net.conv_in.weight)
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.slow
 def test_a_killed_worker_continues_from_its_checkpoint(two_workers: None, tmp_path: Path) -> None:
     interrupt = signal.getsignal(signal.SIGINT)
-    execution.train_under_ray("toy", toy, config_of(tmp_path / "run", kill=True), TWO)
+    execution.train_under_ray("toy", partial(toy, kill=True), config_of(tmp_path / "run"), TWO)
     assert (tmp_path / "run/killed").read_text() == "3"
     assert (tmp_path / "run/result/starts").read_text() == "2 2"
     assert not (tmp_path / "run/ray").exists()
@@ -49,16 +50,16 @@ def test_ray_asks_for_a_token_and_leaves_none_in_the_home_folder(two_workers: No
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_worker_that_always_dies_ends_in_one_line(two_workers: None, tmp_path: Path) -> None:
-    config = config_of(tmp_path / "run", kill=True)
+    config, worker = config_of(tmp_path / "run"), partial(toy, kill=True)
     with pytest.raises(Busy, match="worker 1 died") as caught:
-        execution.train_under_ray("toy", toy, config, ComputeProfile(workers=2, max_failures=0))
+        execution.train_under_ray("toy", worker, config, ComputeProfile(workers=2, max_failures=0))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_pipeline_error_of_one_worker_surfaces_unchanged(two_workers: None, tmp_path: Path) -> None:
-    execution.train_under_ray("toy", toy, config_of(tmp_path / "run", fail=True), TWO)
+    execution.train_under_ray("toy", partial(toy, fail=True), config_of(tmp_path / "run"), TWO)
     with pytest.raises(BadData) as caught:
         failures.raise_failure(tmp_path / "run")
     assert str(caught.value) == "E-DAT-999 toy: has a bad\\nimage. Fix: remove it"

@@ -21,8 +21,10 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts
 from pipeline.compute import ComputeProfile
-from pipeline.errors import BadData, StorageError
+from pipeline.config.params import parse_params
+from pipeline.errors import ConfigError, StorageError
 from pipeline.launch import execution, jobs
+from pipeline.launch.worker import WorkerConfig
 from pipeline.workers import pretrain
 from tests.conftest import ROOT
 
@@ -79,13 +81,10 @@ def checkout(tiny_root: Path, tmp_path: Path) -> Path:
     return tmp_path / "code"
 
 
-def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> dict[str, Any]:
+def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> WorkerConfig:
     params = {**tree, "pretrain": {**tree["pretrain"], "num_images": 16, "sample_images": 16}}
     run_dir.mkdir(parents=True)
-    return {
-        "params": params, "root": str(root), "run_dir": str(run_dir),
-        "inputs": {}, "precision": "float32", "threads": 1,
-    }  # fmt: skip
+    return WorkerConfig(parse_params(params), root, run_dir, precision="float32", threads=1)
 
 
 @pytest.mark.ray
@@ -99,14 +98,14 @@ def test_a_job_trains_what_this_process_would(
     jobs.run_as_job("pretrain", pretrain.pretrain, config, profile, ["data/prepared"])
     here = config_of(tiny_tree, checkout, tmp_path / "here")
     pretrain.pretrain(here)
-    models = [Path(c["run_dir"], "result/model/model.safetensors") for c in (config, here)]
+    models = [c.run_dir / "result/model/model.safetensors" for c in (config, here)]
     artifacts.verify_directory(models[0].parents[1])
     assert artifacts.sha256_file(models[0]) == artifacts.sha256_file(models[1])
 
     # A failure over there is the same error here.
     wrong = {**tiny_tree, "pretrain": {**tiny_tree["pretrain"], "lr": 1e38}}
     bad = config_of(wrong, checkout, storage / "runs/pretrain/2")
-    with pytest.raises(BadData, match="gradient is not finite"):
+    with pytest.raises(ConfigError, match="gradient is not finite"):
         jobs.run_as_job("pretrain", pretrain.pretrain, bad, profile, ["data/prepared"])
 
 
@@ -125,7 +124,7 @@ def test_stages_submitted_by_hand_read_and_write_the_shared_storage(
         Image.fromarray(noise).save(path)
     for name in ("dvc.yaml", ".rayignore"):
         shutil.copy(ROOT / name, checkout)
-    params = config_of(tiny_tree, checkout, tmp_path / "unused")["params"]
+    params = config_of(tiny_tree, checkout, tmp_path / "unused").params.model_dump(mode="json")
     params["data"] = {**params["data"], "source": "folder", "subset": [], "text_encoder": "label"}
     YAML(typ="safe").dump(params, checkout / "params.yaml")
     (checkout / "infra/compute").mkdir(parents=True)

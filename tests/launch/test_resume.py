@@ -8,7 +8,9 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.compute import ComputeProfile
+from pipeline.config.params import parse_params
 from pipeline.launch import execution, failures
+from pipeline.launch.worker import WorkerConfig
 from pipeline.workers import finetune, pretrain, refine
 from tests.conftest import write_prepared
 
@@ -18,14 +20,11 @@ TWO = ComputeProfile(workers=2, max_failures=2)
 WORKERS = {"pretrain": pretrain.pretrain, "finetune": finetune.finetune, "refine": refine.refine}
 
 
-def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path) -> dict[str, Any]:
+def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path) -> WorkerConfig:
     """What a worker gets; 32 images (in finetune of each of two octaves), a checkpoint every 16."""
     params = {**tree, stage: {**tree[stage], "num_images": 32, "sample_images": 32}}
     run_dir.mkdir(parents=True)
-    return {
-        "params": params, "root": str(root), "run_dir": str(run_dir),
-        "inputs": {}, "precision": "float32", "threads": 1,
-    }  # fmt: skip
+    return WorkerConfig(parse_params(params), root, run_dir, precision="float32", threads=1)
 
 
 def digests(run_dir: Path) -> dict[str, str]:
@@ -70,8 +69,8 @@ def unbroken(
         for stage in WORKERS:
             config = config_of(stage, tree, trained_root, tmp_path_factory.mktemp("whole") / stage)
             execution.train_under_ray(stage, WORKERS[stage], config, TWO)
-            failures.raise_failure(Path(config["run_dir"]))
-            answers[stage] = digests(Path(config["run_dir"]))
+            failures.raise_failure(config.run_dir)
+            answers[stage] = digests(config.run_dir)
     return answers
 
 

@@ -25,7 +25,7 @@ from pipeline.models.tiles import (
     tiling,
     trained_tiles,
 )
-from pipeline.training.denoising import DenoisingStep
+from pipeline.training.denoising import DenoisingSettings, DenoisingStep
 from tests.builders import captions, perturb
 
 SHAPES = [  # patch of the shell and of the level below, blocks, kernels
@@ -230,13 +230,9 @@ def test_a_training_step_of_a_large_shell_passes_windows_and_is_a_function_of_th
         batches=Pictures(),
         statistics=Statistics((0.0,) * 3, (0.6,) * 3),
         draw_sigma=lambda batch, generator: torch.rand(batch, generator=generator) + 0.1,
-        seed=0,
-        batch_size=4,
-        shards=2,
-        lr=0.01,
-        warmup_images=0,
-        num_images=8,
-        text_dropout=0.1,
+        settings=DenoisingSettings(
+            seed=0, batch_size=4, shards=2, lr=0.01, warmup_images=0, num_images=8, text_dropout=0.1
+        ),
     )
     seen: list[tuple[int, ...]] = []
     hook = shell.net.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))

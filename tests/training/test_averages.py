@@ -14,6 +14,7 @@ from pipeline.config.params import parse_params
 from pipeline.diffusion.ema import Profile, gamma_of_std, mixing_weights, power_decay, profile_product
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.errors import StorageError
+from pipeline.launch.worker import WorkerConfig
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import CoreDenoiser, build_core
 from pipeline.models.layers import MPConv
@@ -27,11 +28,9 @@ BATCH, STEPS = 8, 160
 NET = {"patch": 1, "channels": 16, "channel_mult": [1], "num_blocks": 1, "attention": []}
 
 
-def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> dict[str, Any]:
+def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> WorkerConfig:
     run_dir.mkdir(parents=True)
-    params = parse_params(tree).model_dump(mode="json")
-    places = {"root": str(root), "run_dir": str(run_dir)}
-    return {"params": params, **places, "precision": "float32", "threads": 1}
+    return WorkerConfig(parse_params(tree), root, run_dir, precision="float32", threads=1)
 
 
 def density(profile: Profile, t: Any) -> Any:

@@ -18,7 +18,7 @@ from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
 from pipeline.training.cuda_graphs import WARM_UP, Recorded, cloned, leaves
-from pipeline.training.denoising import DenoisingStep
+from pipeline.training.denoising import DenoisingSettings, DenoisingStep
 from pipeline.training.state import Learner, TrainState
 
 
@@ -47,8 +47,8 @@ def test_a_recording_is_replayed_on_new_values_in_its_own_places(monkeypatch: py
 
     class Graph:
         def replay(self) -> None:
-            assert recorded.made is not None
-            recorded.made.copy_(work(*recorded.given))
+            assert recorded.static_output is not None
+            recorded.static_output.copy_(work(*recorded.static_inputs))
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
     for name, fake in {
@@ -63,7 +63,7 @@ def test_a_recording_is_replayed_on_new_values_in_its_own_places(monkeypatch: py
     made = [recorded(Pair(torch.tensor([float(i)])), torch.tensor(2.0)).clone() for i in range(WARM_UP + 3)]
     assert [float(x) for x in made] == [2.0 * i for i in range(WARM_UP + 3)]
     places = done[WARM_UP:]  # the recording, and three replays
-    assert len(places) == 4 and set(places) == {id(recorded.given[0].a)}
+    assert len(places) == 4 and set(places) == {id(recorded.static_inputs[0].a)}
 
 
 class Noise:
@@ -115,15 +115,17 @@ def trained(
         batches=Noise(net.resolution),
         statistics=Statistics((0.0,) * 3, (0.6,) * 3),
         draw_sigma=sigma,
-        seed=0,
-        batch_size=8,
-        shards=2,
-        lr=0.02,
-        warmup_images=0,
-        num_images=10**6,
-        text_dropout=0.2,
-        recorded=recorded,
-        compiled=compiled,
+        settings=DenoisingSettings(
+            seed=0,
+            batch_size=8,
+            shards=2,
+            lr=0.02,
+            warmup_images=0,
+            num_images=10**6,
+            text_dropout=0.2,
+            recorded=recorded,
+            compiled=compiled,
+        ),
     )
     losses = []
     for _ in range(WARM_UP + 3):

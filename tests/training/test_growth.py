@@ -14,6 +14,7 @@ from pipeline import artifacts
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.generate import generate
+from pipeline.launch.worker import WorkerConfig
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import Snapshot, at_resolution, load_snapshot, save_snapshot
 from pipeline.training.hooks import read_records
@@ -24,16 +25,10 @@ from tests.conftest import write_prepared
 ORDERS = ("one_by_one", "together")
 
 
-def config_of(tree: dict[str, Any], root: Path, run_dir: Path, **finetune: Any) -> dict[str, Any]:
+def config_of(tree: dict[str, Any], root: Path, run_dir: Path, **finetune: Any) -> WorkerConfig:
     run_dir.mkdir(parents=True, exist_ok=True)
     params = parse_params({**tree, "finetune": {**tree["finetune"], **finetune}})
-    return {
-        "params": params.model_dump(mode="json"),
-        "root": str(root),
-        "run_dir": str(run_dir),
-        "precision": "float32",
-        "threads": 1,
-    }
+    return WorkerConfig(params, root, run_dir, precision="float32", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +198,7 @@ def test_a_model_of_two_levels_grows_by_the_octave_that_it_lacks(
     config = replace(parent.config, kind=kind, passes=(1,), sigma_start=5.0)
     save_snapshot(tmp_path / "parent", parent.denoiser, config, parent.early and parent.early.state_dict())
     parent = load_snapshot(tmp_path / "parent")
-    finetune({**config_of(tree, base, tmp_path / "run"), "init": str(tmp_path / "parent")})
+    finetune(replace(config_of(tree, base, tmp_path / "run"), init=tmp_path / "parent"))
     assert [path.name for path in (tmp_path / "run").glob("to-*")] == ["to-32"]
     made = load_snapshot(tmp_path / "run/result/model")
     assert made.config.kind == "finetuned" and not made.config.passes

@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.adversarial.losses import difference_penalty, kernel_distance, mean_pairwise_distance
 from pipeline.adversarial.step import phase_error
 from pipeline.diffusion.ema import gamma_of_std, halflife_decay, power_decay
-from pipeline.errors import BadData, StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.models.layers import MPConv
 from pipeline.models.resample import pool
 from pipeline.rng import generator_for
@@ -157,7 +157,7 @@ def test_random_streams_depend_on_every_part_of_the_key() -> None:
 
 
 def test_a_gradient_that_is_not_finite_stops_training() -> None:
-    with pytest.raises(BadData, match="training at image 64: the gradient is not finite"):
+    with pytest.raises(ConfigError, match="training at image 64: the gradient is not finite"):
         average_gradient(torch.tensor([1.0, math.nan]), 1, 64)
     assert list(local_shards(3)) == [0, 1, 2]
 

@@ -15,30 +15,24 @@ from pipeline.adversarial.few_step import generate_images
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.errors import ConfigError
+from pipeline.launch.worker import WorkerConfig
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import load_snapshot, save_snapshot
-from pipeline.training import context
-from pipeline.training.denoising import DenoisingStep
+from pipeline.training.denoising import DenoisingSettings, DenoisingStep
 from pipeline.training.hooks import read_records
 from pipeline.training.state import Learner
 from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
 from pipeline.workers.refine import refine
+from pipeline.workers.settings import level_settings, train_context
 
 WORKERS = {"pretrain": pretrain, "finetune": finetune, "refine": refine}
 STAGES = {"pretrain": "core", "finetune": "finetuned", "refine": "refined"}
 
 
-def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> dict[str, Any]:
-    params = parse_params(tree).model_dump(mode="json")
+def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> WorkerConfig:
     run_dir.mkdir(parents=True, exist_ok=True)
-    return {
-        "params": params,
-        "root": str(root),
-        "run_dir": str(run_dir),
-        "precision": "float32",
-        "threads": 1,
-    }
+    return WorkerConfig(parse_params(tree), root, run_dir, precision="float32", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -220,13 +214,9 @@ def test_captions_are_dropped_at_the_given_rate(trained: Path, monkeypatch: pyte
         batches=Batches(PreparedDataset(trained / "data/prepared"), "train", 0, 64, 1),
         statistics=snapshot.statistics,
         draw_sigma=lambda n, g: torch.rand(n, generator=g) + 0.1,
-        seed=0,
-        batch_size=64,
-        shards=1,
-        lr=0.01,
-        warmup_images=0,
-        num_images=64,
-        text_dropout=0.25,
+        settings=DenoisingSettings(
+            seed=0, batch_size=64, shards=1, num_images=64, lr=0.01, warmup_images=0, text_dropout=0.25
+        ),
     )
     for nimg in range(0, 64 * 16, 64):
         step.shard_loss(nimg, 0)
@@ -257,9 +247,11 @@ def test_models_with_kernels_and_regions_train_and_grow_only_on_their_like(
 def test_without_kernels_no_image_is_looked_at_for_their_picture(
     trained: Path, tiny_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = context.TrainContext("pretrain", config_of(tiny_tree, trained, tmp_path / "run"))
-    monkeypatch.setattr(run, "images_and_names", None)
-    run.kernel_picture(load_snapshot(trained / "models/core"), tmp_path / "kernels.png")
+    config = config_of(tiny_tree, trained, tmp_path / "run")
+    section = config.params.pretrain
+    run = train_context("pretrain", config, section, level_settings(config, section))
+    monkeypatch.setattr(run, "images_and_text", None)
+    run.plot_kernels(load_snapshot(trained / "models/core"), tmp_path / "kernels.png")
     assert not (tmp_path / "kernels.png").exists()
 
 
@@ -283,7 +275,7 @@ def test_bridges_resume_with_the_bits_of_an_unbroken_run_at_every_level(
             with pytest.raises(KeyboardInterrupt):
                 WORKERS[stage](broken)
         WORKERS[stage](broken)
-        models = [Path(config["run_dir"]) / "result/model" for config in (whole, broken)]
+        models = [config.run_dir / "result/model" for config in (whole, broken)]
         first, second = (model / "model.safetensors" for model in models)
         assert first.read_bytes() == second.read_bytes()
         shutil.copytree(models[0], tmp_path / "models" / kind)
@@ -294,7 +286,7 @@ def test_a_model_of_another_size_is_refused_in_one_line(
 ) -> None:
     config = config_of(tiny_tree, trained, tmp_path / "run")
     with pytest.raises(ConfigError, match="the model to grow makes 16 px, data.resolution is 16"):
-        finetune({**config, "init": str(trained / "models/finetuned")})
+        finetune(replace(config, init=trained / "models/finetuned"))
 
 
 def test_a_model_of_other_shape_or_captions_is_refused_in_one_line_that_says_what_differs(

@@ -1,0 +1,49 @@
+"""What launch hands to the worker processes of a training stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.params import Params, parse_params
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """Everything that one worker process needs to train a stage, on this machine or another.
+
+    root: the folder with data/prepared and models/. run_dir: working state; the finished model and its reports
+    go to run_dir/result. init: a pinned model to start from, in place of models/core. precision, recompute,
+    cuda_graphs, compile and threads are those of the compute profile (pipeline/compute.py).
+    """
+
+    params: Params
+    root: Path
+    run_dir: Path
+    init: Path | None = None
+    precision: str = "auto"
+    recompute: bool = False
+    cuda_graphs: bool = True
+    compile: bool = False
+    threads: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for Ray and for JSON."""
+        paths = {"root": str(self.root), "run_dir": str(self.run_dir), "init": self.init and str(self.init)}
+        return {**asdict(self), **paths, "params": self.params.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WorkerConfig:
+        """The inverse of `to_dict`."""
+        init = values["init"]
+        paths = {
+            "root": Path(values["root"]),
+            "run_dir": Path(values["run_dir"]),
+            "init": init and Path(init),
+        }
+        return cls(**{**values, **paths, "params": parse_params(values["params"])})
+
+
+Worker = Callable[[WorkerConfig], None]

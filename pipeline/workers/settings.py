@@ -1,0 +1,109 @@
+"""From params.yaml to the settings of a training stage: pydantic sections into frozen dataclasses.
+
+The packages below know neither params.yaml nor pydantic, so that they can be used, and tested, on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from pipeline.config.params import Finetune, Params, Pretrain, Training
+from pipeline.data.augment import LABELS, Augment
+from pipeline.data.dataset import PreparedDataset
+from pipeline.data.degrade import Degrade
+from pipeline.diffusion.generate import Generated, generate
+from pipeline.diffusion.pyramid import handover_of
+from pipeline.launch.worker import WorkerConfig
+from pipeline.models.config import Lineage
+from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
+from pipeline.models.snapshot import Snapshot
+from pipeline.training.context import ProcessSettings, S, TrainContext
+from pipeline.training.hooks import Intervals
+from pipeline.training.levels import LevelSettings, NoiseLaw, core_noise, shell_noise
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def unpack(kind: type[Settings], source: object, **others: Any) -> Settings:
+    """A settings dataclass: the fields that `source`, a section or another dataclass, has under the same name, and
+    `others`."""
+    names = [field.name for field in fields(kind) if hasattr(source, field.name)]
+    return kind(**{name: getattr(source, name) for name in names} | others)
+
+
+def train_context(
+    stage: str,
+    config: WorkerConfig,
+    section: Training,
+    settings: S,
+    generate: Callable[..., Generated] = generate,
+) -> TrainContext[S]:
+    """The context of a stage, from its section of params.yaml and the settings unpacked from that."""
+    dataset = PreparedDataset(config.root / "data/prepared")
+    process = unpack(ProcessSettings, config)
+    intervals = unpack(Intervals, section)
+    return TrainContext(stage, settings, intervals, dataset, config.run_dir, process, generate)
+
+
+def level_settings(config: WorkerConfig, section: Pretrain | Finetune) -> LevelSettings:
+    """Settings of a stage that trains by the denoising loss."""
+    p, on_gpu = config.params, torch.cuda.is_available()
+    upscale = {}
+    if isinstance(section, Finetune):
+        upscale = {"degrade": Degrade(section.degrade.jpeg, section.degrade.blur)}
+    return unpack(
+        LevelSettings,
+        section,
+        seed=p.seed,
+        augment=Augment(**p.augment.model_dump()),
+        region_probability=p.regions.probability,
+        bridge=p.regions.maps == "bridge",
+        recorded=on_gpu and config.cuda_graphs and not config.recompute,
+        compiled=on_gpu and config.compile,
+        **upscale,
+    )
+
+
+def noise_law(params: Params, level: Denoiser) -> NoiseLaw:
+    """How noise levels are drawn to train one level of a pyramid."""
+    if isinstance(level, ShellDenoiser):
+        octave = len(pyramid_levels(level)) - 2
+        return shell_noise(level, params.finetune.p_std, handover_of(params.sampling.handover, octave))
+    return core_noise(params.pretrain.p_mean, params.pretrain.p_std)
+
+
+def conditioning_options(params: Params) -> dict[str, int | bool]:
+    """Keyword values of a network that is conditioned on augmentation labels, and on noise levels by region."""
+    return {
+        "augment_labels": LABELS if params.augment.probability > 0 else 0,
+        "regions": params.regions.probability > 0,
+    }
+
+
+def core_net(params: Params) -> dict[str, Any]:
+    """Keyword values of the core's network."""
+    return params.core.model_dump(mode="json", exclude={"resolution"}) | conditioning_options(params)
+
+
+def shell_nets(params: Params) -> list[dict[str, Any]]:
+    """Keyword values of each shell's network, coarse first."""
+    options = {**conditioning_options(params), "bands": params.finetune.upscale_probability > 0}
+    return [net | options for net in params.shell.nets()]
+
+
+def nets_of(snapshot: Snapshot) -> list[Mapping[str, Any]]:
+    """Keyword values of a model's networks, core first."""
+    return [snapshot.config.core.net, *(shell.net for shell in snapshot.config.shells)]
+
+
+def lineage_of(parent: Snapshot) -> Lineage:
+    """The lineage of a model trained from `parent`, which knows what it was grown from."""
+    known = parent.config.lineage
+    return Lineage(parent=parent.digest, init_from=known.init_from, init_sha256=known.init_sha256)
