@@ -179,8 +179,8 @@ def plan(shape: Shape, resolution: int, num_steps: int, handover: float, dtype: 
         trained_part = 1.0
         if tiled := trained_tiles(denoiser):
             shell, cut, count = tiled
-            tiles, weight = cut.from_index(torch.arange(count)), torch.ones(count)
-            kept.append(kept_bytes(lambda: tiled_loss(shell, *inputs, cut, tiles, weight), denoiser))
+            tiles = cut.from_index(torch.arange(count)), torch.ones(count)
+            kept.append(kept_bytes(lambda: tiled_loss(shell, *inputs, cut, tiles), denoiser))
             trained_part = count * (cut.window / resolution) ** 2
     total, trained = count_parameters(denoiser), count_parameters(denoiser.net)
     return Plan(

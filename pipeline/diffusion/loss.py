@@ -81,14 +81,14 @@ def tiled_loss(
     noise: Tensor,
     text: Conditioning,
     cut: Tiling,
-    tiles: Tiles,
-    weight: Tensor,
+    weighted_tiles: tuple[Tiles, Tensor],
     low: LowBand | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and error of some tiles (pipeline/models/tiles.py), times their `weight` [T].
+    """The loss and error of some tiles (pipeline/models/tiles.py), times their weights [T].
 
     With weights 1 / (N p), for tiles drawn with probability p from the N of an image, the means are unbiased
     estimates of those over whole images."""
+    tiles, weight = weighted_tiles
     noisy, low_sigma = noised(images, sigma, noise, low), None if low is None else low.sigma
     error, features, sigma = assess_tiles(shell, images, noisy, sigma, text, cut, tiles, low_sigma)
     weight = weight.view(-1, *[1] * (error.ndim - 1))

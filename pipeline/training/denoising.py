@@ -130,7 +130,7 @@ class DenoisingStep:
             tiled = trained_tiles(self.denoiser)
             assert tiled is not None
             shell, cut, _ = tiled
-            loss, error = of_tiles(shell, images, sigma, noise, text, cut, *tiles, low)
+            loss, error = of_tiles(shell, images, sigma, noise, text, cut, tiles, low)
         return loss.mean(), error.mean()
 
     def add_gradient(self, drawn: DrawnBatch) -> Tensor:

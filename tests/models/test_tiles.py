@@ -103,7 +103,7 @@ def test_a_tile_is_told_of_its_low_band(regions: bool) -> None:
     given = shell, images, sigma, noise, captions(2)
     weight = torch.ones(len(tiles.rows))
     with torch.no_grad():
-        loss, error = tiled_loss(*given, cut, tiles, weight, low)
+        loss, error = tiled_loss(*given, cut, (tiles, weight), low)
         whole, whole_error = denoising_loss(*given, low)
         plain, _ = denoising_loss(*given)
     torch.testing.assert_close(loss.mean(), whole.mean(), atol=1e-5, rtol=1e-5)
@@ -164,7 +164,7 @@ def test_weighted_tiles_have_the_loss_and_gradient_of_whole_images_on_average(re
     chance = tile_probabilities(images, shell.high_band_variance, cut)
     weight = 1 / (chance.shape[1] * chance.flatten())
     tiles = cut.all_tiles(2, images.device)
-    losses, errors = tiled_loss(shell, images, sigma, noise, captions(2), cut, tiles, weight)
+    losses, errors = tiled_loss(shell, images, sigma, noise, captions(2), cut, (tiles, weight))
     likely = chance.flatten() / len(images)
     mean_loss = (likely * losses.flatten(1).mean(dim=1) if regions else likely * losses).sum()
     mean_error = (likely * errors.flatten(1).mean(dim=1) if regions else likely * errors).sum()
