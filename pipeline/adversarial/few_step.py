@@ -1,4 +1,8 @@
-"""Images of a refined model in one, two or four passes."""
+"""Images of a refined model in one, two or four network passes.
+
+The core denoises from one noise level and, with more passes, re-noises and denoises its own estimate; each shell
+adds its octave in one pass. Other models are sampled by diffusion/generate.py; `generate_images` chooses.
+"""
 
 from collections.abc import Sequence
 
@@ -24,7 +28,7 @@ def few_step(
     sigma_start: float,
     start: Tensor | None = None,
 ) -> list[Tensor]:
-    """Make images in `passes` calls of a refined model: the estimate of every level, core first.
+    """Sample a refined model in `passes` calls: the estimate [N,3,r,r] of every level, core first.
 
     The core starts from noise at sigma_start, re-noises and denoises its own estimate at the levels of
     PASS_SIGMAS, and each shell then adds its octave once, from pure noise in its high band. Training passes
@@ -43,17 +47,16 @@ def few_step(
             estimate = core.estimate(x, s, text)
         if not last:
             x = estimate.denoised + schedule[i + 1] * draw(f"pass-{i + 1}", core.resolution)
-    made = [estimate.denoised]
+    estimates = [estimate.denoised]
     for shell in pyramid[1:]:
         assert isinstance(shell, ShellDenoiser)
         sigma = 8 * shell.sigma_high_band
-        noisy = to_next_octave(
-            estimate.denoised.detach(), sigma, draw(f"shell-{shell.resolution}", shell.resolution)
-        )
+        noise = draw(f"shell-{shell.resolution}", shell.resolution)
+        noisy = to_next_octave(estimate.denoised.detach(), sigma, noise)
         s = torch.full((len(x),), sigma, device=x.device)
         estimate = shell.add_octave(noisy, estimate, s, text)
-        made.append(estimate.denoised)
-    return made
+        estimates.append(estimate.denoised)
+    return estimates
 
 
 @torch.no_grad()
@@ -64,7 +67,7 @@ def generate_refined(
     passes: int | None = None,
     batch_size: int = 64,
 ) -> Generated:
-    """Make one image a caption and seed in `passes` (one of the snapshot's; its fewest) of a refined model."""
+    """One image per caption and seed, in `passes` (one of the snapshot's; by default its fewest)."""
     config, device = snapshot.config, next(snapshot.denoiser.parameters()).device
     assert config.sigma_start is not None, "not a refined model"
     nfe, images = passes or min(config.passes), []

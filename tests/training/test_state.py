@@ -8,12 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.adversarial.losses import difference_penalty, kernel_distance, mean_pairwise_distance
-from pipeline.adversarial.step import phase_error
 from pipeline.diffusion.ema import gamma_of_std, halflife_decay, power_decay
 from pipeline.errors import ConfigError, StorageError
 from pipeline.models.layers import MPConv
-from pipeline.models.resample import pool
 from pipeline.rng import generator_for
 from pipeline.training import checkpoint
 from pipeline.training.distributed import average_gradient, local_shards
@@ -177,28 +174,3 @@ def test_progress_is_cut_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
 
 def test_intervals_are_due_once_each() -> None:
     assert [n for n in range(6, 61, 6) if due(n, 20, 6)] == [24, 42, 60]
-
-
-def test_kernel_distance_agrees_with_the_definition() -> None:
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(7, 5, generator=g), torch.randn(6, 5, generator=g) + 0.5
-    k = lambda a, b: (float(a.double() @ b.double()) / 5 + 1) ** 3  # noqa: E731
-    xx = sum(k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / 42
-    yy = sum(k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / 30
-    xy = sum(k(a, b) for a in x for b in y) / 42
-    assert float(kernel_distance(x, y)) == pytest.approx(xx + yy - 2 * xy, rel=1e-9)
-    assert float(mean_pairwise_distance(torch.tensor([[0.0], [2.0]]))) == 2
-    one, half = torch.ones(3), torch.full((3,), 0.5)
-    assert float(difference_penalty(one, half, weight=0.3, std=0.1)) == pytest.approx(0.3 / 0.01 * 0.25)
-
-
-def test_the_anchor_sees_a_dither_that_pooling_hides_and_leaves_edges_their_place() -> None:
-    real = torch.zeros(1, 3, 16, 16)
-    real[..., 6:10] = 1
-    dither = 0.2 * (1 - 2 * (torch.arange(16) % 2)).expand_as(real)
-    assert pool(dither).abs().max() < 1e-7
-    assert phase_error(real + dither, real, 8) == pytest.approx(0.04, rel=1e-5)
-    moved = real.roll(1, dims=3)
-    assert phase_error(moved, real, 8) < 0.6 * (moved - real).square().mean()
-    noise = torch.randn(real.shape, generator=generator_for(0, "noise"))
-    assert phase_error(noise, real, 16) == (pool(noise) - pool(real)).square().mean()
