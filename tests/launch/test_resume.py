@@ -1,6 +1,12 @@
-"""A worker killed under Ray changes nothing: the final checkpoint is byte for byte the unbroken run's."""
+"""A worker killed under Ray changes nothing: its last checkpoint is byte for byte that of an unbroken run.
 
+The unbroken runs are trained in this process, the killed ones by two workers, all within one session of Ray.
+"""
+
+import os
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,7 @@ from pipeline import artifacts
 from pipeline.compute import ComputeProfile
 from pipeline.config.params import parse_params
 from pipeline.launch import execution, failures
-from pipeline.launch.worker import WorkerConfig
+from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.workers import finetune, pretrain, refine
 from tests.conftest import write_prepared
 
@@ -18,6 +24,22 @@ pytestmark = pytest.mark.slow
 
 TWO = ComputeProfile(workers=2, max_failures=2)
 WORKERS = {"pretrain": pretrain.pretrain, "finetune": finetune.finetune, "refine": refine.refine}
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A worker that dies at every failpoint, once each; sent to Ray by value, so that only its run has them."""
+
+    worker: Worker
+    failpoints: tuple[str, ...]
+    marks: Path
+
+    def __call__(self, config: WorkerConfig) -> None:
+        for failpoint in self.failpoints:
+            if not (mark := self.marks / failpoint).exists():
+                os.environ.update(CRESCENDO_FAILPOINT=failpoint, CRESCENDO_FAILPOINT_FILE=str(mark))
+                break
+        self.worker(config)
 
 
 def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path) -> WorkerConfig:
@@ -49,63 +71,46 @@ def tree(tiny_tree: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def trained_root(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of 32 px with models/core and models/finetuned, for refine; in this process."""
-    base = tmp_path_factory.mktemp("trained")
+def root(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of 32 px, and every stage trained without a break in `root/STAGE`; models/ for the next stage."""
+    base = tmp_path_factory.mktemp("unbroken")
     write_prepared(base / "data/prepared", resolution=32)
-    for stage, model in (("pretrain", "core"), ("finetune", "finetuned")):
+    for stage, model in (("pretrain", "core"), ("finetune", "finetuned"), ("refine", "refined")):
         WORKERS[stage](config_of(stage, tree, base, base / stage))
         artifacts.copy_into_place(base / stage / "result/model", base / "models" / model)
     return base
 
 
 @pytest.fixture(scope="module")
-def unbroken(
-    trained_root: Path, tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, str]]:
-    """Digests of runs that nobody killed."""
-    answers = {}
+def ray_of_two(root: Path) -> Iterator[None]:
+    """One session of Ray for all tests of this module."""
     with execution.ray_session(2, inside_job=False):
-        for stage in WORKERS:
-            config = config_of(stage, tree, trained_root, tmp_path_factory.mktemp("whole") / stage)
-            execution.train_under_ray(stage, WORKERS[stage], config, TWO)
-            failures.raise_failure(config.run_dir)
-            answers[stage] = digests(config.run_dir)
-    return answers
+        from ray import cloudpickle
 
-
-@pytest.fixture()
-def failpoint(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[Path]:
-    """Arms a failpoint before Ray starts, since its workers inherit our environment; yields its mark."""
-    mark = tmp_path / "failed"
-    monkeypatch.setenv("CRESCENDO_FAILPOINT", request.param)
-    monkeypatch.setenv("CRESCENDO_FAILPOINT_FILE", str(mark))
-    yield mark
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Workers cannot import a test.
+        yield
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("stage", "failpoint"),
+    ("stage", "failpoints"),
     [
-        ("pretrain", "step:8"),  # before the first checkpoint, which is at 16
-        ("pretrain", "step:24"),  # between two
-        ("finetune", "step:56"),  # in the second octave
-        ("refine", "step:8"),
-        ("refine", "discriminator:24"),  # the discriminator has learned, the generator has not
+        ("pretrain", ("step:8", "step:24")),  # before the first checkpoint, which is at 16, and after it
+        ("finetune", ("step:56",)),  # in the second octave
+        # At the second one the discriminator has taken its step, the generator has not.
+        ("refine", ("step:8", "discriminator:24")),
     ],
-    indirect=["failpoint"],
 )
 def test_a_killed_run_ends_in_the_same_bytes(
     stage: str,
-    failpoint: Path,
-    unbroken: dict[str, dict[str, str]],
-    trained_root: Path,
+    failpoints: tuple[str, ...],
+    root: Path,
     tree: dict[str, Any],
+    ray_of_two: None,
     tmp_path: Path,
 ) -> None:
-    config = config_of(stage, tree, trained_root, tmp_path / "run")
-    execution.execute(stage, WORKERS[stage], config, TWO)
-    assert failpoint.exists()
-    assert digests(tmp_path / "run") == unbroken[stage]
+    config = config_of(stage, tree, root, tmp_path / "run")
+    execution.train_under_ray(stage, Killed(WORKERS[stage], failpoints, tmp_path), config, TWO)
+    failures.raise_failure(tmp_path / "run")
+    assert all((tmp_path / failpoint).exists() for failpoint in failpoints)
+    assert digests(tmp_path / "run") == digests(root / stage)
