@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import secrets
 import shutil
 import signal
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.compute import ComputeProfile
-from pipeline.errors import Busy, PipelineError, describe
+from pipeline.errors import Busy, PipelineError
 from pipeline.launch.failures import FAILURE, raise_failure, record_failure
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.processes import signal_on_parent_death
@@ -177,10 +178,17 @@ def execute(stage: str, worker: Worker, config: WorkerConfig, profile: ComputePr
 def _run_tasks(
     batch: dict[str, Any], make: Callable[[], AbstractContextManager[Callable[[Any], Any]]]
 ) -> dict[str, Any]:
-    """One batch of `map_under_ray`, in a process of its own."""
+    """One batch of `map_under_ray`, in a process of its own: results, or the error, as pickles.
+
+    An error is returned, since Ray Data raises its own without the cause.
+    """
     signal_on_parent_death(signal.SIGKILL)
-    with make() as work:
-        return {"result": [work(task) for task in batch["task"]]}
+    try:
+        with make() as work:
+            outcome: Any = [work(task) for task in batch["task"]]
+    except (PipelineError, OSError) as error:
+        outcome = error
+    return {"outcome": [pickle.dumps(outcome)]}
 
 
 def map_under_ray(
@@ -207,18 +215,8 @@ def map_under_ray(
         compute=TaskPoolStrategy(size=concurrency),
         num_cpus=1,
     )
-    try:
-        for row in mapped.iter_rows():
-            yield row["result"]
-    except ray.exceptions.RayError as error:
-        raise _user_error(error) or error from None
-
-
-def _user_error(error: BaseException) -> Exception | None:
-    """The PipelineError or OSError behind an error of Ray, if there is one."""
-    current: BaseException | None = error
-    while current is not None:
-        if isinstance(current, PipelineError | OSError) and describe(current):
-            return current
-        current = getattr(current, "cause", None) or current.__cause__
-    return None
+    for row in mapped.iter_rows():
+        outcome = pickle.loads(row["outcome"])
+        if isinstance(outcome, Exception):
+            raise outcome
+        yield from outcome

@@ -1,16 +1,17 @@
 """Workers under Ray: restarts, deaths and errors. The toy worker counts in a file."""
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipeline.compute import ComputeProfile
-from pipeline.errors import BadData, Busy
+from pipeline.errors import BadData, Busy, StorageError
 from pipeline.launch import execution, failures
 from tests.launch.toy import config_of, toy
 
@@ -25,7 +26,8 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         with execution.ray_session(2, inside_job=False):
             from ray import cloudpickle
 
-            cloudpickle.register_pickle_by_value(sys.modules[toy.__module__])  # Workers cannot import a test.
+            for name in (toy.__module__, __name__):
+                cloudpickle.register_pickle_by_value(sys.modules[name])  # Workers cannot import a test.
             yield
 
 
@@ -64,3 +66,23 @@ def test_a_pipeline_error_of_one_worker_surfaces_unchanged(two_workers: None, tm
         failures.raise_failure(tmp_path / "run")
     assert str(caught.value) == "E-DAT-999 toy: has a bad\\nimage. Fix: remove it"
     assert not (tmp_path / "run/failure.json").exists()
+
+
+@contextlib.contextmanager
+def square() -> Iterator[Callable[[int], int]]:
+    """Squares numbers; cannot square 5."""
+
+    def work(number: int) -> int:
+        if number == 5:
+            raise StorageError("E-IO-999", "toy", "cannot square 5", "take another number")
+        return number * number
+
+    yield work
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_tasks_are_mapped_and_their_errors_surface_unchanged(two_workers: None) -> None:
+    assert sorted(execution.map_under_ray(square, [1, 2, 3])) == [1, 4, 9]
+    with pytest.raises(StorageError, match="E-IO-999 toy: cannot square 5. Fix: take another number"):
+        list(execution.map_under_ray(square, [5]))
