@@ -70,7 +70,7 @@ def test_the_model_is_registered_and_draws_images(checkout: Path) -> None:
         output = run(
             f"crescendo generate 'red heart' --num 1 --resolution {size} --out f.png", checkout
         ).stdout
-        assert f"wrote 1 pictures of {size}x{size} px" in output
+        assert f"wrote 1 image of {size}x{size} px" in output
     larger = run("crescendo upscale g.png --steps 1 --out f.png", checkout).stdout
     with Image.open(checkout / "g.png") as small, Image.open(checkout / "f.png") as large:
         assert large.size == (2 * small.width, 2 * small.height), larger

@@ -115,7 +115,8 @@ def _generate(args: argparse.Namespace) -> int:
     columns = args.num if len(args.prompts) > 1 else math.ceil(math.sqrt(args.num))
     artifacts.write_atomic(args.out, encode_png(tile(images, columns)))
     size = images.shape[-1]
-    print(f"wrote {len(images)} images of {size}x{size} px to {args.out}")
+    count = "1 image" if len(images) == 1 else f"{len(images)} images"
+    print(f"wrote {count} of {size}x{size} px to {args.out}")
     return 0
 
 
