@@ -22,7 +22,7 @@ def make(path, content=b"one", meta=None):
     return path
 
 
-def test_a_committed_directory_verifies_and_lists_every_file(tmp_path):
+def test_a_committed_directory_verifies_and_lists_every_file(tmp_path) -> None:
     make(tmp_path / "x", meta={"n": 1})
     manifest = artifacts.verify_directory(tmp_path / "x")
     assert set(manifest["files"]) == {"sub/a.bin", "b.txt"}
@@ -31,7 +31,7 @@ def test_a_committed_directory_verifies_and_lists_every_file(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_meta_may_be_filled_inside_the_block(tmp_path):
+def test_meta_may_be_filled_inside_the_block(tmp_path) -> None:
     meta = {}
     with artifacts.commit_directory(tmp_path / "x", meta) as folder:
         (folder / "a").write_text("a")
@@ -39,7 +39,7 @@ def test_meta_may_be_filled_inside_the_block(tmp_path):
     assert artifacts.read_manifest(tmp_path / "x")["meta"] == {"late": True}
 
 
-def test_a_failed_block_changes_nothing(tmp_path):
+def test_a_failed_block_changes_nothing(tmp_path) -> None:
     make(tmp_path / "x", b"old")
     with pytest.raises(RuntimeError), artifacts.commit_directory(tmp_path / "x") as folder:
         (folder / "half").write_text("half")
@@ -49,7 +49,7 @@ def test_a_failed_block_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("forced", [True, False])
-def test_only_forced_directories_are_synced_to_disk(tmp_path, monkeypatch, forced):
+def test_only_forced_directories_are_synced_to_disk(tmp_path, monkeypatch, forced) -> None:
     synced = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
     with artifacts.commit_directory(tmp_path / "x", forced=forced) as folder:
@@ -59,7 +59,7 @@ def test_only_forced_directories_are_synced_to_disk(tmp_path, monkeypatch, force
     artifacts.verify_directory(tmp_path / "x")
 
 
-def test_a_second_commit_replaces_the_first_whole(tmp_path):
+def test_a_second_commit_replaces_the_first_whole(tmp_path) -> None:
     make(tmp_path / "x", b"old")
     with artifacts.commit_directory(tmp_path / "x") as folder:
         (folder / "only").write_text("new")
@@ -67,7 +67,7 @@ def test_a_second_commit_replaces_the_first_whole(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_equal_content_gives_equal_bytes_and_digest(tmp_path):
+def test_equal_content_gives_equal_bytes_and_digest(tmp_path) -> None:
     one, two = make(tmp_path / "1", meta={"b": 1, "a": 2}), make(tmp_path / "2", meta={"a": 2, "b": 1})
     assert (one / "manifest.json").read_bytes() == (two / "manifest.json").read_bytes()
     assert artifacts.directory_digest(one) == artifacts.directory_digest(two)
@@ -88,28 +88,28 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("words", DAMAGES)
-def test_damage_is_detected_and_named(tmp_path, words):
+def test_damage_is_detected_and_named(tmp_path, words) -> None:
     make(tmp_path / "x")
     DAMAGES[words](tmp_path / "x")
     with pytest.raises(StorageError, match=words):
         artifacts.verify_directory(tmp_path / "x")
 
 
-def test_an_edited_manifest_is_detected(tmp_path):
+def test_an_edited_manifest_is_detected(tmp_path) -> None:
     path = make(tmp_path / "x", meta={"kid": 0.5}) / "manifest.json"
     path.write_text(path.read_text().replace("0.5", "0.1"))
     with pytest.raises(StorageError, match="own digest"):
         artifacts.read_manifest(tmp_path / "x")
 
 
-def test_another_schema_is_refused(tmp_path):
+def test_another_schema_is_refused(tmp_path) -> None:
     path = make(tmp_path / "x") / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
     with pytest.raises(StorageError, match="schema 99"):
         artifacts.read_manifest(tmp_path / "x")
 
 
-def test_latest_valid_walks_down_and_quarantines_with_a_reason(tmp_path):
+def test_latest_valid_walks_down_and_quarantines_with_a_reason(tmp_path) -> None:
     for number in (1, 2, 3):
         make(tmp_path / f"nimg-{number:03d}")
     (tmp_path / "nimg-003" / "b.txt").write_text("c")
@@ -120,17 +120,17 @@ def test_latest_valid_walks_down_and_quarantines_with_a_reason(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["nimg-001", "nimg-002", "quarantine"]
 
 
-def test_latest_valid_restores_what_was_moved_aside(tmp_path):
+def test_latest_valid_restores_what_was_moved_aside(tmp_path) -> None:
     make(tmp_path / "nimg-001").rename(tmp_path / "nimg-001.old-1-00000000")
     assert artifacts.latest_valid(tmp_path, "nimg-") == tmp_path / "nimg-001"
 
 
-def test_latest_valid_of_nothing_is_none(tmp_path):
+def test_latest_valid_of_nothing_is_none(tmp_path) -> None:
     assert artifacts.latest_valid(tmp_path / "none", "nimg-") is None
     assert artifacts.latest_valid(tmp_path, "nimg-") is None
 
 
-def test_a_killed_writer_leaves_the_old_version_and_the_next_one_cleans_up(tmp_path):
+def test_a_killed_writer_leaves_the_old_version_and_the_next_one_cleans_up(tmp_path) -> None:
     make(tmp_path / "x", b"old")
     program = (
         "import os, sys, signal\nfrom pipeline import artifacts\n"
@@ -144,21 +144,21 @@ def test_a_killed_writer_leaves_the_old_version_and_the_next_one_cleans_up(tmp_p
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_a_version_moved_aside_by_a_killed_writer_returns(tmp_path):
+def test_a_version_moved_aside_by_a_killed_writer_returns(tmp_path) -> None:
     make(tmp_path / "x", b"old").rename(tmp_path / "x.old-99999999-00000000")
     with pytest.raises(RuntimeError), artifacts.commit_directory(tmp_path / "x"):
         raise RuntimeError
     assert (tmp_path / "x" / "sub" / "a.bin").read_bytes() == b"old"
 
 
-def test_write_atomic_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
+def test_write_atomic_replaces_the_whole_file_and_leaves_nothing_else(tmp_path) -> None:
     artifacts.write_atomic(tmp_path / "sub" / "a", "longer text")
     artifacts.write_atomic(tmp_path / "sub" / "a", b"short")
     assert (tmp_path / "sub" / "a").read_bytes() == b"short"
     assert os.listdir(tmp_path / "sub") == ["a"]
 
 
-def test_a_lease_is_exclusive_names_its_holder_and_ends_with_it(tmp_path):
+def test_a_lease_is_exclusive_names_its_holder_and_ends_with_it(tmp_path) -> None:
     program = (
         "import sys\nfrom pipeline import artifacts\n"
         "with artifacts.lease(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()\n"
@@ -173,7 +173,7 @@ def test_a_lease_is_exclusive_names_its_holder_and_ends_with_it(tmp_path):
         assert (tmp_path / "lease").read_text().strip() == str(os.getpid())
 
 
-def test_digest_does_not_depend_on_key_order_and_refuses_nan():
+def test_digest_does_not_depend_on_key_order_and_refuses_nan() -> None:
     assert artifacts.digest({"a": 1, "b": [1, 2]}) == artifacts.digest({"b": [1, 2], "a": 1})
     with pytest.raises(ValueError):
         artifacts.digest({"a": float("nan")})
@@ -188,5 +188,5 @@ JSON = st.recursive(
 
 @settings(max_examples=50, deadline=None)
 @given(JSON.filter(lambda value: "\\ud" not in json.dumps(value)))
-def test_a_digest_survives_a_trip_through_json(value):
+def test_a_digest_survives_a_trip_through_json(value) -> None:
     assert artifacts.digest(json.loads(json.dumps(value))) == artifacts.digest(value)

@@ -15,13 +15,13 @@ def profile(tmp_path, monkeypatch, text, name="here"):
     return load_profile(tmp_path)
 
 
-def test_a_profile_is_chosen_by_the_environment_and_has_defaults(tmp_path, monkeypatch):
+def test_a_profile_is_chosen_by_the_environment_and_has_defaults(tmp_path, monkeypatch) -> None:
     assert profile(tmp_path, monkeypatch, "workers: 2\n").workers == 2
     assert profile(tmp_path, monkeypatch, "").precision == "auto"
 
 
 @pytest.mark.parametrize("name", ["ther", "../here", "a b"])
-def test_an_unknown_profile_is_refused_with_a_list_of_profiles(tmp_path, monkeypatch, name):
+def test_an_unknown_profile_is_refused_with_a_list_of_profiles(tmp_path, monkeypatch, name) -> None:
     with pytest.raises(ConfigError, match="choose one of: here"):
         profile(tmp_path, monkeypatch, "", name)
 
@@ -35,13 +35,13 @@ def test_an_unknown_profile_is_refused_with_a_list_of_profiles(tmp_path, monkeyp
         ("workers: -1", "greater than or equal to 0"),
     ],
 )
-def test_a_wrong_profile_is_refused(tmp_path, monkeypatch, text, words):
+def test_a_wrong_profile_is_refused(tmp_path, monkeypatch, text, words) -> None:
     with pytest.raises(ConfigError) as caught:
         profile(tmp_path, monkeypatch, text)
     assert words in str(caught.value)
 
 
-def test_every_shipped_profile_is_valid():
+def test_every_shipped_profile_is_valid() -> None:
     names = [path.stem for path in (ROOT / "infra" / "compute").glob("*.yaml")]
     assert "local" in names
     for name in names:

@@ -24,14 +24,14 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("kind", "status"), KINDS)
-def test_each_kind_has_its_exit_status_and_survives_pickling(kind, status):
+def test_each_kind_has_its_exit_status_and_survives_pickling(kind, status) -> None:
     error = pickle.loads(pickle.dumps(kind("E-X-001", "a.png", "is empty", "remove it")))
     assert type(error) is kind
     assert str(error) == "E-X-001 a.png: is empty. Fix: remove it"
     assert errors.exit_status_of(error) == status
 
 
-def test_an_error_is_one_line_whatever_the_file_is_called():
+def test_an_error_is_one_line_whatever_the_file_is_called() -> None:
     text = str(errors.BadData("E-X-001", "a\nb\x1b[31m\u2028.png", "bad", "fix"))
     assert len(text.splitlines()) == 1
     assert "\x1b" not in text and r"a\nb\x1b[31m\u2028.png" in text
@@ -63,19 +63,19 @@ def exit_of(body):
         ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)", 75, "stopped"),
     ],
 )
-def test_run_main_ends_with_one_line_and_the_right_status(body, status, words):
+def test_run_main_ends_with_one_line_and_the_right_status(body, status, words) -> None:
     code, stderr = exit_of(body)
     assert code == status
     assert words in stderr and len(stderr.splitlines()) == (1 if words else 0)
 
 
-def test_a_bug_shows_its_traceback_and_status_70():
+def test_a_bug_shows_its_traceback_and_status_70() -> None:
     code, stderr = exit_of("return 1 / 0")
     assert code == 70
     assert "ZeroDivisionError" in stderr and "Traceback" in stderr
 
 
-def test_a_reader_that_leaves_early_is_no_error():
+def test_a_reader_that_leaves_early_is_no_error() -> None:
     program = "from pipeline.errors import run_main\nrun_main(lambda: print('x' * 10_000_000))"
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -87,7 +87,7 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert process.wait(timeout=60) == 0
 
 
-def test_statuses_of_other_exceptions():
+def test_statuses_of_other_exceptions() -> None:
     assert errors.exit_status_of(KeyboardInterrupt()) == 75
     assert errors.exit_status_of(PermissionError(errno.EACCES, "no")) == 77
     assert errors.exit_status_of(RuntimeError()) == 70
@@ -106,7 +106,7 @@ SHARED_CODES = {
 }
 
 
-def test_a_code_has_one_meaning():
+def test_a_code_has_one_meaning() -> None:
     root = Path(errors.__file__).parents[1]
     modules = defaultdict(set)
     for path in [*root.glob("pipeline/**/*.py"), *root.glob("stages/*.py")]:

@@ -21,7 +21,7 @@ JUDGING = ("benchmarks/judging.py", "pipeline/evaluation/", "pipeline/adversaria
 PLAN = run.yaml_of(ROOT / run.FOLDER / "params.yaml")
 
 
-def test_every_network_and_row_is_a_stage_and_has_a_description():
+def test_every_network_and_row_is_a_stage_and_has_a_description() -> None:
     with Repo(str(ROOT / run.FOLDER)) as repo:
         stages = repo.index.stages
     seeds = len(PLAN["seeds"])
@@ -32,7 +32,7 @@ def test_every_network_and_row_is_a_stage_and_has_a_description():
     assert {row["network"] for row in PLAN["rows"]} == {network["name"] for network in PLAN["networks"]}
 
 
-def test_stages_depend_on_the_code_that_they_run():
+def test_stages_depend_on_the_code_that_they_run() -> None:
     code = closure(f"{run.FOLDER}/run.py")
     for stage in ("train", "sample", "inspect"):
         named = deps_of(stage, ROOT / run.FOLDER / "dvc.yaml")
@@ -41,12 +41,12 @@ def test_stages_depend_on_the_code_that_they_run():
         assert all(needed & files_below([path]) for path in named), f"not needed in dvc.yaml, {stage}"
 
 
-def test_rows_that_are_compared_have_equal_numbers_of_steps():
+def test_rows_that_are_compared_have_equal_numbers_of_steps() -> None:
     steps = {row["name"]: len(row["steps"]) for row in PLAN["rows"]}
     assert all(steps[ours] == steps[base] for ours, base in table.AGAINST.items())
 
 
-def test_overrides_are_yaml_and_only_of_known_keys():
+def test_overrides_are_yaml_and_only_of_known_keys() -> None:
     assert run.overridden({"core": {"kernels": "off"}}, ["core.kernels=both"]) == {
         "core": {"kernels": "both"}
     }
@@ -54,7 +54,7 @@ def test_overrides_are_yaml_and_only_of_known_keys():
         run.overridden({"core": {"kernels": "off"}}, ["core.kernel=both"])
 
 
-def test_paired_differences_have_students_interval():
+def test_paired_differences_have_students_interval() -> None:
     ours, base = {0: 1.0, 1: 2.5, 2: 3.0, 7: 9.0}, {0: 0.5, 1: 1.0, 2: 2.0}
     difference = table.paired(ours, base)
     d = np.array([0.5, 1.5, 1.0])
@@ -66,12 +66,12 @@ def test_paired_differences_have_students_interval():
     assert table.paired({0: 1.0}, base) is None
 
 
-def test_holm_stops_at_the_first_that_fails():
+def test_holm_stops_at_the_first_that_fails() -> None:
     assert table.holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
     assert table.holm([]) == []
 
 
-def test_the_page_shows_the_results(tmp_path, monkeypatch):
+def test_the_page_shows_the_results(tmp_path, monkeypatch) -> None:
     results = tmp_path / run.FOLDER / "results"
     results.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -98,7 +98,7 @@ def test_the_page_shows_the_results(tmp_path, monkeypatch):
     assert (tmp_path / "docs/ablations.png").is_file() and (tmp_path / "docs/ablations-samples.png").is_file()
 
 
-def test_the_rows_of_a_gpu_are_trained_and_then_judged(tiny_tree, tmp_path, monkeypatch):
+def test_the_rows_of_a_gpu_are_trained_and_then_judged(tiny_tree, tmp_path, monkeypatch) -> None:
     write_prepared(tmp_path / "data/prepared", count=192)
     shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline")
     folder = tmp_path / run.FOLDER

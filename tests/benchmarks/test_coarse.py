@@ -11,7 +11,7 @@ from tests.benchmarks.tables import lines, tiny_pyramid
 from tests.conftest import write_prepared
 
 
-def test_the_whole_pyramid_is_the_model_where_it_was_trained_and_a_wiener_filter_above():
+def test_the_whole_pyramid_is_the_model_where_it_was_trained_and_a_wiener_filter_above() -> None:
     shell = tiny_pyramid().denoiser
     whole = coarse.WholePyramid(shell, [8.0])
     x, text = torch.randn(2, 3, 32, 32), scale.captions("cpu")
@@ -24,7 +24,7 @@ def test_the_whole_pyramid_is_the_model_where_it_was_trained_and_a_wiener_filter
     torch.testing.assert_close(denoised[1], (low + v / (v + sigma[1] ** 2) * high_pass(x))[1])
 
 
-def test_at_full_resolution_pictures_have_the_low_band_that_they_have_coarse_to_fine():
+def test_at_full_resolution_pictures_have_the_low_band_that_they_have_coarse_to_fine() -> None:
     model, seeds = tiny_pyramid(), [1, 2, 3]
     text = scale.captions("cpu").select(torch.zeros(3, dtype=torch.long))
     (whole, calls), (fine, nfe) = (
@@ -36,7 +36,7 @@ def test_at_full_resolution_pictures_have_the_low_band_that_they_have_coarse_to_
     assert len(off) > 500 and off.max() < 1  # rounding
 
 
-def test_ways_to_sample_differ_in_cost_as_their_steps_do(tmp_path):
+def test_ways_to_sample_differ_in_cost_as_their_steps_do(tmp_path) -> None:
     write_prepared(tmp_path / "data", resolution=32, low_resolution=16)
     text = coarse.coarse_table(tiny_pyramid(), PreparedDataset(tmp_path / "data"), 3, tmp_path / "out")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(text)[2:]]

@@ -11,12 +11,12 @@ from pipeline.prepare import validation
 from tests.benchmarks.tables import lines
 
 
-def test_decode_table_has_every_contender():
+def test_decode_table_has_every_contender() -> None:
     text = decode.decode_table(count=3, repeats=1, px=64)
     assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(decode.DECODERS)
 
 
-def test_prepare_table_counts_what_is_decoded_again(monkeypatch):
+def test_prepare_table_counts_what_is_decoded_again(monkeypatch) -> None:
     monkeypatch.setattr(prepare, "Bound", lambda cores: nullcontext(lambda work, *args: work(*args)))
     monkeypatch.setattr(validation, "validate", lambda *_: validation.Report(()))  # which takes seconds
     text = prepare.prepare_table(count=8, repeats=1, px=64, cores=(1,))
@@ -25,16 +25,16 @@ def test_prepare_table_counts_what_is_decoded_again(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_load_table_has_every_contender():
+def test_load_table_has_every_contender() -> None:
     text = load.load_table(count=128, repeats=1, side=16, seconds=0.001)
     assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(load.LOADERS)
 
 
-def test_wait_table_has_both_denoising_stages():
+def test_wait_table_has_both_denoising_stages() -> None:
     text = wait.wait_table(count=24, repeats=1)
     assert [line.split("|")[1].strip() for line in lines(text)[2:]] == ["pretrain", "finetune"]
 
 
-def test_store_table_has_every_kind_size_and_codec():
+def test_store_table_has_every_kind_size_and_codec() -> None:
     text = store.store_table(count=1, repeats=1)
     assert len(lines(text)) == 2 + 2 * 2 * len(store.CODECS)

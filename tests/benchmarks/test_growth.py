@@ -39,7 +39,7 @@ def bare_run(root, name):
 
 
 @pytest.mark.parametrize("resolution", STUDIES)
-def test_the_plain_network_costs_what_the_pyramid_does(roots, resolution):
+def test_the_plain_network_costs_what_the_pyramid_does(roots, resolution) -> None:
     pyramid = growth.pyramid(bare_run(roots[resolution], "pyramid"))
     ((plain, _),) = growth.plain(bare_run(roots[resolution], "plain"))
     assert [level.resolution for level, _ in pyramid] == [r for r in (32, 64, 128, 256) if r <= resolution]
@@ -49,7 +49,7 @@ def test_the_plain_network_costs_what_the_pyramid_does(roots, resolution):
 
 
 @pytest.mark.parametrize("resolution", STUDIES)
-def test_rows_cost_what_the_grown_pyramid_costs(resolution):
+def test_rows_cost_what_the_grown_pyramid_costs(resolution) -> None:
     study = STUDIES[resolution]
 
     def seconds(row):
@@ -60,7 +60,7 @@ def test_rows_cost_what_the_grown_pyramid_costs(resolution):
     assert {row: seconds(row) / seconds("A0") for row in times} == pytest.approx(times, rel=0.02)
 
 
-def test_a_plain_network_goes_on_at_twice_the_size(roots):
+def test_a_plain_network_goes_on_at_twice_the_size(roots) -> None:
     context = bare_run(roots[64], "plain")
     small = growth.plain(bare_run(roots[64], "small"), CORE_RESOLUTION)[0].level
     large = growth.plain(context)[0].level
@@ -80,7 +80,7 @@ def few_images(monkeypatch, root, images=64):
     return growth.study().rows
 
 
-def test_shells_grow_around_shells_and_plain_networks_octave_by_octave(roots, monkeypatch):
+def test_shells_grow_around_shells_and_plain_networks_octave_by_octave(roots, monkeypatch) -> None:
     rows = few_images(monkeypatch, roots[128], images=16)
     grown = growth.trained(rows["A0"], 0, 1.0)
     assert [level.resolution for level in pyramid_levels(grown.denoiser)] == [32, 64, 128]
@@ -96,7 +96,7 @@ def test_shells_grow_around_shells_and_plain_networks_octave_by_octave(roots, mo
     assert plain.resolution == 128 and growth.folder_of("small", 0).parent.name == "128px"
 
 
-def test_both_levels_of_the_pyramid_are_trained_at_once(roots, monkeypatch):
+def test_both_levels_of_the_pyramid_are_trained_at_once(roots, monkeypatch) -> None:
     rows = few_images(monkeypatch, roots[64])
     trained = growth.trained(rows["A1b"], 0, 1.0)
     assert all(level.net.out_gain != 0 for level in pyramid_levels(trained.denoiser))
@@ -105,7 +105,7 @@ def test_both_levels_of_the_pyramid_are_trained_at_once(roots, monkeypatch):
         assert share == 1 and not torch.equal(level.net.conv_in.weight, after.net.conv_in.weight)
 
 
-def test_a_shell_grows_around_the_core_that_was_trained_and_costs_are_kept(roots, monkeypatch):
+def test_a_shell_grows_around_the_core_that_was_trained_and_costs_are_kept(roots, monkeypatch) -> None:
     rows = few_images(monkeypatch, roots[64])
     grown = growth.trained(rows["A0"], 0, 1.0)
     core, quarter = growth.load("core", 0), growth.load("core", 0, 16)
@@ -120,13 +120,13 @@ def test_a_shell_grows_around_the_core_that_was_trained_and_costs_are_kept(roots
     assert any(not torch.equal(tensor, below[name]) for name, tensor in tuned.items())
 
 
-def test_a_level_of_quality_is_reached_between_points():
+def test_a_level_of_quality_is_reached_between_points() -> None:
     curve = [(100.0, 4.0), (200.0, 2.0), (300.0, 3.0), (400.0, 1.0)]
     assert table.reached(curve, 3.0) == 150 and table.reached(curve, 1.5) == 350
     assert table.reached(curve, 5.0) == 100 and table.reached(curve, 0.5) is None
 
 
-def test_the_gate_says_no_where_a_network_from_scratch_is_as_good_at_once():
+def test_the_gate_says_no_where_a_network_from_scratch_is_as_good_at_once() -> None:
     def gate(seconds):
         judged = {
             "A0": {0: {"error": 1.0, "seconds": 40.0}},
@@ -138,7 +138,7 @@ def test_the_gate_says_no_where_a_network_from_scratch_is_as_good_at_once():
     assert "| less than 200 s | above 20% | open |" in gate(200.0)
 
 
-def test_the_page_shows_the_results_of_growth(tmp_path, monkeypatch):
+def test_the_page_shows_the_results_of_growth(tmp_path, monkeypatch) -> None:
     from PIL import Image
 
     results = tmp_path / run.FOLDER / "results"

@@ -10,7 +10,7 @@ from tests.benchmarks.tables import lines, tiny_pyramid
 from tests.conftest import write_prepared
 
 
-def test_samplers_and_guides_are_compared_on_the_same_pictures(tmp_path):
+def test_samplers_and_guides_are_compared_on_the_same_pictures(tmp_path) -> None:
     write_prepared(tmp_path / "data", count=192, resolution=32, low_resolution=16)
     ways = [samplers.Way("sde_dpmpp_2m", 2, guidance=1.0), samplers.Way("heun", 2, "low_band", 1.5)]
     text = samplers.sampler_table(

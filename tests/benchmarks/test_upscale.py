@@ -15,7 +15,7 @@ from tests.builders import FLAT_CORE, SHELL, snapshot_config
 from tests.conftest import write_prepared
 
 
-def test_structural_similarity_is_that_of_the_paper():
+def test_structural_similarity_is_that_of_the_paper() -> None:
     """By hand: for flat images only the first factor is left; an image and its negative give a negative value."""
     flat = np.full((20, 20, 3), 100, np.uint8)
     c1 = (0.01 * 255) ** 2
@@ -36,13 +36,13 @@ def test_structural_similarity_is_that_of_the_paper():
     assert upscale.ssim(x, y) == pytest.approx(value)
 
 
-def test_psnr_is_known_for_one_level():
+def test_psnr_is_known_for_one_level() -> None:
     flat = np.full((8, 8, 3), 100, np.uint8)
     assert upscale.psnr(flat, flat + np.uint8(1)) == pytest.approx(48.1308, abs=1e-4)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_upscale_table_has_every_method(factor, tmp_path):
+def test_upscale_table_has_every_method(factor, tmp_path) -> None:
     torch.manual_seed(0)
     denoiser = build_shell(build_core(16, 384, FLAT_CORE), 384, 0.01, {**SHELL, "bands": True})
     write_prepared(tmp_path / "data", resolution=32, low_resolution=16)

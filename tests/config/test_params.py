@@ -39,28 +39,28 @@ def refusal(tree):
     return line
 
 
-def test_the_shipped_params_are_valid_and_every_line_of_them_is_short():
+def test_the_shipped_params_are_valid_and_every_line_of_them_is_short() -> None:
     assert isinstance(load_params(ROOT / "params.yaml"), Params)
     assert max(map(len, TEXT.splitlines())) <= 110
 
 
-def test_params_survive_json_and_pickle():
+def test_params_survive_json_and_pickle() -> None:
     params = parse_params(TREE)
     assert parse_params(params.model_dump(mode="json")) == params == pickle.loads(pickle.dumps(params))
 
 
-def test_params_are_frozen():
+def test_params_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse_params(TREE).finetune.lr = 1.0
 
 
-def test_a_misspelt_key_gets_a_suggestion():
+def test_a_misspelt_key_gets_a_suggestion() -> None:
     tree = changed("finetune.lrr", 0.1)
     assert refusal(tree) == "E-CFG-001 params.yaml: finetune.lrr: unknown key. Fix: did you mean 'lr'?"
     assert "did you mean 'finetune'?" in refusal(changed("finetun", {}))
 
 
-def test_a_misspelt_key_is_reported_before_the_missing_one():
+def test_a_misspelt_key_is_reported_before_the_missing_one() -> None:
     tree = changed("finetune.lr", ...)
     tree["finetune"]["lrr"] = 0.1
     assert "did you mean 'lr'?" in refusal(tree)
@@ -68,7 +68,7 @@ def test_a_misspelt_key_is_reported_before_the_missing_one():
     assert refusal(tree).startswith("E-CFG-003 params.yaml: finetune.lr: missing key")
 
 
-def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
+def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number() -> None:
     assert parse_params(changed("pretrain.lr", 1)).pretrain.lr == 1.0
     assert "E-CFG-002 params.yaml: pretrain.lr" in refusal(changed("pretrain.lr", "0.1"))
     assert "E-CFG-002 params.yaml: seed" in refusal(changed("seed", True))
@@ -141,11 +141,11 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number():
         ("data", None, "data"),
     ],
 )
-def test_values_out_of_range_or_in_conflict_are_refused(key, value, words):
+def test_values_out_of_range_or_in_conflict_are_refused(key, value, words) -> None:
     assert words in refusal(changed(key, value))
 
 
-def test_a_handover_is_one_number_or_one_an_octave():
+def test_a_handover_is_one_number_or_one_an_octave() -> None:
     tree = changed("data.resolution", 4 * CORE)
     tree["shell"]["channels"] = [32, 16]
     for handover, kept in ((8, (8,)), ([8.0], (8.0,)), ([8.0, 4.0], (8.0, 4.0))):
@@ -153,7 +153,7 @@ def test_a_handover_is_one_number_or_one_an_octave():
         assert parse_params(tree).sampling.handover == kept
 
 
-def test_bridges_and_the_training_of_upscaling_exclude_each_other():
+def test_bridges_and_the_training_of_upscaling_exclude_each_other() -> None:
     tree = changed("regions", {"probability": 0.5, "maps": "bridge"})
     assert parse_params(tree).regions.maps == "bridge"
     tree["finetune"]["upscale_probability"] = 0.2
@@ -161,7 +161,7 @@ def test_bridges_and_the_training_of_upscaling_exclude_each_other():
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
-def test_a_renamed_key_is_refused_with_its_new_name(old, new):
+def test_a_renamed_key_is_refused_with_its_new_name(old, new) -> None:
     section, key = new.split(".")
     tree = changed(old, TREE[section][key])
     assert refusal(tree) == f"E-CFG-001 params.yaml: {old}: was renamed. Fix: write {new}"
@@ -170,13 +170,13 @@ def test_a_renamed_key_is_refused_with_its_new_name(old, new):
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED_VALUES["sampling.guide"].items())
-def test_a_renamed_guide_is_refused_with_its_new_name(old, new):
+def test_a_renamed_guide_is_refused_with_its_new_name(old, new) -> None:
     assert refusal(changed("sampling.guide", old)).endswith(
         f"sampling.guide: {old!r} was renamed. Fix: write {new}"
     )
 
 
-def test_the_adaptive_sampler_is_guided_by_captions_only():
+def test_the_adaptive_sampler_is_guided_by_captions_only() -> None:
     tree = changed("sampling.sampler", "adaptive")
     tree["sampling"]["guide"] = "low_band"
     assert (
@@ -185,7 +185,7 @@ def test_the_adaptive_sampler_is_guided_by_captions_only():
     )
 
 
-def test_the_adaptive_sampler_has_no_early_exit():
+def test_the_adaptive_sampler_has_no_early_exit() -> None:
     tree = changed("sampling.sampler", "adaptive")
     tree["sampling"]["early_exit"] = True
     assert "sampling.early_exit: has no effect on the adaptive sampler. Fix: write false" in refusal(tree)
@@ -199,7 +199,7 @@ KEYS = [f"{section}.{key}" for section, keys in TREE.items() if isinstance(keys,
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from([*KEYS, *TREE]), VALUES)
-def test_any_value_of_any_key_is_accepted_or_refused_in_one_line(key, value):
+def test_any_value_of_any_key_is_accepted_or_refused_in_one_line(key, value) -> None:
     try:
         parse_params(changed(key, value))
     except PipelineError as exc:

@@ -35,7 +35,7 @@ def with_line(key, value):
     ],
     ids=["twice", "open", "tab", "list", "empty", "text", "tag", "deep", "large", "latin1", "aliases"],
 )  # fmt: skip
-def test_a_file_that_is_not_plain_yaml_is_refused_in_one_line(tmp_path, text, words):
+def test_a_file_that_is_not_plain_yaml_is_refused_in_one_line(tmp_path, text, words) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
@@ -43,7 +43,7 @@ def test_a_file_that_is_not_plain_yaml_is_refused_in_one_line(tmp_path, text, wo
     assert words in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
-def test_numbers_and_words_are_read_by_the_rules_of_yaml_1_2(tmp_path):
+def test_numbers_and_words_are_read_by_the_rules_of_yaml_1_2(tmp_path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(with_line("lr", "1e-4"))
     assert load_params(path).pretrain.lr == 1e-4
@@ -54,6 +54,6 @@ def test_numbers_and_words_are_read_by_the_rules_of_yaml_1_2(tmp_path):
     assert load_params(path).seed == 17
 
 
-def test_a_missing_file_is_input_missing(tmp_path):
+def test_a_missing_file_is_input_missing(tmp_path) -> None:
     with pytest.raises(InputMissing):
         load_params(tmp_path / "params.yaml")

@@ -42,13 +42,13 @@ def acting():
         yield opened
 
 
-def test_results_come_in_order(acting):
+def test_results_come_in_order(acting) -> None:
     words = [f"word {number}" for number in range(100)]
     assert list(acting.map(tasks(*words))) == [word.upper() for word in words]
     assert list(acting.map([])) == []
 
 
-def test_what_work_refuses_is_the_result_of_its_item(acting):
+def test_what_work_refuses_is_the_result_of_its_item(acting) -> None:
     good, bad, after = list(acting.map(tasks("a", "refuse", "b")))
     assert (good, after) == ("A", "B")
     assert isinstance(bad, BadData) and (bad.code, bad.where) == ("E-IMG-005", "raw/1.png")
@@ -64,7 +64,7 @@ def test_what_work_refuses_is_the_result_of_its_item(acting):
         ("hog", "E-IMG-010", "256 MB"),
     ],
 )
-def test_an_item_that_kills_hangs_or_gorges_is_lost_alone(acting, monkeypatch, deed, code, says):
+def test_an_item_that_kills_hangs_or_gorges_is_lost_alone(acting, monkeypatch, deed, code, says) -> None:
     monkeypatch.setattr(decoder, "CHUNK", 2)
     *before, lost, after = list(acting.map(tasks("a", "b", "c", deed, "d")))
     assert (before, after) == (["A", "B", "C"], "D")
@@ -72,14 +72,14 @@ def test_an_item_that_kills_hangs_or_gorges_is_lost_alone(acting, monkeypatch, d
     assert says in str(lost) and " Fix: " in str(lost) and len(str(lost).splitlines()) == 1
 
 
-def test_several_deaths_cost_no_more_than_their_items(acting):
+def test_several_deaths_cost_no_more_than_their_items(acting) -> None:
     results = list(acting.map(tasks(*(["a", "exit", "b", "c"] * 4))))
     assert [result.code if isinstance(result, BadData) else result for result in results] == [
         "A", "E-IMG-008", "B", "C",
     ] * 4  # fmt: skip
 
 
-def test_what_was_sent_together_is_finished_together_but_for_what_was_refused(monkeypatch):
+def test_what_was_sent_together_is_finished_together_but_for_what_was_refused(monkeypatch) -> None:
     monkeypatch.setattr(decoder, "CHUNK", 3)
     with Decoder(act, processes=1, finish=count_together) as opened:
         results = list(opened.map(tasks("a", "refuse", "b", "c", "fatal", "d")))
@@ -88,7 +88,7 @@ def test_what_was_sent_together_is_finished_together_but_for_what_was_refused(mo
     ]  # fmt: skip
 
 
-def test_a_bug_in_the_work_comes_through_and_leaves_the_decoder_usable(acting):
+def test_a_bug_in_the_work_comes_through_and_leaves_the_decoder_usable(acting) -> None:
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(acting.map(tasks("a", "bug")))
     with pytest.raises(ConfigError):
@@ -96,7 +96,7 @@ def test_a_bug_in_the_work_comes_through_and_leaves_the_decoder_usable(acting):
     assert list(acting.map(tasks("a"))) == ["A"]
 
 
-def test_empty_and_oversized_files_are_not_even_sent(acting, monkeypatch):
+def test_empty_and_oversized_files_are_not_even_sent(acting, monkeypatch) -> None:
     monkeypatch.setattr(images, "MAX_BYTES", 4)
     results = list(acting.map(tasks("good", "", "oversized", "fine")))
     assert [getattr(result, "code", result) for result in results] == [
@@ -104,11 +104,11 @@ def test_empty_and_oversized_files_are_not_even_sent(acting, monkeypatch):
     ]  # fmt: skip
 
 
-def test_decoders_are_confined(acting):
+def test_decoders_are_confined(acting) -> None:
     assert list(acting.map(tasks("limits"))) == [(0, decoder.OPEN_FILES, True, 1)]
 
 
-def test_chunks_are_bounded_in_number_and_bytes(monkeypatch):
+def test_chunks_are_bounded_in_number_and_bytes(monkeypatch) -> None:
     monkeypatch.setattr(decoder, "CHUNK", 3)
     monkeypatch.setattr(decoder, "CHUNK_BYTES", 10)
     sizes = [1, 1, 1, 1, 9, 2, 20, 1]
@@ -117,7 +117,7 @@ def test_chunks_are_bounded_in_number_and_bytes(monkeypatch):
     assert list(decoder._chunks([])) == []
 
 
-def test_a_decoder_killed_while_idle_is_replaced():
+def test_a_decoder_killed_while_idle_is_replaced() -> None:
     with Decoder(act, processes=1) as opened:
         (pid,) = opened.map(tasks("pid"))
         os.kill(pid, signal.SIGKILL)
@@ -126,7 +126,7 @@ def test_a_decoder_killed_while_idle_is_replaced():
         assert list(opened.map(tasks("a"))) == ["A"]
 
 
-def test_no_process_is_left_after_the_end_or_an_exception():
+def test_no_process_is_left_after_the_end_or_an_exception() -> None:
     with Decoder(act, processes=2) as opened:
         pids = set(opened.map(tasks(*["pid"] * 64)))
     assert wait_for(lambda: not any(map(alive, pids)), 5)
@@ -137,7 +137,7 @@ def test_no_process_is_left_after_the_end_or_an_exception():
     assert wait_for(lambda: not alive(pid), 5)
 
 
-def test_decoders_die_with_a_parent_that_is_killed():
+def test_decoders_die_with_a_parent_that_is_killed() -> None:
     code = (
         "from pipeline.prepare.decoder import Decoder\n"
         "from deeds import act\n"

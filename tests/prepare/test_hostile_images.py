@@ -48,13 +48,13 @@ def outcomes(decoder, corpus):
     return list(decoder.map([(case.content, f"raw/{case.name}") for case in corpus]))
 
 
-def test_the_corpus_is_large_distinct_and_the_same_every_time(corpus):
+def test_the_corpus_is_large_distinct_and_the_same_every_time(corpus) -> None:
     assert len(corpus) >= 400
     assert len({case.name for case in corpus}) == len(corpus)
     assert [case.content for case in cases(SEED)] == [case.content for case in corpus]
 
 
-def test_every_case_ends_as_it_must(corpus, outcomes):
+def test_every_case_ends_as_it_must(corpus, outcomes) -> None:
     wrong = []
     for case, outcome in zip(corpus, outcomes, strict=True):
         if isinstance(outcome, BadData):
@@ -67,7 +67,7 @@ def test_every_case_ends_as_it_must(corpus, outcomes):
     assert not wrong
 
 
-def test_no_case_takes_more_memory_than_it_may(corpus, outcomes):
+def test_no_case_takes_more_memory_than_it_may(corpus, outcomes) -> None:
     """Beyond a decoder that has framed only small pictures."""
     with Decoder(WORK, processes=1, megabytes=MEGABYTES) as fresh:
         ((_, least),) = fresh.map([(case.content, case.name) for case in corpus if case.name == "8x8.jpeg"])
@@ -75,7 +75,7 @@ def test_no_case_takes_more_memory_than_it_may(corpus, outcomes):
     assert most - least <= MEGABYTES
 
 
-def test_files_that_are_no_pixel_images_are_refused_by_their_format_alone(corpus, monkeypatch):
+def test_files_that_are_no_pixel_images_are_refused_by_their_format_alone(corpus, monkeypatch) -> None:
     """Neither they nor what they name are opened."""
     opened = []
     monkeypatch.setattr("builtins.open", lambda *names, **how: opened.append(names))
@@ -87,7 +87,7 @@ def test_files_that_are_no_pixel_images_are_refused_by_their_format_alone(corpus
     assert not opened
 
 
-def test_mutants_become_pictures_or_one_line(corpus, decoder, capsys):
+def test_mutants_become_pictures_or_one_line(corpus, decoder, capsys) -> None:
     valid = [case.content for case in corpus if case.expect == "ok" and len(case.content) < 20_000]
     counts = Counter()
     for first in range(0, MUTANTS, BATCH):
@@ -108,7 +108,7 @@ def test_mutants_become_pictures_or_one_line(corpus, decoder, capsys):
     assert counts["picture"] and counts["E-IMG-005"]
 
 
-def test_the_same_number_is_the_same_mutant():
+def test_the_same_number_is_the_same_mutant() -> None:
     files = [b"one" * 20, b"two" * 30]
     assert [mutant(files, 3, number) for number in range(50)] == [mutant(files, 3, n) for n in range(50)]
     assert len({mutant(files, 3, number) for number in range(50)}) > 40

@@ -95,7 +95,7 @@ def ways(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_the_quick_way_agrees_with_pillow_within_80_db(kind, settings, mode, ways):
+def test_the_quick_way_agrees_with_pillow_within_80_db(kind, settings, mode, ways) -> None:
     files = [encoded(photo(256, 256, seed).convert(mode), kind, **settings) for seed in range(4)]
     quick = np.stack([pixels_of(content, resolution=64) for content in files])
     assert ways == [kind] * 4
@@ -104,7 +104,7 @@ def test_the_quick_way_agrees_with_pillow_within_80_db(kind, settings, mode, way
 
 @pytest.mark.parametrize("size", [(301, 200), (200, 301), (64, 64), (40, 61), (777, 500)])
 @pytest.mark.parametrize(("resolution", "off"), [(32, 1), (64, 2), (128, 2)])
-def test_at_any_scale_the_two_ways_differ_by_rounding_only(size, resolution, off, monkeypatch):
+def test_at_any_scale_the_two_ways_differ_by_rounding_only(size, resolution, off, monkeypatch) -> None:
     content = encoded(photo(*size), "WEBP", lossless=True)
     quick = {fit: pixels_of(content, resolution=resolution, fit=fit).astype(int) for fit in ("crop", "pad")}
     monkeypatch.setattr(images, "is_plain", lambda content, image: False)
@@ -113,7 +113,7 @@ def test_at_any_scale_the_two_ways_differ_by_rounding_only(size, resolution, off
         assert abs(pixels - other).max() <= off and psnr(pixels, other) >= 65
 
 
-def test_each_way_is_deterministic(monkeypatch):
+def test_each_way_is_deterministic(monkeypatch) -> None:
     content = encoded(photo(120, 90), "JPEG")
     for _ in range(2):
         assert np.array_equal(pixels_of(content), pixels_of(content))
@@ -130,7 +130,7 @@ def profile(name):
     return ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes()
 
 
-def test_odd_files_go_the_thorough_way_and_plain_ones_the_quick_way(ways):
+def test_odd_files_go_the_thorough_way_and_plain_ones_the_quick_way(ways) -> None:
     plain = [
         encoded(noise(), "JPEG", exif=oriented(1)),
         encoded(noise(), "WEBP", icc_profile=profile("sRGB")),
@@ -156,7 +156,7 @@ def test_odd_files_go_the_thorough_way_and_plain_ones_the_quick_way(ways):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "AVIF"])
-def test_lossless_files_of_the_right_size_come_back_exactly(kind):
+def test_lossless_files_of_the_right_size_come_back_exactly(kind) -> None:
     settings = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
     image = noise() if kind != "AVIF" else Image.new("RGB", (SIDE, SIDE), (40, 80, 120))
     picture = framed(encoded(image, kind, **settings.get(kind, {})))
@@ -166,26 +166,26 @@ def test_lossless_files_of_the_right_size_come_back_exactly(kind):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "GIF"])
-def test_other_formats_come_back_as_rgb(kind):
+def test_other_formats_come_back_as_rgb(kind) -> None:
     assert pixels_of(encoded(noise(), kind)).shape == (SIDE, SIDE, 3)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I", "F", "I;16"])
-def test_every_mode_becomes_rgb_bytes(mode):
+def test_every_mode_becomes_rgb_bytes(mode) -> None:
     image = noise().convert(mode) if mode != "I;16" else noise("L").convert("I").convert("I;16")
     picture = framed(encoded(image, "TIFF"), resolution=16)
     assert picture.pixels.shape == (16, 16, 3) and picture.pixels.dtype == np.uint8
     assert picture.mode == mode
 
 
-def test_transparent_pixels_show_the_background_and_not_their_hidden_colour():
+def test_transparent_pixels_show_the_background_and_not_their_hidden_colour() -> None:
     content = encoded(Image.new("RGBA", (16, 16), (255, 0, 0, 0)))
     assert (pixels_of(content, background=(10, 20, 30)) == (10, 20, 30)).all()
     half = pixels_of(encoded(Image.new("RGBA", (16, 16), (0, 0, 0, 128))))
     assert abs(half.astype(int) - 127).max() <= 1
 
 
-def test_hidden_colours_do_not_bleed_into_their_neighbours_when_shrunk():
+def test_hidden_colours_do_not_bleed_into_their_neighbours_when_shrunk() -> None:
     image = np.zeros((64, 64, 4), np.uint8)
     image[:, :33] = (0, 0, 255, 255)
     image[:, 33:] = (255, 0, 0, 0)
@@ -195,7 +195,7 @@ def test_hidden_colours_do_not_bleed_into_their_neighbours_when_shrunk():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
-def test_a_transparent_palette_entry_shows_the_background(kind):
+def test_a_transparent_palette_entry_shows_the_background(kind) -> None:
     image = Image.new("P", (16, 16), 0)
     image.putpalette([255, 0, 0, 0, 255, 0])
     assert (pixels_of(encoded(image, kind, transparency=0)) == 255).all()
@@ -203,7 +203,7 @@ def test_a_transparent_palette_entry_shows_the_background(kind):
 
 @pytest.mark.parametrize("resolution", [16, 8])
 @pytest.mark.parametrize("dtype", [np.uint16, ">u2"])
-def test_sixteen_bit_grey_is_scaled_and_not_clipped(dtype, resolution):
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(dtype, resolution) -> None:
     grey = np.full((16, 16), 40000, np.uint16)
     if dtype == np.uint16:
         content = encoded(Image.fromarray(grey))
@@ -225,11 +225,11 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(dtype, resolution):
     assert (pixels_of(content, resolution=resolution) == round(40000 / 257)).all()
 
 
-def test_dark_sixteen_bit_grey_stays_dark():
+def test_dark_sixteen_bit_grey_stays_dark() -> None:
     assert (pixels_of(encoded(Image.fromarray(np.full((16, 16), 200, np.uint16)))) == 1).all()
 
 
-def test_scaling_knows_integers_from_floats():
+def test_scaling_knows_integers_from_floats() -> None:
     assert scale_to_bytes(np.array([0, 65535], np.uint16)).tolist() == [0, 255]
     assert scale_to_bytes(np.array([0, 200], np.int32)).tolist() == [0, 200]
     assert scale_to_bytes(np.array([0.0, 1.0])).tolist() == [0, 255]
@@ -239,7 +239,7 @@ def test_scaling_knows_integers_from_floats():
             scale_to_bytes(np.array(bad))
 
 
-def test_values_that_are_no_brightness_are_damage():
+def test_values_that_are_no_brightness_are_damage() -> None:
     for value in (np.nan, np.inf, -1.0):
         grey = np.zeros((16, 16), np.float32)
         grey[8, 8] = value
@@ -249,7 +249,7 @@ def test_values_that_are_no_brightness_are_damage():
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("fit", ["crop", "pad"])
-def test_exif_orientation_is_applied(kind, orientation, fit):
+def test_exif_orientation_is_applied(kind, orientation, fit) -> None:
     upright = np.zeros((40, 64, 3), np.uint8)
     upright[:20, :32], upright[:20, 32:], upright[20:, :32] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     stored = {
@@ -266,15 +266,15 @@ def test_exif_orientation_is_applied(kind, orientation, fit):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_unreadable_exif_is_ignored(kind):
+def test_unreadable_exif_is_ignored(kind) -> None:
     assert pixels_of(encoded(noise(), kind, exif=b"Exif\0\0garbage")).shape == (SIDE, SIDE, 3)
 
 
-def test_a_broken_colour_profile_is_ignored():
+def test_a_broken_colour_profile_is_ignored() -> None:
     assert np.array_equal(pixels_of(encoded(noise(), icc_profile=b"garbage")), np.asarray(noise()))
 
 
-def test_a_colour_profile_is_converted_to_srgb():
+def test_a_colour_profile_is_converted_to_srgb() -> None:
     colour = Image.new("LAB", (16, 16), (136, 128 + 20, 128 - 30))
     content = encoded(colour, "TIFF", icc_profile=profile("LAB"))
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
@@ -282,7 +282,7 @@ def test_a_colour_profile_is_converted_to_srgb():
     assert abs(pixels_of(content).astype(int) - expected).max() <= 2
 
 
-def test_of_an_animation_the_first_frame_counts():
+def test_of_an_animation_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     for kind, settings in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
         content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **settings)
@@ -294,7 +294,7 @@ def test_of_an_animation_the_first_frame_counts():
 
 @pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
 @pytest.mark.parametrize("resolution", [8, 4, 32])
-def test_crop_takes_the_centre(kind, resolution):
+def test_crop_takes_the_centre(kind, resolution) -> None:
     pixels = np.zeros((8, 12, 3), np.uint8)
     pixels[:, 2:10] = 200
     for stored in (pixels, np.ascontiguousarray(pixels.transpose(1, 0, 2))):
@@ -304,20 +304,20 @@ def test_crop_takes_the_centre(kind, resolution):
 
 @pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
 @pytest.mark.parametrize("size", [(32, 16), (16, 32)])
-def test_pad_keeps_all_on_the_background(kind, size):
+def test_pad_keeps_all_on_the_background(kind, size) -> None:
     square = pixels_of(encoded(Image.new("RGB", size), kind), resolution=16, fit="pad", background=(1, 2, 3))
     square = square if size[0] > size[1] else square.transpose(1, 0, 2)
     assert (square[4:12] == 0).all()
     assert (square[:4] == (1, 2, 3)).all() and (square[12:] == (1, 2, 3)).all()
 
 
-def test_pad_of_a_thread_keeps_a_line():
+def test_pad_of_a_thread_keeps_a_line() -> None:
     square = pixels_of(encoded(Image.new("RGB", (8, 4000))), resolution=16, fit="pad")
     assert (square[:, 7] == 0).all() and (np.delete(square, 7, axis=1) == 255).all()
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
-def test_shrinking_is_antialiased(kind):
+def test_shrinking_is_antialiased(kind) -> None:
     board = np.indices((64, 64)).sum(0)[..., None] % 2 * np.full(3, 255)
     content = encoded(Image.fromarray(board.astype(np.uint8)), kind)
     assert abs(pixels_of(content, resolution=16).astype(int) - 127).max() <= 2
@@ -328,19 +328,19 @@ def test_shrinking_is_antialiased(kind):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
-def test_a_file_cut_short_is_refused(kind, share):
+def test_a_file_cut_short_is_refused(kind, share) -> None:
     content = encoded(noise(size=(64, 64)), kind)
     assert refused(content[: int(len(content) * share)]) in {"E-IMG-003", "E-IMG-005"}
 
 
-def test_files_that_are_no_images_are_refused():
+def test_files_that_are_no_images_are_refused() -> None:
     assert refused(b"") == "E-IMG-001"
     assert refused(b"hello") == "E-IMG-003"
     assert refused(b"<svg xmlns='http://www.w3.org/2000/svg'/>") == "E-IMG-003"
     assert refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "E-IMG-003"
 
 
-def test_too_many_bytes_are_refused(monkeypatch):
+def test_too_many_bytes_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(images, "MAX_BYTES", 10)
     assert refused(encoded(noise())) == "E-IMG-002"
 
@@ -359,17 +359,17 @@ def png_header(width, height):
 
 
 @pytest.mark.parametrize("size", [(9000, 9000), (20000, 20000), (2**31 - 1, 2**31 - 1)])
-def test_a_picture_too_large_to_decode_is_refused_before_it_is_decoded(size):
+def test_a_picture_too_large_to_decode_is_refused_before_it_is_decoded(size) -> None:
     assert refused(png_header(*size)) == "E-IMG-004"
 
 
-def test_a_picture_too_small_to_use_is_refused():
+def test_a_picture_too_small_to_use_is_refused() -> None:
     assert refused(encoded(Image.new("RGB", (1, 500)))) == "E-IMG-006"
 
 
 @pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory", "std::bad_alloc"])
-def test_want_of_memory_is_no_damage(message, monkeypatch):
-    def starve(*_):
+def test_want_of_memory_is_no_damage(message, monkeypatch) -> None:
+    def starve(*_) -> None:
         raise RuntimeError(message)
 
     monkeypatch.setattr("torchvision.io.decode_image", starve)
@@ -380,13 +380,13 @@ def test_want_of_memory_is_no_damage(message, monkeypatch):
 # --- Pictures of pictures.
 
 
-def test_box_mean_is_the_mean_of_each_box():
+def test_box_mean_is_the_mean_of_each_box() -> None:
     pixels = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
     assert np.array_equal(box_mean(pixels, 2)[0, 0], np.rint(pixels[:2, :2].mean((0, 1))))
     assert (box_mean(np.full((8, 8, 3), 7, np.uint8), 4) == 7).all()
 
 
-def test_tiles_lie_in_rows():
+def test_tiles_lie_in_rows() -> None:
     sheet = tile([np.full((4, 4, 3), value, np.uint8) for value in (1, 2, 3)], columns=2, gap=1)
     assert sheet.shape == (11, 11, 3)
     assert [sheet[2, 2, 0], sheet[2, 7, 0], sheet[7, 2, 0]] == [1, 2, 3]

@@ -28,7 +28,7 @@ def params_with(tree, **data):
     return parse_params({**tree, "data": {**tree["data"], "subset": [], **data}})
 
 
-def raw_folder(root, count=40, bad=1):
+def raw_folder(root, count=40, bad=1) -> None:
     raw = root / "data" / "raw"
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
@@ -56,7 +56,7 @@ def prepared(tmp_path_factory, tiny_tree):
     return root, metrics, calls
 
 
-def test_every_item_is_ok_quarantined_or_duplicate(prepared):
+def test_every_item_is_ok_quarantined_or_duplicate(prepared) -> None:
     root, metrics, _ = prepared
     counts = metrics["counts"]
     assert counts["n_in"] == 42 == counts["n_ok"] + counts["n_quarantined"] + counts["n_duplicate"]
@@ -65,7 +65,7 @@ def test_every_item_is_ok_quarantined_or_duplicate(prepared):
     assert json.loads((root / "reports/prepare/metrics.json").read_text()) == metrics
 
 
-def test_the_prepared_folder_verifies_and_holds_what_its_format_says(prepared, tiny_tree):
+def test_the_prepared_folder_verifies_and_holds_what_its_format_says(prepared, tiny_tree) -> None:
     root, metrics, _ = prepared
     manifest = artifacts.verify_directory(root / "data/prepared")
     assert manifest["meta"]["counts"] == metrics["counts"]
@@ -86,7 +86,7 @@ def test_the_prepared_folder_verifies_and_holds_what_its_format_says(prepared, t
     }
 
 
-def test_the_data_set_of_the_training_stages_reads_it(prepared):
+def test_the_data_set_of_the_training_stages_reads_it(prepared) -> None:
     from pipeline.data.dataset import PreparedDataset
 
     dataset = PreparedDataset(prepared[0] / "data/prepared")
@@ -96,7 +96,7 @@ def test_the_data_set_of_the_training_stages_reads_it(prepared):
     assert dataset.text([0, 1]).mask.any(1).all()
 
 
-def test_unusable_files_keep_their_bytes_and_tell_their_reason(prepared):
+def test_unusable_files_keep_their_bytes_and_tell_their_reason(prepared) -> None:
     root, _, _ = prepared
     rows = [json.loads(line) for line in (root / "data/quarantine/report.jsonl").read_text().splitlines()]
     bad, double = rows
@@ -107,7 +107,7 @@ def test_unusable_files_keep_their_bytes_and_tell_their_reason(prepared):
     assert double["action"] == "duplicate" and "data/raw/cats/001.png" in double["reason"]
 
 
-def test_reports_are_there_to_look_at(prepared):
+def test_reports_are_there_to_look_at(prepared) -> None:
     root, _, calls = prepared
     page = (root / "reports/data_docs/index.html").read_text()
     assert "E-IMG-005" in page and "../prepare/contact.png" in page
@@ -116,7 +116,7 @@ def test_reports_are_there_to_look_at(prepared):
     assert calls[-1] == (42, 42)
 
 
-def test_a_second_run_writes_the_same_bytes(prepared, tiny_tree):
+def test_a_second_run_writes_the_same_bytes(prepared, tiny_tree) -> None:
     root, _, _ = prepared
     folders = ["data/prepared", "data/quarantine", "reports/prepare"]
     before = {name: contents(root / name) for name in folders}
@@ -124,7 +124,7 @@ def test_a_second_run_writes_the_same_bytes(prepared, tiny_tree):
     assert {name: contents(root / name) for name in folders} == before
 
 
-def test_too_many_bad_files_stop_the_stage_and_leave_the_old_data(tmp_path, tiny_tree):
+def test_too_many_bad_files_stop_the_stage_and_leave_the_old_data(tmp_path, tiny_tree) -> None:
     raw_folder(tmp_path, count=10, bad=3)
     (tmp_path / "data/prepared").mkdir()
     (tmp_path / "data/prepared/old").write_text("old")
@@ -135,7 +135,7 @@ def test_too_many_bad_files_stop_the_stage_and_leave_the_old_data(tmp_path, tiny
     assert len((tmp_path / "data/quarantine/report.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_failed_critical_expectation_stops_the_stage_after_writing_docs(tmp_path, tiny_tree):
+def test_a_failed_critical_expectation_stops_the_stage_after_writing_docs(tmp_path, tiny_tree) -> None:
     raw = tmp_path / "data" / "raw"
     raw.mkdir(parents=True)
     for level in range(10):
@@ -146,7 +146,7 @@ def test_a_failed_critical_expectation_stops_the_stage_after_writing_docs(tmp_pa
     assert not (tmp_path / "data/prepared").exists()
 
 
-def test_images_without_captions_are_learned_without(tmp_path, tiny_tree):
+def test_images_without_captions_are_learned_without(tmp_path, tiny_tree) -> None:
     raw_folder(tmp_path, count=8, bad=0)
     for path in sorted((tmp_path / "data/raw").glob("*/*.png")):
         path.rename(tmp_path / "data/raw" / path.name)
@@ -159,7 +159,7 @@ def test_images_without_captions_are_learned_without(tmp_path, tiny_tree):
     assert not load_file(tmp_path / "data/prepared/text.safetensors")["mask"].any()
 
 
-def test_a_subset_of_openmoji_keeps_variants_together(tmp_path, tiny_tree):
+def test_a_subset_of_openmoji_keeps_variants_together(tmp_path, tiny_tree) -> None:
     params = params_with(tiny_tree, subset=["hand-fingers-closed", "cat-face"])
     metrics = stage.prepare(params, tmp_path, tmp_path / "work")
     assert metrics["counts"]["n_in"] == 45 and metrics["counts"]["n_quarantined"] == 0
@@ -169,6 +169,6 @@ def test_a_subset_of_openmoji_keeps_variants_together(tmp_path, tiny_tree):
     assert len(fists) == 1
 
 
-def test_a_subset_that_selects_nothing_is_answered_with_a_near_name(tmp_path, tiny_tree):
+def test_a_subset_that_selects_nothing_is_answered_with_a_near_name(tmp_path, tiny_tree) -> None:
     with pytest.raises(ConfigError, match="'cat-faces' is not a group or subgroup.*did you mean 'cat-face'"):
         stage.prepare(params_with(tiny_tree, subset=["cat-faces"]), tmp_path, tmp_path / "work")

@@ -22,7 +22,7 @@ def faults(records):
     return {outcome.name for outcome in report.outcomes if not outcome.success}, report
 
 
-def test_good_data_pass_and_docs_are_written(tmp_path, capfd):
+def test_good_data_pass_and_docs_are_written(tmp_path, capfd) -> None:
     report = validate(GOOD, 64, 16, tmp_path)
     assert report.success and not report.failed("warning")
     assert report.as_meta() == {"digest": report.digest, "success": True, "warnings": []}
@@ -30,7 +30,7 @@ def test_good_data_pass_and_docs_are_written(tmp_path, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_an_empty_set_fails():
+def test_an_empty_set_fails() -> None:
     names, report = faults([])
     assert "there is at least one image" in names and not report.success
 
@@ -45,7 +45,7 @@ def test_an_empty_set_fails():
         ({"caption": "x" * 1001}, "captions have 1 to 1000 characters"),
     ],
 )
-def test_each_critical_fault_is_found(change, name):
+def test_each_critical_fault_is_found(change, name) -> None:
     names, report = faults([replace(GOOD[0], **change), *GOOD[1:]])
     assert name in names and not report.success
 
@@ -64,19 +64,19 @@ def test_each_critical_fault_is_found(change, name):
         ({"tokens": 40}, "captions fit 16 tokens"),
     ],
 )
-def test_each_warning_is_found_and_lets_the_data_pass(change, name):
+def test_each_warning_is_found_and_lets_the_data_pass(change, name) -> None:
     names, report = faults([replace(GOOD[0], **change), *GOOD[1:]])
     assert names == {name} and report.success
 
 
-def test_examples_of_what_fails_are_shown(tmp_path):
+def test_examples_of_what_fails_are_shown(tmp_path) -> None:
     report = validate([replace(GOOD[0], sharpness=0.0), *GOOD[1:]], 64, 16)
     write_index_page(tmp_path, report, "folder", {"n_in": 40}, {}, None, {"i0": "data:image/png;base64,AA"})
     page = (tmp_path / "index.html").read_text()
     assert '<img src="data:image/png;base64,AA"' in page and "<figcaption>i0</figcaption>" in page
 
 
-def test_what_is_only_worth_a_warning_lets_the_data_pass():
+def test_what_is_only_worth_a_warning_lets_the_data_pass() -> None:
     first = replace(GOOD[0], std=0.0, caption=None, num_captions=0)
     names, report = faults([first, replace(GOOD[1], tokens=99), *GOOD[2:]])
     assert names == {"no image is blank", "every image has a caption", "captions fit 16 tokens"}
@@ -85,17 +85,17 @@ def test_what_is_only_worth_a_warning_lets_the_data_pass():
     assert (blank.unexpected, blank.examples) == (1, ("i0",))
 
 
-def test_many_blank_images_are_critical():
+def test_many_blank_images_are_critical() -> None:
     names, report = faults([replace(record, std=0.0) for record in GOOD[:8]] + GOOD[8:])
     assert "at most 5% are blank" in names and not report.success
 
 
-def test_equal_data_give_equal_digests_and_other_data_others():
+def test_equal_data_give_equal_digests_and_other_data_others() -> None:
     assert validate(GOOD, 64, 16).digest == validate(GOOD, 64, 16).digest
     assert validate(GOOD, 64, 16).digest != validate(GOOD[:-1], 64, 16).digest
 
 
-def test_the_index_page_escapes_what_came_from_data(tmp_path):
+def test_the_index_page_escapes_what_came_from_data(tmp_path) -> None:
     report = validate([replace(GOOD[0], id="<script>"), replace(GOOD[1], id="<script>"), *GOOD[2:]], 64, 16)
     write_index_page(tmp_path, report, "folder", {"n_in": 40}, {"E-IMG-005": ["<b>.png: bad"]})
     page = (tmp_path / "index.html").read_text()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.text import captions
 
 
-def test_names_become_plain_english():
+def test_names_become_plain_english() -> None:
     assert captions.plain_english(":grinning_face:") == "grinning face"
     assert captions.plain_english(":thumbs_up_medium_skin_tone:") == "thumbs up medium skin tone"
     assert captions.plain_english("thumbs up: medium skin tone") == "thumbs up medium skin tone"
@@ -16,7 +16,7 @@ def test_names_become_plain_english():
     assert captions.plain_english(":two_o\u2019clock:") == "two o'clock"
 
 
-def test_normalising_composes_and_drops_what_cannot_be_seen():
+def test_normalising_composes_and_drops_what_cannot_be_seen() -> None:
     assert captions.normalise("  a\tcafe\u0301 \n\x1b[31m\u202e\u200b x\x00 ") == "a caf\u00e9 [31m x"
     assert captions.normalise("\ufeff\n") == ""
     assert captions.normalise("cafe\u200b\u0301") == "caf\u00e9"
@@ -28,14 +28,14 @@ PIECES = st.sampled_from(
 
 
 @given(st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join)))
-def test_a_normalised_caption_is_one_clean_line_and_stays_so(text):
+def test_a_normalised_caption_is_one_clean_line_and_stays_so(text) -> None:
     clean = captions.normalise(text)
     assert captions.normalise(clean) == clean == clean.strip()
     assert len(clean.splitlines()) <= 1
     clean.encode("utf-8")
 
 
-def test_every_emoji_survives_but_flags_made_of_tags():
+def test_every_emoji_survives_but_flags_made_of_tags() -> None:
     """All that are recommended for interchange, families and skin tones included."""
     known = [
         text
@@ -48,13 +48,13 @@ def test_every_emoji_survives_but_flags_made_of_tags():
     assert set(changed) == tagged
 
 
-def test_joiners_stay_between_emoji_only():
+def test_joiners_stay_between_emoji_only() -> None:
     family = "👨\u200d👩\u200d👧"
     assert captions.normalise(f"\u200d{family}\u200d, a\u200db\u200d😀\u200d\u200d😀") == f"{family}, ab😀😀"
 
 
 @pytest.mark.parametrize("mark", ["\u0301", "\u0344", "\u20dd", "\ufe0f"])
-def test_heaps_of_combining_marks_are_cut(mark):
+def test_heaps_of_combining_marks_are_cut(mark) -> None:
     clean = captions.normalise("zalgo" + mark * 10_000 + " text")
     assert len(clean) <= len("zalgo text") + captions.MAX_MARKS and clean.endswith(" text")
 
@@ -63,7 +63,7 @@ def test_heaps_of_combining_marks_are_cut(mark):
     "text",
     ["Tiếng Việt có dấu", "בְּרֵאשִׁ֖ית בָּרָ֣א", "हिन्दी में ऋग्वेद के शब्द", "བསྒྲུབས་", "เด็กกำลังยิ้ม", "اَلْعَرَبِيَّةُ", "한국어"],
 )
-def test_writing_with_many_marks_is_kept(text):
+def test_writing_with_many_marks_is_kept(text) -> None:
     import unicodedata
 
     assert captions.normalise(text) == unicodedata.normalize("NFC", text)
@@ -166,22 +166,22 @@ DOUBTFUL = {
 
 
 @pytest.mark.parametrize("text", GOOD)
-def test_ordinary_captions_have_no_flaws(text):
+def test_ordinary_captions_have_no_flaws(text) -> None:
     assert captions.text_flaws(text) == []
     assert captions.normalise(text) == text
 
 
 @pytest.mark.parametrize("flaw, text", [(flaw, text) for flaw, texts in DOUBTFUL.items() for text in texts])
-def test_doubtful_captions_are_told(flaw, text):
+def test_doubtful_captions_are_told(flaw, text) -> None:
     assert flaw in captions.text_flaws(text)
 
 
-def test_flaws_come_once_and_in_one_order():
+def test_flaws_come_once_and_in_one_order() -> None:
     text = "<b>cat cat cat</b> http://a.com \ufffd aaaaaa"
     wanted = ["replacement character", "markup", "a web address", "one character repeated", "repeated words"]
     assert captions.text_flaws(text) == wanted and captions.text_flaws("") == []
 
 
 @given(st.text(max_size=200))
-def test_any_text_may_be_asked_about(text):
+def test_any_text_may_be_asked_about(text) -> None:
     assert set(captions.text_flaws(text)) <= set(DOUBTFUL)

@@ -18,7 +18,7 @@ from tests.text.conftest import COLOURS, write_clip
 
 
 @pytest.mark.parametrize("projects", [True, False])
-def test_clip_gives_what_transformers_gives(tmp_path, projects):
+def test_clip_gives_what_transformers_gives(tmp_path, projects) -> None:
     folder = write_clip(tmp_path / "clip", projects)
     texts = ["a red cat", "UN CHAT ROUGE", "a", "красный кот", "the quick brown fox jumps"]
     pooled, tokens, mask = load_text_encoder(f"clip:{folder}", 12).encode(texts)
@@ -37,7 +37,7 @@ def test_clip_gives_what_transformers_gives(tmp_path, projects):
         np.testing.assert_allclose(tokens[i, :length], output.last_hidden_state[0].numpy(), atol=1e-5)
 
 
-def test_clip_cuts_long_captions_and_keeps_the_end_marker(clip, clip_folder):
+def test_clip_cuts_long_captions_and_keeps_the_end_marker(clip, clip_folder) -> None:
     text = "z" + "y x " * 40
     assert clip.encode([text])[2].all() and clip.count_tokens([text]) == [83]
     ids = tokenize(clip._tokenizer, [text], 12)["input_ids"][0].tolist()
@@ -51,12 +51,12 @@ def test_clip_cuts_long_captions_and_keeps_the_end_marker(clip, clip_folder):
     np.testing.assert_allclose(clip.encode([text])[0][0], (wanted / wanted.norm()).numpy(), atol=1e-6)
 
 
-def test_clip_is_known_by_the_bytes_of_its_weights(clip, clip_folder):
+def test_clip_is_known_by_the_bytes_of_its_weights(clip, clip_folder) -> None:
     digest = artifacts.sha256_file(clip_folder / "model.safetensors")
     assert clip.info == {"name": f"clip:{clip_folder}", "sha256": digest, "dim": 32, "max_tokens": 12}
 
 
-def test_clip_in_several_files_is_known_by_all_of_them(clip, clip_folder, tmp_path):
+def test_clip_in_several_files_is_known_by_all_of_them(clip, clip_folder, tmp_path) -> None:
     folder = Path(shutil.copytree(clip_folder, tmp_path / "parts"))
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -76,7 +76,7 @@ def test_clip_in_several_files_is_known_by_all_of_them(clip, clip_folder, tmp_pa
         load_text_encoder(f"clip:{folder}", 12)
 
 
-def test_a_snapshot_of_other_clip_weights_is_refused(clip, clip_folder, tmp_path):
+def test_a_snapshot_of_other_clip_weights_is_refused(clip, clip_folder, tmp_path) -> None:
     other = Path(shutil.copytree(clip_folder, tmp_path / "other"))
     tensors = load_file(other / "model.safetensors")
     save_file(
@@ -86,21 +86,21 @@ def test_a_snapshot_of_other_clip_weights_is_refused(clip, clip_folder, tmp_path
         encoder_of({**clip.info, "name": f"clip:{other}"})
 
 
-def only_bin(folder):
+def only_bin(folder) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
-def another_model(folder):
+def another_model(folder) -> None:
     save_file({"bert.weight": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def bad_index(folder):
+def bad_index(folder) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
 
 
-def another_vocabulary(folder):
+def another_vocabulary(folder) -> None:
     words = json.loads((folder / "vocab.json").read_text())
     (folder / "vocab.json").write_text(json.dumps(words | {"more": len(words)}))
 
@@ -128,7 +128,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_folder_without_a_whole_clip_model_is_refused_in_one_line(clip_folder, tmp_path, name):
+def test_a_folder_without_a_whole_clip_model_is_refused_in_one_line(clip_folder, tmp_path, name) -> None:
     damage, message = DAMAGES[name]
     folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
     damage(folder)
@@ -141,7 +141,9 @@ def test_a_folder_without_a_whole_clip_model_is_refused_in_one_line(clip_folder,
 @pytest.mark.parametrize(
     "name", ["nowhere/clip", "no/such/folder", "../x", "a b", "openai/clip-vit-large-patch14"]
 )
-def test_a_name_that_is_neither_here_nor_downloadable_is_refused_in_one_line(monkeypatch, tmp_path, name):
+def test_a_name_that_is_neither_here_nor_downloadable_is_refused_in_one_line(
+    monkeypatch, tmp_path, name
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -155,7 +157,7 @@ def test_a_name_that_is_neither_here_nor_downloadable_is_refused_in_one_line(mon
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_a_clip_name_on_the_hub_is_downloaded_without_other_formats(monkeypatch, clip_folder, clip):
+def test_a_clip_name_on_the_hub_is_downloaded_without_other_formats(monkeypatch, clip_folder, clip) -> None:
     import huggingface_hub
 
     heard = {}
@@ -170,12 +172,12 @@ def test_a_clip_name_on_the_hub_is_downloaded_without_other_formats(monkeypatch,
     assert not any(pattern.endswith((".bin", ".py", ".h5", ".msgpack", "*")) for pattern in heard["patterns"])
 
 
-def test_more_tokens_than_clip_reads_are_refused(clip_folder):
+def test_more_tokens_than_clip_reads_are_refused(clip_folder) -> None:
     with pytest.raises(ConfigError, match="E-CFG-013 data.max_tokens: 21 is more than the 20 that clip:"):
         load_text_encoder(f"clip:{clip_folder}", 21)
     assert load_text_encoder(f"clip:{clip_folder}", 20).encode(["a cat"])[1].shape == (1, 20, 32)
 
 
-def test_loading_prints_nothing_and_no_tokenizer_complains(clip_folder, capfd):
+def test_loading_prints_nothing_and_no_tokenizer_complains(clip_folder, capfd) -> None:
     load_text_encoder(f"clip:{clip_folder}", 12).count_tokens(["y x " * 400])
     assert capfd.readouterr() == ("", "")

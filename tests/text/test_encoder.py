@@ -10,7 +10,7 @@ from pipeline.text.load import encoder_of
 from tests.text.conftest import COLOURS
 
 
-def test_vectors_have_the_shapes_that_info_says_and_pooled_has_unit_length(encoder):
+def test_vectors_have_the_shapes_that_info_says_and_pooled_has_unit_length(encoder) -> None:
     pooled, tokens, mask = encoder.encode([COLOURS[0], "", COLOURS[5]])
     dim, length = encoder.info["dim"], encoder.info["max_tokens"]
     assert pooled.shape == (3, dim) and tokens.shape == (3, length, dim) and mask.shape == (3, length)
@@ -22,7 +22,7 @@ def test_vectors_have_the_shapes_that_info_says_and_pooled_has_unit_length(encod
     assert mask[[0, 2]].sum(1).tolist() == [min(count, length) for count in counts]
 
 
-def test_vectors_do_not_depend_on_company_or_place(encoder):
+def test_vectors_do_not_depend_on_company_or_place(encoder) -> None:
     texts = COLOURS * 5
     order = np.random.default_rng(0).permutation(len(texts))
     together = encoder.encode(texts)
@@ -33,19 +33,19 @@ def test_vectors_do_not_depend_on_company_or_place(encoder):
         assert np.array_equal(straight[7:8], one)
 
 
-def test_info_as_json_is_enough_to_build_it_again(encoder):
+def test_info_as_json_is_enough_to_build_it_again(encoder) -> None:
     again = encoder_of(json.loads(json.dumps(encoder.info)))
     assert again.info == encoder.info
     for one, other in zip(encoder.encode(COLOURS[:3]), again.encode(COLOURS[:3]), strict=True):
         assert np.array_equal(one, other)
 
 
-def test_a_snapshot_of_another_encoder_is_refused(encoder):
+def test_a_snapshot_of_another_encoder_is_refused(encoder) -> None:
     info = {**encoder.info, "sha256": "0" * 64}
     with pytest.raises(StorageError, match="E-IO-041 models/x: was trained with text encoder 000000000000"):
         encoder_of(info, "models/x")
 
 
-def test_no_captions_are_no_rows(encoder):
+def test_no_captions_are_no_rows(encoder) -> None:
     assert [len(array) for array in encoder.encode([])] == [0, 0, 0]
     assert encoder.count_tokens([]) == []

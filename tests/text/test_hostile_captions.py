@@ -219,7 +219,7 @@ CASES = [
 TEXTS = [text for texts in GROUPS.values() for text in texts]
 
 
-def test_there_are_more_than_a_hundred():
+def test_there_are_more_than_a_hundred() -> None:
     assert len(TEXTS) == len(set(TEXTS)) > 150
 
 
@@ -229,7 +229,7 @@ def minilm():
 
 
 @pytest.mark.parametrize("text", CASES)
-def test_it_becomes_one_clean_line(text):
+def test_it_becomes_one_clean_line(text) -> None:
     clean = normalise(text)
     assert clean == normalise(clean) == clean.strip() and len(clean) <= 2 * len(text)
     assert len(clean.splitlines()) <= 1 and "  " not in clean
@@ -242,31 +242,31 @@ def test_it_becomes_one_clean_line(text):
 
 
 @pytest.mark.parametrize("text", BLANK)
-def test_blank_is_empty(text):
+def test_blank_is_empty(text) -> None:
     assert normalise(text) == ""
 
 
 @pytest.mark.parametrize("text", EMOJI)
-def test_emoji_sequences_survive(text):
+def test_emoji_sequences_survive(text) -> None:
     assert normalise(text) == text
 
 
 @pytest.mark.parametrize("text", TEMPLATES + COMMANDS[:-1] + MARKUP)
-def test_what_is_only_text_is_left_alone(text):
+def test_what_is_only_text_is_left_alone(text) -> None:
     assert normalise(text) == text
 
 
 @pytest.mark.parametrize("text", SECRETS)
-def test_a_secret_is_told(text):
+def test_a_secret_is_told(text) -> None:
     assert "looks like a secret" in text_flaws(normalise(text))
 
 
 @pytest.mark.parametrize("text", CASES)
-def test_the_tokenizer_counts_it(minilm, text):
+def test_the_tokenizer_counts_it(minilm, text) -> None:
     assert minilm.count_tokens([normalise(text)[:MAX_CAPTION]])[0] >= 2
 
 
-def test_all_of_them_have_finite_vectors(minilm):
+def test_all_of_them_have_finite_vectors(minilm) -> None:
     clean = [normalise(text)[:MAX_CAPTION] for text in TEXTS]
     pooled, tokens, _ = minilm.encode(clean)
     assert np.isfinite(pooled).all() and np.isfinite(tokens.astype(np.float16)).all()
@@ -278,16 +278,16 @@ def test_all_of_them_have_finite_vectors(minilm):
 class Page(HTMLParser):
     """Tags with their attributes' names, and the texts between them."""
 
-    def __init__(self, html):
+    def __init__(self, html) -> None:
         super().__init__(convert_charrefs=True)
         self.tags, self.texts = [], []
         self.feed(html)
         self.close()
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag, attrs) -> None:
         self.tags.append((tag, [name for name, _ in attrs]))
 
-    def handle_data(self, data):
+    def handle_data(self, data) -> None:
         self.texts.append(data)
 
 
@@ -298,7 +298,7 @@ def page_with(folder, text):
 
 
 @pytest.mark.parametrize("text", CASES)
-def test_a_page_shows_it_as_text(tmp_path, text):
+def test_a_page_shows_it_as_text(tmp_path, text) -> None:
     clean = normalise(text)[:MAX_CAPTION].strip()
     html = page_with(tmp_path, clean)
     page, plain = Page(html), Page(page_with(tmp_path, "cat"))
@@ -308,7 +308,7 @@ def test_a_page_shows_it_as_text(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", CASES)
-def test_json_lines_give_it_back(text):
+def test_json_lines_give_it_back(text) -> None:
     clean = normalise(text)
     lines = dump_lines([clean, {"captions": [clean]}, "next"])
     assert lines.isascii() and len(lines.splitlines()) == 3
@@ -354,7 +354,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_text_file_gives_clean_captions_or_is_refused_in_one_line(tmp_path, tiny_tree, name):
+def test_a_text_file_gives_clean_captions_or_is_refused_in_one_line(tmp_path, tiny_tree, name) -> None:
     content, wanted = FILES[name]
     item = listed(tmp_path, tiny_tree, "a.txt", content)
     if isinstance(wanted, str):
@@ -365,7 +365,7 @@ def test_a_text_file_gives_clean_captions_or_is_refused_in_one_line(tmp_path, ti
 
 
 @pytest.mark.parametrize("text", CASES)
-def test_metadata_gives_clean_captions_or_is_refused_in_one_line(tmp_path, tiny_tree, text):
+def test_metadata_gives_clean_captions_or_is_refused_in_one_line(tmp_path, tiny_tree, text) -> None:
     line = json.dumps({"file_name": "a.png", "text": text}).encode()
     item = listed(tmp_path, tiny_tree, "metadata.jsonl", line)
     clean = normalise(json.loads(line)["text"])  # Where a pair of surrogates is one character.
@@ -376,7 +376,7 @@ def test_metadata_gives_clean_captions_or_is_refused_in_one_line(tmp_path, tiny_
 
 
 @pytest.mark.parametrize("value", [b"null", b"[]", b'""', b'["", " \\u200b"]'])
-def test_no_text_is_no_caption(tmp_path, tiny_tree, value):
+def test_no_text_is_no_caption(tmp_path, tiny_tree, value) -> None:
     item = listed(tmp_path, tiny_tree, "metadata.jsonl", b'{"file_name": "a.png", "text": ' + value + b"}")
     assert item.flaw is None and item.captions == ()
 
@@ -400,7 +400,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_a_line_of_metadata_that_is_none_is_refused_in_one_line(tmp_path, tiny_tree, name):
+def test_a_line_of_metadata_that_is_none_is_refused_in_one_line(tmp_path, tiny_tree, name) -> None:
     with pytest.raises(BadData, match="E-CAP-004 data/raw/metadata.jsonl line 1: ") as caught:
         listed(tmp_path, tiny_tree, "metadata.jsonl", LINES[name] + b"\n")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 200

@@ -20,29 +20,29 @@ from pipeline.text.minilm import MiniLM
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_minilm_says_what_it_is(minilm):
+def test_minilm_says_what_it_is(minilm) -> None:
     assert minilm.info == {"name": "minilm", "sha256": MINILM_SHA256, "dim": 384, "max_tokens": 16}
     assert minilm.encode(["grinning face", "", "thumbs up"])[2].sum(1).tolist() == [4, 0, 4]
 
 
-def test_near_meanings_are_near(minilm):
+def test_near_meanings_are_near(minilm) -> None:
     pooled, _, _ = minilm.encode(["happy face", "smiling face", "raised fist"])
     assert pooled[0] @ pooled[1] > pooled[0] @ pooled[2] + 0.2
 
 
-def test_the_pooled_vector_is_the_mean_of_the_tokens(minilm):
+def test_the_pooled_vector_is_the_mean_of_the_tokens(minilm) -> None:
     pooled, tokens, mask = minilm.encode(["a red heart"])
     mean = tokens[0][mask[0]].mean(0)
     np.testing.assert_allclose(pooled[0], mean / np.linalg.norm(mean), atol=1e-5)
 
 
-def test_long_captions_are_cut_and_counted_whole(minilm):
+def test_long_captions_are_cut_and_counted_whole(minilm) -> None:
     text = "word " * 50
     assert minilm.encode([text])[2].all()
     assert minilm.count_tokens([text, "word"]) == [52, 3]
 
 
-def test_changed_weights_are_refused(tmp_path):
+def test_changed_weights_are_refused(tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"other")
     with pytest.raises(StorageError, match="expected 53aa51172d14"):
         MiniLM(tmp_path, 16)
@@ -74,7 +74,7 @@ def reference():
     return encode
 
 
-def assert_equal_bits(encoder, reference, captions):
+def assert_equal_bits(encoder, reference, captions) -> None:
     for start in range(0, len(captions), 64):
         batch = captions[start : start + 64]
         *wanted, counts = reference(batch, encoder.max_tokens)
@@ -83,7 +83,7 @@ def assert_equal_bits(encoder, reference, captions):
         assert encoder.count_tokens(batch) == counts
 
 
-def test_captions_of_the_demo_have_the_bits_of_transformers(minilm, reference):
+def test_captions_of_the_demo_have_the_bits_of_transformers(minilm, reference) -> None:
     data = load_params(ROOT / "params.yaml").data
     items = open_source(data, ROOT).listing().items
     captions = sorted({caption for item in items for caption in item.captions})
@@ -110,15 +110,15 @@ ODD = [
 
 
 @pytest.mark.parametrize("max_tokens", [2, 7, 16, 33])
-def test_odd_captions_have_the_bits_of_transformers(reference, max_tokens):
+def test_odd_captions_have_the_bits_of_transformers(reference, max_tokens) -> None:
     assert_equal_bits(load_text_encoder("minilm", max_tokens), reference, ODD)
 
 
-def test_a_batch_without_padding_has_the_bits_of_transformers(minilm, reference):
+def test_a_batch_without_padding_has_the_bits_of_transformers(minilm, reference) -> None:
     assert_equal_bits(minilm, reference, [f"{number} " + "word " * 30 for number in range(64)])
 
 
-def test_encoding_a_prompt_does_not_import_transformers():
+def test_encoding_a_prompt_does_not_import_transformers() -> None:
     code = (
         "import sys; from pipeline.text.load import load_text_encoder; "
         "load_text_encoder('minilm', 16).encode(['a']); "

@@ -87,7 +87,7 @@ def open_bytes(folder, content):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_archive_is_read_like_the_folder_it_was_packed_from(tmp_path, kind):
+def test_an_archive_is_read_like_the_folder_it_was_packed_from(tmp_path, kind) -> None:
     for name, content in FILES.items():
         path = tmp_path / "raw" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def test_an_archive_is_read_like_the_folder_it_was_packed_from(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_members_are_read_in_any_order_and_after_pickling(tmp_path, kind):
+def test_members_are_read_in_any_order_and_after_pickling(tmp_path, kind) -> None:
     source = open_bytes(tmp_path, make(kind, [(f"{n}.png", png(n)) for n in range(5)]))
     items = source.listing().items
     source = pickle.loads(pickle.dumps(source))
@@ -116,11 +116,11 @@ def test_members_are_read_in_any_order_and_after_pickling(tmp_path, kind):
         assert source.read(items[number]) == png(number)
 
 
-def read_all(source, items, results):
+def read_all(source, items, results) -> None:
     results.put([source.read(item) for item in items] * 3)
 
 
-def test_processes_that_share_an_open_archive_do_not_disturb_each_other(tmp_path):
+def test_processes_that_share_an_open_archive_do_not_disturb_each_other(tmp_path) -> None:
     source = open_bytes(tmp_path, make("tar.gz", [(f"{n}.png", png(n)) for n in range(20)]))
     items = source.listing().items
     assert source.read(items[0]) == png(0)
@@ -135,7 +135,7 @@ def test_processes_that_share_an_open_archive_do_not_disturb_each_other(tmp_path
         process.join()
 
 
-def test_a_version_changes_with_the_bytes_of_a_member(tmp_path):
+def test_a_version_changes_with_the_bytes_of_a_member(tmp_path) -> None:
     for kind in ("zip", "tar"):
         one = open_bytes(tmp_path, make(kind, [("a.png", png(1)), ("b.png", png(2))])).listing().items
         os.utime(tmp_path / "images", ns=(1, 1))
@@ -145,17 +145,17 @@ def test_a_version_changes_with_the_bytes_of_a_member(tmp_path):
             assert one[0].version == two[0].version
 
 
-def test_the_first_bytes_tell_the_kind_of_an_archive(tmp_path):
+def test_the_first_bytes_tell_the_kind_of_an_archive(tmp_path) -> None:
     (tmp_path / "images.tar.gz").write_bytes(make_zip([("a.png", PNG)]))
     assert len(Archive(tmp_path, "images.tar.gz", FRAMING).listing().items) == 1
 
 
-def test_names_in_an_archive_may_begin_with_a_dot_and_a_slash(tmp_path):
+def test_names_in_an_archive_may_begin_with_a_dot_and_a_slash(tmp_path) -> None:
     source = open_bytes(tmp_path, make_tar([("./cats/a.png", PNG), (".//b.png", PNG)]))
     assert [item.id for item in source.listing().items] == ["cats/a.png", "b.png"]
 
 
-def test_an_archive_in_an_archive_is_an_unknown_format(tmp_path):
+def test_an_archive_in_an_archive_is_an_unknown_format(tmp_path) -> None:
     source = open_bytes(tmp_path, make_zip([("inner.zip", make_zip([("a.png", PNG)]))]))
     (item,) = source.listing().items
     with pytest.raises(BadData, match="E-IMG-003 images/inner.zip"):
@@ -263,7 +263,7 @@ REFUSED = {
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(("content", "code"), REFUSED.values(), ids=REFUSED)
-def test_a_hostile_member_is_refused_and_the_others_are_used(tmp_path, content, code):
+def test_a_hostile_member_is_refused_and_the_others_are_used(tmp_path, content, code) -> None:
     source = open_bytes(tmp_path, content())
     items = {item.id: item for item in source.listing().items}
     assert len(items) == len(source.listing().items)
@@ -309,7 +309,7 @@ DAMAGED_MEMBERS = {
 
 
 @pytest.mark.parametrize("content", DAMAGED_MEMBERS.values(), ids=DAMAGED_MEMBERS)
-def test_a_damaged_member_is_bad_data_when_it_is_read(tmp_path, content):
+def test_a_damaged_member_is_bad_data_when_it_is_read(tmp_path, content) -> None:
     source = open_bytes(tmp_path, content())
     items = {item.id: item for item in source.listing().items}
     with pytest.raises(BadData, match="E-ARC-017 images/x.png: is damaged or cut off") as caught:
@@ -319,7 +319,7 @@ def test_a_damaged_member_is_bad_data_when_it_is_read(tmp_path, content):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_a_member_over_the_limit_is_bad_data_when_it_is_read(tmp_path, kind):
+def test_a_member_over_the_limit_is_bad_data_when_it_is_read(tmp_path, kind) -> None:
     content = make(kind, [("x.png", np.random.default_rng(0).bytes(5000))])
     tree = archive_trees.open_archive(open_bytes(tmp_path, content)._tree._path, "images")
     with pytest.raises(BadData, match="E-IMG-002 images/x.png: has 5000 bytes, the limit is 4999"):
@@ -329,7 +329,7 @@ def test_a_member_over_the_limit_is_bad_data_when_it_is_read(tmp_path, kind):
         tree.read("y.png", 5000)
 
 
-def test_a_tar_that_declares_a_huge_member_costs_no_memory(tmp_path):
+def test_a_tar_that_declares_a_huge_member_costs_no_memory(tmp_path) -> None:
     """The hole at the end is a sparse file on the disk."""
     path = tmp_path / "images"
     info = tarfile.TarInfo("x.png")
@@ -418,7 +418,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize(("content", "code"), WHOLE.values(), ids=WHOLE)
-def test_a_damaged_archive_is_one_line(tmp_path, content, code):
+def test_a_damaged_archive_is_one_line(tmp_path, content, code) -> None:
     with pytest.raises(BadData, match=code) as caught:
         source = open_bytes(tmp_path, content())
         for item in source.listing().items:
@@ -426,7 +426,7 @@ def test_a_damaged_archive_is_one_line(tmp_path, content, code):
     assert str(caught.value).isprintable() and "images" in str(caught.value)
 
 
-def test_no_archive_and_one_without_images_are_input_missing(tmp_path):
+def test_no_archive_and_one_without_images_are_input_missing(tmp_path) -> None:
     with pytest.raises(InputMissing, match="E-INP-063 images: is not a file"):
         Archive(tmp_path, "images", FRAMING)
     for content in (make_zip([]), make_zip([("notes.md", b"")]), make_tar([("notes.md", b"")])):
@@ -435,14 +435,14 @@ def test_no_archive_and_one_without_images_are_input_missing(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_members_of_one_name_are_all_accounted_for(tmp_path):
+def test_a_hundred_thousand_members_of_one_name_are_all_accounted_for(tmp_path) -> None:
     header = tarfile.TarInfo("x.png").tobuf()
     items = open_bytes(tmp_path, header * 100_000 + bytes(10_240)).listing().items
     assert len({item.id for item in items}) == 100_000
     assert [item.flaw is None for item in items] == [True] + [False] * 99_999
 
 
-def test_a_zip_of_very_many_members_is_listed(tmp_path):
+def test_a_zip_of_very_many_members_is_listed(tmp_path) -> None:
     """Its directory is made by repeating one entry under many names."""
     whole = make_zip([("00000.png", PNG)])
     start, end = whole.index(b"PK\x01\x02"), whole.index(b"PK\x05\x06")
@@ -452,7 +452,7 @@ def test_a_zip_of_very_many_members_is_listed(tmp_path):
     assert len(items) == 65_000 and all(item.flaw is None for item in items)
 
 
-def test_there_may_be_so_many_members_and_no_more(tmp_path, monkeypatch):
+def test_there_may_be_so_many_members_and_no_more(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("pipeline.prepare.sources.archive_trees.MAX_MEMBERS", 3)
     for kind in KINDS:
         assert (
@@ -475,14 +475,14 @@ ODD_NAMES = (
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_odd_names_are_shown_on_one_line_and_read(tmp_path, kind):
+def test_odd_names_are_shown_on_one_line_and_read(tmp_path, kind) -> None:
     source = open_bytes(tmp_path, make(kind, [(name, png(n)) for n, name in enumerate(ODD_NAMES)]))
     items = source.listing().items
     assert len(items) == len(ODD_NAMES) and all(item.id.isprintable() for item in items)
     assert [source.read(item) for item in items] == [png(n) for n in range(len(ODD_NAMES))]
 
 
-def test_names_in_a_tar_that_are_not_utf8_are_escaped_and_read(tmp_path):
+def test_names_in_a_tar_that_are_not_utf8_are_escaped_and_read(tmp_path) -> None:
     content = make_tar([(os.fsdecode(b"\xff.png"), PNG)], pax=False)
     source = open_bytes(tmp_path, content)
     (item,) = source.listing().items
@@ -494,7 +494,7 @@ def test_names_in_a_tar_that_are_not_utf8_are_escaped_and_read(tmp_path):
     st.sampled_from([ZIP, TAR, gzip.compress(TAR)]),
     st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4),
 )
-def test_damage_anywhere_ends_in_an_error_for_users_or_in_bytes(tmp_path_factory, content, damage):
+def test_damage_anywhere_ends_in_an_error_for_users_or_in_bytes(tmp_path_factory, content, damage) -> None:
     changed = bytearray(content)
     for place, patch in damage:
         start = int(place * (len(content) - 1))

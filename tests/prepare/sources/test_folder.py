@@ -46,7 +46,7 @@ def captions(root):
     return {item.id: item.captions for item in listing(root).items}
 
 
-def test_a_missing_or_empty_folder_is_input_missing(tmp_path):
+def test_a_missing_or_empty_folder_is_input_missing(tmp_path) -> None:
     with pytest.raises(InputMissing, match="raw: is not a folder"):
         listing(tmp_path)
     (tmp_path / "raw").mkdir()
@@ -55,7 +55,7 @@ def test_a_missing_or_empty_folder_is_input_missing(tmp_path):
         listing(tmp_path)
 
 
-def test_captions_come_from_metadata_then_text_files_then_folder_names(tmp_path):
+def test_captions_come_from_metadata_then_text_files_then_folder_names(tmp_path) -> None:
     for name in ("a.png", "cats/b.png", "cats/c.png", "big_dogs/d.jpg"):
         picture(tmp_path / "raw" / name)
     rows = [{"file_name": "cats/b.png", "text": ["a grey  cat", "tom"]}]
@@ -71,7 +71,7 @@ def test_captions_come_from_metadata_then_text_files_then_folder_names(tmp_path)
     assert listing(tmp_path).notes == ()
 
 
-def test_kohya_folders_lose_their_number_and_txt_comes_before_caption(tmp_path):
+def test_kohya_folders_lose_their_number_and_txt_comes_before_caption(tmp_path) -> None:
     for name in ("10_red cat/a.png", "10_red cat/b.png", "3_x/c.png"):
         picture(tmp_path / "raw" / name)
     (tmp_path / "raw" / "10_red cat" / "b.caption").write_text("second")
@@ -84,7 +84,7 @@ def test_kohya_folders_lose_their_number_and_txt_comes_before_caption(tmp_path):
     }
 
 
-def test_splits_at_the_top_are_neither_captions_nor_groups(tmp_path):
+def test_splits_at_the_top_are_neither_captions_nor_groups(tmp_path) -> None:
     for name in ("train/cats/a.png", "validation/dogs/b.png", "test/c.png"):
         picture(tmp_path / "raw" / name)
     found = {item.id: (item.captions, item.group, item.subgroup) for item in listing(tmp_path).items}
@@ -95,7 +95,7 @@ def test_splits_at_the_top_are_neither_captions_nor_groups(tmp_path):
     }
 
 
-def test_a_train_beside_a_plane_is_a_class(tmp_path):
+def test_a_train_beside_a_plane_is_a_class(tmp_path) -> None:
     picture(tmp_path / "raw" / "train" / "a.png")
     picture(tmp_path / "raw" / "plane" / "b.png")
     assert captions(tmp_path) == {"plane/b.png": ("plane",), "train/a.png": ("train",)}
@@ -116,18 +116,18 @@ def table(columns):
         ("metadata.parquet", table({"file_name": ["cats/a.png"], "text": [["a cat, asleep"]], "w": [3]})),
     ],
 )
-def test_metadata_may_be_json_lines_csv_or_parquet(tmp_path, name, content):
+def test_metadata_may_be_json_lines_csv_or_parquet(tmp_path, name, content) -> None:
     picture(tmp_path / "raw" / "cats" / "a.png")
     (tmp_path / "raw" / name).write_bytes(content)
     assert captions(tmp_path) == {"cats/a.png": ("a cat, asleep",)}
 
 
-def test_a_class_number_is_a_caption_and_no_text_is_none():
+def test_a_class_number_is_a_caption_and_no_text_is_none() -> None:
     content = b'{"file_name": "a", "label": 3}\n{"file_name": "b", "text": null}\n{"file_name": "c"}'
     assert read_metadata(content, "metadata.jsonl") == {"a": ["class 3"], "b": [], "c": []}
 
 
-def test_the_nearest_metadata_counts_and_names_that_are_not_there_are_noted(tmp_path):
+def test_the_nearest_metadata_counts_and_names_that_are_not_there_are_noted(tmp_path) -> None:
     picture(tmp_path / "raw" / "cats" / "b.png")
     (tmp_path / "raw" / "metadata.jsonl").write_text('{"file_name": "cats/b.png", "text": "far"}')
     near = '{"file_name": "b.png", "text": "near"}\n{"file_name": "../../secret", "text": "x"}'
@@ -138,7 +138,7 @@ def test_the_nearest_metadata_counts_and_names_that_are_not_there_are_noted(tmp_
     assert [note.code for note in found.notes] == ["E-CAP-005"]
 
 
-def test_a_text_file_without_its_image_is_noted(tmp_path):
+def test_a_text_file_without_its_image_is_noted(tmp_path) -> None:
     picture(tmp_path / "raw" / "a.png")
     (tmp_path / "raw" / "b.caption").write_text("of what?")
     (note,) = listing(tmp_path).notes
@@ -149,7 +149,7 @@ def test_a_text_file_without_its_image_is_noted(tmp_path):
     "line",
     ["{", "[]", '{"text": "x"}', '{"file_name": "a", "text": 3}', "\xff", "[" * 9999, '{"file_name": ""}'],
 )
-def test_a_bad_line_of_metadata_is_named(line):
+def test_a_bad_line_of_metadata_is_named(line) -> None:
     content = b'{"file_name": "a.png", "text": "ok"}\n' + line.encode("latin-1")
     with pytest.raises(BadData, match="E-CAP-004 raw/metadata.jsonl line 2: "):
         read_metadata(content, "raw/metadata.jsonl")
@@ -165,19 +165,19 @@ def test_a_bad_line_of_metadata_is_named(line):
         (b"file_name,text\n,x\n", 2),
     ],
 )
-def test_a_bad_line_of_csv_is_named(content, line):
+def test_a_bad_line_of_csv_is_named(content, line) -> None:
     with pytest.raises(BadData, match=f"E-CAP-004 raw/metadata.csv line {line}: "):
         read_metadata(content, "raw/metadata.csv")
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\xff" * 64 + b"PAR1", table({"a": [1]})])
-def test_a_bad_parquet_of_metadata_is_one_line(content):
+def test_a_bad_parquet_of_metadata_is_one_line(content) -> None:
     with pytest.raises(BadData, match="E-CAP-004 raw/metadata.parquet") as caught:
         read_metadata(content, "raw/metadata.parquet")
     assert "\n" not in str(caught.value)
 
 
-def test_metadata_that_is_no_plain_file_stops(tmp_path):
+def test_metadata_that_is_no_plain_file_stops(tmp_path) -> None:
     picture(tmp_path / "raw" / "a.png")
     (tmp_path / "raw" / "metadata.jsonl").symlink_to("/etc/passwd")
     with pytest.raises(BadData, match="E-CAP-004 raw/metadata.jsonl: is not a plain file"):
@@ -189,27 +189,27 @@ def test_metadata_that_is_no_plain_file_stops(tmp_path):
     ("content", "code"),
     [(b"\xff\xfea", "E-CAP-002"), (b"x" * 70_000, "E-CAP-003"), (b"x" * 2000, "E-CAP-003")],
 )
-def test_an_unusable_text_file_flaws_its_image(tmp_path, content, code, suffix):
+def test_an_unusable_text_file_flaws_its_image(tmp_path, content, code, suffix) -> None:
     picture(tmp_path / "raw" / "a.png")
     (tmp_path / "raw" / f"a{suffix}").write_bytes(content)
     (item,) = listing(tmp_path).items
     assert item.flaw.code == code
 
 
-def test_a_linked_text_file_is_not_read(tmp_path):
+def test_a_linked_text_file_is_not_read(tmp_path) -> None:
     picture(tmp_path / "raw" / "a.png")
     (tmp_path / "raw" / "a.txt").symlink_to("/etc/hostname")
     (item,) = listing(tmp_path).items
     assert item.flaw.code == "E-CAP-001" and item.captions == ()
 
 
-def test_sub_folders_are_groups(tmp_path):
+def test_sub_folders_are_groups(tmp_path) -> None:
     picture(tmp_path / "raw" / "animals" / "cats" / "a.png")
     (item,) = listing(tmp_path).items
     assert (item.group, item.subgroup, item.family) == ("animals", "animals/cats", None)
 
 
-def test_hidden_files_and_documents_are_passed_over_and_links_not_followed(tmp_path):
+def test_hidden_files_and_documents_are_passed_over_and_links_not_followed(tmp_path) -> None:
     raw = tmp_path / "raw"
     picture(raw / "a.png")
     for name in (".hidden/b.png", "__MACOSX/c.png", "Thumbs.db"):
@@ -233,7 +233,7 @@ def test_hidden_files_and_documents_are_passed_over_and_links_not_followed(tmp_p
             source.read(items[name])
 
 
-def test_a_file_that_is_too_large_or_has_gone_is_bad_data(tmp_path):
+def test_a_file_that_is_too_large_or_has_gone_is_bad_data(tmp_path) -> None:
     large, gone = picture(tmp_path / "raw" / "a.png"), picture(tmp_path / "raw" / "b.png")
     os.truncate(large, MAX_BYTES + 1)
     source = Folder(tmp_path, "raw", FRAMING)
@@ -248,7 +248,7 @@ def test_a_file_that_is_too_large_or_has_gone_is_bad_data(tmp_path):
 ODD = (b"a\nb.png", b"\xff.png", b"-rf.png", b"a\\nb.png", "\u202egnp.a.png".encode(), b"x" * 251 + b".png")
 
 
-def test_odd_file_names_become_plain_ids_and_are_still_read(tmp_path):
+def test_odd_file_names_become_plain_ids_and_are_still_read(tmp_path) -> None:
     raw = tmp_path / "raw"
     for seed, name in enumerate(ODD):
         picture(raw / os.fsdecode(name), seed)
@@ -263,13 +263,13 @@ def test_odd_file_names_become_plain_ids_and_are_still_read(tmp_path):
 
 
 @given(st.text(st.characters(exclude_categories=())))
-def test_a_printable_name_is_printable_and_names_one_file(name):
+def test_a_printable_name_is_printable_and_names_one_file(name) -> None:
     shown = printable(name)
     assert shown.isprintable() and shown == shown.encode("utf-8").decode("utf-8")
     assert original(shown) == name
 
 
-def test_the_order_is_that_of_names_and_a_version_changes_with_its_file(tmp_path):
+def test_the_order_is_that_of_names_and_a_version_changes_with_its_file(tmp_path) -> None:
     for name in ("b.png", "a/z.png", "a.png", "B.png"):
         picture(tmp_path / "raw" / name)
     before = listing(tmp_path).items
@@ -299,7 +299,7 @@ def store():
     memory.rm(f"/{name}", recursive=True)
 
 
-def test_a_url_is_read_like_a_folder(tmp_path, store):
+def test_a_url_is_read_like_a_folder(tmp_path, store) -> None:
     source = Folder(tmp_path, store + "/", FRAMING)
     found = source.listing()
     source = pickle.loads(pickle.dumps(source))
@@ -312,7 +312,7 @@ def test_a_url_is_read_like_a_folder(tmp_path, store):
     assert found.items[0].where == f"{store}/cats/a.png"
 
 
-def test_a_url_notices_changes_large_files_and_missing_ones(tmp_path, store, monkeypatch):
+def test_a_url_notices_changes_large_files_and_missing_ones(tmp_path, store, monkeypatch) -> None:
     source = Folder(tmp_path, store, FRAMING)
     first, second = source.listing().items
     memory = fsspec.filesystem("memory")
@@ -339,6 +339,6 @@ def test_a_url_notices_changes_large_files_and_missing_ones(tmp_path, store, mon
         ("memory://not-there", "E-INP-06|E-INP-022"),
     ],
 )
-def test_a_url_that_is_no_store_is_one_line(tmp_path, url, code):
+def test_a_url_that_is_no_store_is_one_line(tmp_path, url, code) -> None:
     with pytest.raises(InputMissing, match=code):
         Folder(tmp_path, url, FRAMING).listing()

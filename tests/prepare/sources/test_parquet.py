@@ -45,7 +45,7 @@ def captions(root):
     return [item.captions for item in Parquet(root, "a.parquet", FRAMING).listing().items]
 
 
-def test_a_file_as_hugging_face_writes_it_has_images_and_names_of_classes(tmp_path):
+def test_a_file_as_hugging_face_writes_it_has_images_and_names_of_classes(tmp_path) -> None:
     columns = {"image": structs(3), "label": [1, 0, -1], "noise": [0.0] * 3}
     write(tmp_path / "a.parquet", columns, ["Tabby_cat", "dog"])
     source = Parquet(tmp_path, "a.parquet", FRAMING)
@@ -61,7 +61,7 @@ def test_a_file_as_hugging_face_writes_it_has_images_and_names_of_classes(tmp_pa
 
 @pytest.mark.parametrize("name", parquet.IMAGE_COLUMNS)
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.struct({"bytes": pa.binary()})])
-def test_a_column_of_bytes_may_have_any_of_the_names_for_images(tmp_path, name, kind):
+def test_a_column_of_bytes_may_have_any_of_the_names_for_images(tmp_path, name, kind) -> None:
     value = {"bytes": png()} if pa.types.is_struct(kind) else png()
     write(tmp_path / "a.parquet", {"url": ["x"], name: pa.array([value], kind)})
     source = Parquet(tmp_path, "a.parquet", FRAMING)
@@ -81,12 +81,12 @@ def test_a_column_of_bytes_may_have_any_of_the_names_for_images(tmp_path, name, 
         ({"text": pa.array(["a"]).dictionary_encode()}, ("a",)),
     ],
 )
-def test_captions_come_from_the_first_column_named_like_one(tmp_path, columns, expected):
+def test_captions_come_from_the_first_column_named_like_one(tmp_path, columns, expected) -> None:
     write(tmp_path / "a.parquet", {"image": structs(1), **columns})
     assert captions(tmp_path) == [expected]
 
 
-def test_a_caption_that_is_unusable_flaws_its_row_only(tmp_path):
+def test_a_caption_that_is_unusable_flaws_its_row_only(tmp_path) -> None:
     write(tmp_path / "a.parquet", {"image": structs(2), "text": ["x" * 2000, "fine"]})
     bad, good = Parquet(tmp_path, "a.parquet", FRAMING).listing().items
     assert bad.flaw.code == "E-CAP-003" and good.flaw is None
@@ -95,7 +95,7 @@ def test_a_caption_that_is_unusable_flaws_its_row_only(tmp_path):
     assert str(item.flaw).startswith("E-CAP-004 a.parquet:0: has a text that is not text (float)")
 
 
-def test_a_folder_is_read_file_by_file_in_order_and_any_row_at_any_time(tmp_path):
+def test_a_folder_is_read_file_by_file_in_order_and_any_row_at_any_time(tmp_path) -> None:
     write(tmp_path / "raw" / "train-1.parquet", {"image": [png(n) for n in range(5)]}, row_group_size=2)
     write(tmp_path / "raw" / "sub" / "x:y.parquet", {"image": [png(7)]})
     (tmp_path / "raw" / "README.md").write_text("x")
@@ -109,7 +109,7 @@ def test_a_folder_is_read_file_by_file_in_order_and_any_row_at_any_time(tmp_path
         assert source.read(items[number]) == png(7 if number == 0 else number - 1)
 
 
-def test_listing_does_not_read_images_and_reading_keeps_one_row_group(tmp_path, monkeypatch):
+def test_listing_does_not_read_images_and_reading_keeps_one_row_group(tmp_path, monkeypatch) -> None:
     columns = {"image": [png(n) for n in range(6)], "text": list("abcdef"), "noise": [1] * 6}
     write(tmp_path / "a.parquet", columns, row_group_size=3)
     asked = []
@@ -137,7 +137,7 @@ def test_listing_does_not_read_images_and_reading_keeps_one_row_group(tmp_path, 
         ({"bytes": None, "path": "/etc/passwd"}, "names the file '/etc/passwd' and holds no bytes"),
     ],
 )
-def test_a_row_without_an_image_is_bad_data_when_it_is_read(tmp_path, value, problem):
+def test_a_row_without_an_image_is_bad_data_when_it_is_read(tmp_path, value, problem) -> None:
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     write(tmp_path / "a.parquet", {"image": pa.array([value, *structs(1)], kind)})
     source = Parquet(tmp_path, "a.parquet", FRAMING)
@@ -147,7 +147,7 @@ def test_a_row_without_an_image_is_bad_data_when_it_is_read(tmp_path, value, pro
     assert source.read(second) == png()
 
 
-def test_an_image_or_a_row_group_that_is_too_large_is_bad_data(tmp_path, monkeypatch):
+def test_an_image_or_a_row_group_that_is_too_large_is_bad_data(tmp_path, monkeypatch) -> None:
     write(tmp_path / "a.parquet", {"image": [bytes(MAX_BYTES + 1)]})
     source = Parquet(tmp_path, "a.parquet", FRAMING)
     (item,) = source.listing().items
@@ -167,13 +167,13 @@ def test_an_image_or_a_row_group_that_is_too_large_is_bad_data(tmp_path, monkeyp
         ({"image": [[1, 2, 3]]}, "column 'image' holds list"),
     ],
 )
-def test_a_file_without_a_column_of_images_is_one_line(tmp_path, columns, problem):
+def test_a_file_without_a_column_of_images_is_one_line(tmp_path, columns, problem) -> None:
     write(tmp_path / "a.parquet", columns)
     with pytest.raises(BadData, match=f"E-PAR-002 a.parquet: {problem}"):
         captions(tmp_path)
 
 
-def test_a_damaged_file_is_one_line(tmp_path):
+def test_a_damaged_file_is_one_line(tmp_path) -> None:
     path = write(tmp_path / "a.parquet", {"image": structs(2), "text": ["a", "b"]})
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[:-5], whole[: len(whole) // 2], b"PAR1" + bytes(100) + b"PAR1"):
@@ -186,13 +186,13 @@ def test_a_damaged_file_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     "about", [b"{", b"[]", b'{"info": 3}', b'{"info": {"features": {"label": {"names": 3}}}}']
 )
-def test_odd_notes_in_a_schema_leave_numbers_for_names(tmp_path, about):
+def test_odd_notes_in_a_schema_leave_numbers_for_names(tmp_path, about) -> None:
     table = pa.table({"image": structs(1), "label": [0]}).replace_schema_metadata({"huggingface": about})
     pq.write_table(table, tmp_path / "a.parquet")
     assert captions(tmp_path) == [("class 0",)]
 
 
-def test_a_link_in_a_folder_is_not_followed(tmp_path):
+def test_a_link_in_a_folder_is_not_followed(tmp_path) -> None:
     write(tmp_path / "outside.parquet", {"image": structs(1)})
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.parquet").symlink_to(tmp_path / "outside.parquet")
@@ -200,7 +200,7 @@ def test_a_link_in_a_folder_is_not_followed(tmp_path):
         Parquet(tmp_path, "raw", FRAMING).listing()
 
 
-def test_what_is_not_there_or_empty_is_input_missing(tmp_path):
+def test_what_is_not_there_or_empty_is_input_missing(tmp_path) -> None:
     with pytest.raises(InputMissing, match="E-INP-064 a.parquet: is not there"):
         Parquet(tmp_path, "a.parquet", FRAMING)
     (tmp_path / "raw").mkdir()

@@ -55,7 +55,7 @@ def pixels(content):
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def test_the_binary_version_of_cifar10_is_read(tmp_path, cifar10):
+def test_the_binary_version_of_cifar10_is_read(tmp_path, cifar10) -> None:
     items = source(tmp_path).listing().items
     assert len(items) == 12
     assert items[3].id == "data_batch_2.bin:1"
@@ -66,14 +66,14 @@ def test_the_binary_version_of_cifar10_is_read(tmp_path, cifar10):
         assert np.array_equal(pixels(source(tmp_path).read(item)), planes(number).transpose(1, 2, 0))
 
 
-def test_the_class_in_cifar100_is_the_second_byte(tmp_path, cifar100):
+def test_the_class_in_cifar100_is_the_second_byte(tmp_path, cifar100) -> None:
     items = source(tmp_path, "CIFAR100").listing().items
     assert [item.captions for item in items] == [("fine 40",), ("fine 41",)]
     content = source(tmp_path, "CIFAR100").read(items[1])
     assert np.array_equal(pixels(content), planes(1).transpose(1, 2, 0))
 
 
-def test_a_pickled_source_gives_the_same_listing_and_bytes(tmp_path, cifar10):
+def test_a_pickled_source_gives_the_same_listing_and_bytes(tmp_path, cifar10) -> None:
     first = source(tmp_path)
     items = first.listing().items
     again = pickle.loads(pickle.dumps(first))
@@ -81,7 +81,7 @@ def test_a_pickled_source_gives_the_same_listing_and_bytes(tmp_path, cifar10):
     assert again.read(items[5]) == first.read(items[5]) == first.read(items[5])
 
 
-def test_pictures_are_framed(tmp_path, cifar10):
+def test_pictures_are_framed(tmp_path, cifar10) -> None:
     found = source(tmp_path)
     item = found.listing().items[0]
     picture = found.decode(found.read(item), item.where)
@@ -90,7 +90,7 @@ def test_pictures_are_framed(tmp_path, cifar10):
 
 
 @pytest.mark.parametrize("size", [0, 3072, 3073 * 2 + 1])
-def test_a_file_of_a_wrong_size_is_one_line(tmp_path, cifar10, size):
+def test_a_file_of_a_wrong_size_is_one_line(tmp_path, cifar10, size) -> None:
     (cifar10 / "data_batch_3.bin").write_bytes(bytes(size))
     with pytest.raises(BadData) as caught:
         source(tmp_path).listing()
@@ -101,19 +101,19 @@ def test_a_file_of_a_wrong_size_is_one_line(tmp_path, cifar10, size):
 
 
 @pytest.mark.parametrize("name", ["data_batch_5.bin", "batches.meta.txt"])
-def test_a_missing_file_is_input_missing(tmp_path, cifar10, name):
+def test_a_missing_file_is_input_missing(tmp_path, cifar10, name) -> None:
     (cifar10 / name).unlink()
     with pytest.raises(InputMissing, match=f"E-INP-066 raw/cifar-10-batches-bin/{name}: is not there"):
         source(tmp_path).listing()
 
 
-def test_a_label_without_a_class_flaws_its_record(tmp_path, cifar10):
+def test_a_label_without_a_class_flaws_its_record(tmp_path, cifar10) -> None:
     (cifar10 / "test_batch.bin").write_bytes(bytes([200]) + planes(0).tobytes())
     items = source(tmp_path).listing().items
     assert [item.flaw.code for item in items if item.flaw] == ["E-TVS-002"] and items[-1].flaw
 
 
-def test_a_file_that_shrinks_after_listing_is_bad_data(tmp_path, cifar10):
+def test_a_file_that_shrinks_after_listing_is_bad_data(tmp_path, cifar10) -> None:
     found = source(tmp_path)
     item = found.listing().items[1]
     (cifar10 / "data_batch_1.bin").write_bytes(bytes(3073))
@@ -121,14 +121,14 @@ def test_a_file_that_shrinks_after_listing_is_bad_data(tmp_path, cifar10):
         found.read(item)
 
 
-def test_an_unknown_set_is_a_config_error_that_lists_the_known():
+def test_an_unknown_set_is_a_config_error_that_lists_the_known() -> None:
     with pytest.raises(
         ConfigError, match="E-CFG-018 .*torchvision:ImageNet is unknown. Fix: use one of CIFAR10"
     ):
         Torchvision(None, "raw", "ImageNet", FRAMING)
 
 
-def test_every_allowed_set_is_a_class_of_torchvision():
+def test_every_allowed_set_is_a_class_of_torchvision() -> None:
     from pipeline.prepare.sources.torchvision import _SETS
 
     assert all(hasattr(torchvision.datasets, name) for name in _SETS)
@@ -148,7 +148,7 @@ def mnist(tmp_path):
     return folder
 
 
-def test_sets_that_are_there_are_read_by_torchvision_without_a_network(tmp_path, mnist, monkeypatch):
+def test_sets_that_are_there_are_read_by_torchvision_without_a_network(tmp_path, mnist, monkeypatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("a network was asked"))
     found = pickle.loads(pickle.dumps(source(tmp_path, "MNIST")))
     items = found.listing().items
@@ -161,8 +161,8 @@ def test_sets_that_are_there_are_read_by_torchvision_without_a_network(tmp_path,
     assert again.read(items[4]) == found.read(items[4])
 
 
-def test_a_download_that_fails_is_one_line_and_says_where_to_put_the_files(tmp_path, monkeypatch):
-    def fail(*args, **more):
+def test_a_download_that_fails_is_one_line_and_says_where_to_put_the_files(tmp_path, monkeypatch) -> None:
+    def fail(*args, **more) -> None:
         raise URLError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fail)
@@ -177,14 +177,14 @@ def test_a_download_that_fails_is_one_line_and_says_where_to_put_the_files(tmp_p
 
 
 class Gadget:
-    def __init__(self, canary):
+    def __init__(self, canary) -> None:
         self.canary = canary
 
     def __reduce__(self):
         return open, (self.canary, "w")
 
 
-def test_a_forged_pickle_is_never_opened(tmp_path, monkeypatch):
+def test_a_forged_pickle_is_never_opened(tmp_path, monkeypatch) -> None:
     folder = tmp_path / "raw" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     canary = tmp_path / "canary"
@@ -209,5 +209,5 @@ def test_a_forged_pickle_is_never_opened(tmp_path, monkeypatch):
         ("german shorthaired", "german shorthaired"),
     ],
 )
-def test_names_of_classes_are_as_one_types_them(name, clean):
+def test_names_of_classes_are_as_one_types_them(name, clean) -> None:
     assert clean_class(name) == clean
