@@ -73,7 +73,7 @@ def test_a_dropped_top_octave_is_what_sharpness_misses_and_sharpening_adds_to_it
     power = sharpness(images).top_octave
     assert log_power_gap(power, sharpness(damage.drop_octave(images, 0)).top_octave) < -2.5
     assert abs(log_power_gap(power, sharpness(damage.drop_octave(images, 2)).top_octave)) < 0.3
-    assert log_power_gap(power, sharpness(damage.sharpen(images, 1.0)).top_octave) > 0.3
+    assert log_power_gap(power, sharpness(damage.sharpen(images, 1.0)).top_octave) > 0.1
 
 
 def test_shift_moves_right_and_down_and_back() -> None:
