@@ -24,8 +24,9 @@ def main() -> None:
         stage.tracker.set_tags({"crescendo.validation": prepare.validation_digest(stage.root)})
         stage.log_artifact(Path(intake.REPORTS))
     left_out = f"{counts['n_quarantined']} quarantined, {counts['n_duplicate']} duplicates"
-    parts = ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test"))
-    print(f"prepare: {counts['n_ok']} of {counts['n_in']} images ({parts}; {left_out})", file=sys.stderr)
+    parts = prepare.splits_in_words(metrics)
+    print(f"prepare: {counts['n_ok']} of {counts['n_in']} images, {parts}; {left_out}", file=sys.stderr)
+    print(f"prepare: {prepare.similar_families(metrics)}", file=sys.stderr)
     print(f"prepare: see {intake.DATA_DOCS}/index.html", file=sys.stderr)
 
 

@@ -36,6 +36,14 @@ def _power_of_two(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
 
 
+class Split(Section):
+    """Shares of the families of images that are for training, validation and test."""
+
+    train: Positive
+    val: Positive
+    test: Positive
+
+
 class Data(Section):
     """What the images are and how they are prepared."""
 
@@ -49,6 +57,7 @@ class Data(Section):
     text_encoder: str
     max_tokens: Annotated[int, Field(ge=4, le=128)]
     max_bad_fraction: Fraction
+    split: Split
 
     @model_validator(mode="after")
     def _check(self) -> Data:
@@ -60,6 +69,8 @@ class Data(Section):
         require(bool(encoder), f"text_encoder: {self.text_encoder!r} is unknown. Fix: write {choices}")
         require(len(self.background) == 3, "background: needs 3 numbers (red, green, blue)")
         require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
+        total = math.fsum(self.split.model_dump().values())
+        require(abs(total - 1) < 1e-6, f"split: the sum is {total:g}, must be 1")
         return self
 
 

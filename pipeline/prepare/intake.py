@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import BadData, ConfigError
+from pipeline.prepare.clusters import Clusters, connected
 from pipeline.prepare.ingest import IngestedItem
 from pipeline.prepare.measure import ImageMeasures, near_duplicates
 from pipeline.prepare.sources.source import Item, Source
-from pipeline.prepare.splits import FRACTIONS
+from pipeline.prepare.splits import SPLITS
 from pipeline.prepare.validation import Record, Report
 from pipeline.text.captions import text_flaws
 from pipeline.text.encoder import TextEncoder
@@ -46,14 +47,19 @@ class Inspection:
     source: Source
     notes: tuple[BadData, ...]
     items: SortedItems
-    families: list[str]  # of each usable image
-    splits: dict[str, str]  # of each family
+    clusters: Clusters  # of the families of usable images
+    splits: dict[str, str]  # of each cluster
     encoder: TextEncoder
     encoding: str
     report: Report
 
+    @property
+    def families(self) -> list[str]:
+        """What each usable image shares its split with: the name of its cluster."""
+        return self.clusters.names
+
     def rows(self) -> list[dict[str, Any]]:
-        """One row of index.jsonl per usable image, without its captions. There, `base` is the family."""
+        """One row of index.jsonl per usable image, without its captions. There, `base` is the cluster."""
         return [
             {
                 "id": image.item.id,
@@ -70,8 +76,9 @@ class Inspection:
         rows = self.rows()
         return {
             "counts": self.items.counts()
-            | {name: sum(row["split"] == name for row in rows) for name in FRACTIONS},
-            "families": len(self.splits),
+            | {name: sum(row["split"] == name for row in rows) for name in SPLITS},
+            "families": {name: sum(split == name for split in self.splits.values()) for name in SPLITS},
+            "clusters": self.clusters.summary(),
             "captions": len({text for image in self.items.ok for text in image.item.captions}),
             "failed_expectations": {name: len(self.report.failed(name)) for name in ("critical", "warning")},
         }
@@ -111,21 +118,14 @@ def sort_out(items: Iterable[IngestedItem]) -> SortedItems:
 
 
 def find_families(images: Sequence[IngestedItem]) -> list[str]:
-    """The family of each image, which stays in one split: its own or, where the source knows none, one of near
-    duplicates, named after the first of them."""
-    first = list(range(len(images)))
-
-    def root(i: int) -> int:
-        while first[i] != i:
-            first[i] = first[first[i]]
-            i = first[i]
-        return i
-
-    free = [i for i, each in enumerate(images) if each.item.family is None]
-    for a, b in near_duplicates([_measured(images[i]).phash for i in free]):
-        low, high = sorted((root(free[a]), root(free[b])))
-        first[high] = low
-    return [each.item.family or _measured(images[root(i)]).pixels[:16] for i, each in enumerate(images)]
+    """The family of each image: its own or, where the source knows none, that of images whose perceptual hashes are
+    nearly equal, named after the first of them."""
+    free = [each for each in images if each.item.family is None]
+    first = iter(connected(len(free), near_duplicates([_measured(each).phash for each in free])))
+    return [
+        _measured(free[next(first)]).pixels[:16] if each.item.family is None else each.item.family
+        for each in images
+    ]
 
 
 def _measured(image: IngestedItem) -> ImageMeasures:

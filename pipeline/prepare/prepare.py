@@ -17,6 +17,7 @@ from pipeline import artifacts
 from pipeline.config.params import Data, Params
 from pipeline.errors import BadData
 from pipeline.prepare import shards, validation
+from pipeline.prepare.clusters import join_similar
 from pipeline.prepare.ingest import (
     Layout,
     OnProgress,
@@ -40,7 +41,7 @@ from pipeline.prepare.intake import (
 )
 from pipeline.prepare.reports import problems_of, quarantine, thumbnails, write_reports
 from pipeline.prepare.sources.load import open_source
-from pipeline.prepare.splits import FRACTIONS, assign_splits
+from pipeline.prepare.splits import SPLITS, assign_splits
 from pipeline.prepare.validation import Report
 from pipeline.text.load import load_text_encoder
 
@@ -88,6 +89,7 @@ def prepare(
             "licence": inspection.source.licence,
             "subset": list(data.subset),
             "seed": params.seed,
+            "split": data.split.model_dump(),
             "resolution": data.resolution,
             "fit": data.fit,
             "background": list(data.background),
@@ -131,7 +133,8 @@ def check(params: Params, root: Path, docs: Path | None, log: Callable[[str], No
         log(f"  {outcome.severity}: {outcome.name}{differ}")
     gate_items(inspection.items, data)
     gate_report(inspection.report)
-    parts = ", ".join(f"{counts[name]} {name}" for name in FRACTIONS)
+    log(similar_families(metrics))
+    parts = splits_in_words(metrics)
     log(f"prepare would write {parts} at {data.resolution} px, {metrics['captions']} captions")
 
 
@@ -154,13 +157,30 @@ def examine(
     cache = work / "pictures" / cache_key(data, layout)[:16]
     ingested = ingest(source, items, layout, cache, map_tasks, processes, on_progress)
     sorted_items = sort_out(ingested)
-    families = find_families(sorted_items.ok)
-    splits = assign_splits(families, params.seed)
+    clusters = join_similar(find_families(sorted_items.ok), stored_sums(sorted_items.ok), data.resolution)
+    families = clusters.names
+    splits = assign_splits(families, params.seed, data.split.model_dump())
     captions = shards.unique_captions(image.item.captions for image in sorted_items.ok)
     encoder = load_text_encoder(data.text_encoder, data.max_tokens, captions)
     records = make_records(sorted_items.ok, families, splits, encoder)
     report = validation.validate(records, data.resolution, data.max_tokens, docs)
-    return Inspection(source, listing.notes, sorted_items, families, splits, encoder, encoding, report)
+    return Inspection(source, listing.notes, sorted_items, clusters, splits, encoder, encoding, report)
+
+
+def splits_in_words(metrics: dict[str, Any]) -> str:
+    """Images and families of each split."""
+    counts, families = metrics["counts"], metrics["families"]
+    return ", ".join(f"{counts[name]} {name} (families: {families[name]})" for name in SPLITS)
+
+
+def similar_families(metrics: dict[str, Any]) -> str:
+    """How many families were joined because they look alike."""
+    found = metrics["clusters"]
+    count = found["families"] - found["joined"]
+    text = f"{found['families']} families, {count} after those that look alike were joined"
+    return text + (
+        f"; the largest has {found['largest']} ({found['largest_name']})" if found["joined"] else ""
+    )
 
 
 def gate_items(items: SortedItems, data: Data) -> None:

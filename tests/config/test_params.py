@@ -125,6 +125,8 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number() 
         ("refine.passes", [1, 1], "refine.passes: an entry is given twice"),
         ("refine.passes", [3], "refine.passes[0]"),
         ("refine.pass_probs", [0.0] * PASSES, "refine.pass_probs: the sum is 0, must be 1"),
+        ("data.split", {"train": 0.7, "val": 0.1, "test": 0.1}, "data.split: the sum is 0.9, must be 1"),
+        ("data.split.val", 0.0, "data.split.val: 0.0 is not valid"),
         ("refine.pass_probs", [], f"refine.pass_probs: needs {PASSES} numbers"),
         ("refine.discriminators", [], "refine.discriminators"),
         ("sampling.guidance_interval", [5.0, 0.3], "sampling.guidance_interval: needs two numbers"),

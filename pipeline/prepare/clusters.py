@@ -1,0 +1,162 @@
+"""Families whose images look alike, joined: a picture and its near duplicate must not be in two splits.
+
+Two images look alike if their box means at 16 px differ by little (RMS, in grey levels and as a fraction of their
+contrast), as they are or mirrored. Pairs to compare are found by locality-sensitive hashing with random projections
+(Datar et al. 2004, https://doi.org/10.1145/997817.997857), so that time and memory grow linearly with the number of
+images. All arithmetic is on integers, or on floats that hold them exactly: every machine finds the same pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE = 16  # px of the box means, or the core's resolution where that is less
+MAX_RMS = 8  # grey levels between two images that look alike
+MAX_PART = 4  # and at most a 4th of the standard deviation of either
+BANDS, KEYS = 8, 4  # hash tables, and projections whose cells make up a key of one
+CELL = 48  # width of a cell, grey levels (RMS)
+WINDOW = 32  # images of one key that an image is compared with, a table
+TOGETHER = 2**14  # images that are compared in one go
+
+Means = NDArray[np.uint8]
+Pairs = NDArray[np.int64]
+
+
+class Clusters(NamedTuple):
+    """Families after those that look alike were joined.
+
+    names: of each image, the first family of its cluster.
+    families: number of families before.
+    largest: number of families in the largest cluster, and its name.
+    """
+
+    names: list[str]
+    families: int
+    largest: tuple[int, str]
+
+    def summary(self) -> dict[str, int | str]:
+        """What metrics.json says of them."""
+        count, name = self.largest
+        joined = self.families - len(set(self.names))
+        return {"families": self.families, "joined": joined, "largest": count, "largest_name": name}
+
+
+def join_similar(families: Sequence[str], sums: Iterable[NDArray[np.uint16]], resolution: int) -> Clusters:
+    """Join all families of which two images look alike.
+
+    Args:
+        families: of each image.
+        sums: box sums of each image at `resolution` px, uint16 [3, r, r] (`shards.box_sums`).
+    """
+    first: dict[str, int] = {}
+    numbers = np.array([first.setdefault(name, len(first)) for name in families], np.int64)
+    means = box_means(sums, resolution, len(families))
+    pairs = numbers[similar_pairs(means, numbers)]
+    of_family = connected(len(first), pairs)
+    names = list(first)
+    sizes = Counter(of_family)
+    largest = max(sizes, key=lambda number: (sizes[number], -number), default=0)
+    return Clusters(
+        [names[of_family[number]] for number in numbers],
+        len(names),
+        (sizes[largest], names[largest]) if names else (0, ""),
+    )
+
+
+def connected(count: int, pairs: Iterable[Sequence[int]]) -> list[int]:
+    """The first of all numbers below `count` that are connected with each number by `pairs`."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ends = np.array(list(pairs), np.int64).reshape(-1, 2)
+    ones = np.ones(len(ends), np.int8)
+    _, labels = connected_components(coo_array((ones, ends.T), (count, count)), directed=False)
+    _, first, label = np.unique(labels, return_index=True, return_inverse=True)
+    members: list[int] = first[label].tolist()
+    return members
+
+
+def box_means(sums: Iterable[NDArray[np.uint16]], resolution: int, count: int) -> Means:
+    """Box means of `count` images of `resolution` px from their box sums, rounded: uint8 [n, 3, 16, 16]."""
+    means = np.zeros((count, 3, 1, 1), np.uint8)
+    for number, own in enumerate(sums):
+        side = min(own.shape[-1], SIDE)
+        if number == 0:
+            means = np.zeros((count, 3, side, side), np.uint8)
+        factor, pixels = own.shape[-1] // side, (resolution // side) ** 2
+        total = own.reshape(3, side, factor, side, factor).sum((2, 4), dtype=np.int64)
+        means[number] = (2 * total + pixels) // (2 * pixels)
+    return means
+
+
+def similar_pairs(means: Means, families: NDArray[np.int64]) -> Pairs:
+    """Pairs of images of different families that look alike, [m, 2]; of large groups not all pairs.
+
+    Args:
+        means: box means, uint8 [n, 3, s, s].
+        families: of each image, [n].
+    """
+    found = [_alike(means, pairs) for pairs in _candidates(means, families)]
+    return np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), np.int64)
+
+
+def _candidates(means: Means, families: NDArray[np.int64]) -> Iterator[Pairs]:
+    """Pairs of different families with a key in common, at most TOGETHER each.
+
+    Images of one key are sorted by another projection, and those at most WINDOW places apart are paired.
+    """
+    projections = _project(means)
+    cell = CELL * math.isqrt(means[0].size) if len(means) else 1
+    for band in range(BANDS):
+        line, *keyed = projections[band * (KEYS + 1) : (band + 1) * (KEYS + 1)]
+        cells = [values // cell for values in keyed]
+        order = np.lexsort((line, *cells))
+        sorted_cells, own = np.stack(cells, 1)[order], families[order]
+        for step in range(1, min(WINDOW, len(order) - 1) + 1):
+            same = (sorted_cells[step:] == sorted_cells[:-step]).all(1)
+            if not same.any():
+                break
+            start = np.flatnonzero(same & (own[step:] != own[:-step]))
+            pairs = np.sort(np.stack([order[start], order[start + step]], 1), axis=1)
+            yield from (pairs[i : i + TOGETHER] for i in range(0, len(pairs), TOGETHER))
+
+
+def _project(means: Means) -> NDArray[np.int32]:
+    """Projections of each image on random signs, [BANDS * (KEYS + 1), n]; the mirrored image has the same.
+
+    Their sums, below 2^24, are exact in float32 in any order.
+    """
+    count, channels, side, _ = means.shape
+    half, wanted = max(side // 2, 1), BANDS * (KEYS + 1)
+    stream = hashlib.shake_256(b"near duplicates").digest(-(-wanted * channels * side * half // 8))
+    bits = np.unpackbits(np.frombuffer(stream, np.uint8))[: wanted * channels * side * half]
+    left = bits.reshape(wanted, channels, side, half)
+    signs = np.concatenate([left, left[..., ::-1]], -1)[..., :side].reshape(wanted, -1) * np.float32(2) - 1
+    projected = np.zeros((wanted, count), np.int32)
+    for i in range(0, count, TOGETHER):
+        some = means[i : i + TOGETHER].reshape(-1, signs.shape[1]).astype(np.float32)
+        projected[:, i : i + TOGETHER] = signs @ some.T
+    return projected
+
+
+def _alike(means: Means, pairs: Pairs) -> Pairs:
+    """Those of `pairs` of images that look alike, as they are or mirrored."""
+    a, b = (means[pairs[:, side]].astype(np.int32) for side in (0, 1))
+    size = means[0].size
+    least = np.minimum(*(_spread(each) for each in (a, b)))  # size^2 times the variance
+    apart = np.minimum(*(((a - other) ** 2).sum((1, 2, 3), dtype=np.int64) for other in (b, b[..., ::-1])))
+    return pairs[(apart <= MAX_RMS**2 * size) & (apart * size * MAX_PART**2 <= least)]
+
+
+def _spread(values: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Squared size times the mean variance of the channels, [n, 3, s, s] to [n]."""
+    flat = values.reshape(len(values), 3, -1).astype(np.int64)
+    area = flat.shape[-1]
+    return 3 * (area * (flat**2).sum(2) - flat.sum(2) ** 2).sum(1)
