@@ -2,6 +2,7 @@
 
 from pipeline.config.params import load_params
 from pipeline.errors import run_main
+from pipeline.launch.judging import Judge
 from pipeline.launch.stage import open_stage
 from pipeline.registry import pins
 from pipeline.workers import pretrain
@@ -11,7 +12,8 @@ def main() -> None:
     """Train, or continue, or only export a finished run."""
     params = load_params()
     with open_stage("pretrain", params) as stage:
-        stage.run(pretrain.pretrain, init=pins.pinned(stage, params.finetune))
+        judge = Judge(params.evaluate.watch_images.pretrain)
+        stage.run(pretrain.pretrain, init=pins.pinned(stage, params.finetune), judge=judge)
         stage.export({"result/model": "models/core", "result/reports": "reports/pretrain"})
 
 

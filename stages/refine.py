@@ -2,14 +2,16 @@
 
 from pipeline.config.params import load_params
 from pipeline.errors import run_main
+from pipeline.launch.judging import Judge
 from pipeline.launch.stage import open_stage
 from pipeline.workers import refine
 
 
 def main() -> None:
     """Train, or continue, or only export a finished run."""
-    with open_stage("refine", load_params()) as stage:
-        stage.run(refine.refine)
+    params = load_params()
+    with open_stage("refine", params) as stage:
+        stage.run(refine.refine, judge=Judge(params.evaluate.watch_images.refine))
         stage.export({"result/model": "models/refined", "result/reports": "reports/refine"})
 
 

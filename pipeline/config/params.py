@@ -281,6 +281,17 @@ class Sampling(Section):
         return self
 
 
+Interval = Annotated[int, Field(ge=0, le=10**10)]  # training images; 0 = never
+
+
+class WatchImages(Section):
+    """How often each training stage is judged while it goes on (pipeline/watch)."""
+
+    pretrain: Interval
+    finetune: Interval
+    refine: Interval
+
+
 class Evaluate(Section):
     """What is measured, on how many samples."""
 
@@ -291,6 +302,7 @@ class Evaluate(Section):
     teacher_train_captions: Annotated[int, Field(ge=1, le=1_000_000)]
     num_passes: Annotated[tuple[Literal[1, 2, 4], ...], Field(min_length=1)]
     batch_size: Size
+    watch_images: WatchImages
 
 
 class Promotion(Section):
@@ -359,6 +371,14 @@ class Params(Section):
         require(effective, "finetune.degrade: has no effect without finetune.upscale_probability above 0")
         unknown = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
         require(not unknown, f"evaluate.num_passes: {unknown} is not among refine.passes")
+        for name, section in (
+            ("pretrain", self.pretrain),
+            ("finetune", self.finetune),
+            ("refine", self.refine),
+        ):
+            every, batch = getattr(self.evaluate.watch_images, name), section.batch_size
+            problem = f"{every} is less than {name}.batch_size ({batch}). Fix: raise it, or write 0"
+            require(every == 0 or every >= batch, f"evaluate.watch_images.{name}: {problem}")
         return self
 
 

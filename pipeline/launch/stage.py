@@ -39,6 +39,7 @@ from pipeline.launch.fingerprint import (
     stage_section,
 )
 from pipeline.launch.jobs import link_storage, run_as_job
+from pipeline.launch.judging import Judge, Judging
 from pipeline.launch.watch import ProgressWatch
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.processes import signal_on_parent_death
@@ -66,7 +67,7 @@ class Stage:
     tracker: stage_run.StageRun
     _exported: list[str] = field(default_factory=list)
 
-    def worker_config(self, init: Path | None = None) -> WorkerConfig:
+    def worker_config(self, init: Path | None = None, watch_images: int = 0) -> WorkerConfig:
         """What each worker gets."""
         profile = self.profile
         return WorkerConfig(
@@ -79,6 +80,7 @@ class Stage:
             cuda_graphs=profile.cuda_graphs,
             compile=profile.compile,
             threads=profile.threads or max(1, cpu_count() // max(1, profile.workers)),
+            watch_images=watch_images,
         )
 
     def finished(self) -> bool:
@@ -92,15 +94,19 @@ class Stage:
             return False
         return True
 
-    def run(self, worker: Worker, init: Path | None = None) -> None:
+    def run(self, worker: Worker, init: Path | None = None, judge: Judge | None = None) -> None:
         """Train: `worker(config)` in one process or many, from the last checkpoint, to `run_dir/result`.
 
-        `init` is a model to start from, below the folder of all runs, which every node of a cluster sees."""
-        config = self.worker_config(init)
+        `init` is a model to start from, below the folder of all runs, which every node of a cluster sees.
+        `judge` measures the averaged model meanwhile; the result does not depend on it."""
+        judge = judge or Judge(interval=0)
+        config = self.worker_config(init, judge.interval)
         if self.finished():
             print(f"{self.name}: run {self.run_dir.name} is finished; exporting it", file=sys.stderr)
             return
-        with ProgressWatch(self.name, self.run_dir, self.tracker):
+        progress = ProgressWatch(self.name, self.run_dir, self.tracker)
+        judging = Judging(self.name, self.root, self.run_dir, judge, self.tracker)
+        with judging, progress:
             if self.profile.address and not inside_ray_job():
                 run_as_job(self.name, worker, config, self.profile, list(self.inputs))
             else:

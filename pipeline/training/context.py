@@ -30,7 +30,7 @@ from pipeline.rng import generator_for, key
 from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.fit import Hook, Step, fit
-from pipeline.training.hooks import Checkpoints, Intervals, Progress, failpoint, read_records
+from pipeline.training.hooks import Checkpoints, Intervals, Progress, Snapshots, failpoint, read_records
 from pipeline.training.reports import GRID, save_grid, save_kernels, write_curves
 from pipeline.training.schedule import StepSettings
 from pipeline.training.state import TrainState
@@ -152,6 +152,12 @@ class TrainContext(Generic[S]):
         s, growth = self.settings, growth or GrowthRound(self.folder)
         path, total = self.folder / "progress.jsonl", growth.count * s.num_images
         return Progress(path, self.intervals.log_images, s.batch_size, total, nimg, growth.start)
+
+    def snapshots(self, write: Callable[[Path], None], growth: GrowthRound | None = None) -> Snapshots:
+        """The averaged model, as `write(folder)` writes it, in watch/ of the run folder, for whoever watches."""
+        interval, batch_size = self.intervals.watch_images, self.settings.batch_size
+        start = growth.start if growth else 0
+        return Snapshots(self.folder / "watch", interval, batch_size, start, write)
 
     def snapshot_config(
         self,

@@ -1,4 +1,4 @@
-"""Hooks, called after every training step: checkpoints, the progress file, anything at regular intervals.
+"""Hooks, called after every training step: checkpoints, snapshots, the progress file, anything at intervals.
 
 Also the failure points at which tests kill a worker.
 """
@@ -6,7 +6,9 @@ Also the failure points at which tests kill a worker.
 import json
 import math
 import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pipeline import artifacts
 from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.state import TrainState
@@ -21,11 +24,12 @@ from pipeline.training.state import TrainState
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """Training images between checkpoints, progress records and sample grids."""
+    """Training images between checkpoints, progress records, sample grids, and snapshots to judge (0: none)."""
 
     checkpoint_images: int
     log_images: int
     sample_images: int
+    watch_images: int = 0
 
 
 def due(nimg: int, interval: int, batch_size: int) -> bool:
@@ -43,6 +47,36 @@ class Checkpoints:
         """Save when due."""
         if due(state.nimg, self.interval, self.batch_size):
             checkpoint.save(self.folder, state)
+
+
+class Snapshots:
+    """Lays the averaged model out for whoever watches the run, as folders `nimg-<12 digits>/`, every `interval`
+    images (0: never) of the clock that begins at `start`.
+
+    The watcher removes what it has seen; without one, the newest KEEP stay. `write(folder)` writes the model and
+    leaves the state as it was. Training does not depend on any of this, and goes on if the disk is full."""
+
+    KEEP = 2
+
+    def __init__(
+        self, folder: Path, interval: int, batch_size: int, start: int, write: Callable[[Path], None]
+    ) -> None:
+        self.folder, self.interval, self.batch_size = folder, interval, batch_size
+        self.start, self.write = start, write
+
+    def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
+        """Write when due."""
+        nimg = self.start + state.nimg
+        if rank_and_size()[0] or not self.interval or not due(nimg, self.interval, self.batch_size):
+            return
+        try:
+            path = self.folder / f"nimg-{nimg:012d}"
+            with artifacts.commit_directory(path, {"nimg": nimg}, forced=False) as folder:
+                self.write(folder)
+        except OSError as error:
+            print(f"warning: no snapshot at image {nimg}: {error}", file=sys.stderr)
+        for old in sorted(self.folder.glob("nimg-????????????"))[: -self.KEEP]:
+            shutil.rmtree(old, ignore_errors=True)  # The watcher may be removing it as well.
 
 
 class Progress:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ from pipeline.models.denoiser import (
     set_dtype,
     set_recompute,
 )
-from pipeline.models.snapshot import Snapshot, Weights
+from pipeline.models.snapshot import Snapshot, Weights, write_snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.training import checkpoint
 from pipeline.training.averages import Averages, moments_of
@@ -209,6 +210,15 @@ def first_average(learner: Learner) -> Tensor:
     return next(iter(learner.emas.values()))
 
 
+@contextmanager
+def first_averages(learners: Sequence[Learner]) -> Iterator[None]:
+    """Lend all levels their first weight average."""
+    with ExitStack() as averaged:
+        for learner in learners:
+            averaged.enter_context(learner.using(first_average(learner)))
+        yield
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Held-out errors of the levels, on the same validation images and noise at all times.
@@ -232,9 +242,7 @@ class HeldOut:
     @contextmanager
     def first_averages(self) -> Iterator[dict[str, float]]:
         """Lend all levels their first weight average; yields the errors by name."""
-        with ExitStack() as averaged:
-            for learner in self.learners:
-                averaged.enter_context(learner.using(first_average(learner)))
+        with first_averages(self.learners):
             yield {
                 f"held_out_error{level.suffix}": self.error(i, first_average(self.learners[i]))
                 for i, level in enumerate(self.levels)
@@ -294,10 +302,15 @@ def train_levels(
             snapshot = Snapshot(denoiser, build_config(), "")
             run.sample_grid(snapshot, path, replace(snapshot.config.sampling, guide="unconditional"))
 
+    def write_averaged(folder: Path) -> None:
+        with first_averages(learners):
+            write_snapshot(folder, denoiser, build_config())
+
     moments = moments_of(s.num_images, s.batch_size, s.ema_snapshots)
     averages = [Averages(growth.folder / f"averages{lv.suffix}", own, moments) for lv, own in pairs]
     samples = Every(run.intervals.sample_images, s.batch_size, log_samples)
-    hooks: list[Hook] = [progress, *averages, early, samples]
+    watched = run.snapshots(write_averaged, growth)
+    hooks: list[Hook] = [progress, *averages, early, samples, watched]
     run.train(state, in_turn(steps[::-1]), hooks, growth)
     if rank_and_size()[0]:
         return

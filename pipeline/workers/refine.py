@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from pipeline.launch.worker import WorkerConfig
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import CoreDenoiser, Denoiser, pyramid_levels, set_dtype, set_recompute
-from pipeline.models.snapshot import Snapshot, load_snapshot
+from pipeline.models.snapshot import Snapshot, load_snapshot, write_snapshot
 from pipeline.training import checkpoint
 from pipeline.training.context import TrainContext, check_parent
 from pipeline.training.distributed import rank_and_size
@@ -66,7 +67,12 @@ def refine(config: WorkerConfig) -> None:
                 snapshot = Snapshot(student, build_config(run, student, parent), "")
                 run.sample_grid(snapshot, run.folder / "samples" / f"nimg-{state.nimg:012d}.png")
 
-    run.train(state, step, [progress, check, Every(s.sample_images, s.batch_size, log_samples)])
+    def write_averaged(folder: Path) -> None:
+        with generator.using(generator.emas["ema"]):
+            write_snapshot(folder, student, build_config(run, student, parent))
+
+    samples = Every(s.sample_images, s.batch_size, log_samples)
+    run.train(state, step, [progress, check, samples, run.snapshots(write_averaged)])
     guard = GuardState.load(state)
     metrics = {
         "lr_scale": guard.lr_scale,

@@ -48,7 +48,7 @@ def train_context(
     """The context of a stage, from its section of params.yaml and the settings unpacked from that."""
     dataset = PreparedDataset(config.root / "data/prepared")
     process = unpack(ProcessSettings, config)
-    intervals = unpack(Intervals, section)
+    intervals = unpack(Intervals, section, watch_images=config.watch_images)
     return TrainContext(stage, settings, intervals, dataset, config.run_dir, process, generate)
 
 

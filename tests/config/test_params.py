@@ -193,6 +193,12 @@ def test_the_adaptive_sampler_has_no_early_exit() -> None:
     assert "sampling.early_exit: has no effect on the adaptive sampler. Fix: write false" in refusal(tree)
 
 
+def test_snapshots_are_judged_at_most_once_an_update() -> None:
+    assert parse_params(changed("evaluate.watch_images.refine", 0)).evaluate.watch_images.refine == 0
+    problem = "evaluate.watch_images.refine: 4 is less than refine.batch_size (8). Fix: raise it, or write 0"
+    assert problem in refusal(changed("evaluate.watch_images.refine", 4))
+
+
 VALUES = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers())
 )

@@ -1,6 +1,7 @@
 """A worker killed under Ray changes nothing: its last checkpoint is byte for byte that of an unbroken run.
 
-The unbroken runs are trained in this process, the killed ones by two workers, all within one session of Ray.
+The unbroken runs are trained in this process. The killed ones are trained by two workers, all within one session of
+Ray, and lay out snapshots to judge, which must change nothing either.
 """
 
 import os
@@ -42,11 +43,13 @@ class Killed:
         self.worker(config)
 
 
-def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path) -> WorkerConfig:
+def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path, watch: int = 0) -> WorkerConfig:
     """What a worker gets; 32 images (in finetune of each of two octaves), a checkpoint every 16."""
     params = {**tree, stage: {**tree[stage], "num_images": 32, "sample_images": 32}}
     run_dir.mkdir(parents=True)
-    return WorkerConfig(parse_params(params), root, run_dir, precision="float32", threads=1)
+    return WorkerConfig(
+        parse_params(params), root, run_dir, precision="float32", threads=1, watch_images=watch
+    )
 
 
 def digests(run_dir: Path) -> dict[str, str]:
@@ -109,8 +112,9 @@ def test_a_killed_run_ends_in_the_same_bytes(
     ray_of_two: None,
     tmp_path: Path,
 ) -> None:
-    config = config_of(stage, tree, root, tmp_path / "run")
+    config = config_of(stage, tree, root, tmp_path / "run", watch=8)
     execution.train_under_ray(stage, Killed(WORKERS[stage], failpoints, tmp_path), config, TWO)
     failures.raise_failure(tmp_path / "run")
     assert all((tmp_path / failpoint).exists() for failpoint in failpoints)
     assert digests(tmp_path / "run") == digests(root / stage)
+    assert len(list((tmp_path / "run/watch").glob("nimg-*"))) == 2

@@ -115,6 +115,36 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_watched_run_ends_with_the_same_bits_and_leaves_its_newest_averages(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path, stage: str
+) -> None:
+    config = replace(config_of(tiny_tree, trained, tmp_path / "run"), watch_images=16)
+    WORKERS[stage](config)
+    for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json"):
+        ours, theirs = tmp_path / "run/result" / name, trained / "runs" / stage / "result" / name
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    assert sorted(path.name for path in (tmp_path / "run/watch").iterdir()) == [
+        "nimg-000000000032",
+        "nimg-000000000048",
+    ]
+    folder = "to-16/checkpoints" if stage == "finetune" else "checkpoints"
+    last = artifacts.latest_valid(tmp_path / "run" / folder, "nimg-")
+    assert last is not None
+    state = load_file(last / "state.safetensors")
+    snapshot = load_snapshot(tmp_path / "run/watch/nimg-000000000048")
+    assert snapshot.config.kind == STAGES[stage]
+    own = snapshot.denoiser.requires_grad_()
+    if stage == "finetune":
+        pyramid_levels(own)[0].requires_grad_(False)
+    averaged = state["generator.ema.ema" if stage == "refine" else "net.ema.0.05"]
+    learner = Learner(own, (0.9, 0.99))
+    with learner.using(averaged):
+        ours = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    loaded = load_snapshot(tmp_path / "run/watch/nimg-000000000048").denoiser.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in loaded.items())
+
+
 def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> None:
     dataset = PreparedDataset(trained / "data/prepared")
     text = dataset.text([0, 1, 2])

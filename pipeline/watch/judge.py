@@ -1,0 +1,109 @@
+"""`python -m pipeline.watch.judge ROOT SNAPSHOT`: judge a model that is still training, aside.
+
+Samples of fixed captions and seeds are compared with training images at the model's own resolution: kernel distance
+in whitened random features, and the log ratio of power in the top octave. The numbers go to scores.jsonl beside the
+snapshot and are drawn with some of the samples (picture.py). There are few samples, of few steps: enough for curves
+to look at. The evaluation measures the finished model on the test split.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import artifacts
+from pipeline.adversarial.few_step import generate_images
+from pipeline.data.dataset import PreparedDataset
+from pipeline.errors import run_main
+from pipeline.evaluation.features import Whitening, randconv
+from pipeline.evaluation.metrics import kid, log_power_gap, sharpness
+from pipeline.models.resample import resize
+from pipeline.models.snapshot import Snapshot, load_snapshot
+from pipeline.processes import signal_on_parent_death
+from pipeline.training.reports import save_grid
+from pipeline.watch import picture
+
+SAMPLES = 64
+STEPS = 12  # of the sampler, at most
+REAL = 1024  # training images, at most
+SHOWN = 8  # samples in a row of pictures
+NICENESS = 10
+
+Int64 = NDArray[np.int64]
+
+
+def spread(rows: Int64, count: int) -> Int64:
+    """At most `count` of some rows, evenly spread."""
+    return rows if len(rows) <= count else rows[np.arange(count) * len(rows) // count]
+
+
+def watched_rows(dataset: PreparedDataset) -> Int64:
+    """Rows whose captions are drawn, SAMPLES at most: for validation or, if there are none, for training."""
+    rows = spread(dataset.split("val"), SAMPLES)
+    return rows if len(rows) else spread(dataset.split("train"), SAMPLES)
+
+
+def draw_samples(snapshot: Snapshot, dataset: PreparedDataset) -> Tensor:
+    """uint8 [SAMPLES,3,r,r] of the captions of `watched_rows`, in turn; seeds are the positions."""
+    ids = [dataset.caption_of(int(row)) for row in np.resize(watched_rows(dataset), SAMPLES)]
+    own = snapshot.config.sampling
+    # Other guides may need weights that only the finished model has.
+    quick = replace(own, guide="unconditional", num_steps=min(own.num_steps, STEPS))
+    return generate_images(snapshot, dataset.text(ids), range(SAMPLES), quick).images
+
+
+def real_images(dataset: PreparedDataset, resolution: int) -> Tensor:
+    """uint8 [n,3,r,r]: training images, halved by box means as in training."""
+    images = dataset.images(spread(dataset.split("train"), REAL))
+    return resize(images.float(), resolution).round().to(torch.uint8)
+
+
+def compare(real: Tensor, fake: Tensor) -> dict[str, float]:
+    """Kernel distance and `log_power_gap` of two sets of uint8 images [n,3,r,r]."""
+    extractor = randconv(real.shape[-1])
+    features = extractor(real)
+    white = Whitening.fit(features)
+    return {
+        "watch/kid": kid(white(features), white(extractor(fake))),
+        "watch/top_octave": log_power_gap(sharpness(real).top_octave, sharpness(fake).top_octave),
+    }
+
+
+def judge(root: Path, path: Path) -> None:
+    """Measure the snapshot at `path`, named `nimg-<digits>`; add the result to the files beside it."""
+    nimg, folder = int(path.name.removeprefix("nimg-")), path.parent
+    dataset, snapshot = PreparedDataset(root / "data" / "prepared"), load_snapshot(path)
+    samples = draw_samples(snapshot, dataset)
+    metrics = compare(real_images(dataset, snapshot.resolution), samples)
+    rows = watched_rows(dataset)
+    shown = spread(np.arange(len(rows)), SHOWN)
+    save_grid(picture.row_of(folder, nimg), samples[shown], columns=len(shown))
+    scores = folder / "scores.jsonl"
+    records = [json.loads(line) for line in scores.read_text().splitlines()] if scores.exists() else []
+    new = {"nimg": nimg, "time": time.time(), "resolution": snapshot.resolution, "metrics": metrics}
+    records = sorted([*(r for r in records if r["nimg"] != nimg), new], key=lambda r: int(r["nimg"]))
+    picture.write_csv(folder / "watch.csv", records)
+    ids = [dataset.caption_of(int(row)) for row in rows[shown]]
+    picture.draw(folder, records, [dataset.captions[i] if i >= 0 else "" for i in ids])
+    artifacts.write_atomic(scores, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def main() -> None:
+    """Judge one snapshot; ends with the driver that asked for it."""
+    signal_on_parent_death(signal.SIGKILL)
+    os.nice(NICENESS)
+    judge(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    run_main(main)

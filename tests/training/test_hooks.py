@@ -1,0 +1,33 @@
+"""Snapshots for whoever watches a run."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifacts
+from pipeline.training.hooks import Snapshots
+from pipeline.training.state import TrainState
+
+
+def test_snapshots_follow_the_stages_clock_and_the_newest_stay(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "model").write_text("weights")
+
+    hook = Snapshots(tmp_path, interval=20, batch_size=8, start=48, write=write)
+    for nimg in range(8, 49, 8):
+        hook(TrainState({}, nimg), {})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["nimg-000000000064", "nimg-000000000080"]
+    for name in names:
+        assert artifacts.verify_directory(tmp_path / name)["meta"] == {"nimg": int(name[5:])}
+
+
+def test_a_full_disk_costs_a_snapshot_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    Snapshots(tmp_path, interval=8, batch_size=8, start=0, write=write)(TrainState({}, 8), {})
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == "warning: no snapshot at image 8: [Errno 28] No space left on device\n"
