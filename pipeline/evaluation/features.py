@@ -10,8 +10,8 @@ features, float64 from there on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,8 +33,9 @@ WHITENED_DIM = 64
 class Extractor:
     """A frozen feature extractor.
 
-    `embed` maps float32 images [B,3,R,R] in 0..255 to features float32 [B,d]. `sha256` digests its weights.
+    `embed` maps float32 images [B,3,R,R] in 0..255 to features float32 [B,dim]. `sha256` digests its weights.
     `related_to_discriminator`: a model trained against a discriminator of the refine stage may please it, too.
+    `main`: the first of a report; its metrics need no prefix. `details`: numbers to report beside it.
     """
 
     name: str
@@ -42,11 +43,14 @@ class Extractor:
     related_to_discriminator: bool
     embed: Callable[[Tensor], Tensor]
     device: str = "cpu"
+    dim: int = field(kw_only=True)
+    main: bool = field(default=False, kw_only=True)
+    details: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     @property
     def prefix(self) -> str:
-        """Prefix of the names of its metrics; the main extractor, related to no discriminator, has none."""
-        return f"{self.name}_" if self.related_to_discriminator else ""
+        """Prefix of the names of its metrics, such as `group_cls_`; the main extractor has none."""
+        return "" if self.main else f"{self.name.replace('-', '_')}_"
 
     def __call__(self, images: Tensor, batch_size: int = 64) -> Float64:
         """Features of uint8 images [N,3,R,R]: float64 [N,d]."""
@@ -98,7 +102,7 @@ def randconv(resolution: int, seed: int = 0, device: str = "cpu") -> Extractor:
             features += [x.mean((2, 3)), x.std((2, 3), correction=0)]
         return torch.cat(features, 1)
 
-    return Extractor("randconv", sha256.hexdigest(), False, embed, device)
+    return Extractor("randconv", sha256.hexdigest(), False, embed, device, dim=2 * sum(channels), main=True)
 
 
 def _to_float32(array: Float64, device: str) -> Tensor:
@@ -132,7 +136,7 @@ def lite2(resolution: int, device: str = "cpu") -> Extractor:
         features: Tensor = net.extract_features(x)
         return features.mean((2, 3))
 
-    return Extractor("lite2", efficientnet.SHA256["lite2"], True, embed, device)
+    return Extractor("lite2", efficientnet.SHA256["lite2"], True, embed, device, dim=1280)
 
 
 # --- Comparable features.

@@ -44,7 +44,7 @@ def write_models(root: Path) -> None:
 def other(resolution: int, device: str = "cpu") -> Extractor:
     """In place of EfficientNet, which has its own tests: a second random network."""
     return dataclasses.replace(
-        randconv(resolution, seed=1, device=device), name="lite2", related_to_discriminator=True
+        randconv(resolution, seed=1, device=device), name="lite2", related_to_discriminator=True, main=False
     )
 
 
