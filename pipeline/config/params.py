@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.config.strict_yaml import Section, parse_section, read_yaml, require
 
@@ -292,9 +292,28 @@ class WatchImages(Section):
     refine: Interval
 
 
-class Evaluate(Section):
-    """What is measured, on how many samples."""
+class ExtractorSetting(Section):
+    """One feature extractor of the evaluation; a plain name in params.yaml stands for one without a file."""
 
+    name: Literal["randconv", "group-cls", "lite2", "dinov2", "inception", "clip"]
+    weights: str
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+    @model_validator(mode="after")
+    def _check(self) -> ExtractorSetting:
+        if self.name in ("randconv", "group-cls", "lite2"):
+            require(not self.weights and not self.sha256, f"weights: {self.name} takes none. Fix: write ''")
+            return self
+        kind = "a file" if self.name == "inception" else "a folder, or a name on the hub"
+        require(bool(self.weights), f"weights: is empty, {self.name} needs {kind}. Fix: write one")
+        require(bool(self.sha256), f"sha256: is empty, {self.name} needs that of its weights. Fix: write it")
+        return self
+
+
+class Evaluate(Section):
+    """What is measured, by which extractors, on how many samples."""
+
+    extractors: Annotated[tuple[ExtractorSetting, ...], Field(min_length=1)]
     heldout_captions: Annotated[int, Field(ge=1, le=1_000_000)]
     samples_per_caption: Annotated[int, Field(ge=1, le=10_000)]
     teacher_samples_per_caption: Annotated[int, Field(ge=1, le=10_000)]
@@ -303,6 +322,20 @@ class Evaluate(Section):
     num_passes: Annotated[tuple[Literal[1, 2, 4], ...], Field(min_length=1)]
     batch_size: Size
     watch_images: WatchImages
+
+    @field_validator("extractors", mode="before")
+    @classmethod
+    def _name_only(cls, value: Any) -> Any:
+        def setting(item: Any) -> Any:
+            return {"name": item, "weights": "", "sha256": ""} if isinstance(item, str) else item
+
+        return tuple(setting(item) for item in value) if isinstance(value, tuple) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Evaluate:
+        names = [extractor.name for extractor in self.extractors]
+        require(len(set(names)) == len(names), "extractors: an entry is given twice")
+        return self
 
 
 class Promotion(Section):

@@ -129,6 +129,8 @@ def _dotted(location: tuple[Any, ...]) -> str:
 def _suggest(model: type[Section], location: tuple[Any, ...]) -> str:
     """What the misspelt last key of `location` may have meant."""
     for part in location[:-1]:
+        if isinstance(part, int):  # a place in a list, whose annotation names the model already
+            continue
         inner = model.model_fields[part].annotation if part in model.model_fields else None
         candidates = [inner, *get_args(inner)]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))

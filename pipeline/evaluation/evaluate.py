@@ -17,8 +17,10 @@ from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import figures, gate, metrics, report
 from pipeline.evaluation.comparison import Comparison, Reference, Table, compare
 from pipeline.evaluation.conditions import CaptionSet, build_caption_sets
-from pipeline.evaluation.features import Extractor, lite2, randconv
+from pipeline.evaluation.extractors import load_extractors
+from pipeline.evaluation.features import Extractor
 from pipeline.evaluation.metrics import Metric
+from pipeline.evaluation.qualification import Qualification, qualify
 from pipeline.evaluation.samples import BASELINE, Model, Samples, load_models, sample_all
 
 
@@ -37,7 +39,9 @@ def evaluate(
     dataset = PreparedDataset(root / "data" / "prepared")
     models = load_models(root / "models", params, device)
     caption_sets = build_caption_sets(dataset, params)
-    extractors = [randconv(dataset.resolution, device=device), lite2(dataset.resolution, device)]
+    extractors, unavailable = load_extractors(params.evaluate.extractors, dataset, device)
+    for each in unavailable:
+        log(f"extractor {each.name} is unavailable: {each.reason}")
 
     samples, throughput = sample_all(models, caption_sets, dataset, params, log)
     draws = min(params.evaluate.teacher_samples_per_caption, params.evaluate.samples_per_caption)
@@ -49,7 +53,9 @@ def evaluate(
     verdict = gate.verdict(rules, candidate.snapshot.digest, data_digest)
 
     log("report: images and index.html")
-    results = as_results(comparison, extractors, samples, candidate.name, verdict["passed"])
+    qualifications = qualify_all(comparison, caption_sets[0], extractors, log)
+    results = as_results(comparison, extractors, qualifications, samples, candidate.name, verdict["passed"])
+    results["unavailable_extractors"] = {each.name: each.reason for each in unavailable}
     page = report.render(
         results, verdict, throughput, caption_sets[0].captions, models[0].snapshot.resolution
     )
@@ -63,6 +69,24 @@ def evaluate(
         figures.draw_quality(folder / "quality.png", results)
     artifacts.write_atomic(root / "reports" / "verdict.json", _as_json(verdict))
     return {"passed": float(verdict["passed"])} | flatten(comparison.tables)
+
+
+def qualify_all(
+    comparison: Comparison,
+    held_out: CaptionSet,
+    extractors: Sequence[Extractor],
+    log: Callable[[str], None],
+) -> dict[str, Qualification]:
+    """Which extractors order damage of the held-out images, by name."""
+    reference = comparison.reference
+    results = {}
+    for extractor in extractors:
+        name = extractor.name
+        whitening, white = reference.whitening[name], reference.white(name)
+        result = qualify(extractor, whitening, white, reference.families, held_out.images, held_out.families)
+        log(f"extractor {name} " + ("is qualified" if result.qualified else f"is not: {result.reason}"))
+        results[name] = result
+    return results
 
 
 def judge(comparison: Comparison, candidate: Model, promotion: Promotion) -> list[gate.Rule]:
@@ -96,6 +120,7 @@ def flatten(tables: Mapping[str, Table]) -> dict[str, float]:
 def as_results(
     comparison: Comparison,
     extractors: Sequence[Extractor],
+    qualifications: Mapping[str, Qualification],
     samples: Mapping[str, Mapping[str, Samples]],
     candidate: str,
     passed: bool,
@@ -108,7 +133,9 @@ def as_results(
         },
         "floors": _row_as_json(comparison.floors),
         "nfe": {name: each.nfe for name, each in samples["heldout"].items()},
-        "extractors": {each.name: _describe(each, comparison.reference) for each in extractors},
+        "extractors": {
+            each.name: _describe(each, comparison.reference, qualifications[each.name]) for each in extractors
+        },
         "upsampling": "bicubic, antialiased, rounded to uint8, before features",  # images below the data's px
         "gate": {"candidate": candidate, "baseline": BASELINE, "passed": int(passed)},
     }
@@ -118,12 +145,17 @@ def _row_as_json(row: Mapping[str, Metric]) -> dict[str, Any]:
     return {name: metric.as_json() for name, metric in row.items()}
 
 
-def _describe(extractor: Extractor, reference: Reference) -> dict[str, Any]:
+def _describe(extractor: Extractor, reference: Reference, judged: Qualification) -> dict[str, Any]:
     return {
+        **{name: metrics.rounded(value) for name, value in extractor.details.items()},
         "sha256": extractor.sha256,
+        "prefix": extractor.prefix,
         "related_to_discriminator": int(extractor.related_to_discriminator),
-        "dim": reference.raw[extractor.name].shape[1],
+        "dim": extractor.dim,
         "whitened_dim": reference.white(extractor.name).shape[1],
+        "qualified": int(judged.qualified),
+        "reason": judged.reason,
+        "damage": {case: metric.as_json() for case, metric in judged.table},
     }
 
 

@@ -70,8 +70,6 @@ def render(
 
     models = list(results["heldout"])
     splits = [split for split in ("heldout", "train") if split in results]
-    related = [name for name, e in results["extractors"].items() if e["related_to_discriminator"]]
-    main = next(name for name in results["extractors"] if name not in related)
     loader = PackageLoader("pipeline.evaluation")  # its folder templates/
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html.j2").render(
@@ -82,7 +80,7 @@ def render(
         failed=[rule["name"].replace("_", " ") for rule in verdict["rules"] if not rule["passed"]],
         facts=_facts(results, throughput),
         tables=[
-            (split, name, "" if name == main else f"{name}_") for split in splits for name in (main, *related)
+            (split, name, each["prefix"]) for split in splits for name, each in results["extractors"].items()
         ],
         columns=columns,
         cell=cell,

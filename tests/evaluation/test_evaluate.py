@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.params import Params
+from pipeline.config.params import ExtractorSetting, Params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import BadData, InputMissing
-from pipeline.evaluation import conditions, samples
+from pipeline.evaluation import conditions, extractors, samples
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.features import Extractor, randconv
 from pipeline.models.config import SamplerSettings
@@ -48,7 +48,7 @@ def other(resolution: int, device: str = "cpu") -> Extractor:
     )
 
 
-def with_budget(params: Params, **changes: int) -> Params:
+def with_budget(params: Params, **changes: object) -> Params:
     return params.model_copy(update={"evaluate": params.evaluate.model_copy(update=changes)})
 
 
@@ -58,9 +58,11 @@ def params(tiny_params: Params) -> Iterator[Params]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine, two threads wait for each other at every tiny layer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "lite2", other)
+        patch.setattr(extractors, "lite2", other)
+        names = ("randconv", "lite2", "group-cls")
         yield with_budget(
             tiny_params,
+            extractors=tuple(ExtractorSetting(name=name, weights="", sha256="") for name in names),
             heldout_captions=128,
             samples_per_caption=2,
             teacher_samples_per_caption=1,
@@ -112,6 +114,9 @@ def test_the_report_holds_every_model_metric_and_figure(
     assert sorted(results["heldout"]) == sorted(results["train"]) == sorted(["real", *models])
     assert results["nfe"]["refined_4"] == 4
     assert set(results["extractors"]) == {"randconv", "lite2"}
+    assert results["extractors"]["randconv"]["qualified"] == 1, results["extractors"]["randconv"]["reason"]
+    assert "extractor randconv is qualified" in lines
+    assert results["unavailable_extractors"]["group-cls"].startswith("needs two groups")
     for split in ("heldout", "train"):
         for model in models:
             for name, metric in results[split][model].items():
