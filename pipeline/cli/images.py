@@ -32,7 +32,8 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     generate.add_argument(
         "--steps",
         type=int,
-        help="passes of a refined model, sampler steps of others (the model's own default)",
+        help="passes of a refined model (the fewest that passed its evaluation), sampler steps of others (the "
+        "model's own default)",
     )
     generate.add_argument(
         "--seed", type=int, default=0, help="seed of the first image; the next one has seed + 1 (0)"
@@ -116,7 +117,9 @@ def _generate(args: argparse.Namespace) -> int:
     artifacts.write_atomic(args.out, encode_png(tile(images, columns)))
     size = images.shape[-1]
     count = "1 image" if len(images) == 1 else f"{len(images)} images"
-    print(f"wrote {count} of {size}x{size} px to {args.out}")
+    passes = generator.passes(args.steps)
+    effort = "" if passes is None else ", in 1 pass" if passes == 1 else f", in {passes} passes"
+    print(f"wrote {count} of {size}x{size} px to {args.out}{effort}")
     return 0
 
 

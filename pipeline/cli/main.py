@@ -3,7 +3,7 @@
     crescendo data check [SOURCE]
     crescendo data show [--split train] [--num 48] [--out data.png]
     crescendo preset [NAME]
-    crescendo pin MODEL
+    crescendo pin MODEL | --baseline ADDRESS
     crescendo promote [--allow-candidate]
     crescendo generate PROMPT... [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M] [--guidance G]
                        [--guide unconditional|early_weights|low_band]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "promote",
         help="register models/refined; make it the champion if its verdict passed",
         description="Registers models/refined as the candidate, and moves the alias `champion` to it if "
-        "reports/verdict.json passed. If not, ends with status 1 and names the rule that failed.",
+        "reports/verdict.json passed and compares it with the current champion. If not, ends with status 1 and "
+        "names the rules that failed or are undecided.",
     )
     promote.add_argument(
         "--allow-candidate", action="store_true", help="end with status 0 even if it stays the candidate"
@@ -57,8 +59,12 @@ def _load_registered(registry: Registry, uri: str) -> Generator:
 
     version = registry.resolve(uri)
     with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
-        generator = load_generator(registry.fetch(version, Path(folder)))
+        snapshot = registry.fetch(version, Path(folder))
+        generator = load_generator(snapshot, default_passes=version.default_passes)
     print(f"model: {uri}, version {version.number} ({generator.snapshot.digest[:12]})")
+    if generator.default_passes is None and generator.snapshot.config.is_refined:
+        note = "no number of passes of this model passed its evaluation; its default is the fewest"
+        print(f"note: {note}", file=sys.stderr)
     return generator
 
 

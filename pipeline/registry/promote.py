@@ -1,20 +1,20 @@
-"""Promotion: register the refined model, and make it the champion if its verdict passed.
+"""Promotion: register the refined model, and make it the champion if its verdict passed against the champion.
 
-It may be interrupted anywhere and run again: a version is found by its snapshot's digest, and gets an alias only
-after its files were fetched back and verified. The rules themselves are in `evaluation/gate.py`.
+It may be interrupted anywhere and run again: a version is found by its snapshot's digest and its default number of
+passes, and gets an alias only after its files were fetched back and verified. The rules themselves are in
+`evaluation/gate.py`.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline import artifacts
-from pipeline.errors import BadData, GateFailed, InputMissing
+from pipeline.errors import BadData, GateFailed
+from pipeline.evaluation.verdict import Verdict
 from pipeline.registry.package import CANDIDATE, CHAMPION, Registry, Version
 from pipeline.tracking import runs
 
@@ -27,97 +27,34 @@ LOCK = "runs/promote.lock"
 MAX_TAG = 5000  # MLflow refuses longer tag values
 
 
-@dataclass(frozen=True)
-class RuleResult:
-    """One rule of a verdict (`evaluation.gate.Rule`, as read from a file)."""
-
-    name: str
-    passed: bool
-    value: float | None
-    threshold: float | None
-    reason: str
-
-    def __str__(self) -> str:
-        """The rule and its numbers, as in `recall 0.5 (threshold 0.9): below 0.95 of the baseline's 0.947`."""
-        numbers = "" if self.value is None else f" {self.value:.4g}"
-        if self.value is not None and self.threshold is not None:
-            numbers += f" (threshold {self.threshold:.4g})"
-        return f"{self.name}{numbers}: {self.reason.removeprefix(f'{self.name}: ')}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The content of reports/verdict.json: whether one model passed, and the rules."""
-
-    passed: bool
-    model_digest: str
-    data_digest: str
-    rules: tuple[RuleResult, ...]
-
-    @property
-    def failed(self) -> list[str]:
-        """Each failed rule in words."""
-        return [str(rule) for rule in self.rules if not rule.passed]
-
-
-def read_verdict(path: Path) -> Verdict:
-    """Read and check a verdict. Raises InputMissing if there is no file, BadData if it is not a valid verdict."""
-    fix = "run `dvc repro evaluate`"
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputMissing("E-INP-041", str(path), "is missing", fix) from None
-    except ValueError:
-        raise BadData("E-DAT-044", str(path), "is not JSON", fix) from None
-    kinds = {"passed": bool, "model_digest": str, "data_digest": str, "rules": list}
-    complete = isinstance(tree, dict) and all(isinstance(tree.get(key), kind) for key, kind in kinds.items())
-    if not complete or not all(_is_rule(rule) for rule in tree["rules"]):
-        raise BadData("E-DAT-044", str(path), "is not a verdict", fix)
-    rules = tuple(_parse_rule(rule) for rule in tree["rules"])
-    if not rules or tree["passed"] != all(rule.passed for rule in rules):
-        raise BadData(
-            "E-DAT-044", str(path), "contradicts itself: `passed` does not follow from its rules", fix
-        )
-    return Verdict(tree["passed"], tree["model_digest"], tree["data_digest"], rules)
-
-
-def _is_rule(rule: Any) -> bool:
-    if not isinstance(rule, dict) or not isinstance(rule.get("name"), str):
-        return False
-    numbers = (rule.get("value"), rule.get("threshold"))
-    return isinstance(rule.get("passed"), bool) and all(
-        number is None or isinstance(number, int | float) for number in numbers
-    )
-
-
-def _parse_rule(rule: Mapping[str, Any]) -> RuleResult:
-    reason = str(rule.get("reason") or "no reason given")
-    return RuleResult(rule["name"], rule["passed"], rule.get("value"), rule.get("threshold"), reason)
-
-
 def promote(root: Path, name: str, allow_candidate: bool = False, log: Callable[[str], None] = print) -> bool:
     """Register `models/refined` under `name` as the candidate; make it the champion if its verdict passed.
 
-    Returns whether it is the champion now; False only with `allow_candidate`.
+    A verdict counts only if it compares with the current champion, unless that is the same model. Returns whether
+    it is the champion now; False only with `allow_candidate`.
 
     Raises:
-        GateFailed: the verdict did not pass (the model stays the candidate).
+        GateFailed: the verdict did not pass, or compares with another model (the model stays the candidate).
         InputMissing, StorageError, BadData: model or verdict is missing, damaged, or they do not match.
         Busy: another promotion is running.
     """
     with artifacts.lease(root / LOCK):
         digest, config = _read_model(root / MODEL)
-        verdict = read_verdict(root / VERDICT)
+        verdict = Verdict.read(root / VERDICT)
         if verdict.model_digest != digest:
             problem = f"judges model {verdict.model_digest[:12]}, {MODEL} is {digest[:12]}"
             raise BadData("E-DAT-042", VERDICT, problem, "run `dvc repro evaluate`")
         registry = Registry(root)
         version = _find_or_register(registry, name, root, config.lineage, verdict, log)
         registry.set_alias(version, CANDIDATE)
-        if verdict.passed:
+        refusal = _refusal(registry, version, verdict)
+        if refusal is None:
             _set_champion(registry, version, log)
             return True
-    return _keep_candidate(verdict, version, allow_candidate, log)
+    if not allow_candidate:
+        raise refusal
+    log(refusal.problem)
+    return False
 
 
 def _read_model(folder: Path) -> tuple[str, SnapshotConfig]:
@@ -140,10 +77,11 @@ def _find_or_register(
     log: Callable[[str], None],
 ) -> Version:
     """The version of the judged model, registered if there is none yet; its files are fetched back and verified."""
-    digest, tags = verdict.model_digest, _verdict_tags(verdict)
-    version = registry.with_digest(name, digest)
+    digest, default, tags = verdict.model_digest, verdict.default_passes, _verdict_tags(verdict)
+    version = registry.find(name, digest, default)
     if version is None:
-        version = registry.register(name, root / MODEL, digest, _lineage_tags(root, lineage, verdict) | tags)
+        tags = _lineage_tags(root, lineage, verdict) | tags
+        version = registry.register(name, root / MODEL, digest, tags, default)
         log(f"registered {MODEL} ({digest[:12]}) as version {version.number} of {name}")
     else:
         log(f"{MODEL} ({digest[:12]}) already is version {version.number} of {name}")
@@ -168,12 +106,34 @@ def _lineage_tags(root: Path, lineage: Lineage, verdict: Verdict) -> dict[str, s
 
 
 def _verdict_tags(verdict: Verdict) -> dict[str, str]:
-    rules = {rule.name: rule.passed for rule in verdict.rules}
+    rules = {each.passes: {rule.name: rule.outcome for rule in each.rules} for each in verdict.verdicts}
     return {
-        "crescendo.verdict": "passed" if verdict.passed else "failed",
+        "crescendo.verdict": verdict.outcome,
         "crescendo.verdict_rules": artifacts.canonical_json(rules)[:MAX_TAG],
         "crescendo.verdict_data_digest": verdict.data_digest,
     }
+
+
+def _refusal(registry: Registry, version: Version, verdict: Verdict) -> GateFailed | None:
+    """Why `version` stays the candidate; None if it becomes the champion."""
+    stays = f"version {version.number} of {version.name} stays the candidate"
+    if verdict.outcome != "passed":
+        problem = f"{stays}: {'; '.join(map(str, verdict.verdicts))}"
+        fix = "see reports/evaluation/index.html, or accept the candidate with --allow-candidate"
+        return GateFailed("E-GATE-001", VERDICT, problem, fix)
+    number = registry.aliases(version.name).get(CHAMPION)
+    baseline = verdict.baseline
+    if number is None and not baseline.is_registered:
+        return None
+    champion = None if number is None else registry.version(version.name, number)
+    if champion is not None and champion.digest in (baseline.model_digest, version.digest):
+        return None
+    known = "there is no champion" if champion is None else f"the champion is version {champion.number}"
+    compared = baseline.address or "the fine-tuned model"
+    problem = f"{stays}: it was compared with {compared} ({baseline.model_digest[:12]}), and {known}"
+    address = "teacher" if champion is None else f"models:/{champion.name}/{champion.number}"
+    fix = f"run `crescendo pin --baseline {address}`, then `dvc repro evaluate`"
+    return GateFailed("E-GATE-002", VERDICT, problem, fix)
 
 
 def _set_champion(registry: Registry, version: Version, log: Callable[[str], None]) -> None:
@@ -186,15 +146,3 @@ def _set_champion(registry: Registry, version: Version, log: Callable[[str], Non
         log(f"version {version.number} already is the champion")
     else:
         log(f"version {version.number} is the champion" + (f", in place of {before}" if before else ""))
-
-
-def _keep_candidate(
-    verdict: Verdict, version: Version, allow_candidate: bool, log: Callable[[str], None]
-) -> bool:
-    failed = "; ".join(verdict.failed)
-    if not allow_candidate:
-        problem = f"version {version.number} of {version.name} stays the candidate: {failed}"
-        fix = "see reports/evaluation/index.html, or accept the candidate with --allow-candidate"
-        raise GateFailed("E-GATE-001", VERDICT, problem, fix)
-    log(f"version {version.number} stays the candidate, because a rule failed: {failed}")
-    return False

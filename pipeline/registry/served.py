@@ -3,6 +3,8 @@
 No pickle: the weights are the snapshot's safetensors, and the modules that it imports are stored beside it.
 Input: a column `prompt` (string). Output: a column `image` (PNG bytes). Params: `seed` of the first row, row i has
 seed + i; `steps`, the number of passes, and `resolution` in px, of any level of the model; 0 is the model's own.
+Its own number of passes is `default_passes` of the model's configuration, the fewest that passed the evaluation; 0,
+where none did, is the snapshot's fewest.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class TextToImage(PythonModel):  # type: ignore[misc]  # mlflow is not read by t
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load and verify the snapshot inside the model, once."""
-        self._generator = load_generator(context.artifacts["snapshot"])
+        default_passes = context.model_config["default_passes"] or None
+        self._generator = load_generator(context.artifacts["snapshot"], default_passes=default_passes)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -29,18 +29,18 @@ def test_the_champion_comes_before_the_candidate_and_it_before_the_folder(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = artifacts.directory_digest(root / "models/refined")
-    write_verdict(root, first, passed=False)
+    write_verdict(root, first, "failed")
     main.run(["promote", "--allow-candidate"])
     main.run(["generate", "cat", "--num", "1"])
     assert "models:/crescendo@candidate, version 1" in capsys.readouterr().out
     write_verdict(root, first)
     main.run(["promote"])
     second = write_model(root / "models/refined", seed=1)
-    write_verdict(root, second, passed=False)
+    write_verdict(root, second, "undecided")
     main.run(["promote", "--allow-candidate"])
     main.run(["generate", "cat", "--num", "1"])
-    assert "models:/crescendo@champion, version 1" in capsys.readouterr().out
-    main.run(["generate", "cat", "--num", "1", "--model", "models:/crescendo/2"])
+    assert "models:/crescendo@champion, version 2" in capsys.readouterr().out
+    main.run(["generate", "cat", "--num", "1", "--model", "models:/crescendo/3"])
     assert second[:12] in capsys.readouterr().out
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifacts
+from pipeline.evaluation.verdict import Baseline, Outcome, PassVerdict, Rule, Verdict, fewest_passed
 from pipeline.models.config import Lineage, SamplerSettings
 from pipeline.models.snapshot import save_snapshot
 from pipeline.text.minilm import SHA256 as MINILM_SHA256
@@ -37,15 +38,30 @@ def write_model(
     return artifacts.directory_digest(path)
 
 
-def write_verdict(root: Path, digest: str, passed: bool = True) -> None:
-    """A verdict on `digest` whose rule `recall` is met or not."""
-    rules = [
-        {"name": "kid", "passed": True, "value": 0.0, "threshold": 0.1, "reason": "better"},
-        {"name": "recall", "passed": passed, "value": 0.5, "threshold": 0.9, "reason": "below the baseline"},
-    ]
-    tree = {"passed": passed, "model_digest": digest, "data_digest": "d" * 64, "rules": rules}
-    (root / "reports").mkdir(exist_ok=True)
-    (root / "reports" / "verdict.json").write_text(json.dumps(tree))
+TEACHER = Baseline("models/finetuned", "c" * 64)
+REASONS = {
+    "passed": "at least 0.95 of the baseline's",
+    "failed": "below the baseline",
+    "undecided": "23 families, about 60 needed",
+}
+
+
+def write_verdict(
+    root: Path,
+    digest: str,
+    *outcomes: Outcome,
+    baseline: Baseline = TEACHER,
+) -> None:
+    """A verdict on `digest`, whose rule `recall` has these outcomes with 1, 2 and 4 passes, or one for all."""
+    outcomes = outcomes * 3 if len(outcomes) == 1 else outcomes or ("passed",) * 3
+    verdicts = []
+    for count, outcome in zip((1, 2, 4), outcomes, strict=True):
+        recall = Rule("recall", outcome, 0.5, threshold=0.9, reason=REASONS[outcome])
+        rules = (Rule("kid_difference", "passed", 0.0, threshold=0.1, reason="better"), recall)
+        verdicts.append(PassVerdict(count, count, outcome, rules))
+    default = fewest_passed(verdicts)
+    verdict = Verdict("d" * 64, digest, "e" * 64, baseline, True, tuple(verdicts), default)
+    artifacts.write_atomic(root / "reports" / "verdict.json", json.dumps(verdict.to_json()))
 
 
 @pytest.fixture
@@ -67,11 +83,12 @@ def root(tmp_path: Path, quiet_store: None, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def remake(root: Path) -> Callable[..., str]:
-    """Replace the model by that of another seed, with its verdict."""
+    """Replace the model by that of another seed, with its verdict, which compares it with the model before."""
 
-    def make(seed: int, passed: bool = True) -> str:
+    def make(seed: int, *outcomes: Outcome) -> str:
+        before = Baseline("models:/crescendo/1", artifacts.directory_digest(root / "models/refined"))
         digest = write_model(root / "models" / "refined", seed=seed)
-        write_verdict(root, digest, passed)
+        write_verdict(root, digest, *outcomes, baseline=before)
         return digest
 
     return make

@@ -1,4 +1,4 @@
-"""The model that finetune grows: pinned by address and digest, fetched once, refused where it is another one."""
+"""Models from elsewhere, to grow or to compare with: pinned by address and digest, fetched once, verified."""
 
 import re
 import shutil
@@ -89,3 +89,58 @@ def test_another_snapshot_than_the_pinned_one_is_refused_with_both_digests(root:
     assert f"{address}: holds snapshot {digest[:12]}, finetune.init_sha256 expects 000000000000" in line
     assert line.endswith(f"run `crescendo pin {address}`, or restore that snapshot")
     assert not (root / "runs/init").exists()
+
+
+def baseline(root: Path) -> tuple[str, str]:
+    evaluate = load_params(root / "params.yaml").evaluate
+    return evaluate.baseline, evaluate.baseline_sha256
+
+
+def test_a_registered_baseline_is_pinned_fetched_once_and_unpinned(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = artifacts.directory_digest(root / "models/refined")
+    main.run(["promote"])
+    assert main.run(["pin", "--baseline", "models:/crescendo@champion"]) == 0
+    assert "evaluate.baseline:  -> models:/crescendo/1" in capsys.readouterr().out
+    assert baseline(root) == ("models:/crescendo/1", digest) and pinned(root) == ("models/core", "")
+    section = load_params(root / "params.yaml").evaluate
+    folder = pins.pinned_baseline(root, section, root / "runs/baseline")
+    assert folder == root / "runs/baseline" / digest and artifacts.directory_digest(folder) == digest
+    shutil.rmtree(root / "mlartifacts")
+    assert pins.pinned_baseline(root, section, root / "runs/baseline") == folder
+    for nothing in ("teacher", ""):
+        main.run(["pin", "--baseline", nothing])
+        assert (root / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+    section = load_params(root / "params.yaml").evaluate
+    assert pins.pinned_baseline(root, section, root / "runs/baseline") is None
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("models/refined", "E-CFG-054 --baseline: 'models/refined' is not the address of a registered model"),
+        ("models:/crescendo@champion", "E-INP-040 models:/crescendo@champion: there is no such model"),
+        ("models:crescendo", "E-CFG-040"),
+    ],
+)
+def test_what_is_not_registered_is_not_pinned_as_the_baseline(root: Path, address: str, words: str) -> None:
+    with pytest.raises(PipelineError, match=words):
+        main.run(["pin", "--baseline", address])
+    assert (root / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+
+
+def test_another_baseline_than_the_pinned_one_is_refused(root: Path) -> None:
+    main.run(["promote"])
+    main.run(["pin", "--baseline", "models:/crescendo/1"])
+    section = load_params(root / "params.yaml").evaluate.model_copy(update={"baseline_sha256": "0" * 64})
+    with pytest.raises(StorageError) as error:
+        pins.pinned_baseline(root, section, root / "runs/baseline")
+    assert "evaluate.baseline_sha256 expects 000000000000" in str(error.value)
+    assert "run `crescendo pin --baseline models:/crescendo/1`, or restore" in str(error.value)
+
+
+@pytest.mark.parametrize("arguments", [[], ["models/core", "--baseline", "teacher"]])
+def test_one_model_is_pinned_at_a_time(root: Path, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.run(["pin", *arguments])

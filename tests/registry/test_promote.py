@@ -14,11 +14,21 @@ from PIL import Image
 
 from pipeline import artifacts
 from pipeline.cli import main
-from pipeline.errors import BadData, Busy, ConfigError, GateFailed, InputMissing, StorageError
+from pipeline.errors import (
+    BadData,
+    Busy,
+    ConfigError,
+    GateFailed,
+    InputMissing,
+    PipelineError,
+    StorageError,
+)
+from pipeline.evaluation.verdict import Baseline, Outcome
 from pipeline.registry import package
 from pipeline.registry.package import Registry
-from pipeline.registry.promote import read_verdict
+from pipeline.registry.packaging import requirements
 from pipeline.tracking import stage_run
+from tests.registry.conftest import write_verdict
 
 NAME = "crescendo"
 Remake = Callable[..., str]
@@ -59,7 +69,7 @@ def test_a_failing_model_leaves_the_champion_and_names_the_rule(
     root: Path, remake: Remake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main.run(["promote"])
-    remake(seed=1, passed=False)
+    remake(1, "failed")
     with pytest.raises(GateFailed, match=r"recall 0.5 \(threshold 0.9\): below the baseline"):
         main.run(["promote"])
     assert Registry(root).aliases(NAME) == {"candidate": "2", "champion": "1"}
@@ -85,25 +95,104 @@ def test_a_verdict_on_another_model_registers_nothing(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "error"),
+    ("change", "words"),
     [
-        (None, InputMissing),
-        ("{", BadData),
-        ("[]", BadData),
-        ('{"passed": true, "model_digest": "a", "data_digest": "b", "rules": []}', BadData),
+        (None, "is missing"),
+        ({"passed": True}, "format of an earlier version"),
+        ({"default_passes": 2}, "contradicts itself"),
+    ],
+)
+def test_a_verdict_that_is_missing_old_or_contradicts_itself_registers_nothing(
+    root: Path, change: dict[str, object] | None, words: str
+) -> None:
+    path = root / "reports/verdict.json"
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(PipelineError, match=words):
+        main.run(["promote", "--allow-candidate"])
+    assert not (root / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "tag", "words"),
+    [
         (
-            '{"passed": true, "model_digest": "a", "data_digest": "b", "rules": [{"name": "x", "passed": false}]}',
-            BadData,
+            ("failed", "undecided", "undecided"),
+            "undecided",
+            "1 pass failed: recall 0.5 (threshold 0.9): below the baseline; "
+            "2 passes undecided: recall 0.5 (threshold 0.9): 23 families, about 60 needed; 4 passes undecided: ",
+        ),
+        (
+            ("failed",),
+            "failed",
+            "4 passes failed: recall 0.5 (threshold 0.9): below the baseline. Fix: see reports/",
         ),
     ],
 )
-def test_a_verdict_that_is_missing_or_contradicts_itself_is_refused(
-    tmp_path: Path, text: str | None, error: type[Exception]
+def test_what_did_not_pass_stays_the_candidate_and_says_why_for_each_number_of_passes(
+    root: Path, outcomes: tuple[Outcome, ...], tag: str, words: str
 ) -> None:
-    if text is not None:
-        (tmp_path / "verdict.json").write_text(text)
-    with pytest.raises(error):
-        read_verdict(tmp_path / "verdict.json")
+    write_verdict(root, artifacts.directory_digest(root / "models/refined"), *outcomes)
+    with pytest.raises(GateFailed) as error:
+        main.run(["promote"])
+    line = str(error.value)
+    assert line.startswith(
+        "E-GATE-001 reports/verdict.json: version 1 of crescendo stays the candidate: 1 pass failed"
+    )
+    assert words in line and len(line.splitlines()) == 1 and "kid_difference" not in line
+    tags = Registry(root).version(NAME, "1").tags
+    assert tags["crescendo.verdict"] == tag and "crescendo.default_passes" not in tags
+    rules = json.loads(tags["crescendo.verdict_rules"])
+    assert rules["1"] == {"kid_difference": "passed", "recall": "failed"} and list(rules) == ["1", "2", "4"]
+    assert Registry(root).aliases(NAME) == {"candidate": "1"}
+
+
+def test_one_number_of_passes_that_passed_is_enough(root: Path) -> None:
+    write_verdict(root, artifacts.directory_digest(root / "models/refined"), "failed", "undecided", "passed")
+    assert main.run(["promote"]) == 0
+    tags = Registry(root).version(NAME, "1").tags
+    assert (tags["crescendo.verdict"], tags["crescendo.default_passes"]) == ("passed", "4")
+
+
+def test_a_verdict_against_another_model_than_the_champion_does_not_promote(
+    root: Path, remake: Remake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.run(["promote"])
+    digest = remake(1)
+    write_verdict(root, digest)
+    with pytest.raises(GateFailed) as error:
+        main.run(["promote"])
+    line = str(error.value)
+    assert "compared with models/finetuned (cccccccccccc), and the champion is version 1" in line
+    assert line.endswith("run `crescendo pin --baseline models:/crescendo/1`, then `dvc repro evaluate`")
+    assert line.startswith("E-GATE-002") and Registry(root).aliases(NAME) == {
+        "candidate": "2",
+        "champion": "1",
+    }
+    assert main.run(["promote", "--allow-candidate"]) == 0
+    assert "version 2 of crescendo stays the candidate" in capsys.readouterr().out
+    champion = Baseline("models:/crescendo/1", str(Registry(root).version(NAME, "1").digest))
+    write_verdict(root, digest, baseline=champion)
+    assert main.run(["promote"]) == 0
+    assert Registry(root).aliases(NAME) == {"candidate": "2", "champion": "2"}
+
+
+def test_the_champion_itself_needs_no_comparison_with_itself(root: Path) -> None:
+    main.run(["promote"])
+    write_verdict(root, artifacts.directory_digest(root / "models/refined"))
+    assert main.run(["promote"]) == 0
+    assert Registry(root).aliases(NAME) == {"candidate": "1", "champion": "1"}
+
+
+def test_without_a_champion_a_registered_baseline_does_not_promote(root: Path, remake: Remake) -> None:
+    write_verdict(root, artifacts.directory_digest(root / "models/refined"), "failed")
+    main.run(["promote", "--allow-candidate"])
+    remake(1)
+    with pytest.raises(GateFailed, match="there is no champion.*`crescendo pin --baseline teacher`"):
+        main.run(["promote"])
+    assert Registry(root).aliases(NAME) == {"candidate": "2"}
 
 
 def test_two_promotions_do_not_run_at_once(root: Path) -> None:
@@ -180,7 +269,7 @@ def test_the_registered_model_works_alone_and_draws_the_images_of_generate(root:
     (model,) = (path.parent for path in (root / "mlartifacts").rglob("MLmodel"))
     assert not list(model.rglob("*.pkl"))
     pinned = (model / "requirements.txt").read_text().splitlines()
-    assert sorted(pinned) == sorted(package.requirements())
+    assert sorted(pinned) == sorted(requirements())
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(model)], cwd=root, capture_output=True, text=True, check=True
     )
