@@ -40,7 +40,7 @@ def pin_baseline(root: Path, address: str) -> list[str]:
     else:
         fix = f"write models:/NAME@champion, models:/NAME/3 or {TEACHER}"
         raise ConfigError(
-            "E-CFG-054", "--baseline", f"{address!r} is not the address of a registered model", fix
+            "E-CFG-056", "--baseline", f"{address!r} is not the address of a registered model", fix
         )
     changes = {"evaluate": {"baseline": fixed, "baseline_sha256": digest}}
     return change_params(root, changes, f"params.yaml with the baseline {address} pinned")

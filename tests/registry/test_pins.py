@@ -119,7 +119,7 @@ def test_a_registered_baseline_is_pinned_fetched_once_and_unpinned(
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("models/refined", "E-CFG-054 --baseline: 'models/refined' is not the address of a registered model"),
+        ("models/refined", "E-CFG-056 --baseline: 'models/refined' is not the address of a registered model"),
         ("models:/crescendo@champion", "E-INP-040 models:/crescendo@champion: there is no such model"),
         ("models:crescendo", "E-CFG-040"),
     ],
