@@ -2,7 +2,8 @@
 
 KID: unbiased squared maximum mean discrepancy (Binkowski et al., arXiv 1801.01401). FD: Frechet distance
 (arXiv 1706.08500), by eigenvalues. Precision and recall: Kynkaanniemi et al. (arXiv 1904.06991); density and
-coverage: Naeem et al. (arXiv 2002.09797). Sharpness is something to match, not to maximise.
+coverage: Naeem et al. (arXiv 2002.09797), clipped: Salvy et al. (arXiv 2507.01761). Sharpness is something to
+match, not to maximise.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.stats
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -29,6 +31,9 @@ NEEDS: Mapping[str, int] = {
     "recall": 50,
     "density": 50,
     "coverage": 50,
+    "clipped_density": 50,
+    "clipped_coverage": 50,
+    "sliced_wasserstein": 50,
     "sharpness": 20,
     "copies": 100,
     "retrieval": 20,
@@ -120,6 +125,78 @@ def prdc(real: Float64, fake: Float64, k: int = 5) -> dict[str, float]:
         "recall": float((between < radius_fake[None]).any(1).mean()),
         "density": float(inside_real.sum(0).mean() / k),
         "coverage": float((between.min(1) < radius_real).mean()),
+    }
+
+
+def clipped_density_coverage(real: Float64, fake: Float64, k: int = 5) -> dict[str, float]:
+    """Clipped density and coverage (arXiv 2507.01761) between features [n,d] and [m,d], n > k.
+
+    Either is the equivalent fraction of good samples: 1 for real images, 1 - p if a fraction p is far from all.
+    Density clips the radii of the real balls at their median, so that outliers hold nothing, and what a sample adds
+    at 1; it is calibrated by the real set's own. Coverage counts up to k samples in each ball; it is calibrated by
+    the number of real samples that would be expected to cover as much."""
+    radius = _neighbour_radius(real, k)  # [n]
+    between = distances(real, fake)  # [n, m]
+    small = np.minimum(radius, np.median(radius))
+    own = distances(real, real)
+    np.fill_diagonal(own, np.inf)
+
+    def density(balls: Float64) -> float:
+        return float(np.minimum((balls <= small[:, None]).sum(0) / k, 1).mean())
+
+    covered = np.minimum((between < radius[:, None]).sum(1), k).mean() / k
+    expected = _expected_coverage(len(real), len(fake), k)
+    return {
+        "clipped_density": min(density(between) / density(own), 1.0),
+        "clipped_coverage": float(np.interp(covered, expected, np.linspace(0, 1, len(fake) + 1))),
+    }
+
+
+def _expected_coverage(n: int, m: int, k: int) -> Float64:
+    """Mean of min(samples in a ball, k) / k if 0 to m of the samples follow the law of the n real ones: [m + 1].
+
+    The ball of a real sample to its k-th neighbour holds a fraction of the law that is Beta(k, n - k) distributed,
+    whatever the law, so that the number of samples in it is beta-binomial."""
+    good = np.arange(m + 1)[:, None]
+    missing = (k - np.arange(k)) * scipy.stats.betabinom.pmf(np.arange(k), good, k, n - k)
+    expected: Float64 = 1 - missing.sum(1) / k
+    return expected
+
+
+def sliced_wasserstein(real: Float64, fake: Float64, num_projections: int = 512) -> float:
+    """Squared Wasserstein-2 distance of projections of features [n,d] and [m,d] on random lines: mean, times d.
+
+    MIND (arXiv 2605.06797) averages such distances of Inception features. The scale and the number of projections
+    are our own: a shift by v gives |v|^2, as it does in the Frechet distance. Directions are the same in each call.
+    Biased upwards by some 3 d (1/n + 1/m) on whitened features, so compare models at equal n and m."""
+    dim = real.shape[1]
+    directions = np.random.Generator(np.random.PCG64(0)).standard_normal((dim, num_projections))
+    directions /= np.linalg.norm(directions, axis=0)
+    x, y = np.sort(real @ directions, 0), np.sort(fake @ directions, 0)  # [n, p], [m, p]
+    # Between these levels both quantile functions are constant.
+    levels = np.union1d(np.arange(len(x) + 1) / len(x), np.arange(len(y) + 1) / len(y))
+    middle, width = (levels[1:] + levels[:-1]) / 2, np.diff(levels)
+    gaps = x[(middle * len(x)).astype(int)] - y[(middle * len(y)).astype(int)]
+    return float(dim * (width @ gaps**2).mean())
+
+
+def describe_reference(features: Float64) -> dict[str, float]:
+    """How much room a set of features [n,d] fills, n >= 2; without it, a distance to the set means little.
+
+    `effective_rank`: exponential of the entropy of the covariance's eigenvalues, as fractions of their sum (Roy
+    and Vetterli, 2007). `nearest_median` and `pairwise_median`: median distance to the nearest other sample, and to
+    any; where the two are alike, neighbourhoods (precision, recall, coverage) hold little information."""
+    n, dim = features.shape
+    eigenvalues = np.maximum(np.linalg.eigvalsh(np.atleast_2d(np.cov(features, rowvar=False))), 0)
+    fractions = eigenvalues[eigenvalues > 0] / eigenvalues.sum() if eigenvalues.any() else np.ones(1)
+    within = distances(features, features)
+    pairs = within[np.triu_indices(n, 1)]
+    return {
+        "n": n,
+        "dim": dim,
+        "effective_rank": float(np.exp(-(fractions * np.log(fractions)).sum())),
+        "nearest_median": float(np.median(_neighbour_radius(features, 1))),
+        "pairwise_median": float(np.median(pairs)),
     }
 
 

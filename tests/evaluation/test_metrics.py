@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,6 +80,125 @@ def test_a_collapsed_generator_has_precision_but_no_recall() -> None:
     assert results["precision"] > 0.95
     assert results["recall"] < 0.05
     assert results["coverage"] < 0.1
+
+
+# --- Clipped density and coverage.
+
+
+def brute_clipped(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
+    """Clipped density, and clipped coverage before its calibration."""
+
+    def sorted_distances(p: np.ndarray, points: np.ndarray) -> list[float]:
+        return sorted(float(np.linalg.norm(p - q)) for q in points)
+
+    radius = [sorted_distances(p, real)[k] for p in real]  # the first is the point itself
+    small = [min(r, float(np.median(radius))) for r in radius]
+
+    def mean_weight(points: np.ndarray, own: bool) -> float:
+        weights = []
+        for j, q in enumerate(points):
+            inside = sum(
+                float(np.linalg.norm(p - q)) <= small[i] for i, p in enumerate(real) if not (own and i == j)
+            )
+            weights.append(min(inside / k, 1.0))
+        return float(np.mean(weights))
+
+    density = min(mean_weight(fake, False) / mean_weight(real, True), 1.0)
+    counts = [sum(d < radius[i] for d in sorted_distances(p, fake)) for i, p in enumerate(real)]
+    return density, float(np.mean([min(count, k) / k for count in counts]))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(8, 25), st.integers(6, 25), st.floats(-2, 2), st.integers(0, 2**31))
+def test_clipped_metrics_equal_brute_force(n: int, m: int, shift: float, seed: int) -> None:
+    real, fake = features(n, 3, seed), features(m, 3, seed + 1, shift)
+    results = metrics.clipped_density_coverage(real, fake)
+    density, covered = brute_clipped(real, fake, 5)
+    assert results["clipped_density"] == pytest.approx(density, abs=1e-9)
+    expected = metrics._expected_coverage(n, m, 5)
+    assert np.interp(results["clipped_coverage"], np.linspace(0, 1, m + 1), expected) == pytest.approx(
+        min(covered, expected[-1]), abs=1e-9
+    )
+
+
+def test_expected_coverage_is_what_samples_of_the_law_cover_on_average() -> None:
+    n, m, k = 40, 30, 5
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(400):
+        real, fake = rng.uniform(size=(n, 1)), rng.uniform(size=(m, 1))
+        radius = metrics._neighbour_radius(real, k)
+        covered.append(np.minimum((abs(real - fake.T) < radius[:, None]).sum(1), k).mean() / k)
+    assert metrics._expected_coverage(n, m, k)[-1] == pytest.approx(np.mean(covered), abs=0.01)
+    assert metrics._expected_coverage(n, m, k)[0] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("bad", [0.0, 0.25, 0.5, 1.0])
+def test_clipped_metrics_are_the_fraction_of_good_samples(bad: float) -> None:
+    real, fake = features(400, seed=1), features(400, seed=2)
+    fake[: round(bad * 400)] += 100
+    results = metrics.clipped_density_coverage(real, fake)
+    assert results["clipped_density"] == pytest.approx(1 - bad, abs=0.08)
+    assert results["clipped_coverage"] == pytest.approx(1 - bad, abs=0.08)
+
+
+def test_an_outlier_among_the_real_images_makes_no_sample_good() -> None:
+    real = features(200)
+    real[0] += 30
+    between = np.full((200, 6), 15.0) + 1e-3 * features(200, seed=3)  # on the way to it
+    assert metrics.prdc(real, between)["precision"] == 1
+    assert metrics.clipped_density_coverage(real, between)["clipped_density"] == 0
+
+
+# --- Sliced Wasserstein.
+
+
+def test_sliced_wasserstein_of_a_shift_is_its_square_and_of_a_set_to_itself_zero() -> None:
+    x = features(300)
+    shift = np.array([0.5, 0, -1, 0, 0, 0.2])
+    assert metrics.sliced_wasserstein(x, x[::-1]) == 0
+    assert metrics.sliced_wasserstein(x, x + shift, 20_000) == pytest.approx((shift**2).sum(), rel=0.02)
+    assert metrics.sliced_wasserstein(x, x + shift) == metrics.sliced_wasserstein(x + shift, x)
+
+
+@pytest.mark.parametrize(("n", "m"), [(12, 12), (9, 15), (7, 20)])
+def test_sliced_wasserstein_of_one_feature_equals_the_optimal_assignment(n: int, m: int) -> None:
+    x, y = features(n, 1), features(m, 1, seed=1, shift=0.3)
+    copies_x, copies_y = np.repeat(x, m, 0), np.repeat(y, n, 0)  # as many of either, each of equal weight
+    cost = (copies_x - copies_y.T) ** 2
+    rows, columns = scipy.optimize.linear_sum_assignment(cost)
+    assert metrics.sliced_wasserstein(x, y) == pytest.approx(cost[rows, columns].mean(), rel=1e-9)
+
+
+def test_the_bias_of_sliced_wasserstein_is_about_what_its_docstring_says() -> None:
+    rng = np.random.default_rng(0)
+    biases = [
+        metrics.sliced_wasserstein(rng.normal(size=(120, 32)), rng.normal(size=(80, 32))) for _ in range(20)
+    ]
+    assert 2 < np.mean(biases) / (32 * (1 / 120 + 1 / 80)) < 4
+
+
+# --- The reference.
+
+
+def test_effective_rank_counts_equal_directions() -> None:
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(500, 12)))[0]
+    basis -= basis.mean(0)
+    white = np.linalg.qr(basis)[0] * 500**0.5
+    white -= white.mean(0)
+    assert metrics.describe_reference(white)["effective_rank"] == pytest.approx(12, rel=0.02)
+    flat = white * np.r_[np.ones(3), np.zeros(9)]
+    assert metrics.describe_reference(flat)["effective_rank"] == pytest.approx(3, rel=0.02)
+
+
+def test_a_reference_is_described_by_its_medians() -> None:
+    x = np.array([[0.0], [1.0], [3.0], [7.0]])
+    described = metrics.describe_reference(x)
+    assert described["n"] == 4 and described["dim"] == 1
+    assert described["nearest_median"] == 1.5  # of 1, 1, 2, 4
+    assert described["pairwise_median"] == 3.5  # of 1, 2, 3, 4, 6, 7
+    assert metrics.describe_reference(np.ones((3, 2)))["effective_rank"] == 1
 
 
 def test_a_metric_with_too_few_samples_refuses_and_holds_no_number() -> None:
