@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 SIDE = 16  # px of the box means, or the core's resolution where that is less
 MAX_RMS = 8  # grey levels between two images that look alike
 MAX_PART = 4  # and at most a 4th of the standard deviation of either
-BANDS, KEYS = 8, 4  # hash tables, and projections whose cells make up a key of one
+BANDS, KEYS = 8, 5  # hash tables, and projections whose cells make up a key of one
 CELL = 48  # width of a cell, grey levels (RMS)
 WINDOW = 32  # images of one key that an image is compared with, a table
 TOGETHER = 2**14  # images that are compared in one go
@@ -112,10 +112,10 @@ def _candidates(means: Means, families: NDArray[np.int64]) -> Iterator[Pairs]:
 
     Images of one key are sorted by another projection, and those at most WINDOW places apart are paired.
     """
-    projections = _project(means)
+    sketches = _project(means)
     cell = CELL * math.isqrt(means[0].size) if len(means) else 1
     for band in range(BANDS):
-        line, *keyed = projections[band * (KEYS + 1) : (band + 1) * (KEYS + 1)]
+        line, *keyed = sketches[:, band * (KEYS + 1) : (band + 1) * (KEYS + 1)].T
         cells = [values // cell for values in keyed]
         order = np.lexsort((line, *cells))
         sorted_cells, own = np.stack(cells, 1)[order], families[order]
@@ -125,11 +125,22 @@ def _candidates(means: Means, families: NDArray[np.int64]) -> Iterator[Pairs]:
                 break
             start = np.flatnonzero(same & (own[step:] != own[:-step]))
             pairs = np.sort(np.stack([order[start], order[start + step]], 1), axis=1)
-            yield from (pairs[i : i + TOGETHER] for i in range(0, len(pairs), TOGETHER))
+            for i in range(0, len(pairs), TOGETHER):
+                yield _near(sketches, pairs[i : i + TOGETHER], means[0].size)
+
+
+def _near(sketches: NDArray[np.int32], pairs: Pairs, size: int) -> Pairs:
+    """Those of `pairs` whose projections are near enough, so that few that do not look alike are compared in full.
+
+    The mean square of the projections of a difference estimates its sum of squares, and twice that where the difference
+    is symmetric. The limit is twice as high again: fewer than one of 1,000 pairs that look alike are lost.
+    """
+    apart = (sketches[pairs[:, 0]] - sketches[pairs[:, 1]]).astype(np.float64)
+    return pairs[(apart**2).mean(1) <= 4 * MAX_RMS**2 * size]
 
 
 def _project(means: Means) -> NDArray[np.int32]:
-    """Projections of each image on random signs, [BANDS * (KEYS + 1), n]; the mirrored image has the same.
+    """Projections of each image on random signs, [n, BANDS * (KEYS + 1)]; the mirrored image has the same.
 
     Their sums, below 2^24, are exact in float32 in any order.
     """
@@ -139,10 +150,10 @@ def _project(means: Means) -> NDArray[np.int32]:
     bits = np.unpackbits(np.frombuffer(stream, np.uint8))[: wanted * channels * side * half]
     left = bits.reshape(wanted, channels, side, half)
     signs = np.concatenate([left, left[..., ::-1]], -1)[..., :side].reshape(wanted, -1) * np.float32(2) - 1
-    projected = np.zeros((wanted, count), np.int32)
+    projected = np.zeros((count, wanted), np.int32)
     for i in range(0, count, TOGETHER):
         some = means[i : i + TOGETHER].reshape(-1, signs.shape[1]).astype(np.float32)
-        projected[:, i : i + TOGETHER] = signs @ some.T
+        projected[i : i + TOGETHER] = some @ signs.T
     return projected
 
 
@@ -157,6 +168,6 @@ def _alike(means: Means, pairs: Pairs) -> Pairs:
 
 def _spread(values: NDArray[np.int32]) -> NDArray[np.int64]:
     """Squared size times the mean variance of the channels, [n, 3, s, s] to [n]."""
-    flat = values.reshape(len(values), 3, -1).astype(np.int64)
-    area = flat.shape[-1]
-    return 3 * (area * (flat**2).sum(2) - flat.sum(2) ** 2).sum(1)
+    area = values.shape[2] * values.shape[3]
+    squares = (values**2).sum((2, 3), dtype=np.int64)
+    return 3 * (area * squares - values.sum((2, 3), dtype=np.int64) ** 2).sum(1)
