@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test check nightly bench ablate lock clean
+.PHONY: demo test check nightly bench ablate evaluate-seeds lock clean
 
 demo: $(VENV)/.stamp
 	dvc repro
@@ -52,6 +52,10 @@ ablate: $(VENV)/.stamp
 	cd benchmarks/ablations && dvc repro
 	python -m benchmarks.ablations.growth
 	python -m benchmarks.ablations.table
+
+# How much the verdict depends on the seed of training: refine and evaluate three times. Needs what `make demo` makes.
+evaluate-seeds: $(VENV)/.stamp
+	python -m benchmarks.seeds --seeds 3
 
 # Two steps: pip cannot check hashes of an editable install.
 $(VENV)/.locked: requirements.lock

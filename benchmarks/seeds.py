@@ -1,0 +1,161 @@
+"""How much a verdict depends on the seed of training: refine and evaluate, repeated.
+
+    python -m benchmarks.seeds --seeds 3
+
+An interval in a verdict is about one trained model: it covers the choice of captions and of noise. Trained with
+another seed, the model is another one. This trains the refine stage with several seeds on the same data and the
+same fine-tuned model, and evaluates each result with the seed of params.yaml, so captions and noise are the same.
+Each seed has a project folder of its own in runs/seeds, made of links; training that was stopped continues there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks import measure
+from pipeline import artifacts
+from pipeline.config.params import load_params
+from pipeline.evaluation.verdict import Outcome, Rule, Verdict
+from pipeline.presets import change_params
+from pipeline.registry import pins
+
+FOLDER = "runs/seeds"
+OWN = (
+    "models",
+    "reports",
+    "runs",
+    "params.yaml",
+    "mlflow.db",
+    "mlartifacts",
+)  # what a project folder does not share
+Z = 1.96  # half widths of 95% intervals in standard deviations
+
+Run = Callable[[str, Path], None]  # runs a stage in a project folder
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One rule with one number of passes, over training seeds; None where there is no number.
+
+    spread: 1.96 standard deviations of `values`. sampling_error: mean half width of the rule's 95% intervals."""
+
+    passes: int
+    rule: str
+    values: list[float | None]
+    outcomes: list[Outcome]
+    mean: float | None
+    spread: float | None
+    sampling_error: float | None
+
+
+def run_stage(name: str, folder: Path) -> None:
+    """Run a stage with a tracking store of its own; ends the program with its status if it fails."""
+    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    done = subprocess.run([sys.executable, "-m", f"stages.{name}"], cwd=folder, env=env)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def judge(root: Path, seed: int, run: Run) -> Verdict:
+    """The verdict on a model that was refined with `seed`, in a project folder that shares all else with `root`."""
+    folder = root / FOLDER / f"seed-{seed}"
+    link_project(root, folder)
+    unwatched = {"evaluate": {"watch_images": {"refine": 0}}}
+    shutil.copyfile(root / "params.yaml", folder / "params.yaml")
+    change_params(folder, {"seed": seed, **unwatched}, f"params.yaml with seed {seed}")
+    run("refine", folder)
+    shutil.copyfile(root / "params.yaml", folder / "params.yaml")
+    # Fetched here, since the folder has no registry.
+    pins.pinned_baseline(root, load_params(root / "params.yaml").evaluate, folder / "runs" / "init")
+    run("evaluate", folder)
+    return Verdict.read(folder / "reports" / "verdict.json")
+
+
+def link_project(root: Path, folder: Path) -> None:
+    """Fill `folder` with links to what `root` holds, except for OWN, and to models/finetuned."""
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    shared = [path.name for path in root.iterdir() if not path.name.startswith((".", *OWN))]
+    for name in (*shared, "models/finetuned"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to((root / name).resolve())
+
+
+def spreads(verdicts: Sequence[Verdict]) -> list[Spread]:
+    """Every rule with every number of passes, in the order of the verdicts."""
+    rules: dict[tuple[int, str], list[Rule]] = {}
+    for verdict in verdicts:
+        for each in verdict.verdicts:
+            for rule in each.rules:
+                rules.setdefault((each.passes, rule.name), []).append(rule)
+    return [_spread(passes, name, found) for (passes, name), found in rules.items()]
+
+
+def _spread(passes: int, name: str, rules: Sequence[Rule]) -> Spread:
+    values = [rule.value for rule in rules]
+    known = [value for value in values if value is not None]
+    halves = [(r.high - r.low) / 2 for r in rules if r.low is not None and r.high is not None]
+    return Spread(
+        passes=passes,
+        rule=name,
+        values=values,
+        outcomes=[rule.outcome for rule in rules],
+        mean=statistics.mean(known) if known else None,
+        spread=Z * statistics.stdev(known) if len(known) > 1 else None,
+        sampling_error=statistics.mean(halves) if halves else None,
+    )
+
+
+def table(found: Sequence[Spread]) -> str:
+    """The spread over seeds beside the sampling error, for each rule and number of passes."""
+    rows = [
+        [
+            each.rule,
+            str(each.passes),
+            *(
+                "\u2013" if number is None else f"{number:.3g}"
+                for number in (each.mean, each.spread, each.sampling_error)
+            ),
+            ", ".join(f"{count} {outcome}" for outcome, count in Counter(each.outcomes).items()),
+        ]
+        for each in found
+    ]
+    headers = ["rule", "passes", "mean", "spread over seeds", "sampling error", "outcomes"]
+    return measure.table(headers, rows)
+
+
+def main(arguments: Sequence[str] | None = None, run: Run = run_stage) -> None:
+    """Train, judge, print the table, write runs/seeds/seeds.json."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from the seed of params.yaml on (3)")
+    count = parser.parse_args(arguments).seeds
+    if count < 2:
+        parser.error("--seeds: a spread needs 2 or more")
+    root = Path.cwd()
+    first = load_params(root / "params.yaml").seed
+    seeds = list(range(first, first + count))
+    verdicts = [judge(root, seed, run) for seed in seeds]
+    found = spreads(verdicts)
+    tree = {
+        "seeds": seeds,
+        "models": [verdict.model_digest for verdict in verdicts],
+        "baseline": asdict(verdicts[0].baseline),
+        "rules": [asdict(each) for each in found],
+    }
+    artifacts.write_atomic(root / FOLDER / "seeds.json", json.dumps(tree, indent=1, allow_nan=False) + "\n")
+    print(f"{count} seeds; spread and sampling error are half widths of 95%\n\n{table(found)}", end="")
+
+
+if __name__ == "__main__":
+    main()
