@@ -25,6 +25,7 @@ from pathlib import Path
 from benchmarks import measure
 from pipeline import artifacts
 from pipeline.config.params import load_params
+from pipeline.errors import run_main
 from pipeline.evaluation.verdict import Outcome, Rule, Verdict
 from pipeline.presets import change_params
 from pipeline.registry import pins
@@ -158,4 +159,4 @@ def main(arguments: Sequence[str] | None = None, run: Run = run_stage) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
