@@ -132,8 +132,8 @@ def _candidates(means: Means, families: NDArray[np.int64]) -> Iterator[Pairs]:
 def _near(sketches: NDArray[np.int32], pairs: Pairs, size: int) -> Pairs:
     """Those of `pairs` whose projections are near enough, so that few that do not look alike are compared in full.
 
-    The mean square of the projections of a difference estimates its sum of squares, and twice that where the difference
-    is symmetric. The limit is twice as high again: fewer than one of 1,000 pairs that look alike are lost.
+    The mean square of the projections of a difference estimates its sum of squares, or twice that where the
+    difference is symmetric. The limit is twice as high again: fewer than 1 of 1,000 pairs that look alike is lost.
     """
     apart = (sketches[pairs[:, 0]] - sketches[pairs[:, 1]]).astype(np.float64)
     return pairs[(apart**2).mean(1) <= 4 * MAX_RMS**2 * size]
