@@ -2,6 +2,7 @@
 when the student collapses or forgets its captions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,15 +35,17 @@ class Guards:
     back to it.
 
     A state is good when the feature spread (mean pairwise distance) and the caption error (RMSE of the twice pooled
-    images to their real partners) are within the settings. The good state with the lowest kernel distance is the
-    best. A bad state rolls back to the best one and halves the learning rate; the second rollback ends the stage.
+    images to their real partners) are within the settings. The good state with the lowest distance is the best. A
+    bad state rolls back to the best one and halves the learning rate; the second rollback ends the stage.
 
-    images: real ones, standardised [n,3,R,R]; text: their captions."""
+    images: real ones, standardised [n,3,R,R]; text: their captions. distance: of standardised samples from real
+    images; None: the kernel distance from `images` in the features of the discriminator."""
 
     step: AdversarialStep
     images: Tensor
     text: Conditioning
     settings: GuardSettings
+    distance: Callable[[Tensor], float] | None = None
 
     def pooled_features(self, images: Tensor) -> Tensor:
         """Spatial means of the frozen features of [n,3,R,R], almost without noise: [n,d]."""
@@ -53,7 +56,7 @@ class Guards:
 
     @torch.no_grad()
     def measure(self, learner: Learner) -> Tensor:
-        """(kernel distance, spread relative to the real images, caption error) of the averaged student: [3]."""
+        """(distance, spread relative to the real images, caption error) of the averaged student: [3]."""
         draw: Draw = seeded_noise(range(len(self.images)), self.images.device)
         with learner.using(learner.emas["ema"]):
             samples = few_step(self.step.student, self.text, draw, 1, self.step.settings.sigma_start)[-1]
@@ -62,7 +65,12 @@ class Guards:
         real, fake = (real - mean) / std, (fake - mean) / std
         error = (pool(pool(samples)) - pool(pool(self.images))).square().mean().sqrt()
         spread = (mean_pairwise_distance(fake) / mean_pairwise_distance(real)).double()
-        return torch.stack([kernel_distance(fake, real), spread, error.double()])
+        score = (
+            kernel_distance(fake, real)
+            if self.distance is None
+            else spread.new_tensor(self.distance(samples))
+        )
+        return torch.stack([score, spread, error.double()])
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Check now; updates state.extra and, on a rollback, the student. Returns metrics."""

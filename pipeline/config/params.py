@@ -237,6 +237,7 @@ class Refine(Training):
     ema_halflife_images: Count
     check_images: Count
     check_samples: Annotated[int, Field(ge=2)]
+    select_by: Literal["guards", "kid"]
     min_spread: Fraction
     max_caption_error: Positive
 
@@ -416,12 +417,8 @@ class Params(Section):
         require(effective, "finetune.degrade: has no effect without finetune.upscale_probability above 0")
         unknown = sorted(set(self.evaluate.num_passes) - set(self.refine.passes))
         require(not unknown, f"evaluate.num_passes: {unknown} is not among refine.passes")
-        for name, section in (
-            ("pretrain", self.pretrain),
-            ("finetune", self.finetune),
-            ("refine", self.refine),
-        ):
-            every, batch = getattr(self.evaluate.watch_images, name), section.batch_size
+        for name, every in self.evaluate.watch_images:
+            batch = getattr(self, name).batch_size
             problem = f"{every} is less than {name}.batch_size ({batch}). Fix: raise it, or write 0"
             require(every == 0 or every >= batch, f"evaluate.watch_images.{name}: {problem}")
         return self

@@ -9,7 +9,6 @@ features, float64 from there on.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -20,13 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.adversarial import efficientnet
+from pipeline.adversarial.random_features import RandomFeatures
+from pipeline.adversarial.whitening import Standardiser as Standardiser
+from pipeline.adversarial.whitening import Whitening as Whitening
 from pipeline.errors import InputMissing
 
 Float64 = NDArray[np.float64]
 
 # px, smallest and largest input; 260, the one it was trained with, is not better than 96 for images of 64 px.
 LITE2_RESOLUTIONS = 96, 260
-WHITENED_DIM = 64
 
 
 @dataclass(frozen=True)
@@ -66,47 +67,9 @@ class Extractor:
 
 
 def randconv(resolution: int, seed: int = 0, device: str = "cpu") -> Extractor:
-    """A random network for images of `resolution` px: a 5x5 convolution, then 3x3 ones after each halving.
-
-    The last stage has 8 px. Filters have unit norm (three quarters of the first ones zero mean, so that they detect
-    edges), biases are random, activations leaky ReLU. Features are the mean and standard deviation over space of
-    every channel of every stage: 512 at 64 px. Drawn by numpy's PCG64, whose stream is stable over versions.
-    """
-    num_stages = max(int(np.log2(resolution / 8)) + 1, 1)
-    channels = [(32, 64, 80)[min(stage, 2)] for stage in range(num_stages)]
-    rng = np.random.Generator(np.random.PCG64(seed))
-    weights: list[tuple[Tensor, Tensor]] = []
-    sha256 = hashlib.sha256()
-    fan_in = 3
-    for stage, width in enumerate(channels):
-        size = 3 if stage else 5
-        kernel = rng.standard_normal((width, fan_in, size, size))
-        if stage == 0:
-            kernel[: width * 3 // 4] -= kernel[: width * 3 // 4].mean((2, 3), keepdims=True)
-        kernel /= np.sqrt((kernel**2).sum((1, 2, 3), keepdims=True))
-        kernel *= np.sqrt(2) if stage else 1.0  # He initialisation
-        bias = 0.5 * rng.standard_normal((width, 1, 1))
-        for array in (kernel, bias):
-            sha256.update(array.astype("<f4").tobytes())
-        weights.append((_to_float32(kernel, device), _to_float32(bias, device)))
-        fan_in = width
-
-    def embed(images: Tensor) -> Tensor:
-        x = (images - 127.5) / 63.75
-        features = []
-        for stage, (kernel, bias) in enumerate(weights):
-            if stage:
-                x = F.avg_pool2d(x, 2)
-            x = F.pad(x, [kernel.shape[-1] // 2] * 4, mode="replicate")
-            x = F.leaky_relu(F.conv2d(x, kernel) + bias, 0.2)  # [B, width, R / 2^stage, R / 2^stage]
-            features += [x.mean((2, 3)), x.std((2, 3), correction=0)]
-        return torch.cat(features, 1)
-
-    return Extractor("randconv", sha256.hexdigest(), False, embed, device, dim=2 * sum(channels), main=True)
-
-
-def _to_float32(array: Float64, device: str) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32)).to(device)
+    """Features of a random network, for images of `resolution` px (see RandomFeatures)."""
+    network = RandomFeatures(resolution, seed, device)
+    return Extractor("randconv", network.sha256, False, network, device, dim=network.dim, main=True)
 
 
 # --- lite2: EfficientNet-Lite2, trained on ImageNet.
@@ -139,55 +102,7 @@ def lite2(resolution: int, device: str = "cpu") -> Extractor:
     return Extractor("lite2", efficientnet.SHA256["lite2"], True, embed, device, dim=1280)
 
 
-# --- Comparable features.
-
-
-@dataclass(frozen=True)
-class Standardiser:
-    """Per-feature mean and scale of a reference set; a feature that hardly varies there is not amplified."""
-
-    mean: Float64  # [d]
-    scale: Float64  # [d]
-
-    @classmethod
-    def fit(cls, features: Float64) -> Standardiser:
-        """Measure on features [n,d]."""
-        std = features.std(0)
-        # A feature that is almost constant would turn into a huge number on any other image.
-        return cls(features.mean(0), np.maximum(std, 0.05 * np.median(std) + 1e-12))
-
-    def __call__(self, features: Float64) -> Float64:
-        """Standardised features [n,d]."""
-        standardised: Float64 = (features - self.mean) / self.scale
-        return standardised
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """Standardise, then project on the reference set's leading principal components, each at unit variance.
-
-    Raw features repeat one another (mean colour, amount of ink), which hides everything else: twenty images
-    repeated ten times are 1.6 noise widths from the real ones in standardised `randconv` features, and 16 in
-    whitened ones.
-    """
-
-    standardiser: Standardiser
-    projection: Float64  # [d, k]
-
-    @classmethod
-    def fit(cls, features: Float64, dim: int = WHITENED_DIM) -> Whitening:
-        """Measure on reference features [n,d]; keeps k = min(dim, n // 4, d) components, at least one."""
-        standardiser = Standardiser.fit(features)
-        _, singular, axes = np.linalg.svd(standardiser(features), full_matrices=False)
-        keep = max(min(dim, len(features) // 4, features.shape[1]), 1)
-        keep = max(min(keep, int((singular > 1e-3 * singular[0]).sum())), 1)  # directions with variance only
-        scale = np.maximum(singular[:keep], 1e-12) / np.sqrt(len(features))
-        return cls(standardiser, axes[:keep].T / scale)
-
-    def __call__(self, features: Float64) -> Float64:
-        """Whitened features [n,k]."""
-        whitened: Float64 = self.standardiser(features) @ self.projection
-        return whitened
+# --- The evaluation resolution.
 
 
 def to_resolution(images: Tensor, resolution: int) -> Tensor:

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.adversarial.few_step import generate_images
+from pipeline.adversarial.random_features import RandomDistance
 from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import run_main
-from pipeline.evaluation.features import Whitening, randconv
-from pipeline.evaluation.metrics import kid, log_power_gap, sharpness
+from pipeline.evaluation.metrics import log_power_gap, sharpness
 from pipeline.models.resample import resize
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.processes import signal_on_parent_death
@@ -70,11 +70,8 @@ def real_images(dataset: PreparedDataset, resolution: int) -> Tensor:
 
 def compare(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Kernel distance and `log_power_gap` of two sets of uint8 images [n,3,r,r]."""
-    extractor = randconv(real.shape[-1])
-    features = extractor(real)
-    white = Whitening.fit(features)
     return {
-        "watch/kid": kid(white(features), white(extractor(fake))),
+        "watch/kid": RandomDistance(real)(fake),
         "watch/top_octave": log_power_gap(sharpness(real).top_octave, sharpness(fake).top_octave),
     }
 

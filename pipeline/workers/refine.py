@@ -1,15 +1,17 @@
 """Worker of the refine stage: adversarial training of the fine-tuned model into one of few passes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from pipeline.adversarial.discriminator import CoreFeatures, FrozenFeatures, Heads, Lite0Features
 from pipeline.adversarial.few_step import generate_refined
 from pipeline.adversarial.guards import Guards, GuardSettings, guard_tensors
+from pipeline.adversarial.random_features import RandomDistance
 from pipeline.adversarial.step import AdversarialSettings, AdversarialStep, GuardState
 from pipeline.config.params import Params
 from pipeline.diffusion.ema import halflife_decay
@@ -30,6 +32,7 @@ from pipeline.workers.settings import lineage_of, nets_of, train_context, unpack
 PARENT = "models/finetuned"
 CURVES = {"": ["generator_loss", "discriminator_loss", "anchor"]}
 REFERENCE = 64  # training images that scale the features of EfficientNet-Lite0
+REAL = 1024  # training images, at most, from which the distance of samples is measured
 
 Context = TrainContext[AdversarialSettings]
 
@@ -52,7 +55,8 @@ def refine(config: WorkerConfig) -> None:
     state = TrainState(learners, extra=guard_tensors(generator))
     checkpoint.resume(run.folder / "checkpoints", state)
     images, text = run.images_and_text(run.pick("train", s.check_samples))
-    guards = Guards(step, parent.statistics.standardise(images), text, unpack(GuardSettings, s))
+    distance = independent_distance(run, parent) if s.select_by == "kid" else None
+    guards = Guards(step, parent.statistics.standardise(images), text, unpack(GuardSettings, s), distance)
     progress = run.progress(state.nimg)
     if state.nimg == 0:
         progress.write(0, guards(state))
@@ -121,6 +125,12 @@ def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> Adversar
         statistics=parent.statistics,
         settings=run.settings,
     )
+
+
+def independent_distance(run: Context, parent: Snapshot) -> Callable[[Tensor], float]:
+    """Distance of standardised samples from training images, in features that no discriminator has."""
+    distance = RandomDistance(run.dataset.images(np.array(run.pick("train", REAL))))
+    return lambda samples: distance(parent.statistics.to_uint8(samples).cpu())
 
 
 def build_config(run: Context, student: Denoiser, parent: Snapshot) -> SnapshotConfig:

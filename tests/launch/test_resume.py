@@ -68,8 +68,12 @@ def digests(run_dir: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tree(tiny_tree: dict[str, Any]) -> dict[str, Any]:
-    """Tiny parameters with two octaves."""
-    changes: dict[str, dict[str, Any]] = {"data": {"resolution": 32}, "shell": {"channels": [16, 8]}}
+    """Tiny parameters with two octaves, where the kernel distance selects the refined state."""
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"resolution": 32},
+        "shell": {"channels": [16, 8]},
+        "refine": {"select_by": "kid", "check_images": 8},
+    }
     return tiny_tree | {name: tiny_tree[name] | changed for name, changed in changes.items()}
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from pipeline import artifacts
 from pipeline.adversarial.few_step import generate_images
+from pipeline.adversarial.random_features import RandomDistance
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.errors import ConfigError
@@ -143,6 +144,33 @@ def test_a_watched_run_ends_with_the_same_bits_and_leaves_its_newest_averages(
         ours = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     loaded = load_snapshot(tmp_path / "run/watch/nimg-000000000048").denoiser.state_dict()
     assert all(torch.equal(ours[name], tensor) for name, tensor in loaded.items())
+
+
+def test_refine_exports_the_state_of_the_lowest_kernel_distance_where_asked_to(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    # All states are good, and the moments compete.
+    chosen = {
+        "select_by": "kid",
+        "check_images": 8,
+        "min_spread": 0.0,
+        "max_caption_error": 100.0,
+        "lr": 0.05,
+    }
+    tree = {**tiny_tree, "refine": {**tiny_tree["refine"], **chosen}}
+    refine(config_of(tree, trained, tmp_path / "run"))
+    records = [r["metrics"] for r in read_records(tmp_path / "run/progress.jsonl")]
+    scores = [metrics["score"] for metrics in records if "score" in metrics]  # type: ignore[operator,index]
+    assert len(scores) == 7
+    metrics = json.loads((tmp_path / "run/result/reports/metrics.json").read_text())
+    assert (metrics["score"], metrics["best_nimg"]) == (min(scores), 8 * scores.index(min(scores)))
+    dataset = PreparedDataset(trained / "data/prepared")
+    rows = dataset.split("train")
+    checked = [int(rows[i * len(rows) // 8]) for i in range(8)]
+    text = dataset.text([dataset.caption_of(row) for row in checked])
+    best = load_snapshot(tmp_path / "run/result/model")
+    images = generate_images(best, text, range(8), passes=1).images
+    assert RandomDistance(dataset.images(rows))(images) == pytest.approx(min(scores), rel=1e-3)
 
 
 def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> None:

@@ -1,0 +1,85 @@
+"""Features of a random convolutional network, and the kernel distance in them.
+
+Nothing was trained, so no discriminator can have seen it; it sees texture, edges and coarse layout.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.adversarial.losses import kernel_distance
+from pipeline.adversarial.whitening import Whitening
+
+Float64 = NDArray[np.float64]
+
+
+class RandomFeatures:
+    """A random network for images of `resolution` px: a 5x5 convolution, then 3x3 ones after each halving.
+
+    The last stage has 8 px. Filters have unit norm (three quarters of the first ones zero mean, so that they detect
+    edges), biases are random, activations leaky ReLU. Features are the mean and standard deviation over space of
+    every channel of every stage: 512 at 64 px. Drawn by numpy's PCG64, whose stream is stable over versions."""
+
+    def __init__(self, resolution: int, seed: int = 0, device: str = "cpu") -> None:
+        num_stages = max(int(np.log2(resolution / 8)) + 1, 1)
+        channels = [(32, 64, 80)[min(stage, 2)] for stage in range(num_stages)]
+        rng = np.random.Generator(np.random.PCG64(seed))
+        sha256 = hashlib.sha256()
+        self.weights: list[tuple[Tensor, Tensor]] = []
+        fan_in = 3
+        for stage, width in enumerate(channels):
+            size = 3 if stage else 5
+            kernel = rng.standard_normal((width, fan_in, size, size))
+            if stage == 0:
+                kernel[: width * 3 // 4] -= kernel[: width * 3 // 4].mean((2, 3), keepdims=True)
+            kernel /= np.sqrt((kernel**2).sum((1, 2, 3), keepdims=True))
+            kernel *= np.sqrt(2) if stage else 1.0  # He initialisation
+            bias = 0.5 * rng.standard_normal((width, 1, 1))
+            for array in (kernel, bias):
+                sha256.update(array.astype("<f4").tobytes())
+            self.weights.append((_to_float32(kernel, device), _to_float32(bias, device)))
+            fan_in = width
+        self.dim = 2 * sum(channels)
+        self.sha256 = sha256.hexdigest()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features [B,dim] of float32 images [B,3,R,R] in 0..255."""
+        x = (images - 127.5) / 63.75
+        features = []
+        for stage, (kernel, bias) in enumerate(self.weights):
+            if stage:
+                x = F.avg_pool2d(x, 2)
+            x = F.pad(x, [kernel.shape[-1] // 2] * 4, mode="replicate")
+            x = F.leaky_relu(F.conv2d(x, kernel) + bias, 0.2)  # [B, width, R / 2^stage, R / 2^stage]
+            features += [x.mean((2, 3)), x.std((2, 3), correction=0)]
+        return torch.cat(features, 1)
+
+
+def _to_float32(array: Float64, device: str) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32)).to(device)
+
+
+class RandomDistance:
+    """Kernel distance (KID) from some real images, uint8 [n,3,R,R], in random features that they whiten."""
+
+    def __init__(self, real: Tensor) -> None:
+        self.network = RandomFeatures(real.shape[-1])
+        features = self.features(real)
+        self.whitening = Whitening.fit(features)
+        self.real = torch.from_numpy(self.whitening(features))
+
+    def features(self, images: Tensor) -> Float64:
+        """Raw features of uint8 images: float64 [n,d]."""
+        with torch.inference_mode():
+            batches = [self.network(batch.float()).double() for batch in images.split(64)]
+        features: Float64 = torch.cat(batches).numpy()
+        return features
+
+    def __call__(self, images: Tensor) -> float:
+        """The distance of other uint8 images [m,3,R,R], on the CPU."""
+        fake = torch.from_numpy(self.whitening(self.features(images)))
+        return float(kernel_distance(self.real, fake))
