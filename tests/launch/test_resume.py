@@ -72,7 +72,7 @@ def tree(tiny_tree: dict[str, Any]) -> dict[str, Any]:
     changes: dict[str, dict[str, Any]] = {
         "data": {"resolution": 32},
         "shell": {"channels": [16, 8]},
-        "refine": {"select_by": "kid", "check_images": 8},
+        "refine": {"select_by": "kid", "check_images": 8, "min_spread": 0.0},
     }
     return tiny_tree | {name: tiny_tree[name] | changed for name, changed in changes.items()}
 
