@@ -70,12 +70,12 @@ def join_similar(families: Sequence[str], sums: Iterable[NDArray[np.uint16]], re
     )
 
 
-def connected(count: int, pairs: Iterable[Sequence[int]]) -> list[int]:
+def connected(count: int, pairs: Pairs | Sequence[tuple[int, int]]) -> list[int]:
     """The first of all numbers below `count` that are connected with each number by `pairs`."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    ends = np.array(list(pairs), np.int64).reshape(-1, 2)
+    ends = np.asarray(pairs, np.int64).reshape(-1, 2)
     ones = np.ones(len(ends), np.int8)
     _, labels = connected_components(coo_array((ones, ends.T), (count, count)), directed=False)
     _, first, label = np.unique(labels, return_index=True, return_inverse=True)
