@@ -46,7 +46,7 @@ def group_cls(dataset: PreparedDataset, device: str = "cpu") -> Extractor | Unav
     A group is the `subgroup` of a row, or else its `group`; rare ones are learned, too. `details` of the extractor:
     numbers of groups and of training images; of the val split, if it has images: their number, the accuracy, and
     the frequency of its most common group, which is the accuracy of a constant guess."""
-    rows = _choose_rows(dataset.split("train"))
+    rows = _choose_rows(dataset.split("train").tolist())
     labels = [_group_of(dataset, row) for row in rows]
     counts = Counter(labels)
     if sum(count >= MIN_GROUP for count in counts.values()) < 2:
@@ -57,8 +57,8 @@ def group_cls(dataset: PreparedDataset, device: str = "cpu") -> Extractor | Unav
     targets = torch.tensor([names.index(label) for label in labels])
     net = train(_small_images(dataset, rows), targets, len(names))
     details: dict[str, float] = {"groups": len(names), "train_images": len(rows)}
-    val = dataset.split("val")[:MAX_IMAGES]
-    if len(val):
+    val: list[int] = dataset.split("val")[:MAX_IMAGES].tolist()
+    if val:
         predicted = [names[i] for i in net.predict(_small_images(dataset, val)).tolist()]
         truth = [_group_of(dataset, row) for row in val]
         details |= {
@@ -81,26 +81,21 @@ class Classifier(nn.Module):
         """`resolution` of its images, px; weights by He's initialisation."""
         super().__init__()
         num_stages = min(max(resolution.bit_length() - 3, 1), 4)
+        widths = (24, 48, 96, 96)[:num_stages]
+        self.dim = 2 * sum(widths)  # number of features
         self.convs = nn.ModuleList()
-        fan_in = 3
-        for stage, width in enumerate((24, 48, 96, 96)[:num_stages]):
-            size = 3 if stage else 5
+        for fan_in, width in zip((3, *widths), widths, strict=False):
+            size = 5 if fan_in == 3 else 3
             conv = skip_init(nn.Conv2d, fan_in, width, size, stride=2, padding=size // 2)
             nn.init.kaiming_normal_(conv.weight, a=SLOPE, generator=generator)
             nn.init.zeros_(conv.bias)
+            if fan_in == 3:
+                edges = conv.weight.data[: width * 3 // 4]
+                edges -= edges.mean((2, 3), keepdim=True)
             self.convs.append(conv)
-            fan_in = width
-        first = self.convs[0].weight.data
-        edges = len(first) * 3 // 4
-        first[:edges] -= first[:edges].mean((2, 3), keepdim=True)
-        self.head = skip_init(nn.Linear, fan_in, num_groups)
+        self.head = skip_init(nn.Linear, widths[-1], num_groups)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-
-    @property
-    def dim(self) -> int:
-        """Number of features."""
-        return 2 * sum(conv.out_channels for conv in self.convs)
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """Feature maps [B, width, r, r] of images [B,3,R,R] in 0..255, fine to coarse."""
@@ -189,13 +184,13 @@ def _small_images(dataset: PreparedDataset, rows: Sequence[int]) -> Tensor:
     return torch.cat(parts).to(torch.uint8)
 
 
-def _choose_rows(rows: Sequence[int]) -> list[int]:
+def _choose_rows(rows: list[int]) -> list[int]:
     """At most MAX_IMAGES of `rows`, drawn without replacement, in order."""
     if len(rows) > MAX_IMAGES:
         generator = generator_for(SEED, "evaluate/group-cls/rows")
         chosen = torch.randperm(len(rows), generator=generator)[:MAX_IMAGES]
-        rows = [rows[i] for i in sorted(chosen.tolist())]
-    return [int(row) for row in rows]
+        return [rows[i] for i in sorted(chosen.tolist())]
+    return rows
 
 
 def _group_of(dataset: PreparedDataset, row: int) -> str:
