@@ -72,10 +72,10 @@ def group_cls(dataset: PreparedDataset, device: str = "cpu") -> Extractor | Unav
 
 
 class Classifier(nn.Module):
-    """Convolutions of stride 2 down to 4 px or four of them, the mean over space, a linear layer.
+    """3x3 convolutions of stride 2 down to 4 px, at most four; the mean over space; a linear layer.
 
     Without normalisation, which would hide contrast and noise. Three quarters of the first filters start with zero
-    mean, so that they see edges and grain."""
+    mean, and none is larger than 3x3, so that they see edges and grain."""
 
     def __init__(self, resolution: int, num_groups: int, generator: torch.Generator) -> None:
         """`resolution` of its images, px; weights by He's initialisation."""
@@ -85,8 +85,7 @@ class Classifier(nn.Module):
         self.dim = 2 * sum(widths)  # number of features
         self.convs = nn.ModuleList()
         for fan_in, width in zip((3, *widths), widths, strict=False):
-            size = 5 if fan_in == 3 else 3
-            conv = skip_init(nn.Conv2d, fan_in, width, size, stride=2, padding=size // 2)
+            conv = skip_init(nn.Conv2d, fan_in, width, 3, stride=2, padding=1)
             nn.init.kaiming_normal_(conv.weight, a=SLOPE, generator=generator)
             nn.init.zeros_(conv.bias)
             if fan_in == 3:

@@ -181,7 +181,7 @@ def sliced_wasserstein(real: Float64, fake: Float64, num_projections: int = 512)
 
 
 def describe_reference(features: Float64) -> dict[str, float]:
-    """How much room a set of features [n,d] fills, n >= 2; without it, a distance to the set means little.
+    """How much room a set of features [n,d] fills, n >= 2; before whitening, which makes all directions equal.
 
     `effective_rank`: exponential of the entropy of the covariance's eigenvalues, as fractions of their sum (Roy
     and Vetterli, 2007). `nearest_median` and `pairwise_median`: median distance to the nearest other sample, and to
