@@ -155,7 +155,9 @@ def main(arguments: Sequence[str] | None = None, run: Run = run_stage) -> None:
         "rules": [asdict(each) for each in found],
     }
     artifacts.write_atomic(root / FOLDER / "seeds.json", json.dumps(tree, indent=1, allow_nan=False) + "\n")
-    print(f"{count} seeds; spread and sampling error are half widths of 95%\n\n{table(found)}", end="")
+    distinct = len(set(tree["models"]))  # fewer where refine ends with the state it began with
+    heading = f"{count} seeds, {distinct} different models; spread and sampling error are half widths of 95%"
+    print(f"{heading}\n\n{table(found)}", end="")
 
 
 if __name__ == "__main__":

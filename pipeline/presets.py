@@ -64,4 +64,4 @@ def _merge(into: Any, changes: Mapping[str, Any], prefix: str) -> Iterator[str]:
 
 
 def _plain(value: Any) -> str:
-    return str(list(value)) if isinstance(value, list) else str(value)
+    return str(list(value)) if isinstance(value, list) else str(value) or "''"

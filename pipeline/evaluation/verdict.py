@@ -54,8 +54,8 @@ class Rule:
             numbers += f" [{self.low:.4g}, {self.high:.4g}]"
         if self.value is not None and self.threshold is not None:
             numbers += f" (threshold {self.threshold:.4g})"
-        reason = self.reason or "no reason given"
-        return f"{self.name}{numbers}: {reason.removeprefix(f'{self.name}: ')}"
+        reason = (self.reason or "no reason given").removeprefix(f"{self.name}: ")
+        return f"{self.name}{numbers}: {reason.removeprefix(f'{self.outcome}: ')}"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -81,11 +81,10 @@ class PassVerdict:
         return [rule for rule in self.rules if rule.outcome == self.outcome != "passed"]
 
     def __str__(self) -> str:
-        """As in `2 passes undecided: kid_difference: 23 families, about 60 needed`."""
+        """As in `2 passes undecided (kid_difference: 23 families, about 60 needed)`."""
         count = "1 pass" if self.passes == 1 else f"{self.passes} passes"
-        return f"{count} {self.outcome}" + (
-            f": {', '.join(map(str, self.obstacles))}" if self.obstacles else ""
-        )
+        reasons = "; ".join(map(str, self.obstacles))
+        return f"{count} {self.outcome}" + (f" ({reasons})" if reasons else "")
 
 
 def fewest_passed(verdicts: Sequence[PassVerdict]) -> int | None:

@@ -74,7 +74,8 @@ def test_only_training_has_another_seed(
     assert len(fingerprints) == 2
     tree = json.loads((tmp_path / "runs/seeds/seeds.json").read_text())
     assert tree["seeds"] == [0, 1] and tree["rules"][0]["values"] == [0.0, 1.0]
-    assert "| kid " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("2 seeds, 1 different models; ") and "| kid " in out
     shutil.rmtree(tmp_path / "runs")
     assert sorted(tmp_path.rglob("*")) == before, "nothing else of the project changes"
 

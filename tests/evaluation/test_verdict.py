@@ -82,11 +82,14 @@ def test_the_default_is_the_fewest_passes_that_passed(
 
 def test_what_stands_in_the_way_are_the_failed_rules_else_the_undecided_ones() -> None:
     assert str(pass_verdict(1, "passed", "undecided", "failed")) == (
-        "1 pass failed: rule_2 0.5 [0.4, 0.6] (threshold 0.9): failed it is"
+        "1 pass failed (rule_2 0.5 [0.4, 0.6] (threshold 0.9): failed it is)"
     )
-    rules = (Rule("kid", "undecided", reason="kid: 23 families, about 60 needed"), Rule("finite", "passed"))
+    rules = (
+        Rule("kid", "undecided", reason="undecided: 23 families, about 60 needed"),
+        Rule("finite", "passed"),
+    )
     assert (
-        str(PassVerdict(2, 2, "undecided", rules)) == "2 passes undecided: kid: 23 families, about 60 needed"
+        str(PassVerdict(2, 2, "undecided", rules)) == "2 passes undecided (kid: 23 families, about 60 needed)"
     )
     assert str(pass_verdict(4, "passed")) == "4 passes passed"
 

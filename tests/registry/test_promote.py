@@ -121,13 +121,13 @@ def test_a_verdict_that_is_missing_old_or_contradicts_itself_registers_nothing(
         (
             ("failed", "undecided", "undecided"),
             "undecided",
-            "1 pass failed: recall 0.5 (threshold 0.9): below the baseline; "
-            "2 passes undecided: recall 0.5 (threshold 0.9): 23 families, about 60 needed; 4 passes undecided: ",
+            "1 pass failed (recall 0.5 (threshold 0.9): below the baseline); "
+            "2 passes undecided (recall 0.5 (threshold 0.9): 23 families, about 60 needed); 4 passes undecided (",
         ),
         (
             ("failed",),
             "failed",
-            "4 passes failed: recall 0.5 (threshold 0.9): below the baseline. Fix: see reports/",
+            "4 passes failed (recall 0.5 (threshold 0.9): below the baseline). Fix: see reports/",
         ),
     ],
 )
