@@ -84,7 +84,9 @@ def qualify_all(
         name = extractor.name
         whitening, white = reference.whitening[name], reference.white(name)
         result = qualify(extractor, whitening, white, reference.families, held_out.images, held_out.families)
-        log(f"extractor {name} " + ("is qualified" if result.qualified else f"is not: {result.reason}"))
+        log(
+            f"extractor {name} is " + ("qualified" if result.qualified else f"not qualified: {result.reason}")
+        )
         results[name] = result
     return results
 
