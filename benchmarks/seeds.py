@@ -28,7 +28,7 @@ from pipeline.config.params import load_params
 from pipeline.errors import run_main
 from pipeline.evaluation.verdict import Outcome, Rule, Verdict
 from pipeline.presets import change_params
-from pipeline.registry import pins
+from pipeline.tracking import store
 
 FOLDER = "runs/seeds"
 OWN = (
@@ -41,7 +41,7 @@ OWN = (
 )  # what a project folder does not share
 Z = 1.96  # half widths of 95% intervals in standard deviations
 
-Run = Callable[[str, Path], None]  # runs a stage in a project folder
+Run = Callable[[str, Path, Path], None]  # runs a stage in a project folder of the project at `root`
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,13 @@ class Spread:
     sampling_error: float | None
 
 
-def run_stage(name: str, folder: Path) -> None:
-    """Run a stage with a tracking store of its own; ends the program with its status if it fails."""
-    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+def run_stage(name: str, folder: Path, root: Path) -> None:
+    """Run a stage with a tracking store of its own, and the registry of `root`, which may hold the baseline.
+
+    Ends the program with its status if it fails."""
+    registry = os.environ.get("MLFLOW_REGISTRY_URI") or store.tracking_uri(root)
+    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "MLFLOW_REGISTRY_URI": registry}
+    env = {**os.environ, **own}
     done = subprocess.run([sys.executable, "-m", f"stages.{name}"], cwd=folder, env=env)
     if done.returncode:
         sys.exit(done.returncode)
@@ -74,11 +78,9 @@ def judge(root: Path, seed: int, run: Run) -> Verdict:
     unwatched = {"evaluate": {"watch_images": {"refine": 0}}}
     shutil.copyfile(root / "params.yaml", folder / "params.yaml")
     change_params(folder, {"seed": seed, **unwatched}, f"params.yaml with seed {seed}")
-    run("refine", folder)
+    run("refine", folder, root)
     shutil.copyfile(root / "params.yaml", folder / "params.yaml")
-    # Fetched here, since the folder has no registry.
-    pins.pinned_baseline(root, load_params(root / "params.yaml").evaluate, folder / "runs" / "init")
-    run("evaluate", folder)
+    run("evaluate", folder, root)
     return Verdict.read(folder / "reports" / "verdict.json")
 
 

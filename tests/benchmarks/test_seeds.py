@@ -52,7 +52,8 @@ def test_only_training_has_another_seed(
     before = sorted(tmp_path.rglob("*"))
     calls, fingerprints = [], set()
 
-    def run(stage: str, folder: Path) -> None:
+    def run(stage: str, folder: Path, root: Path) -> None:
+        assert root == tmp_path
         params = load_params(folder / "params.yaml")
         calls.append((stage, folder.name, params.seed, params.evaluate.watch_images.refine))
         assert (folder / "models/finetuned/config.json").is_file() and not (folder / "mlflow.db").exists()
@@ -88,5 +89,19 @@ def test_one_seed_has_no_spread(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_stage_that_fails_ends_the_program(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
-        seeds.run_stage("nothing", tmp_path)
+        seeds.run_stage("nothing", tmp_path, tmp_path)
     assert stopped.value.code == 1
+
+
+def test_a_stage_tracks_by_itself_and_reads_the_registry_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "seed-0/stages").mkdir(parents=True)
+    (tmp_path / "seed-0/stages/__init__.py").touch()
+    program = "import os; open('uris', 'w').write(' '.join(os.environ[f'MLFLOW_{n}_URI'] for n in %r))"
+    (tmp_path / "seed-0/stages/show.py").write_text(program % (("TRACKING", "REGISTRY"),))
+    seeds.run_stage("show", tmp_path / "seed-0", tmp_path)
+    own, shared = (tmp_path / "seed-0/uris").read_text().split()
+    assert own == f"sqlite:///{tmp_path}/seed-0/mlflow.db" and shared == f"sqlite:///{tmp_path}/mlflow.db"
