@@ -96,6 +96,9 @@ def test_the_tracker_finds_a_run_of_every_stage_by_its_outputs(checkout: Path) -
     assert tags["crescendo.validation"] == manifest["meta"]["validation"]["digest"]
     history = client.get_metric_history(children["pretrain"].info.run_id, "loss")
     assert [point.step for point in history] == list(range(8, 49, 8))
+    watched = client.get_metric_history(children["pretrain"].info.run_id, "watch/kid")
+    assert [point.step for point in watched] == [48]
+    assert (checkout / "runs/pretrain/watch.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_change_reruns_what_follows_from_it_and_can_be_compared(checkout: Path) -> None:

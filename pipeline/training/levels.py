@@ -6,7 +6,7 @@ below where they keep learning). It wires what other files define: the step (den
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,6 +46,7 @@ from pipeline.training.denoising import (
     in_turn,
 )
 from pipeline.training.distributed import rank_and_size
+from pipeline.training.first_averages import EarlyWeights, first_average, first_averages
 from pipeline.training.fit import Hook
 from pipeline.training.hooks import Every
 from pipeline.training.state import Learner, TrainState
@@ -168,55 +169,6 @@ class TrainedLevel:
 def ema_decays(stds: Sequence[float]) -> dict[str, Callable[[int, int], float]]:
     """Decay functions of power-function averages, by name."""
     return {f"{std:g}": partial(power_decay, std) for std in stds}
-
-
-class EarlyWeights:
-    """A hook that copies the first weight average of some learners once `nimg` images have been seen.
-
-    The copies lie in the state's extra tensors, as "early" + suffix."""
-
-    def __init__(self, learners: Mapping[str, Learner], nimg: int, batch_size: int) -> None:
-        """`learners` by suffix; none where `nimg` is 0."""
-        self.learners = {f"early{suffix}": learner for suffix, learner in learners.items()} if nimg else {}
-        self.nimg, self.batch_size = nimg, batch_size
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Fresh extra tensors of the state."""
-        return {name: first_average(learner).clone() for name, learner in self.learners.items()}
-
-    def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
-        """Copy when due."""
-        if state.nimg - self.batch_size < self.nimg <= state.nimg:
-            for name, learner in self.learners.items():
-                state.extra[name].copy_(first_average(learner))
-
-    def state_dict(self, denoiser: Denoiser, state: TrainState, parent: Snapshot | None) -> Weights | None:
-        """State of `denoiser` with the early weights; levels that are not fresh have those of `parent`. None where
-        none are kept."""
-        if not self.nimg:
-            return None
-        with ExitStack() as early:
-            for name, learner in self.learners.items():
-                early.enter_context(learner.using(state.extra[name]))
-            weights = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
-        if parent is not None and parent.early is not None:
-            below = "below." * (len(pyramid_levels(denoiser)) - len(pyramid_levels(parent.early)))
-            weights |= {f"{below}{name}": tensor for name, tensor in parent.early.state_dict().items()}
-        return weights
-
-
-def first_average(learner: Learner) -> Tensor:
-    """The weight average of the first width in the settings."""
-    return next(iter(learner.emas.values()))
-
-
-@contextmanager
-def first_averages(learners: Sequence[Learner]) -> Iterator[None]:
-    """Lend all levels their first weight average."""
-    with ExitStack() as averaged:
-        for learner in learners:
-            averaged.enter_context(learner.using(first_average(learner)))
-        yield
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def draw(folder: Path, records: Sequence[dict[str, Any]], captions: Sequence[str
     shown = [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
     figure = Figure(figsize=(9, 3.4 + 1.1 * count), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = figure.subfigures(2, 1, height_ratios=[2.8, 0.6 + 1.1 * count])
+    grid = figure.add_gridspec(2, 1, height_ratios=[2.8, 0.6 + 1.1 * count])
+    above, below = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     for axes, (name, title) in zip(above.subplots(1, 2), CURVES.items(), strict=True):
         draw_curve(axes, records, name)
         axes.set_title(title, fontsize=9)
