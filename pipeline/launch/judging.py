@@ -148,7 +148,8 @@ class Judging:
         due = max([self._last, *self._judged, *reached], default=0) // self.judge.interval
         if not due:
             return
-        judged, pictures = min(len(self._judged), due), self.folder.parents[1] / PICTURES[0]
-        missed = f" ({self._failed} failed)" if self._failed else ""
-        seen = f"; see {pictures}" if judged else ""
+        judged = min(len(self._judged), due)
+        failed = min(self._failed, due - judged)
+        missed = f" ({failed} failed, {due - judged - failed} overtaken or late)" if judged < due else ""
+        seen = f"; see {self.folder.parents[1] / PICTURES[0]}" if judged else ""
         print(f"{self.stage}: {judged} of {due} snapshots judged{missed}{seen}", file=sys.stderr)

@@ -102,7 +102,8 @@ def test_every_snapshot_is_judged_once_and_its_numbers_arrive(
         wait_until_judged(run_dir)
     assert resumed.records[:2] == tracker.records, "the same times, by which the tracker knows them"
     assert [r["nimg"] for r in resumed.records] == [10, 20, 40]
-    assert f"toy: 3 of 4 snapshots judged; see {run_dir.parent}/watch.png\n" in capsys.readouterr().err
+    missed = "toy: 3 of 4 snapshots judged (0 failed, 1 overtaken or late)"
+    assert f"{missed}; see {run_dir.parent}/watch.png\n" in capsys.readouterr().err
     assert not list(waiting(run_dir))
 
 
@@ -121,7 +122,7 @@ def test_a_judge_that_fails_or_dies_is_reported_in_one_line(
         lay_out(run_dir, 40)
     warning, summary = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: toy: not judged: ") and reason in warning
-    assert summary == "toy: 0 of 4 snapshots judged (1 failed)"
+    assert summary == "toy: 0 of 4 snapshots judged (1 failed, 3 overtaken or late)"
 
 
 def test_a_judge_that_hangs_is_stopped_soon_after_training(
@@ -133,7 +134,8 @@ def test_a_judge_that_hangs_is_stopped_soon_after_training(
         lay_out(run_dir, 40)
     assert time.monotonic() - started < 10
     assert stage._process is not None and stage._process.poll() is not None
-    assert capsys.readouterr().err == "toy: 0 of 4 snapshots judged\n"
+    missed = "toy: 0 of 4 snapshots judged (0 failed, 4 overtaken or late)\n"
+    assert capsys.readouterr().err == missed
 
 
 def test_an_interrupted_stage_ends_at_once_and_keeps_what_is_not_judged(run_dir: Path) -> None:
