@@ -30,12 +30,11 @@ from pipeline.evaluation.metrics import log_power_gap, sharpness
 from pipeline.models.resample import resize
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.processes import signal_on_parent_death
-from pipeline.training.reports import save_grid
 from pipeline.watch import picture
 
 SAMPLES = 64
 STEPS = 12  # of the sampler, at most
-REAL = 1024  # training images, at most
+REAL = 512  # training images, at most
 SHOWN = 8  # samples in a row of pictures
 NICENESS = 10
 
@@ -84,7 +83,7 @@ def judge(root: Path, path: Path) -> None:
     metrics = compare(real_images(dataset, snapshot.resolution), samples)
     rows = watched_rows(dataset)
     shown = spread(np.arange(len(rows)), SHOWN)
-    save_grid(picture.row_of(folder, nimg), samples[shown], columns=len(shown))
+    picture.save_row(folder, nimg, samples[shown])
     scores = folder / "scores.jsonl"
     records = [json.loads(line) for line in scores.read_text().splitlines()] if scores.exists() else []
     new = {"nimg": nimg, "time": time.time(), "resolution": snapshot.resolution, "metrics": metrics}

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +24,18 @@ CURVES = {
 
 
 def row_of(folder: Path, nimg: int) -> Path:
-    """The PNG with the samples of one snapshot, in an existing folder."""
-    (folder / "rows").mkdir(exist_ok=True)
+    """The PNG with the samples of one snapshot."""
     return folder / "rows" / f"nimg-{nimg:012d}.png"
+
+
+def save_row(folder: Path, nimg: int, images: Tensor) -> None:
+    """Write uint8 [n,3,r,r] of one snapshot side by side."""
+    from PIL import Image
+
+    path = row_of(folder, nimg)
+    path.parent.mkdir(exist_ok=True)
+    row = torch.cat(list(F.pad(images, (2, 2, 2, 2), value=255)), dim=2)  # [3, r + 4, n (r + 4)]
+    Image.fromarray(row.permute(1, 2, 0).contiguous().numpy()).save(path)
 
 
 def write_csv(path: Path, records: Sequence[dict[str, Any]]) -> None:

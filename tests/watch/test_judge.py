@@ -57,4 +57,4 @@ def test_numbers_and_pictures_of_all_snapshots_lie_beside_them(tiny_root: Path, 
     with Image.open(tmp_path / "watch.png") as picture:
         assert picture.width > 900
     with Image.open(tmp_path / "rows/nimg-000000000016.png") as row:
-        assert row.size == (4 * 18 + 2, 16 + 4)  # the data set has four images for validation
+        assert row.size == (4 * 20, 20)  # the data set has four images for validation
