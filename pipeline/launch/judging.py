@@ -25,6 +25,7 @@ from pipeline.launch.execution import cpu_count
 from pipeline.launch.watch import POLL_SECONDS, Tail
 from pipeline.tracking import stage_run
 
+NICE = ("nice", "-n", "10")  # a tenth of a busy core: less would never end, more would slow training
 LAST_SECONDS = 60.0  # that a finished stage waits for the judge of its last snapshot
 PICTURES = ("watch.png", "watch.csv")
 
@@ -32,7 +33,7 @@ PICTURES = ("watch.png", "watch.csv")
 @dataclass(frozen=True)
 class Judge:
     """What judges snapshots, and how often: every `interval` training images, 0 = never. It is started as
-    `python COMMAND... ROOT SNAPSHOT`."""
+    `python COMMAND... ROOT SNAPSHOT`, at low priority."""
 
     interval: int
     command: tuple[str, ...] = ("-m", "pipeline.watch.judge")
@@ -112,7 +113,7 @@ class Judging:
         aside = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(max(1, cpu_count() // 2))}
         with open(self.folder / "judge.log", "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *self.judge.command, str(self.root), str(snapshot)],
+                [*NICE, sys.executable, *self.judge.command, str(self.root), str(snapshot)],
                 env={**os.environ, **aside},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -9,7 +9,6 @@ to look at. The evaluation measures the finished model on the test split.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -36,7 +35,6 @@ SAMPLES = 64
 STEPS = 12  # of the sampler, at most
 REAL = 512  # training images, at most
 SHOWN = 8  # samples in a row of pictures
-NICENESS = 10
 
 Int64 = NDArray[np.int64]
 
@@ -97,7 +95,6 @@ def judge(root: Path, path: Path) -> None:
 def main() -> None:
     """Judge one snapshot; ends with the driver that asked for it."""
     signal_on_parent_death(signal.SIGKILL)
-    os.nice(NICENESS)
     judge(Path(sys.argv[1]), Path(sys.argv[2]))
 
 

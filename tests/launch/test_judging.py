@@ -148,11 +148,11 @@ def test_an_interrupted_stage_ends_at_once_and_keeps_what_is_not_judged(run_dir:
     assert len(list(waiting(run_dir))) == 1
 
 
-def test_a_judge_cannot_use_the_gpu(run_dir: Path) -> None:
-    code = "import os, sys; sys.exit(repr(os.environ['CUDA_VISIBLE_DEVICES']))"
+def test_a_judge_has_low_priority_from_its_start_and_no_gpu(run_dir: Path) -> None:
+    code = "import os, sys; sys.exit(str([os.nice(0), os.environ['CUDA_VISIBLE_DEVICES']]))"
     with watched(run_dir, code):
         lay_out(run_dir, 40)
-    assert (run_dir / "watch/judge.log").read_text() == "''\n"
+    assert (run_dir / "watch/judge.log").read_text() == f"{[min(os.nice(0) + 10, 19), '']}\n"
 
 
 def test_nothing_happens_without_an_interval(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
