@@ -1,8 +1,9 @@
 """Sampling a pyramid coarse to fine.
 
-The core is sampled first. Once the noise has fallen to a multiple of a shell's high band, the state is enlarged,
-fresh white noise fills its high band, and the shell goes on, exactly as it was trained (the pooling identity,
-pipeline/models/denoiser.py). Every image has a seed of its own: it depends on its batch by rounding alone.
+The core is sampled first. Once the noise has fallen to a multiple of a shell's high band, the state is
+enlarged, fresh white noise fills its high band, and the shell goes on, exactly as it was trained (the pooling
+identity, pipeline/models/denoiser.py). Every image has a seed of its own: it depends on its batch by rounding
+alone.
 """
 
 from collections.abc import Sequence
@@ -32,15 +33,53 @@ def to_next_octave(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
 
 
 def handover_of(handover: Sequence[float], octave: int) -> float:
-    """The handover to shell number `octave`, 0 the coarsest: `handover` holds one for all shells, or one each."""
+    """The handover to shell number `octave`, 0 the coarsest: `handover` holds one for all shells, or one
+    each."""
     return handover[min(octave, len(handover) - 1)]
 
 
 def num_steps_before_handover(above: ShellDenoiser, top: int, sigmas: Tensor, handover: float) -> int:
-    """How many steps of the grid `sigmas`, in units of the resolution `top`, come before the handover to `above`:
-    until the noise is `handover` times the RMS of its high band, and at least one."""
+    """How many steps of the grid `sigmas`, in units of the resolution `top`, come before the handover to
+    `above`: until the noise is `handover` times the RMS of its high band, and at least one."""
     start = handover * above.sigma_high_band * top / above.resolution
     return max(int((sigmas > start).sum()), 1)
+
+
+def split_grid(
+    pyramid: Sequence[Denoiser], settings: SamplerSettings, sigma_max: float = 80.0, sigma_min: float = 0.002
+) -> list[Tensor]:
+    """Noise levels of each level of a pyramid, core first, in units of the top resolution R: one grid of
+    `num_steps` from sigma_max * R / R_core to sigma_min and 0, split where the shells take over."""
+    top, core = pyramid[-1].resolution, pyramid[0].resolution
+    sigmas = karras_sigmas(settings.num_steps, sigma_max * top / core, sigma_min)
+    grids = []
+    for i, above in enumerate(pyramid[1:]):
+        assert isinstance(above, ShellDenoiser)
+        n = num_steps_before_handover(above, top, sigmas, handover_of(settings.handover, i))
+        grids.append(sigmas[: n + 1])
+        sigmas = sigmas[n:]
+    return [*grids, sigmas]
+
+
+def grid_of_calls(
+    pyramid: Sequence[Denoiser],
+    calls: Sequence[int],
+    handover: Sequence[float],
+    sigma_max: float = 80.0,
+    sigma_min: float = 0.002,
+) -> list[Tensor]:
+    """As `split_grid`, for a number of steps (at least 1) of each level: Karras levels between its handovers,
+    which are always levels of the grid."""
+    top, core = pyramid[-1].resolution, pyramid[0].resolution
+    starts = [sigma_max * top / core]
+    for i, above in enumerate(pyramid[1:]):
+        assert isinstance(above, ShellDenoiser)
+        starts.append(handover_of(handover, i) * above.sigma_high_band * top / above.resolution)
+    coarse = [
+        karras_sigmas(steps + 1, start, end)[:-1]
+        for steps, start, end in zip(calls[:-1], starts[:-1], starts[1:], strict=True)
+    ]
+    return [*coarse, karras_sigmas(calls[-1], starts[-1], sigma_min)]
 
 
 @torch.no_grad()
@@ -53,13 +92,15 @@ def sample_pyramid(
     early_exit: TileEarlyExit | None = None,
     sigma_max: float = 80.0,
     sigma_min: float = 0.002,
+    calls: Sequence[int] | None = None,
 ) -> tuple[Tensor, int]:
     """Sample coarse to fine, one image a seed and caption.
 
-    One grid of `num_steps` levels runs from sigma_max * R / R_core to sigma_min, in units of the top resolution R;
-    each shell of the pyramid takes over at its handover, and goes on with the history of a multistep method. A
-    handover needs one noise level everywhere, so ADAPTIVE, for models trained with regions, lets levels differ on
-    the finest level of the pyramid only, where it starts without history; its guide is `unconditional`.
+    The grid of noise levels is that of `split_grid`; with `calls`, the steps of each level, that of
+    `grid_of_calls`. Each shell of the pyramid takes over at its handover, and goes on with the history of a
+    multistep method. A handover needs one noise level everywhere, so ADAPTIVE, for models trained with
+    regions, lets levels differ on the finest level of the pyramid only, where it starts without history; its
+    guide is `unconditional`.
 
     `early` is the same pyramid with early weights, for the guide of that name. `early_exit` carries out
     `settings.early_exit` on the finest level, and counts what was computed (not for ADAPTIVE).
@@ -69,10 +110,13 @@ def sample_pyramid(
     pyramid = pyramid_levels(denoiser)
     guides = pyramid_levels(early) if early else [None] * len(pyramid)
     core, top = pyramid[0], denoiser.resolution
-    sigmas = karras_sigmas(settings.num_steps, sigma_max * top / core.resolution, sigma_min)
-    x = draw("noise", core.resolution) * float(sigmas[0]) * core.resolution / top
+    if calls is None:
+        grids = split_grid(pyramid, settings, sigma_max, sigma_min)
+    else:
+        grids = grid_of_calls(pyramid, calls, settings.handover, sigma_max, sigma_min)
+    x = draw("noise", core.resolution) * float(grids[0][0]) * core.resolution / top
     nfe, history = 0, History()
-    for i, level in enumerate(pyramid):
+    for i, (level, sigmas) in enumerate(zip(pyramid, grids, strict=True)):
         unit = level.resolution / top  # sigma here = sigma at the top * unit
         noise = partial(step_noise, draw, level.resolution)
         finest = level is denoiser
@@ -92,15 +136,10 @@ def sample_pyramid(
         if finest and early_exit is not None and isinstance(level, ShellDenoiser):
             guided.denoiser = tiles = ActiveTiles(level, len(x), early_exit)
             denoise = tiles.with_exit(guided)
-        above = None if finest else pyramid[i + 1]
-        n = len(sigmas) - 1
-        if isinstance(above, ShellDenoiser):
-            n = num_steps_before_handover(above, top, sigmas, handover_of(settings.handover, i))
-        x = integrate(settings.sampler, denoise, x, sigmas[: n + 1] * unit, text, noise, history)
+        x = integrate(settings.sampler, denoise, x, sigmas * unit, text, noise, history)
         nfe += guided.nfe
-        if above is not None:
+        if not finest:
             history.upsample()
-            fresh = draw(f"lift-{above.resolution}", above.resolution)
-            x = to_next_octave(x, float(sigmas[n]) * 2 * unit, fresh)
-            sigmas = sigmas[n:]
+            fresh = draw(f"lift-{2 * level.resolution}", 2 * level.resolution)
+            x = to_next_octave(x, float(sigmas[-1]) * 2 * unit, fresh)
     return x, nfe

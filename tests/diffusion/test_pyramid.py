@@ -143,3 +143,34 @@ def test_each_shell_takes_over_at_its_own_handover(monkeypatch: pytest.MonkeyPat
     early, late = plan(8.0, 8.0), plan(2.0, 1.0)
     assert sum(early) == sum(late) == 32 and late[0] > early[0] and late[2] < early[2]
     assert plan(8.0, 1.0)[0] == early[0] and plan(8.0, 1.0)[2] == late[2]
+
+
+@pytest.mark.parametrize("calls", [(1, 1, 1), (3, 1, 2), (5, 4, 3)])
+def test_calls_by_level_are_what_each_level_makes_and_the_handover_is_always_a_level(
+    calls: tuple[int, int, int],
+) -> None:
+    denoiser = build_pyramid(8, (0.04, 0.02))
+    levels = pyramid.pyramid_levels(denoiser)
+    grids = pyramid.grid_of_calls(levels, calls, (8.0,))
+    assert [len(grid) - 1 for grid in grids] == list(calls)
+    assert float(grids[0][0]) == pytest.approx(80 * levels[-1].resolution / levels[0].resolution)
+    assert float(grids[-1][-1]) == 0
+    for i, shell in enumerate(levels[1:]):
+        assert float(grids[i][-1]) == pytest.approx(float(grids[i + 1][0]))
+        at_top = 8 * shell.sigma_high_band * levels[-1].resolution / shell.resolution
+        assert float(grids[i][-1]) == pytest.approx(at_top)
+    assert all(bool((grid.diff() < 0).all()) for grid in grids)
+    settings = SamplerSettings(32, "sde_dpmpp_2m")
+    text = Conditioning(torch.zeros(2, 8), torch.zeros(2, 2, 8), torch.zeros(2, 2, dtype=torch.bool))
+    images, nfe = sample_pyramid(denoiser, text, [0, 1], settings, calls=calls)
+    assert nfe == sum(calls)
+    assert images.isfinite().all()
+
+
+def test_the_grid_of_a_number_of_steps_is_split_where_the_shells_take_over() -> None:
+    levels = pyramid.pyramid_levels(build_pyramid(8, (0.04, 0.02)))
+    grids = pyramid.split_grid(levels, SamplerSettings(16, handover=(8.0,)))
+    whole = torch.cat([grids[0], *(grid[1:] for grid in grids[1:])])
+    torch.testing.assert_close(
+        whole, karras_sigmas(16, 80.0 * levels[-1].resolution / levels[0].resolution, 0.002)
+    )
