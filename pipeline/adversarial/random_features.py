@@ -67,7 +67,7 @@ class RandomDistance:
     """Kernel distance (KID) from some real images, uint8 [n,3,R,R], in random features that they whiten."""
 
     def __init__(self, real: Tensor) -> None:
-        self.network = RandomFeatures(real.shape[-1])
+        self.network = RandomFeatures(real.shape[-1], seed=1)  # another one than the evaluation judges by
         features = self.features(real)
         self.whitening = Whitening.fit(features)
         self.real = torch.from_numpy(self.whitening(features))
