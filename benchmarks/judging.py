@@ -88,7 +88,7 @@ def held_out_requests(
     dataset: PreparedDataset, draws: int, purpose: str = "ablate", limit: int = MAX_CAPTIONS
 ) -> Requests:
     """`draws` samples of each caption of the test split; seeds depend on purpose, caption and draw alone."""
-    captions = build_caption_set(dataset, "heldout", "test", limit, limit, 0)
+    captions = build_caption_set(dataset, "heldout", "test", limit, 0)
     draw, which = (grid.ravel() for grid in np.mgrid[:draws, : len(captions.rows)])
     seeds = [key(0, f"{purpose}/{captions.captions[i]}", int(j)) for i, j in zip(which, draw, strict=True)]
     return Requests(captions, which, seeds, dataset.text([captions.caption_ids[i] for i in which]))

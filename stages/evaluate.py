@@ -1,21 +1,41 @@
-"""`python -m stages.evaluate`: measure core, fine-tuned and refined model; reports/evaluation and the verdict."""
+"""`python -m stages.evaluate`: measure refined model, fine-tuned model and pinned champion; report and verdict."""
 
 import sys
 
+import torch
+
 from pipeline.config.params import load_params
 from pipeline.errors import run_main
+from pipeline.evaluation.entry import Champion
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.launch.stage import open_stage
+from pipeline.evaluation.samples import run_locally
+from pipeline.launch.stage import Stage, open_stage
+from pipeline.registry.pins import pinned_baseline
 
 
 def main() -> None:
     """Sample, measure, judge and report."""
     params = load_params()
     with open_stage("evaluate", params) as stage:
-        metrics = evaluate(params, stage.root, lambda line: print(f"evaluate: {line}", file=sys.stderr))
+        gpu = torch.cuda.is_available()
+        metrics = evaluate(
+            params,
+            stage.root,
+            lambda line: print(f"evaluate: {line}", file=sys.stderr),
+            device="cuda" if gpu else "cpu",
+            map_tasks=run_locally if gpu else stage.map_tasks,
+            champion=pinned_champion(stage),
+        )
         stage.log_metrics(metrics)
         stage.log_artifact("reports/evaluation")
         stage.log_artifact("reports/verdict.json")
+
+
+def pinned_champion(stage: Stage) -> Champion | None:
+    """The model that `evaluate.baseline` pins, with the passes that it is used with."""
+    section = stage.params.evaluate
+    folder = pinned_baseline(stage.root, section, stage.run_dir.parents[1] / "init")
+    return None if folder is None else Champion(folder, section.baseline, section.baseline_passes or None)
 
 
 if __name__ == "__main__":

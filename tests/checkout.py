@@ -49,7 +49,7 @@ def write_params(folder: Path, **sections: dict[str, Any]) -> None:
     tree = merge_tiny(read_yaml(ROOT / "params.yaml"))
     tree["data"].update(subset=["heart", "geometric"], resolution=32)
     tree["shell"]["channels"] = [16, 8]
-    tree["evaluate"].update(samples_per_caption=1, train_captions=32, teacher_train_captions=8)
+    tree["evaluate"].update(max_calls=2000)
     for name, changes in sections.items():
         tree[name].update(changes)
     YAML(typ="safe").dump(tree, folder / "params.yaml")

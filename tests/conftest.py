@@ -75,13 +75,34 @@ def write_prepared(
         rows.append(
             {"id": str(i), "split": split, "base": str(i), "group": "g", "subgroup": "s", "captions": [i]}
         )
+    vectors = draw.standard_normal((count, 1 + tokens, dim)).astype(np.float16)
+    write_dataset(path, images, rows, names, vectors, low_resolution, encoding)
+
+
+def write_dataset(
+    path: Path,
+    images: np.ndarray,
+    rows: list[dict[str, object]],
+    names: list[str],
+    vectors: np.ndarray,
+    low_resolution: int = 8,
+    encoding: str = "raw",
+) -> None:
+    """A prepared data set of images uint8 [n,3,R,R], with rows of index.jsonl, captions, and their vectors
+    float16 [captions, 1 + tokens, dim], the pooled one first."""
     from safetensors.numpy import save_file
 
+    count, resolution = len(images), images.shape[-1]
     meta = {
         "source": "synthetic",
         "resolution": resolution,
         "background": [255, 255, 255],
-        "text_encoder": {"name": "random", "sha256": "0" * 64, "dim": dim, "max_tokens": tokens},
+        "text_encoder": {
+            "name": "random",
+            "sha256": "0" * 64,
+            "dim": vectors.shape[2],
+            "max_tokens": vectors.shape[1] - 1,
+        },
         "counts": {"n_in": count, "n_ok": count, "n_quarantined": 0, "n_duplicate": 0},
         "validation": {"digest": "0" * 64, "success": True, "warnings": []},
     }
@@ -91,8 +112,7 @@ def write_prepared(
         write_images(folder, stored, sums, count, resolution, encoding)
         (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "captions.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names))
-        vectors = draw.standard_normal((count, 1 + tokens, dim)).astype(np.float16)
-        mask = np.zeros((count, tokens), dtype=np.uint8)
+        mask = np.zeros((len(names), vectors.shape[1] - 1), dtype=np.uint8)
         mask[:, :5] = 1
         text = {
             "pooled": np.ascontiguousarray(vectors[:, 0]),

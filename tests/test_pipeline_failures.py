@@ -86,12 +86,7 @@ def test_a_registered_model_is_pinned_and_grown_and_another_digest_is_refused(ba
     """A core that was registered, in the place of which models/core holds another one."""
     write_prepared(bare / "data/prepared", resolution=32)
     few = {"num_images": 16, "sample_images": 16}
-    asked = {
-        "heldout_captions": 4,
-        "samples_per_caption": 1,
-        "train_captions": 8,
-        "teacher_train_captions": 4,
-    }
+    asked = {"max_calls": 400}
     sections = {"pretrain": few, "finetune": few, "refine": few, "evaluate": asked}
     write_params(bare, **sections)
     run("python -m stages.pretrain", bare, env=PROCESS)

@@ -20,7 +20,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "pin",
         help="choose the model that the finetune stage grows, or the one to compare with",
         description="Verifies a model and writes its address and its digest into params.yaml (finetune.init_from, "
-        "finetune.init_sha256; with --baseline: evaluate.baseline, evaluate.baseline_sha256); comments are kept. "
+        "init_sha256; with --baseline: evaluate.baseline, baseline_sha256, baseline_passes); comments are kept. "
         "An alias is resolved to the version it currently points to.",
     )
     model = pin.add_mutually_exclusive_group(required=True)

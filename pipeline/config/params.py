@@ -27,6 +27,7 @@ Size = Annotated[int, Field(ge=1, le=16384)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Quality = Annotated[int, Field(ge=1, le=100)]  # of JPEG
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Kernels = Literal["off", "fixed", "noise", "content", "both"]
 Colour = tuple[Annotated[int, Field(ge=0, le=255)], ...]
@@ -317,12 +318,9 @@ class Evaluate(Section):
 
     baseline: str
     baseline_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    baseline_passes: Literal[0, 1, 2, 4]
     extractors: Annotated[tuple[ExtractorSetting, ...], Field(min_length=1)]
-    heldout_captions: Annotated[int, Field(ge=1, le=1_000_000)]
-    samples_per_caption: Annotated[int, Field(ge=1, le=10_000)]
-    teacher_samples_per_caption: Annotated[int, Field(ge=1, le=10_000)]
-    train_captions: Annotated[int, Field(ge=0, le=1_000_000)]
-    teacher_train_captions: Annotated[int, Field(ge=1, le=1_000_000)]
+    max_calls: Count
     num_passes: Annotated[tuple[Literal[1, 2, 4], ...], Field(min_length=1)]
     batch_size: Size
     watch_images: WatchImages
@@ -348,6 +346,8 @@ class Evaluate(Section):
             f"baseline_sha256: is empty, {source} needs the digest of its snapshot. Fix: {fix}",
         )
         require(not pinned or bool(source), "baseline_sha256: has no effect without baseline. Fix: write ''")
+        alone = self.baseline_passes == 0 or bool(source)
+        require(alone, "baseline_passes: has no effect without baseline. Fix: write 0")
         return self
 
 
@@ -355,10 +355,14 @@ class Promotion(Section):
     """When a refined model may become the champion."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
-    kid_margin: NonNegative
-    max_copies: Fraction
+    precision: Annotated[float, Field(gt=0, le=0.5)]
+    margin_jpeg: Quality
+    heldout_margin_jpeg: Quality
     min_recall: NonNegative
     min_coverage: NonNegative
+    sharpness_margin: Positive
+    caption_margin: Positive
+    max_copy_excess: Fraction
 
 
 class Params(Section):

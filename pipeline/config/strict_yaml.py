@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.config.renamed import RENAMED_KEYS, RENAMED_VALUES
+from pipeline.config.renamed import REMOVED_KEYS, RENAMED_KEYS, RENAMED_VALUES
 from pipeline.errors import ConfigError, InputMissing
 
 _MAX_BYTES = 64 * 1024
@@ -101,6 +101,8 @@ def _explain(model: type[Section], error: dict[str, Any], source: str) -> Config
     where = f"{source}: {key}" if key else source
     if key in RENAMED_KEYS:
         return ConfigError("E-CFG-001", where, "was renamed", f"write {RENAMED_KEYS[key]}")
+    if key in REMOVED_KEYS:
+        return ConfigError("E-CFG-001", where, "is gone", f"remove it, and set {REMOVED_KEYS[key]}")
     if new := RENAMED_VALUES.get(key, {}).get(str(error["input"])):
         return ConfigError("E-CFG-002", where, f"{error['input']!r} was renamed", f"write {new}")
     if error["type"] == "extra_forbidden":

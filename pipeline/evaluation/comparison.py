@@ -1,44 +1,54 @@
-"""Comparing samples of the models with real images: every metric of every model on every caption set."""
+"""From samples to evidence: real and drawn images go through the same measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.dataset import PreparedDataset
-from pipeline.evaluation import memorisation, metrics, retrieval, statistics
-from pipeline.evaluation.conditions import CaptionSet, family_of
+from pipeline.evaluation import damage, metrics, qualification, retrieval, statistics
+from pipeline.evaluation.conditions import CaptionSet, family_of, group_of
+from pipeline.evaluation.evidence import Conditions, Description, Evidence, Measured, Reference
 from pipeline.evaluation.features import Extractor, Whitening
-from pipeline.evaluation.metrics import Float64, Metric
-from pipeline.evaluation.samples import BASELINE, Samples
+from pipeline.evaluation.memorisation import ALIKE, Neighbours, TrainingImages
+from pipeline.evaluation.metrics import Float64
+from pipeline.evaluation.qualification import Qualification
+from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.statistics import Int64
 
 MAX_REFERENCE = 4000  # real training images that sets are compared with; more would only cost memory
-Table = dict[str, dict[str, Metric]]  # by model, or "real", and metric
+MAX_DAMAGED = 600  # of them, for the margins
+MAX_COPIES = 200  # of them, to measure how many copies are found
 
 
 @dataclass(frozen=True)
-class Reference:
+class RealImages:
     """The real training images, and what was fitted on them."""
 
     images: Tensor  # uint8 [n,3,R,R]
     families: list[str]
+    groups: list[str]
     captions: list[int]  # caption ids, -1 for none
     rows: Int64  # [n] of the data set
     raw: dict[str, Float64]  # features by extractor
     whitening: dict[str, Whitening]
     judge: retrieval.Judge
 
+    @property
+    def group_names(self) -> list[str]:
+        """The groups, in the order of their numbers."""
+        return sorted(set(self.groups))
+
     def white(self, name: str) -> Float64:
         """Whitened features of the training images."""
         return self.whitening[name](self.raw[name])
 
 
-def build_reference(dataset: PreparedDataset, extractors: Sequence[Extractor], seed: int) -> Reference:
+def measure_real(dataset: PreparedDataset, extractors: Sequence[Extractor], seed: int) -> RealImages:
     """Features of at most MAX_REFERENCE training images, their whitening, and the caption judge."""
     rows = dataset.split("train")
     if len(rows) > MAX_REFERENCE:
@@ -55,233 +65,203 @@ def build_reference(dataset: PreparedDataset, extractors: Sequence[Extractor], s
         [family for family, keep in zip(families, captioned, strict=True) if keep],
     )
     whitening = {name: Whitening.fit(features) for name, features in raw.items()}
-    return Reference(images, families, ids, rows, raw, whitening, judge)
+    groups = [group_of(dataset.rows[row]) for row in rows]
+    return RealImages(images, families, groups, ids, rows, raw, whitening, judge)
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out images: what was measured on them once, for all models."""
-
-    caption_set: CaptionSet
-    raw: dict[str, Float64]  # features by extractor
-    white: dict[str, Float64]
-    neighbours: memorisation.Neighbours  # among the training images
-
-
-def build_held_out(caption_set: CaptionSet, reference: Reference, extractors: Sequence[Extractor]) -> HeldOut:
-    """Features and nearest training images of the held-out images."""
-    raw = {extractor.name: extractor(caption_set.images) for extractor in extractors}
-    white = {name: reference.whitening[name](features) for name, features in raw.items()}
-    neighbours = memorisation.nearest(caption_set.images, reference.images, reference.families)
-    return HeldOut(caption_set, raw, white, neighbours)
-
-
-@dataclass(frozen=True)
-class RealImages:
-    """The real images with which samples of a caption set are compared, and the captions to retrieve from."""
-
-    images: Tensor
-    white: dict[str, Float64]  # features by extractor
-    families: Int64  # numbered together with those of the captions
-    caption_families: Int64
-    counts: Float64  # bootstraps [B, F], the same for every model
-    sharpness: metrics.Sharpness  # of the real images of the captions themselves
-    candidates: Float64  # standardised caption vectors [c, e]
-    truth: Int64  # [n] candidate of each caption
-
-
-def build_real_images(
-    caption_set: CaptionSet, dataset: PreparedDataset, reference: Reference, held_out: HeldOut, seed: int
-) -> RealImages:
-    """Held-out samples are compared with the held-out images, others with all training images."""
-    is_held_out = caption_set.split == "heldout"
-    families = caption_set.families if is_held_out else reference.families
-    numbered, num_families = statistics.number_families(families, caption_set.families)
-    rng = statistics.generator(seed, f"bootstrap/{caption_set.split}")
-    unique = sorted(set(caption_set.caption_ids))
-    vectors = dataset.text(unique).pooled.double().numpy()
-    return RealImages(
-        caption_set.images if is_held_out else reference.images,
-        {name: held_out.white[name] if is_held_out else reference.white(name) for name in reference.raw},
-        numbered[0],
-        numbered[1],
-        statistics.resample_counts(num_families, rng),
-        metrics.sharpness(caption_set.images),
-        reference.judge.vectors(vectors),
-        np.searchsorted(unique, caption_set.caption_ids).astype(np.int64),
-    )
-
-
-# --- Metrics of one model.
-
-
-@dataclass(frozen=True)
-class ModelMeasures:
-    """All metrics of one model on one caption set, and what the report shows beside them."""
-
-    metrics: dict[str, Metric]
-    kid: dict[str, statistics.KidSamples]  # by extractor
-    neighbours: memorisation.Neighbours
-
-
-def measure(
-    samples: Samples,
-    caption_set: CaptionSet,
-    real: RealImages,
-    reference: Reference,
-    extractors: Sequence[Extractor],
-    draws: int,
-    held_out: HeldOut,
-) -> ModelMeasures:
-    """Measure one model on one caption set.
-
-    Precision, recall, density and coverage depend on the sample count, so they use what every model has: the
-    first `num_teacher` captions, `draws` samples each. All else uses every sample."""
-    common = (samples.which < caption_set.num_teacher) & (samples.draw < draws)
-    raw = {extractor.name: extractor(samples.images) for extractor in extractors}
-    results: dict[str, Metric] = {}
-    kids = {}
-    for extractor in extractors:
-        name, prefix = extractor.name, extractor.prefix
-        fake = reference.whitening[name](raw[name])
-        families = real.caption_families[samples.which]
-        kids[name] = statistics.KidSamples.measure(
-            real.white[name], real.families, fake, families, real.counts
+def qualify_all(
+    extractors: Sequence[Extractor], real: RealImages, held_out: CaptionSet
+) -> list[Qualification]:
+    """Whether each extractor orders damage on these data (see qualification.py)."""
+    return [
+        qualification.qualify(
+            each,
+            real.whitening[each.name],
+            real.white(each.name),
+            real.families,
+            held_out.images,
+            held_out.families,
         )
-        results[f"{prefix}kid"] = kids[name].metric
-        results[f"{prefix}fd"] = _frechet(real.white[name], fake)
-        neighbourhood = _prdc(real.white[name], fake[common])
-        results |= {f"{prefix}{key}": value for key, value in neighbourhood.items()}
-    own = caption_set.images[torch.from_numpy(np.unique(samples.which))]
-    results |= compare_sharpness(
-        real.sharpness if len(own) == len(caption_set.rows) else metrics.sharpness(own), samples.images
-    )
-    neighbours = memorisation.nearest(samples.images, reference.images, reference.families)
-    results["copies"] = memorisation.copies(neighbours)
-    results["copying_score"] = memorisation.copying_score(neighbours, held_out.neighbours)
-    predicted = reference.judge.predict(np.concatenate(list(raw.values()), 1))
-    results |= _retrieval(predicted, real, real.truth[samples.which])
-    return ModelMeasures(results, kids, neighbours)
+        for each in extractors
+    ]
 
 
-def _frechet(real: Float64, fake: Float64) -> Metric:
-    n = min(len(real), len(fake))
-    if not metrics.enough("fd", n):
-        return Metric.refused("fd", n)
-    return Metric(metrics.frechet_distance(real, fake), n)
+def kid_margin(extractor: Extractor, real: RealImages, quality: int) -> float:
+    """KID between training images and the same as JPEG of `quality`: a difference that is known and
+    independent of the number of samples. Pairs of one family are left out."""
+    some = np.arange(min(len(real.images), MAX_DAMAGED)) * len(real.images)
+    some = some // min(len(real.images), MAX_DAMAGED)
+    (families,), total = statistics.number_families([real.families[i] for i in some])
+    white = real.whitening[extractor.name]
+    damaged = white(extractor(damage.jpeg(real.images[some], quality)))
+    clean = white(real.raw[extractor.name][some])
+    return float(statistics.kid_by_family(clean, families, damaged, families, np.ones((1, total)))[0])
 
 
-def _prdc(real: Float64, fake: Float64) -> dict[str, Metric]:
-    n = min(len(real), len(fake))
-    names = ("precision", "recall", "density", "coverage")
-    if not metrics.enough("recall", n):
-        return {name: Metric.refused(name, n) for name in names}
-    return {name: Metric(value, n) for name, value in metrics.prdc(real, fake).items()}
+@dataclass(frozen=True)
+class ImageMeasures:
+    """Of the images of one contender on one caption set."""
 
-
-def _retrieval(predicted: Float64, real: RealImages, truth: Int64) -> dict[str, Metric]:
-    return {f"retrieval_top{k}": retrieval.top_k(predicted, real.candidates, truth, k) for k in (1, 5)}
-
-
-def compare_sharpness(real: metrics.Sharpness, images: Tensor) -> dict[str, Metric]:
-    """Metrics `top_octave`, `laplacian`, `gradient` (see metrics.compare_sharpness), or their refusals."""
-    n = min(len(real.top_octave), len(images))
-    if not metrics.enough("sharpness", n):
-        return {name: Metric.refused("sharpness", n) for name in ("top_octave", "laplacian", "gradient")}
-    compared = metrics.compare_sharpness(real, metrics.sharpness(images))
-    return {name: Metric(value, n) for name, value in compared.items()}
-
-
-def add_differences(measured: Mapping[str, ModelMeasures], extractors: Sequence[Extractor]) -> None:
-    """Add `kid_difference` to the baseline, paired by family, to the metrics of every other model."""
-    for name, model in measured.items():
-        if name == BASELINE:
-            continue
-        for extractor in extractors:
-            paired = model.kid[extractor.name].minus(measured[BASELINE].kid[extractor.name])
-            model.metrics[f"{extractor.prefix}kid_difference"] = paired
-
-
-# --- Metrics of real images.
-
-
-def measure_real(
-    caption_set: CaptionSet, real: RealImages, reference: Reference, held_out: HeldOut
-) -> dict[str, Metric]:
-    """Metrics of the real images of the captions: retrieval and, of held-out ones, how many look like copies.
-
-    Training images are judged by regressions that have not seen their family."""
-    if caption_set.split == "heldout":
-        predicted = reference.judge.predict(np.concatenate(list(held_out.raw.values()), 1))
-        copies = {"copies": memorisation.copies(held_out.neighbours)}
-        return copies | _retrieval(predicted, real, real.truth)
-    captioned = [row for row, i in zip(reference.rows, reference.captions, strict=True) if i >= 0]
-    place = {int(row): i for i, row in enumerate(captioned)}
-    kept = np.array([i for i, row in enumerate(caption_set.rows) if int(row) in place], dtype=np.int64)
-    predicted = reference.judge.out_of_fold[[place[int(caption_set.rows[i])] for i in kept]]
-    return _retrieval(predicted, real, real.truth[kept])
-
-
-def measure_floors(
-    reference: Reference, held_out: HeldOut, extractors: Sequence[Extractor], seed: int
-) -> dict[str, Metric]:
-    """Noise floors: by how much two sets of real images differ."""
-    floors = {}
-    size = len(held_out.caption_set.rows)
-    for extractor in extractors:
-        name, prefix = extractor.name, extractor.prefix
-        train = reference.white(name)
-        rng = statistics.generator(seed, f"floor/{name}")
-        floors[f"{prefix}kid_train_test"] = statistics.kid_between(
-            train, reference.families, held_out.white[name], held_out.caption_set.families, rng
-        )
-        floors[f"{prefix}kid_half_half"] = statistics.kid_of_halves(train, reference.families, size, rng)
-    power = metrics.sharpness(reference.images).top_octave
-    rng = statistics.generator(seed, "floor/sharpness")
-    floors["sharpness_half_half"] = statistics.sharpness_of_halves(power, size, rng)
-    return floors
-
-
-# --- All of it.
+    evidence: Measured
+    sharpness: metrics.Sharpness
+    neighbours: Neighbours  # among the training images
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Metrics of all models on all caption sets."""
+    """All evidence, and what the report shows beside it."""
 
-    reference: Reference
-    floors: dict[str, Metric]
-    models: dict[str, dict[str, ModelMeasures]]  # by split and model
-    tables: dict[str, Table]  # by split; with the real images among the models
+    evidence: Evidence
+    real: RealImages
+    sets: dict[str, dict[str, ImageMeasures]]  # by caption set and contender, "real" among them
+    qualifications: list[Qualification]
+    copy_power: dict[str, float] = field(default_factory=dict)  # see `measure_power`
 
 
 def compare(
     samples: Mapping[str, Mapping[str, Samples]],
     caption_sets: Sequence[CaptionSet],
     dataset: PreparedDataset,
+    real: RealImages,
     extractors: Sequence[Extractor],
-    draws: int,
-    seed: int,
+    describe: Callable[[list[str], dict[str, float]], Description],
     log: Callable[[str], None],
 ) -> Comparison:
-    """Measure `samples` (by split and model); the first of `caption_sets` holds the held-out captions.
+    """Measure `samples` (by caption set and contender), and the real images of their captions as the
+    contender "real".
 
-    `draws`: the number of samples per caption that every model has (see `measure`)."""
-    log(f"features: {' and '.join(extractor.name for extractor in extractors)}")
-    reference = build_reference(dataset, extractors, seed)
-    held_out = build_held_out(caption_sets[0], reference, extractors)
-    floors = measure_floors(reference, held_out, extractors, seed)
-    models: dict[str, dict[str, ModelMeasures]] = {}
-    tables: dict[str, Table] = {}
+    `describe(qualified extractors, noise floors)` gives the description of the evidence."""
+    held_out = next(each for each in caption_sets if each.split == "heldout")
+    qualifications = qualify_all(extractors, real, held_out)
+    for judged in qualifications:
+        outcome = "qualified" if judged.qualified else f"not used, {judged.reason}"
+        log(f"extractor {judged.extractor}: {outcome}")
+    qualified = [e for e, q in zip(extractors, qualifications, strict=True) if q.qualified]
+    (numbers,), _ = statistics.number_families(real.families)
+    training = TrainingImages(real.images, numbers)
+    conditions, sets = {}, {}
     for caption_set in caption_sets:
         split = caption_set.split
-        real = build_real_images(caption_set, dataset, reference, held_out, seed)
-        models[split] = {
-            name: measure(each, caption_set, real, reference, extractors, draws, held_out)
-            for name, each in samples[split].items()
+        judge = CaptionJudge.build(caption_set, dataset, real, extractors)
+        images = {"real": caption_set.images[caption_set.which]}
+        images |= {name: each.images for name, each in samples[split].items()}
+        sets[split] = {
+            name: measure(each, real, extractors, qualified, judge, training) for name, each in images.items()
         }
-        add_differences(models[split], extractors)
-        tables[split] = {"real": measure_real(caption_set, real, reference, held_out)}
-        tables[split] |= {name: model.metrics for name, model in models[split].items()}
-        log(f"metrics: {split}, {len(caption_set.rows)} captions, {len(models[split])} models")
-    return Comparison(reference, floors, models, tables)
+        power = sets[split]["real"].sharpness.top_octave
+        conditions[split] = build_conditions(caption_set, real, qualified, power)
+        log(f"measured {len(images)} sets of {len(caption_set.which)} images on {split} captions")
+    apart = training.nearest_other_family(real.images)
+    floors = measure_floors(conditions, real, qualified)
+    evidence = Evidence(
+        describe([each.name for each in qualified], floors),
+        conditions,
+        {split: {name: each.evidence for name, each in sets[split].items()} for split in sets},
+        Reference(apart.rho, numbers, np.searchsorted(real.group_names, real.groups)),
+    )
+    found = measure_power(training, real.images, apart)
+    return Comparison(evidence, real, sets, qualifications, found)
+
+
+def measure_power(training: TrainingImages, images: Tensor, apart: Neighbours) -> dict[str, float]:
+    """Share of damaged training images (uint8 [M,3,R,R], at most MAX_COPIES of them) that are found as copies,
+    rho < ALIKE, by the kind of damage; and of the undamaged ones beside other families, which are none."""
+    some = np.arange(min(len(images), MAX_COPIES)) * len(images) // min(len(images), MAX_COPIES)
+    copies = images[some]
+    other = images[np.roll(some, len(some) // 2)].float()
+    cases = {f"noise, {std} grey levels": damage.add_noise(copies, std, seed=0) for std in (4, 8, 16)}
+    cases |= {f"blur, {px} px": damage.blur(copies, px) for px in (1, 2)}
+    cases |= {f"shift, {px} px right and down": damage.shift(copies, px) for px in (1, 2, 3)}
+    cases["mixed with 10% of another image"] = (0.9 * copies.float() + 0.1 * other).round().to(torch.uint8)
+    shares = {case: float((training.nearest(each).rho < ALIKE).mean()) for case, each in cases.items()}
+    return shares | {"no copies: real images of other families": float((apart.rho < ALIKE).mean())}
+
+
+def measure(
+    images: Tensor,
+    real: RealImages,
+    extractors: Sequence[Extractor],
+    qualified: Sequence[Extractor],
+    judge: CaptionJudge,
+    training: TrainingImages,
+) -> ImageMeasures:
+    """Measure uint8 images [N,3,R,R] of a caption set. Captions are judged from the features of all extractors, the
+    evidence holds those of qualified ones."""
+    raw = {each.name: each(images) for each in extractors}
+    features = {each.name: real.whitening[each.name](raw[each.name]) for each in qualified}
+    sharpness, near = metrics.sharpness(images), training.nearest(images)
+    measured = Measured(features, sharpness.top_octave, judge.rank(raw), near.rho, near.d1)
+    return ImageMeasures(measured, sharpness, near)
+
+
+def build_conditions(
+    caption_set: CaptionSet,
+    real: RealImages,
+    extractors: Sequence[Extractor],
+    power: Float64,
+) -> Conditions:
+    """Held-out samples are compared with the held-out images, others with all training images."""
+    drawn = [caption_set.families[i] for i in caption_set.which]
+    if caption_set.split == "heldout":
+        features = {e.name: real.whitening[e.name](e(caption_set.images)) for e in extractors}
+        families = caption_set.families
+    else:
+        features = {e.name: real.white(e.name) for e in extractors}
+        families = real.families
+    (numbered, of_real), _ = statistics.number_families(drawn, families)
+    place = {name: i for i, name in enumerate(real.group_names)}
+    return Conditions(
+        families=numbered,
+        groups=np.array([place.get(caption_set.groups[i], -1) for i in caption_set.which], dtype=np.int64),
+        power=power,
+        real=features,
+        real_families=of_real,
+    )
+
+
+@dataclass(frozen=True)
+class CaptionJudge:
+    """Ranks the true caption of an image among all captions of a set (see retrieval.py)."""
+
+    judge: retrieval.Judge
+    extractors: list[str]
+    candidates: Float64  # standardised caption vectors [c,e]
+    truth: Int64  # [N] candidate of each image
+
+    @classmethod
+    def build(
+        cls,
+        caption_set: CaptionSet,
+        dataset: PreparedDataset,
+        real: RealImages,
+        extractors: Sequence[Extractor],
+    ) -> CaptionJudge:
+        """For the images of a caption set."""
+        unique = sorted(set(caption_set.caption_ids))
+        vectors = dataset.text(unique).pooled.double().numpy()
+        truth = np.searchsorted(unique, [caption_set.caption_ids[i] for i in caption_set.which])
+        names = [each.name for each in extractors]
+        return cls(real.judge, names, real.judge.vectors(vectors), truth.astype(np.int64))
+
+    def rank(self, raw: Mapping[str, Float64]) -> Float64:
+        """retrieval.caption_rank of images [N], from their raw features by extractor."""
+        predicted = self.judge.predict(np.concatenate([raw[name] for name in self.extractors], 1))
+        return retrieval.caption_rank(predicted, self.candidates, self.truth)
+
+
+def measure_floors(
+    conditions: Mapping[str, Conditions],
+    real: RealImages,
+    extractors: Sequence[Extractor],
+) -> dict[str, float]:
+    """Half the width of the 95% interval of KID between two sets of real training images, each as large as the
+    samples of a caption set: by "SPLIT/EXTRACTOR". Too small a data set has none."""
+    floors = {}
+    for split, drawn in conditions.items():
+        for extractor in extractors:
+            rng = statistics.generator(0, f"floor/{split}/{extractor.name}")
+            white, size = real.white(extractor.name), len(drawn.families)
+            metric = statistics.kid_of_halves(white, real.families, size, rng)
+            if metric.low is not None and metric.high is not None:
+                floors[f"{split}/{extractor.name}"] = (metric.high - metric.low) / 2
+    return floors

@@ -1,7 +1,11 @@
-"""The captions that models draw, and the real image of each."""
+"""The captions that are drawn, the real image of each, and how many images of each.
+
+All contenders draw the same captions with the same seeds, so that they are compared in pairs.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,29 +13,43 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pipeline.config.params import Params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import BadData
 from pipeline.evaluation import statistics
 from pipeline.evaluation.statistics import Int64
+from pipeline.rng import key
+
+SPLITS = {"heldout": "test", "train": "train"}  # caption sets, and the splits that they come from
 
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Captions of one split, and the real image of each."""
+    """Captions of one split, the real image of each, and the images to draw: image i shows caption which[i]."""
 
     split: str  # "heldout" or "train"
     rows: Int64  # [n] of the data set
     captions: list[str]
     caption_ids: list[int]
     families: list[str]
+    groups: list[str]
     images: Tensor  # uint8 [n,3,R,R]
-    num_teacher: int  # number of captions, the first ones, that the slow models draw
+    which: Int64  # [N]
+    draw: Int64  # [N] number of the image among those of its caption
+
+    def seeds(self, seed: int) -> list[int]:
+        """A seed per image, of caption and draw alone."""
+        pairs = zip(self.which, self.draw, strict=True)
+        return [key(seed, f"evaluate/{self.captions[i]}", int(j)) for i, j in pairs]
 
 
 def family_of(row: Mapping[str, Any]) -> str:
     """Name of the family of a row: the image of which it is a variant, or its own id."""
     return str(row["base"] or row["id"])
+
+
+def group_of(row: Mapping[str, Any]) -> str:
+    """The finest group that the source names for a row; empty if none."""
+    return str(row.get("subgroup") or row.get("group") or "")
 
 
 def choose_rows(dataset: PreparedDataset, split: str, limit: int, seed: int) -> Int64:
@@ -48,27 +66,67 @@ def choose_rows(dataset: PreparedDataset, split: str, limit: int, seed: int) -> 
 
 
 def build_caption_set(
-    dataset: PreparedDataset, name: str, split: str, limit: int, num_teacher: int, seed: int
+    dataset: PreparedDataset, name: str, split: str, count: int, seed: int, limit: int | None = None
 ) -> CaptionSet:
-    """The caption set `name`: at most `limit` captions of `split`, chosen by `choose_rows`."""
-    rows = choose_rows(dataset, split, limit, seed)
+    """The caption set `name` with `count` images to draw, of `choose_rows` of `split` (at most `limit`
+    captions): each caption once before any is drawn again."""
+    rows = choose_rows(dataset, split, count if limit is None else min(count, limit), seed)
     ids = [dataset.caption_of(int(row)) for row in rows]
-    families = [family_of(dataset.rows[row]) for row in rows]
-    captions = [dataset.captions[i] for i in ids]
-    return CaptionSet(name, rows, captions, ids, families, dataset.images(rows), min(num_teacher, len(rows)))
+    numbers = np.arange(count if len(rows) else 0, dtype=np.int64)
+    return CaptionSet(
+        split=name,
+        rows=rows,
+        captions=[dataset.captions[i] for i in ids],
+        caption_ids=ids,
+        families=[family_of(dataset.rows[row]) for row in rows],
+        groups=[group_of(dataset.rows[row]) for row in rows],
+        images=dataset.images(rows),
+        which=numbers % max(len(rows), 1),
+        draw=numbers // max(len(rows), 1),
+    )
 
 
-def build_caption_sets(dataset: PreparedDataset, params: Params) -> list[CaptionSet]:
-    """Held-out captions, then training captions (unless evaluate.train_captions is 0)."""
-    budget = params.evaluate
+@dataclass(frozen=True)
+class SampleCount:
+    """Images per contender and caption set: what the precision asks for, and what the budget of calls
+    allows."""
+
+    wanted: int
+    affordable: int
+
+    @property
+    def count(self) -> int:
+        """The smaller one."""
+        return min(self.wanted, self.affordable)
+
+    def note(self) -> str:
+        """Why there are not as many as wanted; empty if there are."""
+        if self.affordable >= self.wanted:
+            return ""
+        return (
+            f"evaluate.max_calls allows {self.affordable} images per model and caption set, "
+            f"promotion.precision asks for {self.wanted}"
+        )
+
+
+def plan_samples(precision: float, max_calls: int, calls_per_image: int) -> SampleCount:
+    """How many images each contender draws of each of the two caption sets.
+
+    precision: half width of the 95% interval of a share, at worst (a half), if all images were independent: n
+    = (0.98 / precision)^2. calls_per_image: of all contenders together. Depends on counts alone, never on
+    time."""
+    wanted = math.ceil((0.98 / precision) ** 2)
+    return SampleCount(wanted, max(max_calls // (len(SPLITS) * calls_per_image), 1))
+
+
+def build_caption_sets(dataset: PreparedDataset, count: int, seed: int) -> list[CaptionSet]:
+    """Held-out captions and training captions, `count` images of each."""
     where, fix = str(dataset.path), "add images with captions, or change data.* in params.yaml"
-    limit = budget.heldout_captions
-    caption_sets = [build_caption_set(dataset, "heldout", "test", limit, limit, params.seed)]
-    if not len(caption_sets[0].rows):
-        raise BadData("E-DAT-050", where, "no image of the test split has a caption", fix)
+    sets = [build_caption_set(dataset, name, split, count, seed) for name, split in SPLITS.items()]
+    for caption_set in sets:
+        if not len(caption_set.rows):
+            problem = f"no image of the {SPLITS[caption_set.split]} split has a caption"
+            raise BadData("E-DAT-050", where, problem, fix)
     if len(dataset.split("train")) < 8:
         raise BadData("E-DAT-051", where, f"has {len(dataset.split('train'))} training images, needs 8", fix)
-    train = build_caption_set(
-        dataset, "train", "train", budget.train_captions, budget.teacher_train_captions, params.seed
-    )
-    return caption_sets + ([train] if len(train.rows) else [])
+    return sets

@@ -1,4 +1,4 @@
-"""Figures of the report: caption grids, nearest neighbours, a chart.
+"""Sheets of pictures as PNG files: caption grids, nearest neighbours. (The page has its own, see pictures.py.)
 
 Nothing is chosen by hand: the grids show the first captions in the random order of the evaluation, and the first
 sample of each.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from pipeline.evaluation.memorisation import COPY_RATIO, Neighbours
+from pipeline.evaluation.memorisation import ALIKE, Neighbours
+from pipeline.evaluation.wording import title_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,14 +24,6 @@ GRID_CAPTIONS = 16
 GRID_COLUMNS = 8
 TILE = 128  # px; a multiple of usual resolutions, so that pixels stay square
 INK, FAINT, RED = (34, 34, 40), (120, 120, 130), (190, 40, 40)
-
-
-def title_of(model: str) -> str:
-    """The name of a model or split as the report prints it: `refined_2` is `refined, 2 passes`."""
-    kind, _, passes = model.partition("_")
-    if passes:
-        return f"{kind}, {passes} {'pass' if passes == '1' else 'passes'}"
-    return {"finetuned": "fine-tuned", "heldout": "held-out"}.get(model, model)
 
 
 def _font(size: int) -> FreeTypeFont:
@@ -45,15 +38,18 @@ def _font(size: int) -> FreeTypeFont:
 def _wrap(text: str, font: FreeTypeFont, width: int, lines: int) -> str:
     """`text` on at most `lines` lines of `width` px, the last one cut with an ellipsis."""
     wrapped: list[str] = []
-    words = text.split()
+    words = text[: lines * width].split()  # a character has a pixel at least
     line = ""
-    while words:
+    while words and len(wrapped) <= lines:
         word = words.pop(0)
         longer = f"{line} {word}".strip()
         if font.getlength(longer) <= width:
             line = longer
         elif not line:  # one word, wider than the line
-            cut = max(n for n in range(1, len(word) + 1) if n == 1 or font.getlength(word[:n]) <= width)
+            cut = (
+                next((n for n in range(2, len(word) + 1) if font.getlength(word[:n]) > width), len(word) + 1)
+                - 1
+            )
             wrapped.append(word[:cut])
             words = [word[cut:], *words] if word[cut:] else words
         else:
@@ -140,7 +136,7 @@ def draw_neighbours(
     """Samples beside their nearest training images: `pairs` of those most like copies, then of the first ones."""
     from PIL import Image, ImageDraw
 
-    suspects = np.argsort(neighbours.ratio, kind="stable")[:pairs].tolist()
+    suspects = np.argsort(neighbours.rho, kind="stable")[:pairs].tolist()
     others = [i for i in range(len(samples)) if i not in set(suspects)][:pairs]
     font, size, columns, text_height, head = _font(12), 96, 6, 70, 34
     width = 2 * size + 18
@@ -158,68 +154,12 @@ def draw_neighbours(
             sheet.paste(_tile(samples[i], size), (x, y))
             sheet.paste(_tile(train[int(neighbours.row[i])], size), (x + size + 2, y))
             draw.rectangle((x - 1, y - 1, x + 2 * size + 2, y + size), outline=(225, 225, 230))
-            ratio = float(neighbours.ratio[i])
+            ratio = float(neighbours.rho[i])
             texts = captions[i], train_captions[int(neighbours.row[i])]
             for column, text in enumerate(texts):
                 wrapped = _wrap(text, font, size - 2, 3)
                 draw.multiline_text((x + column * (size + 2), y + size + 3), wrapped, INK, font, spacing=2)
-            colour = RED if ratio < COPY_RATIO else FAINT
+            colour = RED if ratio < ALIKE else FAINT
             draw.text((x, y + size + 50), f"d1/d2 = {ratio:.2f}", colour, font)
         top += heights[0] if title == groups[0][0] else 0
     sheet.save(path)
-
-
-def draw_quality(path: Path, results: Mapping[str, Any]) -> None:
-    """Three panels side by side: KID with intervals and floor, sharpness, retrieval."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    models = [name for name in results["heldout"] if name != "real"]
-    splits = [split for split in ("heldout", "train") if split in results]
-    colours = {"heldout": "#3457d5", "train": "#c9a227"}
-    figure = Figure(figsize=(13, 3.9), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3)
-    x = np.arange(len(models))
-
-    floors = results["floors"]
-    for offset, split in zip((-0.1, 0.1), splits, strict=False):
-        for panel, name in zip(panels, ("kid", "top_octave", "retrieval_top1"), strict=True):
-            cells = [results[split][model].get(name, {}) for model in models]
-            for i, cell in enumerate(cells):
-                if cell.get("value") is None:
-                    continue
-                error = None
-                if "low" in cell:
-                    error = [[max(cell["value"] - cell["low"], 0)], [max(cell["high"] - cell["value"], 0)]]
-                panel.errorbar(
-                    x[i] + offset, cell["value"], error, fmt="o", ms=6, lw=1.6, color=colours[split]
-                )
-    half = floors["kid_half_half"]
-    if half["value"] is not None:
-        panels[0].axhspan(half["low"], half["high"], color="#999", alpha=0.25, lw=0)
-    gap = floors["sharpness_half_half"]["value"]
-    if gap is not None:
-        panels[1].axhspan(-gap, gap, color="#999", alpha=0.25, lw=0)
-    panels[1].axhline(0, color="#555", lw=0.8)
-    for split in splits:
-        value = results[split]["real"]["retrieval_top1"]["value"]
-        if value is not None:
-            panels[2].axhline(value, color=colours[split], lw=1, ls="--")
-    titles = (
-        "KID, lower is better (grey: two real sets)",
-        "Sharpness: log power of top octave, 0 = real",
-        "Caption retrieval top-1 (dashed: real images)",
-    )
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set_title(title, fontsize=10)
-        panel.set_xticks(x, [title_of(model).replace(", ", "\n") for model in models], fontsize=8.5)
-        panel.set_xlim(-0.6, len(models) - 0.4)
-        panel.tick_params(axis="y", labelsize=8.5)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(axis="y", color="#eee")
-        panel.set_axisbelow(True)
-    for split in splits:
-        panels[0].plot([], [], "o", color=colours[split], label=f"{title_of(split)} captions")
-    panels[0].legend(frameon=False, fontsize=8.5)
-    figure.savefig(path)

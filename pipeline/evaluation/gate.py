@@ -1,144 +1,222 @@
-"""The rules by which a refined model may become the champion: a pure function of measured numbers.
+"""The rules by which a refined model may become the champion: a pure function of the evidence.
 
-The claim is speed: in far fewer network calls, the candidate is not worse than the baseline by more than the noise.
-A rule fails if its metric was refused, for the same reason.
+The claim is speed: in a few passes, the model is not worse than the baseline by more than what nobody sees,
+and not worse than the fine-tuned model at equal cost. A rule is about an interval: it passes where the whole
+interval is good, fails where the whole interval is bad, and is undecided otherwise, with the evidence that
+would decide. A measurement that was refused leaves its rule undecided, for the same reason; weights that are
+not finite fail.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+from pipeline.evaluation.estimates import Estimates, copy_excess
+from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics import Metric, rounded
+from pipeline.evaluation.verdict import Outcome, PassVerdict, Rule, combine
 
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule: its value, the threshold, and why it passed or failed."""
-
-    name: str
-    passed: bool
-    value: float | None
-    threshold: float | None
-    reason: str
+MAX_REPLICAS = 0.01
+RANK_Z = (
+    -3.0
+)  # of the rank test on copies, below which samples are nearer to the training images than real ones
+HOPELESS = 100  # times as many families as there are: no reasonable data set decides
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """See params.yaml, `promotion`. A kid_margin of 0 means half the width of the floor's 95% interval."""
+    """See params.yaml, `promotion`."""
 
-    kid_margin: float
-    max_copies: float
     min_recall: float
     min_coverage: float
+    sharpness_margin: float
+    caption_margin: float
+    max_copy_excess: float
 
 
-def decide(
-    candidate: Mapping[str, Metric],
-    baseline: Mapping[str, Metric],
-    kid_difference: Metric,
-    kid_floor: Metric,
-    sharpness_floor: Metric,
-    finite: bool,
-    thresholds: Thresholds,
-) -> list[Rule]:
-    """Judge the candidate.
-
-    Args:
-        candidate, baseline: `recall`, `coverage`, `copies`, `top_octave` on held-out captions.
-        kid_difference: candidate minus baseline, paired, with its interval.
-        kid_floor: KID of two halves of the real images, with its interval.
-        sharpness_floor: |log ratio| of top-octave power between two sets of real images.
-        finite: whether all weights are finite.
-    """
-    return [
-        _kid(kid_difference, kid_floor, thresholds.kid_margin),
-        _at_least("recall", candidate["recall"], baseline["recall"], thresholds.min_recall),
-        _at_least("coverage", candidate["coverage"], baseline["coverage"], thresholds.min_coverage),
-        _copies(candidate["copies"], thresholds.max_copies),
-        _sharpness(candidate["top_octave"], baseline["top_octave"], sharpness_floor),
-        _finite(finite),
-    ]
+def judge(evidence: Evidence, thresholds: Thresholds) -> list[PassVerdict]:
+    """A verdict for each number of passes, in ascending order."""
+    estimates = {split: Estimates(evidence, split) for split in evidence.conditions}
+    verdicts = []
+    for passes, name in sorted(evidence.description.candidates.items()):
+        rules = tuple(_rules(estimates, passes, name, thresholds))
+        outcome = combine(rule.outcome for rule in rules)
+        verdicts.append(PassVerdict(passes, evidence.description.nfe[name], outcome, rules))
+    return verdicts
 
 
-def _refused(name: str, *metrics: Metric) -> Rule | None:
-    for metric in metrics:
-        if metric.value is None:
-            return Rule(name, False, None, None, metric.reason or f"{name}: was not measured")
-        if not math.isfinite(metric.value):
-            return Rule(name, False, None, None, f"{name}: is not finite")
-    return None
-
-
-def _known(value: float | None) -> float:
-    assert value is not None, "rules return early on refused metrics"
-    return value
-
-
-def _kid(difference: Metric, floor: Metric, margin: float) -> Rule:
-    name = "kid_difference"
-    needed = (difference,) if margin else (difference, floor)
-    refused = _refused(name, *needed)
-    if refused:
-        return refused
-    if not margin:
-        margin = (_known(floor.high) - _known(floor.low)) / 2
-    upper = _known(difference.high)
-    if upper < 0:
-        return Rule(name, True, rounded(upper), rounded(margin), "better than the baseline (95%)")
-    passed = upper < margin
-    text = (
-        "not worse than the baseline by more than the noise" if passed else "may be worse than the baseline"
+def _rules(estimates: dict[str, Estimates], passes: int, name: str, thresholds: Thresholds) -> Iterator[Rule]:
+    train, heldout = estimates["train"], estimates["heldout"]
+    about = train.evidence.description
+    yield _finite(name not in about.not_finite)
+    yield _qualified(about.extractors)
+    for extractor in about.extractors:
+        floor = about.floors.get(f"train/{extractor}")
+        margin = about.margins[extractor]
+        difference = train.kid_difference(name, about.baseline, extractor)
+        yield _at_most(f"kid_{extractor}", difference, margin, "the baseline", floor)
+        equal = about.equal_cost.get(passes)
+        if equal is not None:
+            difference = train.kid_difference(name, equal, extractor)
+            yield _at_most(
+                f"equal_cost_{extractor}", difference, margin, "the fine-tuned model at equal cost", floor
+            )
+        difference = heldout.kid_difference(name, about.baseline, extractor)
+        floor = about.floors.get(f"heldout/{extractor}")
+        yield _at_most(
+            f"heldout_{extractor}", difference, about.heldout_margins[extractor], "the baseline", floor
+        )
+    for extractor in about.extractors[:1]:
+        for key, fraction in (("recall", thresholds.min_recall), ("coverage", thresholds.min_coverage)):
+            yield _ratio(train, key, name, about.baseline, extractor, fraction)
+    yield _at_most(
+        "sharpness",
+        train.sharpness_excess(name, about.baseline),
+        thresholds.sharpness_margin,
+        "the baseline",
+        None,
     )
-    return Rule(name, passed, rounded(upper), rounded(margin), f"{text}: upper end of the 95% interval")
+    yield _captions(train, name, about.baseline, thresholds.caption_margin)
+    yield _copies(heldout, name, thresholds.max_copy_excess)
+    yield _replicas(heldout, name)
 
 
 def _finite(finite: bool) -> Rule:
     reason = "all weights are finite" if finite else "NaN or Inf in the weights"
-    return Rule("finite", finite, float(finite), 1.0, reason)
+    return Rule("finite", "passed" if finite else "failed", float(finite), threshold=1.0, reason=reason)
 
 
-def _at_least(name: str, candidate: Metric, baseline: Metric, fraction: float) -> Rule:
-    refused = _refused(name, candidate, baseline)
+def _qualified(extractors: list[str]) -> Rule:
+    if extractors:
+        return Rule(
+            "extractors", "passed", reason=f"{' and '.join(extractors)} can tell damage on these data"
+        )
+    reason = "no feature extractor can tell damage on these data; add images, or other evaluate.extractors"
+    return Rule("extractors", "undecided", reason=reason)
+
+
+def _refused(name: str, metric: Metric) -> Rule | None:
+    numbers = (metric.value, metric.low, metric.high)
+    if any(number is None for number in numbers):
+        return Rule(name, "undecided", families=metric.families, reason=metric.reason or "was not measured")
+    if not all(math.isfinite(number) for number in numbers if number is not None):
+        return Rule(name, "failed", families=metric.families, reason="is not finite")
+    return None
+
+
+def _interval(metric: Metric) -> tuple[float, float, float]:
+    assert metric.value is not None and metric.low is not None and metric.high is not None
+    return metric.value, metric.low, metric.high
+
+
+def undecided(metric: Metric, threshold: float) -> str:
+    """Why an interval decides nothing, as in `undecided: 23 families, about 60 needed`.
+
+    Its width falls with the root of the number of families."""
+    value, low, high = _interval(metric)
+    families = metric.families or 0
+    gap = abs(threshold - value)
+    half = max(high - value, value - low)
+    needed = math.ceil(families * (half / gap) ** 2) if gap else math.inf
+    if needed > HOPELESS * families:
+        return (
+            f"undecided: {families} families, and the value is so near the threshold that more hardly decide"
+        )
+    return f"undecided: {families} families, about {needed} needed"
+
+
+def _decide(metric: Metric, threshold: float, good_is_low: bool) -> Outcome:
+    _, low, high = _interval(metric)
+    if good_is_low:
+        return "passed" if high < threshold else "failed" if low > threshold else "undecided"
+    return "passed" if low > threshold else "failed" if high < threshold else "undecided"
+
+
+def _rule(
+    name: str, metric: Metric, threshold: float, outcome: Outcome, reason: str, floor: float | None = None
+) -> Rule:
+    value, low, high = (rounded(number) for number in _interval(metric))
+    return Rule(name, outcome, value, low, high, rounded(threshold), rounded(floor), metric.families, reason)
+
+
+def _at_most(name: str, difference: Metric, margin: float, other: str, floor: float | None) -> Rule:
+    refused = _refused(name, difference)
     if refused:
         return refused
-    value, reference = _known(candidate.value), _known(baseline.value)
-    passed = value >= fraction * reference
-    reason = f"{'at least' if passed else 'below'} {fraction:g} of the baseline's {reference:.3f}"
-    return Rule(name, passed, rounded(value), rounded(fraction * reference), reason)
+    outcome = _decide(difference, margin, good_is_low=True)
+    _, _, high = _interval(difference)
+    reason = {
+        "passed": f"better than {other}" if high < 0 else f"not worse than {other} by more than the margin",
+        "failed": f"worse than {other} by more than the margin",
+        "undecided": undecided(difference, margin),
+    }[outcome]
+    return _rule(name, difference, margin, outcome, reason, floor)
 
 
-def _copies(copies: Metric, limit: float) -> Rule:
-    refused = _refused("copies", copies)
+def _ratio(estimates: Estimates, key: str, name: str, baseline: str, extractor: str, fraction: float) -> Rule:
+    slack = estimates.ratio_slack(key, name, baseline, extractor, fraction)
+    refused = _refused(key, slack)
     if refused:
         return refused
-    fraction = _known(copies.value)
-    reason = f"{fraction:.2%} of {copies.n} samples copy a training image"
-    return Rule("copies", fraction <= limit, rounded(fraction), rounded(limit), reason)
+    outcome = _decide(slack, 0.0, good_is_low=False)
+    theirs = estimates.neighbourhood(baseline, extractor)[key].value or 0.0
+    least = fraction * theirs
+    value, low, high = (number + least for number in _interval(slack))
+    moved = Metric(value, slack.n, low, high, families=slack.families)
+    reason = {
+        "passed": f"at least {fraction:g} of the baseline's {theirs:.3f}",
+        "failed": f"below {fraction:g} of the baseline's {theirs:.3f}",
+        "undecided": undecided(slack, 0.0),
+    }[outcome]
+    return _rule(key, moved, least, outcome, reason, theirs)
 
 
-def _sharpness(candidate: Metric, baseline: Metric, floor: Metric) -> Rule:
-    refused = _refused("sharpness", candidate, baseline, floor)
+def _captions(estimates: Estimates, name: str, baseline: str, margin: float) -> Rule:
+    difference = estimates.caption_difference(name, baseline)
+    refused = _refused("captions", difference)
     if refused:
         return refused
-    value, reference, noise = (_known(metric.value) for metric in (candidate, baseline, floor))
-    gap, limit = abs(value), max(abs(reference), noise)
-    passed = gap <= limit
-    if passed:
-        reason = "closer to the real images than the baseline, or as close as two real sets are"
+    outcome = _decide(difference, -margin, good_is_low=False)
+    reason = {
+        "passed": "shows what captions say about as well as the baseline",
+        "failed": "shows what captions say less well than the baseline",
+        "undecided": undecided(difference, -margin),
+    }[outcome]
+    return _rule("captions", difference, -margin, outcome, reason)
+
+
+def _copies(estimates: Estimates, name: str, limit: float) -> Rule:
+    """Fails where samples are certainly more alike to training images than other real images are; passes
+    where the excess is certainly below `limit`, so that too little evidence does not pass."""
+    excess = copy_excess(estimates, name)
+    refused = _refused("copies", excess.excess)
+    if refused:
+        return refused
+    _, low, high = _interval(excess.excess)
+    shares = f"{excess.share:.1%} of samples, {excess.floor:.1%} of real images"
+    if low > 0 or excess.z < RANK_Z:
+        outcome: Outcome = "failed"
+        reason = (
+            f"{shares} are much nearer to one training family than to all others (rank test z {excess.z:.1f})"
+        )
+    elif high < limit:
+        outcome, reason = "passed", f"{shares} are much nearer to one training family than to all others"
     else:
-        kind = "blurrier" if value < 0 else "harsher"
-        reason = f"{kind} than the real images, by more than the baseline"
-    return Rule("sharpness", passed, rounded(gap), rounded(limit), reason)
+        outcome, reason = "undecided", undecided(excess.excess, limit)
+    return _rule("copies", excess.excess, limit, outcome, reason, excess.floor)
 
 
-def verdict(rules: list[Rule], model_digest: str, data_digest: str) -> dict[str, Any]:
-    """The content of reports/verdict.json: passed if every rule passed."""
-    return {
-        "passed": all(rule.passed for rule in rules),
-        "model_digest": model_digest,
-        "data_digest": data_digest,
-        "rules": [asdict(rule) for rule in rules],
-    }
+def _replicas(estimates: Estimates, name: str) -> Rule:
+    """An absolute limit: no real image of another family is so near. A single image of few is no proof."""
+    share = estimates.replicas(name)
+    refused = _refused("replicas", share)
+    if refused:
+        return refused
+    value, low, _ = _interval(share)
+    outcome: Outcome = "passed" if value <= MAX_REPLICAS else "failed" if low > MAX_REPLICAS else "undecided"
+    reason = f"{value:.1%} of {share.n} samples are almost equal to a training image"
+    if outcome == "undecided":
+        reason = f"{undecided(share, MAX_REPLICAS)}; {reason}"
+    return _rule("replicas", share, MAX_REPLICAS, outcome, reason)

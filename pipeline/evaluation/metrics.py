@@ -35,7 +35,7 @@ NEEDS: Mapping[str, int] = {
     "clipped_coverage": 50,
     "sliced_wasserstein": 50,
     "sharpness": 20,
-    "copies": 100,
+    "copies": 50,
     "retrieval": 20,
 }
 
@@ -49,6 +49,7 @@ class Metric:
     low: float | None = None
     high: float | None = None
     reason: str | None = None
+    families: int | None = None  # of captions, behind the interval
 
     @classmethod
     def refused(cls, name: str, n: int) -> Metric:
@@ -62,6 +63,8 @@ class Metric:
             out |= {"low": rounded(self.low), "high": rounded(self.high)}
         if self.reason:
             out["reason"] = self.reason
+        if self.families is not None:
+            out["families"] = self.families
         return out
 
 

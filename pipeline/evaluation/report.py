@@ -1,130 +1,262 @@
-"""The report for people: index.html, which shows the figures and all numbers.
+"""The report for people: index.html, one file that refers to nothing outside itself, and PNG files for `dvc plots`.
 
-Captions are data, and escaped in HTML.
+Captions are data, and escaped in HTML. Equal results give equal bytes, but for the times of sampling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from pipeline.evaluation.figures import GRID_CAPTIONS, title_of
+from pipeline.data.dataset import PreparedDataset
+from pipeline.evaluation import figures, pictures, wording
+from pipeline.evaluation.charts import Point, draw_quality, quality_svg
+from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation.conditions import CaptionSet
+from pipeline.evaluation.metrics import Metric
+from pipeline.evaluation.results import UPSAMPLING, Results
+from pipeline.evaluation.samples import Samples
+from pipeline.evaluation.verdict import Rule
 
-COLUMNS = {
-    "kid": ("KID", "kernel distance to the real images; lower is better, 0 for samples of one distribution"),
-    "kid_difference": ("KID difference", "paired by family; below 0 is better than the fine-tuned model"),
-    "fd": ("FD", "Frechet distance; lower is better"),
-    "precision": ("precision", "fraction of samples that look real"),
-    "recall": ("recall", "fraction of real images that lie within the neighbourhood of a sample"),
-    "density": ("density", "number of real neighbourhoods around a sample; about 1 for real images"),
-    "coverage": ("coverage", "fraction of real images with a sample in their neighbourhood"),
-    "top_octave": (
-        "sharpness",
-        "log power of the finest octave relative to the real images; 0 is equally sharp",
-    ),
-    "laplacian": ("Laplacian", "variance relative to the real images; 1 is equally sharp"),
-    "gradient": ("edges", "distance between gradient histograms, grey levels; lower is better"),
-    "retrieval_top1": (
-        "retrieval",
-        "fraction of samples whose caption ranks first among all captions of the split",
-    ),
-    "retrieval_top5": ("top 5", "fraction of samples whose caption is among the first five"),
-    "copies": ("copies", "fraction of samples that copy a training image (d1/d2 < 1/3)"),
-    "copying_score": ("C_T", "below -3: closer to the training set than real images are"),
-}
-PERCENT = {"precision", "recall", "coverage", "retrieval_top1", "retrieval_top5", "copies"}
+OF_FEATURES = (
+    "kid", "kid_difference", "fd", "precision", "recall", "density", "coverage",
+    "clipped_density", "clipped_coverage", "sliced_w2",
+)  # fmt: skip
+SplitSamples = Mapping[str, Mapping[str, Samples]]
 
 
-def number(value: float | None, percent: bool = False) -> str:
-    """A number as the page shows it; a dash for None."""
-    if value is None:
-        return "\u2013"
-    return f"{value:.1%}" if percent else f"{value:.3g}"
+def write(
+    folder: Path,
+    results: Results,
+    comparison: Comparison,
+    samples: SplitSamples,
+    caption_sets: Sequence[CaptionSet],
+    dataset: PreparedDataset,
+) -> None:
+    """Write index.html and the figures."""
+    points = {each.split: build_points(results, samples, each.split) for each in caption_sets}
+    draw_quality(folder / "quality.png", points, linear_below(comparison))
+    for each in caption_sets:
+        shown = {name: samples[each.split][name].images for name in results.contenders}
+        figures.draw_captions(folder / f"{each.split}_captions.png", each.captions, each.images, shown)
+    _draw_neighbours(folder / "neighbours.png", results, comparison, samples, caption_sets, dataset)
+    page = render(results, comparison, samples, caption_sets, dataset, points)
+    (folder / "index.html").write_text(page, encoding="utf-8")
 
 
-def render(
-    results: Mapping[str, Any],
-    verdict: Mapping[str, Any],
-    throughput: Mapping[str, Any],
-    captions: Sequence[str],
-    core_resolution: int,
-) -> str:
-    """The page; it refers to the images in its own folder, and to nothing else. All values are escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    def cell(metric: Mapping[str, Any] | None, key: str) -> Markup:
-        if metric is None:
-            return Markup("")
-        percent = key in PERCENT or key.split("_", 1)[-1] in PERCENT
-        if metric["value"] is None:
-            return Markup('<span class="none">{}</span>').format(metric.get("reason", "none"))
-        note = f"n={metric['n']}"
-        if "low" in metric:
-            note = f"{number(metric['low'])} \u2026 {number(metric['high'])}, {note}"
-        return Markup("{}<small>{}</small>").format(number(metric["value"], percent), note)
-
-    def columns(split: str, prefix: str) -> list[tuple[str, str, str]]:
-        present = {key for row in results[split].values() for key in row}
-        return [(prefix + key, *text) for key, text in COLUMNS.items() if prefix + key in present]
-
-    models = list(results["heldout"])
-    splits = [split for split in ("heldout", "train") if split in results]
-    loader = PackageLoader("pipeline.evaluation")  # its folder templates/
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html.j2").render(
-        results=results,
-        verdict=verdict,
-        throughput=throughput,
-        titles={name: title_of(name) for name in [*models, *splits]},
-        failed=[rule["name"].replace("_", " ") for rule in verdict["rules"] if not rule["passed"]],
-        facts=_facts(results, throughput),
-        tables=[
-            (split, name, each["prefix"]) for split in splits for name, each in results["extractors"].items()
-        ],
-        columns=columns,
-        cell=cell,
-        number=number,
-        speed_name=_speed_name,
-        copying=_copying(results, splits),
-        has_train="train" in results,
-        heldout_alt="Grid of held-out captions: " + ", ".join(captions[:GRID_CAPTIONS]),
-        core_resolution=core_resolution,
+def _draw_neighbours(
+    path: Path,
+    results: Results,
+    comparison: Comparison,
+    samples: SplitSamples,
+    caption_sets: Sequence[CaptionSet],
+    dataset: PreparedDataset,
+) -> None:
+    name = shown_candidate(results, comparison)
+    held_out = next(each for each in caption_sets if each.split == "heldout")
+    known = [pictures.training_caption(comparison, dataset, i) for i in range(len(comparison.real.captions))]
+    figures.draw_neighbours(
+        path,
+        samples["heldout"][name].images,
+        [held_out.captions[i] for i in held_out.which],
+        comparison.real.images,
+        known,
+        comparison.sets["heldout"][name].neighbours,
     )
 
 
-def _speed_name(key: str) -> str:
-    """`heldout/refined_1` as `refined, 1 pass; held-out captions`."""
-    what, model = key.split("/")
-    kind = "one image alone" if what == "one_image" else f"{title_of(what)} captions"
-    return f"{title_of(model)}; {kind}"
+def render(
+    results: Results,
+    comparison: Comparison,
+    samples: SplitSamples,
+    caption_sets: Sequence[CaptionSet],
+    dataset: PreparedDataset,
+    points: Mapping[str, Sequence[Point]],
+) -> str:
+    """The page. All values are escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = PackageLoader("pipeline.evaluation")  # its folder templates/
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": wording.number,
+        "title_of": wording.title_of,
+        "prefixed": wording.with_prefix,
+        "duration": wording.duration,
+    }
+    held_out = next(each for each in caption_sets if each.split == "heldout")
+    about = comparison.evidence.description
+    best = shown_candidate(results, comparison)
+    names = list(results.contenders)
+    threshold = linear_below(comparison)
+    charts = {
+        kind: Markup(quality_svg(points, threshold, stacked=kind == "narrow")) for kind in ("wide", "narrow")
+    }
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        verdict=results.verdict,
+        about=about,
+        words=wording,
+        headline=wording.headline(results.verdict),
+        best=best,
+        best_samples=pictures.best_samples(best, samples["heldout"][best], held_out),
+        charts=charts,
+        chart_alt=_chart_alt(points),
+        threshold=threshold,
+        points={split: {p.name: p for p in here} for split, here in points.items()},
+        without_equal=[n for n in sorted(about.candidates) if n not in about.equal_cost],
+        bar_of=bar_of,
+        advice=_advice(results),
+        grids=[pictures.compare_captions(names, samples[each.split], each) for each in caption_sets],
+        suspects={
+            name: pictures.find_suspects(name, comparison, samples["heldout"][name], held_out, dataset)
+            for _, name in sorted(about.candidates.items())
+        },
+        power=comparison.copy_power,
+        tables=build_tables(results, about.extractors),
+        counts=_counts(dataset),
+        dataset=dataset,
+        upsampling=UPSAMPLING,
+        max_px=pictures.MAX_PX,
+    )
 
 
-def _facts(results: Mapping[str, Any], throughput: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The headline numbers, as (label, value)."""
-    candidate, baseline = results["gate"]["candidate"], results["gate"]["baseline"]
-    mine, teacher = results["heldout"][candidate], results["heldout"][baseline]
-    fast, slow = (throughput[f"heldout/{name}"]["images_per_second"] for name in (candidate, baseline))
-    retrieval = results["heldout"]["real"]["retrieval_top1"]["value"]
-    facts = [
-        (f"KID; {number(teacher['kid']['value'])} {title_of(baseline)}", number(mine["kid"]["value"])),
-        (
-            f"captions retrieved; {number(retrieval, True)} for real images",
-            number(mine["retrieval_top1"]["value"], True),
-        ),
-        ("of held-out samples are copies", number(mine["copies"]["value"], True)),
-        (f"images/s; {slow:.3g} {title_of(baseline)}", f"{fast:.3g}"),
+# --- What the page shows, in numbers.
+
+
+def shown_candidate(results: Results, comparison: Comparison) -> str:
+    """The refined model in the fewest passes that passed, else in those of least KID, else in the fewest."""
+    candidates = comparison.evidence.description.candidates
+    if results.verdict.default_passes is not None:
+        return candidates[results.verdict.default_passes]
+
+    def distance(passes: int) -> tuple[float, int]:
+        kid = _metric(results, "train", candidates[passes], "kid")
+        return (float("inf") if kid is None or kid.value is None else kid.value, passes)
+
+    return candidates[min(candidates, key=distance)]
+
+
+def _metric(results: Results, split: str, name: str, key: str) -> Metric | None:
+    return results.tables[split][name].get(key)
+
+
+def build_points(results: Results, samples: SplitSamples, split: str) -> list[Point]:
+    """All contenders on one caption set."""
+    return [
+        Point(
+            name,
+            each["multiply_adds"],
+            each["nfe"],
+            samples[split][name].seconds / max(len(samples[split][name].images), 1),
+            _metric(results, split, name, "kid"),
+        )
+        for name, each in results.contenders.items()
     ]
-    alone = throughput.get(f"one_image/{candidate}")
-    return facts + ([("for one image alone", f"{alone['seconds'] * 1000:.0f} ms")] if alone else [])
 
 
-def _copying(results: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
-    lines = []
-    for split in splits:
-        for model, row in results[split].items():
-            copies = row.get("copies")
-            if copies:
-                text = copies.get("reason") or f"{number(copies['value'], True)} of {copies['n']}"
-                lines.append(f"{title_of(split)} captions, {title_of(model)}: {text}")
-    return lines
+def linear_below(comparison: Comparison) -> float:
+    """The KID below which charts are drawn to scale, and above which by its logarithm: what is a margin, or
+    noise."""
+    about = comparison.evidence.description
+    known = [*about.margins.values(), *about.heldout_margins.values(), *about.floors.values()]
+    return max([value for value in known if value > 0], default=1.0)
+
+
+def _chart_alt(points: Mapping[str, Sequence[Point]]) -> str:
+    parts = []
+    for split, here in points.items():
+        values = (
+            f"{wording.title_of(p.name)} {wording.number(p.kid.value if p.kid else None)}" for p in here
+        )
+        parts.append(f"{wording.SPLITS[split]}: {', '.join(values)}")
+    return f"KID by multiply-adds per image. {'; '.join(parts)}. The table below has the same numbers."
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A drawing of an interval; places and widths in percent of the drawing."""
+
+    low: float
+    width: float
+    value: float
+    threshold: float
+    good_from: float
+    good_width: float
+
+
+def bar_of(rule: Rule) -> Bar | None:
+    """The drawing for a rule; None where it has no interval."""
+    if rule.value is None or rule.low is None or rule.high is None or rule.threshold is None:
+        return None
+    least, most = min(rule.low, rule.threshold), max(rule.high, rule.threshold)
+    room = 0.12 * (most - least) or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * (value - least + room) / (most - least + 2 * room), 2)
+
+    low, high, threshold = place(rule.low), place(rule.high), place(rule.threshold)
+    above = rule.name in wording.HIGH_IS_GOOD
+    good = (threshold, 100 - threshold) if above else (0.0, threshold)
+    return Bar(low, round(high - low, 2), place(rule.value), threshold, *(round(each, 2) for each in good))
+
+
+def _advice(results: Results) -> list[str]:
+    """How to get the evidence that is missing; empty where every rule is decided."""
+    if all(rule.outcome != "undecided" for each in results.verdict.verdicts for rule in each.rules):
+        return []
+    note = results.samples["note"]
+    more = (
+        f"More images: {note}. Raise evaluate.max_calls."
+        if note
+        else "More images: lower promotion.precision, and raise evaluate.max_calls with it."
+    )
+    return [
+        "More families: an interval narrows with the root of the number of families (an image with all its "
+        "variants). Give the test split a larger share by data.split, or add images.",
+        more,
+    ]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of metrics: its title, the keys and names of its columns, and rows of cells by contender."""
+
+    split: str
+    title: str
+    columns: list[tuple[str, bool]]  # name, and whether it is a share
+    rows: list[tuple[str, list[Metric | None]]]
+
+
+def build_tables(results: Results, extractors: Sequence[str]) -> list[Table]:
+    """For each caption set, one table for each extractor, and one for what needs none."""
+    tables = []
+    for split, table in results.tables.items():
+        others = [key for key in wording.METRICS if key not in OF_FEATURES]
+        parts = [
+            (f"by {extractor}", "" if i == 0 else f"{extractor}_", OF_FEATURES)
+            for i, extractor in enumerate(extractors)
+        ]
+        for title, prefix, keys in [*parts, ("sharpness, captions, copies", "", others)]:
+            present = [key for key in keys if any(prefix + key in row for row in table.values())]
+            names = [name for name in ("real", *results.contenders) if name in table]
+            rows: list[tuple[str, list[Metric | None]]] = [
+                (name, [table[name].get(prefix + key) for key in present])
+                for name in names
+                if any(prefix + key in table[name] for key in present)
+            ]
+            columns = [(wording.METRICS[key][0], wording.METRICS[key][2]) for key in present]
+            tables.append(Table(split, title, columns, rows))
+    return tables
+
+
+def _counts(dataset: PreparedDataset) -> dict[str, int]:
+    """Images by split, and captions."""
+    splits: dict[str, int] = {}
+    for row in dataset.rows:
+        splits[row["split"]] = splits.get(row["split"], 0) + 1
+    return dict(sorted(splits.items())) | {"captions": len(dataset.captions)}

@@ -78,3 +78,13 @@ def top_k(predicted: Float64, candidates: Float64, truth: Int64, k: int) -> Metr
     cosine = _normalise(predicted) @ _normalise(candidates).T
     of_truth = cosine[np.arange(n), truth][:, None]
     return Metric(float(((cosine > of_truth).sum(1) < k).mean()), n)
+
+
+def caption_rank(predicted: Float64, candidates: Float64, truth: Int64) -> Float64:
+    """Fraction of the other candidates [c,e] that are less similar to each prediction [n,e] than its true one, ties
+    counted as a half: float64 [n]; 1 where the caption is retrieved first, 1/2 on average for shuffled captions."""
+    cosine = _normalise(predicted) @ _normalise(candidates).T
+    of_truth = cosine[np.arange(len(predicted)), truth][:, None]
+    others = max(len(candidates) - 1, 1)
+    rank: Float64 = ((cosine < of_truth).sum(1) + 0.5 * ((cosine == of_truth).sum(1) - 1)) / others
+    return rank

@@ -1,141 +1,138 @@
-"""Sampling the models that are compared, and how long it takes."""
+"""Sampling all contenders: in batches of fixed composition, here or on several machines, with equal results."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from pipeline.adversarial.few_step import generate_images
-from pipeline.config.params import Params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import metrics
 from pipeline.evaluation.conditions import CaptionSet
-from pipeline.evaluation.features import to_resolution
-from pipeline.evaluation.statistics import Int64
-from pipeline.models.snapshot import Snapshot, at_resolution, load_snapshot
-from pipeline.rng import key
-
-BASELINE = "finetuned"
+from pipeline.evaluation.contenders import Contender
+from pipeline.models.conditioning import Conditioning
+from pipeline.models.snapshot import Snapshot, load_snapshot
 
 
 @dataclass(frozen=True)
-class Model:
-    """A snapshot and how it is sampled: `num_steps` passes of a refined model; None for its own default."""
+class SampleTask:
+    """One batch of one contender on one caption set."""
 
-    name: str
-    snapshot: Snapshot
-    num_steps: int | None
-    slow: bool  # draws fewer captions and samples, since it needs many calls per image
+    number: int
+    contender: Contender
+    text: Conditioning
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """The images of a task: uint8 [n,3,R,R] as numpy, calls per image, and seconds."""
+
+    number: int
+    images: np.ndarray[Any, np.dtype[np.uint8]]
+    nfe: int
+    seconds: float
+
+
+Work = Callable[[SampleTask], SampleResult]
+TaskMapper = Callable[
+    [Callable[[], AbstractContextManager[Work]], Sequence[SampleTask]], Iterable[SampleResult]
+]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images of one model for one caption set; image i shows caption which[i], as its draw[i]-th sample."""
+    """Images of one contender for one caption set, in the order of `CaptionSet.which`."""
 
-    native: Tensor  # uint8 [N,3,r,r], as sampled
-    images: Tensor  # uint8 [N,3,R,R], as compared
-    which: Int64
-    draw: Int64
+    images: Tensor  # uint8 [N,3,R,R]
     nfe: int
-    compute_fraction: float  # fraction of the finest level's computation that was needed
-    seconds: float
+    seconds: float  # of one process, all batches
 
 
-def sample(model: Model, caption_set: CaptionSet, dataset: PreparedDataset, params: Params) -> Samples:
-    """Sample a caption set. Seeds depend on caption and draw alone, so that models are compared in pairs."""
-    budget = params.evaluate
-    num_captions = caption_set.num_teacher if model.slow else len(caption_set.rows)
-    draws = 1
-    if caption_set.split == "heldout":
-        draws = budget.teacher_samples_per_caption if model.slow else budget.samples_per_caption
-    draw, which = (grid.ravel() for grid in np.mgrid[:draws, :num_captions])
-    seeds = [
-        key(params.seed, f"evaluate/{caption_set.captions[i]}", int(j))
-        for i, j in zip(which, draw, strict=True)
-    ]
-    text = dataset.text([caption_set.caption_ids[i] for i in which])
-    start = time.perf_counter()
-    result = generate_images(
-        model.snapshot, text, seeds, passes=model.num_steps, batch_size=budget.batch_size
-    )
-    seconds = time.perf_counter() - start
-    images = to_resolution(result.images, dataset.resolution)
-    return Samples(result.images, images, which, draw, result.nfe, result.compute_fraction, seconds)
+def run_locally(
+    make: Callable[[], AbstractContextManager[Work]], tasks: Sequence[SampleTask]
+) -> Iterator[SampleResult]:
+    """A `TaskMapper` in this process."""
+    with make() as work:
+        yield from map(work, tasks)
+
+
+@lru_cache(maxsize=4)
+def _load(folder: str, digest: str, device: str) -> Snapshot:
+    return load_snapshot(folder, device)
+
+
+@contextmanager
+def sampler(folders: Mapping[str, tuple[str, str]], device: str) -> Iterator[Work]:
+    """A function that carries out tasks with the snapshots in `folders`, {name: (folder, digest)}."""
+
+    def work(task: SampleTask) -> SampleResult:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        snapshot = _load(*folders[task.contender.model], device)
+        start = time.perf_counter()
+        result = task.contender.sample(snapshot, task.text, task.seeds, len(task.seeds))
+        seconds = time.perf_counter() - start
+        return SampleResult(task.number, result.images.numpy(), result.nfe, seconds)
+
+    yield work
 
 
 def sample_all(
-    models: Sequence[Model],
+    contenders: Sequence[Contender],
     caption_sets: Sequence[CaptionSet],
     dataset: PreparedDataset,
-    params: Params,
+    seed: int,
+    batch_size: int,
+    make: Callable[[], AbstractContextManager[Work]],
+    map_tasks: TaskMapper,
     log: Callable[[str], None],
-) -> tuple[dict[str, dict[str, Samples]], dict[str, Any]]:
-    """Samples by split and model, and the content of throughput.json; the first caption set is the held-out one."""
-    samples: dict[str, dict[str, Samples]] = {}
-    throughput: dict[str, Any] = {}
-    for caption_set in caption_sets:
-        split = caption_set.split
-        samples[split] = {}
-        for model in models:
-            result = sample(model, caption_set, dataset, params)
-            samples[split][model.name] = result
-            throughput[f"{split}/{model.name}"] = speed(
-                len(result.images), result.nfe, result.compute_fraction, result.seconds
-            )
-            log(_describe(model.name, split, result))
-    for model in models:
-        if not model.slow:
-            throughput[f"one_image/{model.name}"] = latency(model, dataset, caption_sets[0])
-    return samples, throughput
-
-
-def _describe(model: str, split: str, samples: Samples) -> str:
-    n, rate = len(samples.images), len(samples.images) / max(samples.seconds, 1e-9)
-    calls = "call" if samples.nfe == 1 else "calls"
-    return (
-        f"sampled {n} images of {model} on {split} captions, {samples.nfe} {calls} each, {rate:.1f} images/s"
-    )
-
-
-def latency(
-    model: Model, dataset: PreparedDataset, caption_set: CaptionSet, repeats: int = 5
-) -> dict[str, Any]:
-    """Speed of a single image: the median of `repeats`, after one to warm up."""
-    text = dataset.text(caption_set.caption_ids[:1])
-    seconds = []
-    for i in range(repeats + 1):
-        start = time.perf_counter()
-        result = generate_images(model.snapshot, text, [i], passes=model.num_steps)
-        seconds.append(time.perf_counter() - start)
-    return speed(1, result.nfe, result.compute_fraction, float(np.median(seconds[1:])))
-
-
-def speed(images: int, nfe: int, compute_fraction: float, seconds: float) -> dict[str, Any]:
-    """One entry of throughput.json."""
-    each = max(seconds, 1e-9) / images
+) -> dict[str, dict[str, Samples]]:
+    """Samples by caption set and contender. Batches are the same wherever they are computed."""
+    tasks: list[SampleTask] = []
+    places: list[tuple[str, str, int]] = []
+    for contender in contenders:
+        for caption_set in caption_sets:
+            text = dataset.text([caption_set.caption_ids[i] for i in caption_set.which])
+            seeds = caption_set.seeds(seed)
+            for start in range(0, len(seeds), batch_size):
+                part = slice(start, start + batch_size)
+                tasks.append(SampleTask(len(tasks), contender, text.select(part), seeds[part]))
+                places.append((caption_set.split, contender.name, start))
+    results: dict[int, SampleResult] = {}
+    for result in map_tasks(make, tasks):
+        results[result.number] = result
+        split, name, _ = places[result.number]
+        log(f"sampled {len(results)} of {len(tasks)} batches: {name}, {split} captions, {result.nfe} calls")
+    grouped: dict[str, dict[str, list[SampleResult]]] = {}
+    for number in range(len(tasks)):
+        split, name, _ = places[number]
+        grouped.setdefault(split, {}).setdefault(name, []).append(results[number])
     return {
-        "images": images,
-        "nfe": nfe,
-        "share": round(compute_fraction, 3),
-        "seconds": round(seconds, 3),
-        "seconds_per_image": metrics.rounded(each),
-        "images_per_second": round(1 / each, 2),
+        split: {name: _join(parts) for name, parts in by_name.items()} for split, by_name in grouped.items()
     }
 
 
-def load_models(folder: Path, params: Params, device: str) -> list[Model]:
-    """The core of the fine-tuned model, the fine-tuned model, and the refined one with each number of passes, in
-    ascending order."""
-    refined, finetuned = (load_snapshot(folder / name, device) for name in ("refined", "finetuned"))
-    core = at_resolution(finetuned, finetuned.config.core.resolution)
-    return [
-        Model("core", core, None, slow=True),
-        Model(BASELINE, finetuned, None, slow=True),
-        *(Model(f"refined_{n}", refined, n, slow=False) for n in sorted(params.evaluate.num_passes)),
-    ]
+def _join(parts: Sequence[SampleResult]) -> Samples:
+    images = torch.from_numpy(np.concatenate([part.images for part in parts]))
+    return Samples(images, parts[0].nfe, sum(part.seconds for part in parts))
+
+
+def throughput(samples: Mapping[str, Mapping[str, Samples]]) -> dict[str, Any]:
+    """The content of throughput.json: seconds per image of one process, by caption set and contender."""
+    return {
+        f"{split}/{name}": {
+            "images": len(each.images),
+            "nfe": each.nfe,
+            "seconds": round(each.seconds, 3),
+            "seconds_per_image": metrics.rounded(each.seconds / len(each.images)),
+        }
+        for split, by_name in samples.items()
+        for name, each in by_name.items()
+    }

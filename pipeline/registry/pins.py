@@ -34,15 +34,18 @@ def pin(root: Path, address: str) -> list[str]:
 def pin_baseline(root: Path, address: str) -> list[str]:
     """As `pin`, for the model that `evaluate` compares with: a registered one; `teacher`, or nothing, unpins it."""
     if address in ("", TEACHER):
-        fixed, digest = "", ""
+        fixed, digest, passes = "", "", 0
     elif address.startswith("models:"):
         fixed, digest = resolve(root, address)
+        passes = Registry(root).resolve(fixed).default_passes or 0
     else:
         fix = f"write models:/NAME@champion, models:/NAME/3 or {TEACHER}"
         raise ConfigError(
             "E-CFG-056", "--baseline", f"{address!r} is not the address of a registered model", fix
         )
-    changes = {"evaluate": {"baseline": fixed, "baseline_sha256": digest}}
+    changes = {
+        "evaluate": {"baseline": fixed, "baseline_sha256": digest, "baseline_passes": passes},
+    }
     return change_params(root, changes, f"params.yaml with the baseline {address} pinned")
 
 

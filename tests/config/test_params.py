@@ -130,6 +130,7 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number() 
             "models:/a/2",
             "evaluate.baseline_sha256: is empty, models:/a/2 needs the digest",
         ),
+        ("evaluate.baseline_passes", 2, "evaluate.baseline_passes: has no effect without baseline"),
         ("evaluate.baseline_sha256", "0" * 64, "evaluate.baseline_sha256: has no effect without baseline"),
         ("evaluate.baseline_sha256", "0", "evaluate.baseline_sha256: '0' is not valid"),
         ("finetune.degrade.jpeg", [90, 30], "finetune.degrade.jpeg: needs two qualities"),

@@ -64,3 +64,13 @@ def test_real_training_images_are_judged_without_their_family() -> None:
 def test_too_few_images_or_captions_refuse(n: int, candidates: int) -> None:
     metric = retrieval.top_k(np.ones((n, 3)), np.ones((candidates, 3)), np.zeros(n, dtype=np.int64), 1)
     assert metric.reason == "retrieval: n=5, needs 20"
+
+
+def test_the_rank_is_one_for_the_nearest_caption_and_half_for_shuffled_ones() -> None:
+    vectors = np.random.default_rng(0).standard_normal((200, 16))
+    own = np.arange(200)
+    assert (retrieval.caption_rank(vectors, vectors, own) == 1).all()
+    assert (retrieval.caption_rank(-vectors, vectors, own) == 0).all()
+    shuffled = retrieval.caption_rank(vectors, vectors, np.random.default_rng(1).permutation(200))
+    assert abs(shuffled.mean() - 0.5) < 0.06
+    assert (retrieval.caption_rank(vectors[:3], np.ones((5, 16)), np.zeros(3, dtype=np.int64)) == 0.5).all()

@@ -103,6 +103,7 @@ def test_a_registered_baseline_is_pinned_fetched_once_and_unpinned(
     main.run(["promote"])
     assert main.run(["pin", "--baseline", "models:/crescendo@champion"]) == 0
     assert "evaluate.baseline: '' -> models:/crescendo/1" in capsys.readouterr().out
+    assert load_params(root / "params.yaml").evaluate.baseline_passes == 1
     assert baseline(root) == ("models:/crescendo/1", digest) and pinned(root) == ("models/core", "")
     section = load_params(root / "params.yaml").evaluate
     folder = pins.pinned_baseline(root, section, root / "runs/baseline")

@@ -1,0 +1,197 @@
+"""What is compared: a model and a way to sample it, with the cost of an image.
+
+The refined model in few passes competes with the fine-tuned one at equal cost, not with its default of many
+calls. So the fine-tuned model gets, for the cost of each number of passes and for EIGHT calls, its best
+setting of calls by level and guidance, chosen on training captions by KID (`choose`). Cost is counted in
+multiply-adds.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.adversarial.few_step import generate_refined
+from pipeline.diffusion.generate import Generated, generate
+from pipeline.diffusion.pyramid import grid_of_calls, split_grid
+from pipeline.models.conditioning import Conditioning
+from pipeline.models.config import SamplerSettings
+from pipeline.models.denoiser import pyramid_levels
+from pipeline.models.snapshot import Snapshot
+
+EIGHT = 8  # calls of the fine-tuned model's setting for a small fixed budget
+MAX_SETTINGS = 8  # that are tried for one budget
+TOLERANCE = (
+    1.02  # by which a setting may cost more than the budget: the fine-tuned model gets what is nearest
+)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model, by its name among the snapshots, and how it is sampled.
+
+    passes: of a refined model. settings, calls: of others, in place of the snapshot's own (see `generate`)."""
+
+    name: str
+    model: str
+    passes: int | None = None
+    settings: SamplerSettings | None = None
+    calls: tuple[int, ...] | None = None
+
+    def sample(
+        self, snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], batch_size: int = 64
+    ) -> Generated:
+        """One image per caption and seed; `nfe` counts the calls of all levels."""
+        if snapshot.config.is_refined:
+            images = generate_refined(snapshot, text, seeds, self.passes, batch_size).images
+            passes = self.passes or min(snapshot.config.passes)
+            return Generated(images, passes + len(snapshot.config.shells))
+        return generate(snapshot, text, seeds, self.settings, batch_size, self.calls)
+
+    def describe(self) -> str:
+        """How it is sampled, as in `4+4 calls, guidance off`; empty for the snapshot's own setting."""
+        if self.calls is None:
+            return ""
+        guided = self.settings is not None and self.settings.guidance != 1
+        return f"{'+'.join(map(str, self.calls))} steps, guidance {'on' if guided else 'off'}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one image."""
+
+    nfe: int  # denoiser calls, of any level
+    multiply_adds: int
+
+
+def count_multiply_adds(run: Callable[[], object]) -> int:
+    """Multiply-adds of the convolutions and matrix products of `run`."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops()) // 2
+
+
+def call_costs(snapshot: Snapshot, text: Conditioning) -> list[int]:
+    """Multiply-adds of one call of each level, core first, for one image. A shell's call includes all levels
+    below."""
+    costs = []
+    for level in pyramid_levels(snapshot.denoiser):
+        x = torch.zeros(1, 3, level.resolution, level.resolution, device=next(level.parameters()).device)
+        one, sigma = text.select(slice(0, 1)).to(x.device), torch.ones(1, device=x.device)
+        with torch.no_grad():
+            costs.append(count_multiply_adds(lambda: level(x, sigma, one)))  # noqa: B023  # called at once
+    return costs
+
+
+def cost_of(contender: Contender, snapshot: Snapshot, costs: Sequence[int]) -> Cost:
+    """The cost of an image, given that of one call of each level (`call_costs`). A refined model's shells add
+    to an estimate that is there already, so that its passes share the work of the levels below."""
+    if snapshot.config.is_refined:
+        passes = contender.passes or min(snapshot.config.passes)
+        return Cost(passes + len(costs) - 1, (passes - 1) * costs[0] + costs[-1])
+    settings = contender.settings or snapshot.config.sampling
+    calls = _calls_by_level(snapshot, settings, contender.calls)
+    return Cost(sum(calls), sum(n * cost for n, cost in zip(calls, costs, strict=True)))
+
+
+def _calls_by_level(snapshot: Snapshot, settings: SamplerSettings, steps: Sequence[int] | None) -> list[int]:
+    """Calls of each level, core first; a step with guidance makes two, one of Heun's method too, except the
+    last."""
+    pyramid = pyramid_levels(snapshot.denoiser)
+    grids = split_grid(pyramid, settings)
+    if steps is not None:
+        grids = grid_of_calls(pyramid, steps, settings.handover)
+    in_core_units = pyramid[0].resolution / pyramid[-1].resolution
+    low, high = settings.guidance_interval
+    calls = []
+    for level, grid in zip(pyramid, grids, strict=True):
+        free = settings.guide == "low_band" and level is not pyramid[0]
+        visited = grid if settings.sampler == "heun" else grid[:-1]
+        levels = visited[visited > 0].tolist() + (grid[1:-1].tolist() if settings.sampler == "heun" else [])
+        guided = 0
+        if settings.guidance != 1 and not free:
+            guided = sum(low <= sigma * in_core_units <= high for sigma in levels)
+        calls.append(len(levels) + guided)
+    return calls
+
+
+# --- The fine-tuned model at a budget.
+
+
+def settings_within(
+    snapshot: Snapshot, name: str, model: str, costs: Sequence[float], budget: float
+) -> list[Contender]:
+    """The settings of a model that use up a budget: no level has room for another step.
+
+    `costs`: of one call of each level, core first, in the unit of `budget`. Every level makes at least one
+    call; where the budget allows none, there is no setting. Of more than MAX_SETTINGS the most even ones are
+    returned."""
+    own = snapshot.config.sampling
+    found = []
+    for guidance in sorted({1.0, own.guidance}):
+        settings = replace(own, guidance=guidance, early_exit=False)
+
+        @functools.cache
+        def fits(steps: tuple[int, ...], settings: SamplerSettings = settings) -> bool:
+            calls = _calls_by_level(snapshot, settings, steps)
+            return sum(n * cost for n, cost in zip(calls, costs, strict=True)) <= budget * TOLERANCE
+
+        ranges = (range(1, int(budget * TOLERANCE / cost) + 1) for cost in costs)
+        for steps in itertools.product(*ranges):
+            more = (steps[:i] + (steps[i] + 1,) + steps[i + 1 :] for i in range(len(steps)))
+            if fits(steps) and not any(map(fits, more)):
+                found.append(Contender(name, model, settings=settings, calls=steps))
+    # With guidance that no step has, a setting is that without guidance.
+    distinct = {(each.calls, _cost(snapshot, each, costs)): each for each in reversed(found)}
+    ordered = sorted(distinct.values(), key=lambda each: (_spread(each), each.calls, each.describe()))
+    return ordered[:MAX_SETTINGS]
+
+
+def _cost(snapshot: Snapshot, contender: Contender, costs: Sequence[float]) -> float:
+    settings = contender.settings or snapshot.config.sampling
+    calls = _calls_by_level(snapshot, settings, contender.calls)
+    return sum(n * cost for n, cost in zip(calls, costs, strict=True))
+
+
+def _spread(contender: Contender) -> int:
+    steps = contender.calls or (0,)
+    return max(steps) - min(steps)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A budget of the fine-tuned model, and the name of the contender that has it."""
+
+    name: str
+    costs: Sequence[float]  # of one call of each level
+    limit: float
+
+
+def choose(
+    snapshot: Snapshot, model: str, budget: Budget, distance: Callable[[Contender], float]
+) -> tuple[Contender | None, dict[str, float]]:
+    """The setting of least `distance` within a budget (None where there is no setting), and all distances."""
+    tried = settings_within(snapshot, budget.name, model, budget.costs, budget.limit)
+    if len(tried) == 1:
+        return tried[0], {}
+    distances = {each: distance(each) for each in tried}
+    best = min(tried, key=lambda each: distances[each], default=None)
+    return best, {each.describe(): value for each, value in distances.items()}
+
+
+def budgets_of(costs: Sequence[int], passes: Mapping[int, Cost]) -> list[Budget]:
+    """The cost of each number of passes of the refined model, and EIGHT calls."""
+    equal = [Budget(f"equal_cost_{n}", costs, cost.multiply_adds) for n, cost in sorted(passes.items())]
+    return [*equal, Budget("eight_calls", [1] * len(costs), EIGHT)]
+
+
+def is_finite(snapshot: Snapshot) -> bool:
+    """Whether all weights are finite."""
+    return all(bool(torch.isfinite(p).all()) for p in snapshot.denoiser.parameters())

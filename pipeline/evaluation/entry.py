@@ -1,0 +1,146 @@
+"""Who is compared: the refined model in each number of passes, the fine-tuned model at every budget, the
+champion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.params import Params
+from pipeline.data.dataset import PreparedDataset
+from pipeline.errors import ConfigError
+from pipeline.evaluation import statistics
+from pipeline.evaluation.comparison import RealImages
+from pipeline.evaluation.conditions import build_caption_set
+from pipeline.evaluation.contenders import (
+    Contender,
+    Cost,
+    budgets_of,
+    call_costs,
+    choose,
+    cost_of,
+)
+from pipeline.evaluation.features import Extractor, to_resolution
+from pipeline.evaluation.verdict import Baseline
+from pipeline.models.snapshot import Snapshot, load_snapshot
+
+TEACHER, CHAMPION = "finetuned", "champion"
+CHOICE_IMAGES = 64  # training captions on which settings of the fine-tuned model are chosen
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The pinned model that promotion would replace: its folder, address, and how many passes it is used with
+    (None for its fewest, or a model that is not refined)."""
+
+    folder: Path
+    address: str
+    passes: int | None = None
+
+
+@dataclass(frozen=True)
+class Field:
+    """All contenders, with their models and costs."""
+
+    contenders: list[Contender]
+    snapshots: dict[str, Snapshot]  # by the name of a model
+    folders: dict[str, tuple[str, str]]  # folder and digest of each model
+    costs: dict[str, Cost]  # by contender
+    candidates: dict[int, str]  # contender by number of passes
+    tried: dict[str, dict[str, float]]  # KID of each setting that was tried for a budget
+    champion: Champion | None
+
+    @property
+    def baseline(self) -> str:
+        """The contender that candidates are compared with."""
+        return TEACHER if self.champion is None else CHAMPION
+
+    @property
+    def baseline_of_verdict(self) -> Baseline:
+        """Address and digest of that contender's model."""
+        address = "models/finetuned" if self.champion is None else self.champion.address
+        return Baseline(address, self.snapshots[self.baseline].digest)
+
+    @property
+    def equal_cost(self) -> dict[int, str]:
+        """The contender that costs as much as a number of passes, where there is one."""
+        names = {each.name for each in self.contenders}
+        return {n: f"equal_cost_{n}" for n in self.candidates if f"equal_cost_{n}" in names}
+
+
+def enter(
+    params: Params,
+    models: Path,
+    dataset: PreparedDataset,
+    real: RealImages,
+    extractor: Extractor,
+    device: str,
+    champion: Champion | None,
+    log: Callable[[str], None],
+) -> Field:
+    """Load the models below `models`, and choose the fine-tuned model's setting for each budget by `extractor`.
+
+    Raises InputMissing or StorageError for a model that is missing or damaged, ConfigError for a champion
+    that was trained with another text encoder."""
+    paths = {"refined": models / "refined", TEACHER: models / "finetuned"}
+    if champion is not None:
+        paths[CHAMPION] = champion.folder
+    snapshots = {name: load_snapshot(path, device) for name, path in paths.items()}
+    if champion is not None:
+        check_champion(snapshots[CHAMPION], champion, dataset)
+    teacher, refined = snapshots[TEACHER], snapshots["refined"]
+    text = dataset.text([dataset.caption_of(int(real.rows[0]))])
+    calls = {name: call_costs(snapshot, text) for name, snapshot in snapshots.items()}
+    candidates: dict[int, Contender] = {
+        n: Contender(f"refined_{n}", "refined", passes=n) for n in sorted(params.evaluate.num_passes)
+    }
+    passes = {n: cost_of(each, refined, calls["refined"]) for n, each in candidates.items()}
+    contenders = [*candidates.values()]
+    tried: dict[str, dict[str, float]] = {}
+    distance = _choice_distance(teacher, dataset, real, extractor, params)
+    for budget in budgets_of(calls[TEACHER], passes):
+        chosen, tried[budget.name] = choose(teacher, TEACHER, budget, distance)
+        if chosen is None:
+            log(f"{budget.name}: the fine-tuned model has no setting that costs so little")
+            continue
+        contenders.append(chosen)
+        log(f"{budget.name}: {chosen.describe()}, the best of {max(len(tried[budget.name]), 1)}")
+    contenders.append(Contender(TEACHER, TEACHER))
+    if champion is not None:
+        contenders.append(Contender(CHAMPION, CHAMPION, passes=champion.passes))
+    costs = {each.name: cost_of(each, snapshots[each.model], calls[each.model]) for each in contenders}
+    folders = {name: (str(path), snapshots[name].digest) for name, path in paths.items()}
+    names = {n: each.name for n, each in candidates.items()}
+    return Field(contenders, snapshots, folders, costs, names, tried, champion)
+
+
+def check_champion(snapshot: Snapshot, champion: Champion, dataset: PreparedDataset) -> None:
+    """Raise ConfigError where the champion reads captions by another text encoder than the data's."""
+    known, given = snapshot.config.text_encoder, dataset.text_encoder
+    if known.get("sha256") != given.get("sha256") or known.get("dim") != given.get("dim"):
+        problem = f"{champion.address} has the text encoder {known.get('name')}, the data {given.get('name')}"
+        fix = "run `crescendo pin --baseline teacher`, or prepare the data with its encoder"
+        raise ConfigError("E-CFG-055", "params.yaml: evaluate.baseline", problem, fix)
+
+
+def _choice_distance(
+    teacher: Snapshot, dataset: PreparedDataset, real: RealImages, extractor: Extractor, params: Params
+) -> Callable[[Contender], float]:
+    """KID to the training images of samples of CHOICE_IMAGES training captions, whose seeds nothing else
+    uses."""
+    captions = build_caption_set(dataset, "choice", "train", CHOICE_IMAGES, params.seed)
+    text = dataset.text([captions.caption_ids[i] for i in captions.which])
+    drawn = [captions.families[i] for i in captions.which]
+    (unit_real, unit_fake), total = statistics.number_families(real.families, drawn)
+    white = real.white(extractor.name)
+
+    def distance(contender: Contender) -> float:
+        seeds = captions.seeds(params.seed + 1)
+        images = contender.sample(teacher, text, seeds, params.evaluate.batch_size).images
+        fake = real.whitening[extractor.name](extractor(to_resolution(images, dataset.resolution)))
+        return float(statistics.kid_by_family(white, unit_real, fake, unit_fake, np.ones((1, total)))[0])
+
+    return distance

@@ -1,0 +1,291 @@
+"""Numbers with 95% intervals, from evidence: of one contender, or of the difference of two.
+
+Families of captions are resampled, since images of one family are alike. Differences are paired: both
+contenders drew the same captions with the same seeds. Means and kernel distances are bootstrapped. Precision,
+recall, density and coverage, which a bootstrap's repeated images would bias, are measured on random halves of the
+families (delete-half jackknife; leaving out single families or small groups is twice too wide for them).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.evidence import Conditions, Evidence, Measured
+from pipeline.evaluation.memorisation import ALIKE, REPLICA_DISTANCE, REPLICA_QUANTILE
+from pipeline.evaluation.metrics import Float64, Metric, distances, enough
+from pipeline.evaluation.statistics import Int64, KernelSums, generator, interval, resample_counts
+
+HALVES = 100
+MAX_NEIGHBOURS = 1000  # real images that neighbourhoods are measured among
+K = 5  # neighbours
+NEIGHBOURHOOD = ("precision", "recall", "density", "coverage")
+Mask = NDArray[np.bool_]
+
+
+class Estimates:
+    """All numbers of one caption set; what several of them need is computed once."""
+
+    def __init__(self, evidence: Evidence, split: str) -> None:
+        self.evidence = evidence
+        self.split = split
+        self.conditions: Conditions = evidence.conditions[split]
+        self.measured: Mapping[str, Measured] = evidence.measured[split]
+        self.families = len(np.unique(self.conditions.families))
+
+    @functools.cached_property
+    def counts(self) -> Float64:
+        """How often each family counts: a row of ones, then the bootstraps [1 + B, F]."""
+        num_families = self.conditions.num_families
+        rng = generator(self.evidence.description.seed, f"bootstrap/{self.split}")
+        return np.concatenate([np.ones((1, num_families)), resample_counts(num_families, rng)])
+
+    # --- KID.
+
+    @functools.cache  # noqa: B019  # as long as the evidence is judged
+    def _within_real(self, extractor: str) -> Float64:
+        real, families = self.conditions.real[extractor], self.conditions.real_families
+        return KernelSums(real, families, real, families, self.conditions.num_families).mean(self.counts)
+
+    @functools.cache  # noqa: B019
+    def kid_values(self, name: str, extractor: str) -> Float64:
+        """KID of a contender for each row of `counts`: [1 + B]."""
+        real, unit_real = self.conditions.real[extractor], self.conditions.real_families
+        fake, unit_fake = self.measured[name].features[extractor], self.conditions.families
+        total = self.conditions.num_families
+        within = KernelSums(fake, unit_fake, fake, unit_fake, total).mean(self.counts)
+        between = KernelSums(real, unit_real, fake, unit_fake, total).mean(self.counts)
+        return self._within_real(extractor) + within - 2 * between
+
+    def kid(self, name: str, extractor: str) -> Metric:
+        """KID of a contender."""
+        return self._metric("kid", self.kid_values(name, extractor))
+
+    def kid_difference(self, name: str, other: str, extractor: str) -> Metric:
+        """KID of a contender minus that of another: below 0 is better."""
+        values = self.kid_values(name, extractor) - self.kid_values(other, extractor)
+        return self._metric("kid", values)
+
+    # --- Means over images.
+
+    def _means(self, values: Float64) -> Float64:
+        """Means of values [N] for each row of `counts`: [1 + B]."""
+        total = self.conditions.num_families
+        sums = np.bincount(self.conditions.families, values, total)
+        sizes = np.bincount(self.conditions.families, minlength=total)
+        means: Float64 = self.counts @ sums / np.maximum(self.counts @ sizes, 1e-12)
+        return means
+
+    def top_octave(self, name: str) -> Metric:
+        """Log ratio of mean top-octave power to the real images of the same captions; negative is blurrier."""
+        return self._metric("sharpness", self._gap(name))
+
+    def _gap(self, name: str) -> Float64:
+        power, real = self._means(self.measured[name].power), self._means(self.conditions.power)
+        return np.log((power + 1e-12) / (real + 1e-12))
+
+    def sharpness_excess(self, name: str, other: str) -> Metric:
+        """How much further from the real images' power than another contender, in log power: above 0 is
+        worse."""
+        return self._metric("sharpness", np.abs(self._gap(name)) - np.abs(self._gap(other)))
+
+    def caption_rank(self, name: str) -> Metric:
+        """Mean rank of the true caption (retrieval.caption_rank)."""
+        return self._metric("retrieval", self._means(self.measured[name].caption_rank))
+
+    def retrieved(self, name: str) -> Metric:
+        """Share of images whose caption ranks first."""
+        first = (self.measured[name].caption_rank > 1 - 1e-6).astype(np.float64)
+        return self._metric("retrieval", self._means(first))
+
+    def caption_difference(self, name: str, other: str) -> Metric:
+        """Mean rank of the true caption minus that of another contender: below 0 is worse."""
+        difference = self.measured[name].caption_rank - self.measured[other].caption_rank
+        return self._metric("retrieval", self._means(difference))
+
+    def alike(self, name: str) -> Metric:
+        """Share of images much nearer to one training family than to all others (memorisation.ALIKE)."""
+        return self._metric("copies", self._means((self.measured[name].rho < ALIKE).astype(np.float64)))
+
+    def replicas(self, name: str) -> Metric:
+        """Share of images that are almost equal to a training image: rho below the reference's 1% quantile, and
+        nearer than memorisation.REPLICA_DISTANCE."""
+        measured = self.measured[name]
+        limit = np.quantile(self.evidence.reference.rho, REPLICA_QUANTILE)
+        almost = (measured.rho < limit) & (measured.distance < REPLICA_DISTANCE)
+        return self._metric("copies", self._means(almost.astype(np.float64)))
+
+    def _metric(self, kind: str, values: Float64) -> Metric:
+        n = len(self.conditions.families)
+        if not enough(kind, n):
+            return Metric.refused(kind, n)
+        return Metric(float(values[0]), n, *interval(values[1:]), families=self.families)
+
+    # --- Neighbourhoods.
+
+    @functools.cached_property
+    def _kept(self) -> tuple[Int64, Int64]:
+        """One real image and one drawn image of each family, since the nearest neighbours of an image are its
+        variants; at most MAX_NEIGHBOURS of either."""
+        rng = generator(self.evidence.description.seed, f"neighbours/{self.split}")
+        kept = []
+        for families in (self.conditions.real_families, self.conditions.families):
+            first = np.unique(families, return_index=True)[1]
+            if len(first) > MAX_NEIGHBOURS:
+                first = rng.choice(first, MAX_NEIGHBOURS, replace=False)
+            kept.append(np.sort(first))
+        return kept[0], kept[1]
+
+    @functools.cached_property
+    def _halves(self) -> list[Mask]:
+        """Families that are kept [F]: all, then random halves."""
+        total = self.conditions.num_families
+        rng = generator(self.evidence.description.seed, f"halves/{self.split}")
+        return [np.ones(total, bool), *(rng.permutation(total) < total // 2 for _ in range(HALVES))]
+
+    @functools.cache  # noqa: B019
+    def _real_distances(self, extractor: str) -> Float64:
+        real = self.conditions.real[extractor][self._kept[0]]
+        return distances(real, real)
+
+    @functools.cache  # noqa: B019
+    def neighbourhood_values(self, name: str, extractor: str) -> Float64:
+        """NEIGHBOURHOOD of a contender [1 + H, 4], of all families and of each half of them."""
+        of_real, of_fake = self._kept
+        families_real, families_fake = (
+            self.conditions.real_families[of_real],
+            self.conditions.families[of_fake],
+        )
+        real, fake = self.one_per_family(name, extractor)
+        within_real, within_fake = self._real_distances(extractor), distances(fake, fake)
+        between = distances(real, fake)
+        rows = []
+        for kept in self._halves:
+            r, f = np.flatnonzero(kept[families_real]), np.flatnonzero(kept[families_fake])
+            rows.append(
+                _neighbourhood(within_real[np.ix_(r, r)], within_fake[np.ix_(f, f)], between[np.ix_(r, f)])
+            )
+        return np.array(rows)
+
+    def one_per_family(self, name: str, extractor: str) -> tuple[Float64, Float64]:
+        """Features of one real image and of one image of a contender of each family."""
+        of_real, of_fake = self._kept
+        return self.conditions.real[extractor][of_real], self.measured[name].features[extractor][of_fake]
+
+    @property
+    def num_neighbours(self) -> int:
+        """Images in the smaller of the two sets of neighbourhoods."""
+        return min(map(len, self._kept))
+
+    def neighbourhood(self, name: str, extractor: str) -> dict[str, Metric]:
+        """Precision, recall, density and coverage of a contender."""
+        if not enough("recall", self.num_neighbours):
+            return {key: Metric.refused(key, self.num_neighbours) for key in NEIGHBOURHOOD}
+        values = self.neighbourhood_values(name, extractor)
+        return {key: self._jackknifed(values[:, i]) for i, key in enumerate(NEIGHBOURHOOD)}
+
+    def ratio_slack(self, key: str, name: str, other: str, extractor: str, fraction: float) -> Metric:
+        """One of NEIGHBOURHOOD of a contender minus `fraction` of another's: below 0 is too little."""
+        if not enough(key, self.num_neighbours):
+            return Metric.refused(key, self.num_neighbours)
+        i = NEIGHBOURHOOD.index(key)
+        mine, theirs = (self.neighbourhood_values(each, extractor)[:, i] for each in (name, other))
+        return self._jackknifed(mine - fraction * theirs)
+
+    def _jackknifed(self, values: Float64) -> Metric:
+        """With the interval of a delete-half jackknife: the variance over halves of the families is that of the
+        whole (Shao & Wu 1989), and a little more for neighbourhoods, which are wider in a half."""
+        whole, n = float(values[0]), self.num_neighbours
+        reach = float(1.96 * values[1:].std())
+        return Metric(whole, n, whole - reach, whole + reach, families=n)
+
+
+def _neighbourhood(within_real: Float64, within_fake: Float64, between: Float64) -> list[float]:
+    """NEIGHBOURHOOD from distances [n,n], [m,m] and [n,m] (see metrics.prdc)."""
+    radius_real, radius_fake = _radius(within_real), _radius(within_fake)
+    inside_real = between < radius_real[:, None]
+    return [
+        float(inside_real.any(0).mean()),
+        float((between < radius_fake[None]).any(1).mean()),
+        float(inside_real.sum(0).mean() / K),
+        float((between.min(1) < radius_real).mean()),
+    ]
+
+
+def _radius(within: Float64) -> Float64:
+    """Distance of each row to its K-th nearest other row."""
+    radius: Float64 = np.partition(within, K, axis=1)[:, K]  # the nearest is the row itself, at 0
+    return radius
+
+
+# --- Copies.
+
+
+@dataclass(frozen=True)
+class CopyExcess:
+    """How much more often samples are ALIKE one family than real training images of the same groups."""
+
+    share: float  # of samples
+    floor: float  # of the reference, weighted
+    excess: Metric
+    z: float  # rank test, stratified by group: below 0, samples have smaller rho
+
+
+def copy_excess(estimates: Estimates, name: str) -> CopyExcess:
+    """Compare the rho of a contender's images with the reference; both sides are resampled by family."""
+    evidence, conditions = estimates.evidence, estimates.conditions
+    reference = evidence.reference
+    rho = estimates.measured[name].rho
+    weights = _group_weights(conditions.groups, reference.groups)
+    rng = generator(evidence.description.seed, "bootstrap/reference")
+    numbers = np.unique(reference.families, return_inverse=True)[1]
+    total = int(numbers.max()) + 1
+    counts = np.concatenate([np.ones((1, total)), resample_counts(total, rng)])
+    alike = (reference.rho < ALIKE).astype(np.float64)
+    sums = np.bincount(numbers, alike * weights, total)
+    sizes = np.bincount(numbers, weights, total)
+    floors = counts @ sums / np.maximum(counts @ sizes, 1e-12)
+    shares = estimates._means((rho < ALIKE).astype(np.float64))
+    return CopyExcess(
+        share=float(shares[0]),
+        floor=float(floors[0]),
+        excess=estimates._metric("copies", shares - floors),
+        z=_stratified_rank_test(rho, conditions, reference.rho, reference.groups, numbers),
+    )
+
+
+def _group_weights(groups: Int64, reference: Int64) -> Float64:
+    """Weights of the reference [T] so that its groups are as frequent as those of samples [N]; images of groups
+    unknown to the reference weigh on all of it alike."""
+    shares = np.bincount(groups[groups >= 0], minlength=int(reference.max()) + 1)[reference].astype(
+        np.float64
+    )
+    sizes = np.bincount(reference, minlength=int(reference.max()) + 1)[reference]
+    unknown = (groups < 0).sum() / len(reference)
+    weights: Float64 = shares / sizes + unknown
+    return weights
+
+
+def _stratified_rank_test(
+    rho: Float64, conditions: Conditions, reference: Float64, groups: Int64, units: Int64
+) -> float:
+    """z of the van Elteren test (Mann-Whitney by group), each family counted as one observation, its median."""
+    statistic = variance = 0.0
+    for group in np.intersect1d(np.unique(conditions.groups), groups):
+        mine = _family_medians(rho, conditions.families, conditions.groups == group)
+        theirs = _family_medians(reference, units, groups == group)
+        n, m = len(mine), len(theirs)
+        below = (mine[:, None] > theirs[None]).sum() + 0.5 * (mine[:, None] == theirs[None]).sum()
+        weight = 1 / (n + m + 1)
+        statistic += weight * (below - n * m / 2)
+        variance += weight**2 * n * m * (n + m + 1) / 12
+    return float(statistic / np.sqrt(variance)) if variance > 0 else 0.0
+
+
+def _family_medians(values: Float64, families: Int64, chosen: Mask) -> Float64:
+    names = np.unique(families[chosen])
+    return np.array([np.median(values[chosen & (families == name)]) for name in names])
