@@ -49,17 +49,6 @@ def jpeg(images: Tensor, quality: int) -> Tensor:
     return degrade(images, Degrade((quality, quality), 0.0), torch.Generator(images.device))
 
 
-def drop_octave(images: Tensor, octave: int) -> Tensor:
-    """Without one octave of radial frequencies: 0 is the top (from R/4 cycles per image), 1 the next below, ..."""
-    R = images.shape[-1]
-    f = torch.fft.fftfreq(R, dtype=torch.float64, device=images.device)
-    radius = (f[:, None] ** 2 + f[None] ** 2).sqrt()  # cycles per pixel
-    above = math.inf if octave == 0 else 0.5 / 2**octave
-    missing = (radius >= 0.25 / 2**octave) & (radius < above)
-    spectrum = torch.fft.fft2(images.double()).masked_fill(missing, 0)
-    return _to_uint8(torch.fft.ifft2(spectrum).real)
-
-
 def shift(images: Tensor, px: int) -> Tensor:
     """Moved by `px` pixels to the right and down (negative: left and up); the edge is repeated."""
     R = images.shape[-1]

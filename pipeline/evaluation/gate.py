@@ -22,6 +22,7 @@ MAX_REPLICAS = 0.01
 RANK_Z = (
     -3.0
 )  # of the rank test on copies, below which samples are nearer to the training images than real ones
+MORE_FAMILIES = {"train": "add images", "heldout": "raise data.split.test, or add images"}
 HOPELESS = 100  # times as many families as there are: no reasonable data set decides
 
 
@@ -64,10 +65,8 @@ def _rules(estimates: dict[str, Estimates], passes: int, name: str, thresholds: 
                 f"equal_cost_{extractor}", difference, margin, "the fine-tuned model at equal cost", floor
             )
         difference = heldout.kid_difference(name, about.baseline, extractor)
-        floor = about.floors.get(f"heldout/{extractor}")
-        yield _at_most(
-            f"heldout_{extractor}", difference, about.heldout_margins[extractor], "the baseline", floor
-        )
+        floor, margin = about.floors.get(f"heldout/{extractor}"), about.heldout_margins[extractor]
+        yield _at_most(f"heldout_{extractor}", difference, margin, "the baseline", floor, "heldout")
     for extractor in about.extractors[:1]:
         for key, fraction in (("recall", thresholds.min_recall), ("coverage", thresholds.min_coverage)):
             yield _ratio(train, key, name, about.baseline, extractor, fraction)
@@ -76,7 +75,6 @@ def _rules(estimates: dict[str, Estimates], passes: int, name: str, thresholds: 
         train.sharpness_excess(name, about.baseline),
         thresholds.sharpness_margin,
         "the baseline",
-        None,
     )
     yield _captions(train, name, about.baseline, thresholds.caption_margin)
     yield _copies(heldout, name, thresholds.max_copy_excess)
@@ -111,10 +109,10 @@ def _interval(metric: Metric) -> tuple[float, float, float]:
     return metric.value, metric.low, metric.high
 
 
-def undecided(metric: Metric, threshold: float) -> str:
-    """Why an interval decides nothing, as in `undecided: 23 families, about 60 needed`.
+def undecided(metric: Metric, threshold: float, split: str) -> str:
+    """Why an interval decides nothing, as in `undecided: 23 families, about 60 needed; add images`.
 
-    Its width falls with the root of the number of families."""
+    Its width falls with the root of the number of families of the caption set."""
     value, low, high = _interval(metric)
     families = metric.families or 0
     gap = abs(threshold - value)
@@ -124,7 +122,7 @@ def undecided(metric: Metric, threshold: float) -> str:
         return (
             f"undecided: {families} families, and the value is so near the threshold that more hardly decide"
         )
-    return f"undecided: {families} families, about {needed} needed"
+    return f"undecided: {families} families, about {needed} needed; {MORE_FAMILIES[split]}"
 
 
 def _decide(metric: Metric, threshold: float, good_is_low: bool) -> Outcome:
@@ -141,7 +139,9 @@ def _rule(
     return Rule(name, outcome, value, low, high, rounded(threshold), rounded(floor), metric.families, reason)
 
 
-def _at_most(name: str, difference: Metric, margin: float, other: str, floor: float | None) -> Rule:
+def _at_most(
+    name: str, difference: Metric, margin: float, other: str, floor: float | None = None, split: str = "train"
+) -> Rule:
     refused = _refused(name, difference)
     if refused:
         return refused
@@ -150,7 +150,7 @@ def _at_most(name: str, difference: Metric, margin: float, other: str, floor: fl
     reason = {
         "passed": f"better than {other}" if high < 0 else f"not worse than {other} by more than the margin",
         "failed": f"worse than {other} by more than the margin",
-        "undecided": undecided(difference, margin),
+        "undecided": undecided(difference, margin, split),
     }[outcome]
     return _rule(name, difference, margin, outcome, reason, floor)
 
@@ -168,7 +168,7 @@ def _ratio(estimates: Estimates, key: str, name: str, baseline: str, extractor: 
     reason = {
         "passed": f"at least {fraction:g} of the baseline's {theirs:.3f}",
         "failed": f"below {fraction:g} of the baseline's {theirs:.3f}",
-        "undecided": undecided(slack, 0.0),
+        "undecided": undecided(slack, 0.0, estimates.split),
     }[outcome]
     return _rule(key, moved, least, outcome, reason, theirs)
 
@@ -182,7 +182,7 @@ def _captions(estimates: Estimates, name: str, baseline: str, margin: float) -> 
     reason = {
         "passed": "shows what captions say about as well as the baseline",
         "failed": "shows what captions say less well than the baseline",
-        "undecided": undecided(difference, -margin),
+        "undecided": undecided(difference, -margin, estimates.split),
     }[outcome]
     return _rule("captions", difference, -margin, outcome, reason)
 
@@ -204,7 +204,7 @@ def _copies(estimates: Estimates, name: str, limit: float) -> Rule:
     elif high < limit:
         outcome, reason = "passed", f"{shares} are much nearer to one training family than to all others"
     else:
-        outcome, reason = "undecided", undecided(excess.excess, limit)
+        outcome, reason = "undecided", undecided(excess.excess, limit, estimates.split)
     return _rule("copies", excess.excess, limit, outcome, reason, excess.floor)
 
 
@@ -218,5 +218,5 @@ def _replicas(estimates: Estimates, name: str) -> Rule:
     outcome: Outcome = "passed" if value <= MAX_REPLICAS else "failed" if low > MAX_REPLICAS else "undecided"
     reason = f"{value:.1%} of {share.n} samples are almost equal to a training image"
     if outcome == "undecided":
-        reason = f"{undecided(share, MAX_REPLICAS)}; {reason}"
+        reason = f"{undecided(share, MAX_REPLICAS, estimates.split)}; {reason}"
     return _rule("replicas", share, MAX_REPLICAS, outcome, reason)

@@ -17,6 +17,7 @@ from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import metrics
 from pipeline.evaluation.conditions import CaptionSet
 from pipeline.evaluation.contenders import Contender
+from pipeline.evaluation.features import to_resolution
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.snapshot import Snapshot, load_snapshot
 
@@ -51,7 +52,7 @@ TaskMapper = Callable[
 class Samples:
     """Images of one contender for one caption set, in the order of `CaptionSet.which`."""
 
-    images: Tensor  # uint8 [N,3,R,R]
+    images: Tensor  # uint8 [N,3,R,R], at the resolution of the data
     nfe: int
     seconds: float  # of one process, all batches
 
@@ -115,13 +116,14 @@ def sample_all(
         split, name, _ = places[number]
         grouped.setdefault(split, {}).setdefault(name, []).append(results[number])
     return {
-        split: {name: _join(parts) for name, parts in by_name.items()} for split, by_name in grouped.items()
+        split: {name: _join(parts, dataset.resolution) for name, parts in by_name.items()}
+        for split, by_name in grouped.items()
     }
 
 
-def _join(parts: Sequence[SampleResult]) -> Samples:
+def _join(parts: Sequence[SampleResult], resolution: int) -> Samples:
     images = torch.from_numpy(np.concatenate([part.images for part in parts]))
-    return Samples(images, parts[0].nfe, sum(part.seconds for part in parts))
+    return Samples(to_resolution(images, resolution), parts[0].nfe, sum(part.seconds for part in parts))
 
 
 def throughput(samples: Mapping[str, Mapping[str, Samples]]) -> dict[str, Any]:

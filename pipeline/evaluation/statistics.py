@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.metrics import Float64, Metric, cubic_kernel, enough, log_power_gap
+from pipeline.evaluation.metrics import Float64, Metric, cubic_kernel, enough
 
 Int64 = NDArray[np.int64]
 BOOTSTRAPS = 1000
@@ -116,14 +116,6 @@ class KidSamples:
 # --- Noise floors: by how much two sets of real images differ.
 
 
-def kid_between(
-    a: Float64, families_a: Sequence[str], b: Float64, families_b: Sequence[str], rng: np.random.Generator
-) -> Metric:
-    """KID of two real sets without a common family, such as train and test, with its bootstrap interval."""
-    (family_a, family_b), num_families = number_families(families_a, families_b)
-    return KidSamples.measure(a, family_a, b, family_b, resample_counts(num_families, rng)).metric
-
-
 def kid_of_halves(
     real: Float64, families: Sequence[str], size: int, rng: np.random.Generator, splits: int = SPLITS
 ) -> Metric:
@@ -150,13 +142,3 @@ def kid_of_halves(
 
     values = mean(first, first) + mean(second, second) - 2 * mean(first, second)
     return Metric(float(values.mean()), n, *interval(values))
-
-
-def sharpness_of_halves(power: Float64, size: int, rng: np.random.Generator, splits: int = 1000) -> Metric:
-    """The 95% quantile of |log ratio of top-octave power| between two real sets of `size` images."""
-    size = min(size, len(power) // 2)
-    if not enough("sharpness", size):
-        return Metric.refused("sharpness", size)
-    orders = (rng.permutation(len(power)) for _ in range(splits))
-    gaps = [abs(log_power_gap(power[o[:size]], power[o[size : 2 * size]])) for o in orders]
-    return Metric(float(np.quantile(gaps, 0.95)), size)

@@ -23,7 +23,7 @@ from pipeline.evaluation.samples import SampleResult, SampleTask
 from pipeline.evaluation.verdict import Verdict
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import build_core, build_shell
-from pipeline.models.snapshot import save_snapshot
+from pipeline.models.snapshot import at_resolution, load_snapshot, save_snapshot
 from pipeline.models.statistics import Statistics
 from tests.builders import snapshot_config
 from tests.conftest import write_prepared
@@ -200,6 +200,20 @@ def test_a_pinned_champion_is_the_baseline(params: Params, root: Path, tmp_path:
     assert verdict.baseline.address == "models:/crescendo/3"
     assert verdict.baseline.model_digest == verdict.model_digest
     assert results_of(tmp_path)["contenders"]["champion"]["nfe"] == 3
+
+
+def test_a_smaller_champion_is_compared_after_enlargement(params: Params, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "data", tmp_path / "data")
+    shutil.copytree(root / "models", tmp_path / "models")
+    whole = load_snapshot(root / "models/finetuned")
+    core = at_resolution(whole, 8)
+    save_snapshot(tmp_path / "core", core.denoiser, core.config)
+    run(
+        with_evaluate(params, max_calls=1),
+        tmp_path,
+        champion=Champion(tmp_path / "core", "models:/crescendo/3"),
+    )
+    assert results_of(tmp_path)["contenders"]["champion"]["nfe"] == 3, "two steps, one of them guided"
 
 
 def test_a_champion_with_another_text_encoder_is_refused(params: Params, root: Path, tmp_path: Path) -> None:

@@ -107,8 +107,6 @@ def test_too_few_images_refuse_a_floor() -> None:
     floor = statistics.kid_of_halves(normal(20, 0), [str(i) for i in range(20)], 10, np.random.default_rng(0))
     assert floor.value is None
     assert floor.reason == "kid: n=10, needs 50"
-    few = statistics.sharpness_of_halves(np.ones(10), 5, np.random.default_rng(0))
-    assert few.reason == "sharpness: n=5, needs 20"
 
 
 def test_floors_depend_on_the_seed_alone() -> None:
