@@ -27,6 +27,7 @@ ALIKE = 1 / 3  # rho below which a sample is much nearer to one family than to a
 REPLICA_QUANTILE = 0.01  # of the reference's rho
 REPLICA_DISTANCE = 4.0  # grey levels
 RESOLUTION = 16
+CHUNK = 500  # training images whose variants are made at once
 # Of training images, so that copies which are blurred or moved are found, too: (dy, dx), px at 64 px.
 SHIFTS = tuple((y, x) for y in range(-2, 3) for x in range(-2, 3))
 BLURS = (1.0, 2.0)  # px at 64 px, standard deviations; unshifted
@@ -53,19 +54,26 @@ class TrainingImages:
     def __init__(self, images: Tensor, families: Int64) -> None:
         """uint8 images [M,3,R,R] and the numbers of their families [M]."""
         self.families = families
-        own = _box_means(images.float())
-        self._centre = own.mean(0)  # distances are differences of large squares without it
-        self._variants = [_box_means(variant) - self._centre for variant in _variants(images)]
+        self._centre = _box_means(images[:CHUNK].float()).mean(
+            0
+        )  # distances are differences of large squares
+        self._chunks = [
+            torch.stack([_box_means(variant) - self._centre for variant in _variants(chunk)])
+            for chunk in images.split(CHUNK)
+        ]  # [V, m, d] each
 
     def distances(self, images: Tensor) -> Float64:
         """RMS distances [N,M], grey levels, of uint8 images [N,3,R,R] to the least distant variant of each."""
         pixels = _box_means(images.float()) - self._centre
         squares = pixels.square().sum(1)[:, None]
-        least = torch.full((len(pixels), len(self.families)), torch.inf)
-        for variant in self._variants:
-            between = torch.addmm(squares + variant.square().sum(1)[None], pixels, variant.T, alpha=-2)
-            torch.minimum(least, between, out=least)
-        return least.clamp_min(0).sqrt().double().numpy()
+        parts = []
+        for variants in self._chunks:
+            least = torch.full((len(pixels), variants.shape[1]), torch.inf)
+            for variant in variants:
+                between = torch.addmm(squares + variant.square().sum(1)[None], pixels, variant.T, alpha=-2)
+                torch.minimum(least, between, out=least)
+            parts.append(least)
+        return torch.cat(parts, 1).clamp_min(0).sqrt().double().numpy()
 
     def nearest(self, images: Tensor) -> Neighbours:
         """The nearest training images and families of uint8 images [N,3,R,R]."""
