@@ -30,10 +30,10 @@ from benchmarks.measure import machine, table
 from pipeline.config.params import load_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import damage, gate, metrics, statistics
-from pipeline.evaluation.comparison import CaptionJudge, RealImages, kid_margin, measure_real
+from pipeline.evaluation.comparison import CaptionJudge, Margin, RealImages, kid_margin, measure_real
 from pipeline.evaluation.conditions import CaptionSet, build_caption_set
 from pipeline.evaluation.contenders import Contender
-from pipeline.evaluation.evaluate import thresholds_of
+from pipeline.evaluation.evaluate import margins_of, thresholds_of
 from pipeline.evaluation.evidence import Conditions, Description, Evidence, Measured, Reference
 from pipeline.evaluation.extractors import load_extractors
 from pipeline.evaluation.features import Extractor
@@ -120,11 +120,11 @@ def build_pool(
     dataset: PreparedDataset,
     extractors: Sequence[Extractor],
     draw: Callable[[CaptionSet], Mapping[str, Tensor]],
-    qualities: tuple[int, int],
+    margins: tuple[Margin, Margin],
     log: Callable[[str], None],
 ) -> Pool:
     """Measure every case on every family. `draw` gives the images of BASELINE, OTHER_SEEDS and MORE_CALLS;
-    `qualities` are those of the margins' JPEG, on training captions and on held-out ones."""
+    `margins` define those of KID, on training captions and on held-out ones."""
     real = measure_real(dataset, extractors, 0)
     names = sorted(set(real.groups))
     groups = np.array([names.index(group) for group in real.groups], dtype=np.int64)
@@ -166,8 +166,8 @@ def build_pool(
         sorted(set(real.families)),
         groups,
         least_by_family(training.distances(real.images), families),
-        {each.name: kid_margin(each, real, qualities[0]) for each in extractors},
-        {each.name: kid_margin(each, real, qualities[1]) for each in extractors},
+        {each.name: kid_margin(each, real, margins[0]) for each in extractors},
+        {each.name: kid_margin(each, real, margins[1]) for each in extractors},
     )
 
 
@@ -327,18 +327,24 @@ def teacher_images(
     project: Path, dataset: PreparedDataset, steps: int, log: Callable[[str], None]
 ) -> Callable[[CaptionSet], dict[str, Tensor]]:
     """Draws the captions of a set with the project's fine-tuned model: `steps` of each level as BASELINE and
-    OTHER_SEEDS, twice as many as MORE_CALLS."""
+    OTHER_SEEDS, twice as many as MORE_CALLS. They are kept in runs/operating of the project."""
     snapshot = load_snapshot(project / "models" / "finetuned")
     levels = 1 + len(snapshot.config.shells)
     settings = replace(snapshot.config.sampling, guidance=1.0)
 
     def draw(captions: CaptionSet) -> dict[str, Tensor]:
+        stored = project / "runs" / "operating" / f"{captions.split}-{steps}-{snapshot.digest[:16]}.npz"
+        if stored.is_file():
+            with np.load(stored) as arrays:
+                return {name: torch.from_numpy(images) for name, images in arrays.items()}
         text = dataset.text([captions.caption_ids[i] for i in captions.which])
         images = {}
         for name, seed, count in ((BASELINE, 0, steps), (OTHER_SEEDS, 1, steps), (MORE_CALLS, 2, 2 * steps)):
             contender = Contender(name, "finetuned", settings=settings, calls=(count,) * levels)
             images[name] = contender.sample(snapshot, text, captions.seeds(seed)).images
             log(f"sampled {len(text.pooled)} images of {name} on {captions.split} captions")
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(stored, **{name: each.numpy() for name, each in images.items()})
         return images
 
     return draw
@@ -367,8 +373,7 @@ def main() -> None:
     extractors, _ = load_extractors(params.evaluate.extractors, dataset)
     promotion = params.promotion
     draw = teacher_images(args.project, dataset, args.steps, log)
-    qualities = promotion.margin_jpeg, promotion.heldout_margin_jpeg
-    pool = build_pool(dataset, extractors, draw, qualities, log)
+    pool = build_pool(dataset, extractors, draw, margins_of(promotion), log)
     print(f"{machine(['torch'])}\n")
     counts = {}
     for factor, draws in ((1, args.draws), (4, args.large_draws)):

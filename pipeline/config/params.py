@@ -357,9 +357,11 @@ class Promotion(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
     precision: Annotated[float, Field(gt=0, le=0.5)]
     margin_jpeg: Quality
+    margin_noise: NonNegative
     heldout_margin_jpeg: Quality
-    min_recall: NonNegative
-    min_coverage: NonNegative
+    heldout_margin_noise: NonNegative
+    recall_margin: Fraction
+    coverage_margin: Fraction
     sharpness_margin: Positive
     caption_margin: Positive
     max_copy_excess: Fraction

@@ -17,7 +17,9 @@ REMOVED_KEYS = {
     "evaluate.teacher_samples_per_caption": COUNTS,
     "evaluate.train_captions": COUNTS,
     "evaluate.teacher_train_captions": COUNTS,
-    "promotion.kid_margin": "promotion.margin_jpeg and promotion.heldout_margin_jpeg",
+    "promotion.kid_margin": "promotion.margin_jpeg and promotion.margin_noise",
+    "promotion.min_recall": "promotion.recall_margin",
+    "promotion.min_coverage": "promotion.coverage_margin",
     "promotion.max_copies": "promotion.max_copy_excess",
 }
 RENAMED_GUIDES = {"no_text": "unconditional", "low": "low_band", "early": "early_weights"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -86,16 +87,28 @@ def qualify_all(
     ]
 
 
-def kid_margin(extractor: Extractor, real: RealImages, quality: int) -> float:
-    """KID between training images and the same as JPEG of `quality`: a difference that is known and
-    independent of the number of samples. Pairs of one family are left out."""
+class Margin(NamedTuple):
+    """Damage that is hard to see: JPEG of a quality, and noise of a standard deviation in grey levels."""
+
+    jpeg: int
+    noise: float
+
+
+def kid_margin(extractor: Extractor, real: RealImages, margin: Margin) -> float:
+    """KID between training images and the same with damage that is hard to see, the larger one of two kinds,
+    since an extractor may not see the other: a difference that is known, and independent of the number of
+    samples. Pairs of one family are left out."""
     some = np.arange(min(len(real.images), MAX_DAMAGED)) * len(real.images)
     some = some // min(len(real.images), MAX_DAMAGED)
     (families,), total = statistics.number_families([real.families[i] for i in some])
-    white = real.whitening[extractor.name]
-    damaged = white(extractor(damage.jpeg(real.images[some], quality)))
+    white, images = real.whitening[extractor.name], real.images[some]
     clean = white(real.raw[extractor.name][some])
-    return float(statistics.kid_by_family(clean, families, damaged, families, np.ones((1, total)))[0])
+
+    def kid(damaged: Tensor) -> float:
+        fake = white(extractor(damaged))
+        return float(statistics.kid_by_family(clean, families, fake, families, np.ones((1, total)))[0])
+
+    return max(kid(damage.jpeg(images, margin.jpeg)), kid(damage.add_noise(images, margin.noise, seed=0)))
 
 
 @dataclass(frozen=True)
@@ -185,8 +198,8 @@ def measure(
     judge: CaptionJudge,
     training: TrainingImages,
 ) -> ImageMeasures:
-    """Measure uint8 images [N,3,R,R] of a caption set. Captions are judged from the features of all extractors, the
-    evidence holds those of qualified ones."""
+    """Measure uint8 images [N,3,R,R] of a caption set. Captions are judged from the features of all
+    extractors, the evidence holds those of qualified ones."""
     raw = {each.name: each(images) for each in extractors}
     features = {each.name: real.whitening[each.name](raw[each.name]) for each in qualified}
     sharpness, near = metrics.sharpness(images), training.nearest(images)

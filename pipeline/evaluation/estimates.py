@@ -188,13 +188,13 @@ class Estimates:
         values = self.neighbourhood_values(name, extractor)
         return {key: self._jackknifed(values[:, i]) for i, key in enumerate(NEIGHBOURHOOD)}
 
-    def ratio_slack(self, key: str, name: str, other: str, extractor: str, fraction: float) -> Metric:
-        """One of NEIGHBOURHOOD of a contender minus `fraction` of another's: below 0 is too little."""
+    def neighbourhood_difference(self, key: str, name: str, other: str, extractor: str) -> Metric:
+        """One of NEIGHBOURHOOD of a contender minus another's: below 0 is worse."""
         if not enough(key, self.num_neighbours):
             return Metric.refused(key, self.num_neighbours)
         i = NEIGHBOURHOOD.index(key)
         mine, theirs = (self.neighbourhood_values(each, extractor)[:, i] for each in (name, other))
-        return self._jackknifed(mine - fraction * theirs)
+        return self._jackknifed(mine - theirs)
 
     def _jackknifed(self, values: Float64) -> Metric:
         """With the interval of a delete-half jackknife: the variance over halves of the families is that of the

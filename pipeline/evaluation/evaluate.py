@@ -14,7 +14,7 @@ from pipeline import artifacts
 from pipeline.config.params import Params, Promotion
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import gate, report
-from pipeline.evaluation.comparison import RealImages, compare, kid_margin, measure_real
+from pipeline.evaluation.comparison import Margin, RealImages, compare, kid_margin, measure_real
 from pipeline.evaluation.conditions import build_caption_sets, plan_samples
 from pipeline.evaluation.contenders import is_finite
 from pipeline.evaluation.entry import Champion, Field, enter
@@ -95,12 +95,12 @@ def _describe(
 ) -> Description:
     """What the evidence is of, given the extractors that qualified and the noise floors."""
     used = [each for each in extractors if each.name in qualified]
-    gate_params = params.promotion
+    margin, heldout_margin = margins_of(params.promotion)
     return Description(
         seed=params.seed,
         extractors=qualified,
-        margins={each.name: kid_margin(each, real, gate_params.margin_jpeg) for each in used},
-        heldout_margins={each.name: kid_margin(each, real, gate_params.heldout_margin_jpeg) for each in used},
+        margins={each.name: kid_margin(each, real, margin) for each in used},
+        heldout_margins={each.name: kid_margin(each, real, heldout_margin) for each in used},
         floors=floors,
         candidates=field.candidates,
         equal_cost=field.equal_cost,
@@ -126,6 +126,14 @@ def build_verdict(
         is_refined=refined.config.is_refined,
         verdicts=verdicts,
         default_passes=fewest_passed(verdicts),
+    )
+
+
+def margins_of(promotion: Promotion) -> tuple[Margin, Margin]:
+    """What defines the margins of KID, on training captions and on held-out ones."""
+    return (
+        Margin(promotion.margin_jpeg, promotion.margin_noise),
+        Margin(promotion.heldout_margin_jpeg, promotion.heldout_margin_noise),
     )
 
 

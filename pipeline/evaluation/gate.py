@@ -30,8 +30,8 @@ HOPELESS = 100  # times as many families as there are: no reasonable data set de
 class Thresholds:
     """See params.yaml, `promotion`."""
 
-    min_recall: float
-    min_coverage: float
+    recall_margin: float
+    coverage_margin: float
     sharpness_margin: float
     caption_margin: float
     max_copy_excess: float
@@ -68,8 +68,8 @@ def _rules(estimates: dict[str, Estimates], passes: int, name: str, thresholds: 
         floor, margin = about.floors.get(f"heldout/{extractor}"), about.heldout_margins[extractor]
         yield _at_most(f"heldout_{extractor}", difference, margin, "the baseline", floor, "heldout")
     for extractor in about.extractors[:1]:
-        for key, fraction in (("recall", thresholds.min_recall), ("coverage", thresholds.min_coverage)):
-            yield _ratio(train, key, name, about.baseline, extractor, fraction)
+        for key, margin in (("recall", thresholds.recall_margin), ("coverage", thresholds.coverage_margin)):
+            yield _at_least(train, key, name, extractor, margin)
     yield _at_most(
         "sharpness",
         train.sharpness_excess(name, about.baseline),
@@ -155,22 +155,22 @@ def _at_most(
     return _rule(name, difference, margin, outcome, reason, floor)
 
 
-def _ratio(estimates: Estimates, key: str, name: str, baseline: str, extractor: str, fraction: float) -> Rule:
-    slack = estimates.ratio_slack(key, name, baseline, extractor, fraction)
-    refused = _refused(key, slack)
+def _at_least(estimates: Estimates, key: str, name: str, extractor: str, margin: float) -> Rule:
+    baseline = estimates.evidence.description.baseline
+    difference = estimates.neighbourhood_difference(key, name, baseline, extractor)
+    refused = _refused(key, difference)
     if refused:
         return refused
-    outcome = _decide(slack, 0.0, good_is_low=False)
+    outcome = _decide(difference, -margin, good_is_low=False)
     theirs = estimates.neighbourhood(baseline, extractor)[key].value or 0.0
-    least = fraction * theirs
-    value, low, high = (number + least for number in _interval(slack))
-    moved = Metric(value, slack.n, low, high, families=slack.families)
+    value, low, high = (number + theirs for number in _interval(difference))
+    moved = Metric(value, difference.n, low, high, families=difference.families)
     reason = {
-        "passed": f"at least {fraction:g} of the baseline's {theirs:.3f}",
-        "failed": f"below {fraction:g} of the baseline's {theirs:.3f}",
-        "undecided": undecided(slack, 0.0, estimates.split),
+        "passed": f"not more than {margin:g} below the baseline's {theirs:.3f}",
+        "failed": f"more than {margin:g} below the baseline's {theirs:.3f}",
+        "undecided": undecided(difference, -margin, estimates.split),
     }[outcome]
-    return _rule(key, moved, least, outcome, reason, theirs)
+    return _rule(key, moved, theirs - margin, outcome, reason, theirs)
 
 
 def _captions(estimates: Estimates, name: str, baseline: str, margin: float) -> Rule:

@@ -14,13 +14,14 @@ from pipeline.config.params import load_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import damage
 from pipeline.evaluation.conditions import CaptionSet
-from pipeline.evaluation.evaluate import thresholds_of
+from pipeline.evaluation.evaluate import margins_of, thresholds_of
 from pipeline.evaluation.features import randconv
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.sources.openmoji import OpenMoji
 from tests.conftest import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
+PROMOTION = load_params(ROOT / "params.yaml").promotion
 RESOLUTION = 64
 TRAIN, TEST = 200, 75  # families to draw from
 DRAWN = 182, 65  # families of the demo
@@ -83,12 +84,14 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
         return {name: as_teacher(captions.images, seed) for seed, name in enumerate(names)}
 
     dataset = PreparedDataset(path)
-    return operating.build_pool(dataset, [randconv(RESOLUTION)], draw, (95, 75), log=lambda line: None)
+    return operating.build_pool(
+        dataset, [randconv(RESOLUTION)], draw, margins_of(PROMOTION), log=lambda line: None
+    )
 
 
 @pytest.mark.slow
 def test_good_models_do_not_fail_and_bad_ones_do_for_the_right_reason(pool: Pool) -> None:
-    thresholds = thresholds_of(load_params(ROOT / "params.yaml").promotion)
+    thresholds = thresholds_of(PROMOTION)
     results = operating.characterise(pool, thresholds, *DRAWN, draws=DRAWS)
     assert set(results) == {*GOOD, *BAD} == {*GOOD, *RULES}
     print(operating.as_table(results))

@@ -63,7 +63,7 @@ def test_a_difference_from_oneself_is_zero_with_an_interval_of_no_width() -> Non
         estimates.kid_difference(BASELINE, BASELINE, "randconv"),
         estimates.sharpness_excess(BASELINE, BASELINE),
         estimates.caption_difference(BASELINE, BASELINE),
-        estimates.ratio_slack("recall", BASELINE, BASELINE, "randconv", 1.0),
+        estimates.neighbourhood_difference("recall", BASELINE, BASELINE, "randconv"),
     ):
         assert (metric.value, metric.low, metric.high) == (0, 0, 0)
 
@@ -76,8 +76,8 @@ def test_intervals_of_a_true_difference_of_zero_hold_zero(kind: str) -> None:
         estimates = Estimates(evidence(60, seed=seed), "train")
         metric = {
             "kid": lambda e: e.kid_difference(CANDIDATE, BASELINE, "randconv"),
-            "recall": lambda e: e.ratio_slack("recall", CANDIDATE, BASELINE, "randconv", 1.0),
-            "coverage": lambda e: e.ratio_slack("coverage", CANDIDATE, BASELINE, "randconv", 1.0),
+            "recall": lambda e: e.neighbourhood_difference("recall", CANDIDATE, BASELINE, "randconv"),
+            "coverage": lambda e: e.neighbourhood_difference("coverage", CANDIDATE, BASELINE, "randconv"),
             "sharpness": lambda e: e.sharpness_excess(CANDIDATE, BASELINE),
             "captions": lambda e: e.caption_difference(CANDIDATE, BASELINE),
         }[kind](estimates)

@@ -13,7 +13,7 @@ from pipeline.evaluation.verdict import Rule
 from tests.evaluation.evidence import CANDIDATE, evidence, images
 
 THRESHOLDS = gate.Thresholds(
-    min_recall=0.9, min_coverage=0.9, sharpness_margin=0.1, caption_margin=0.05, max_copy_excess=0.15
+    recall_margin=0.1, coverage_margin=0.1, sharpness_margin=0.1, caption_margin=0.05, max_copy_excess=0.15
 )
 N = 240  # images
 
