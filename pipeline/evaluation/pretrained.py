@@ -8,10 +8,8 @@ safetensors or by torch.load(weights_only=True): no file runs code.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch import Tensor
 from pipeline.artifacts import sha256_file
 from pipeline.errors import InputMissing, PipelineError, StorageError
 from pipeline.evaluation.features import Extractor
+from pipeline.progress import quiet_transformers
 
 DINOV2_RESOLUTION = 224  # px, 16 x 16 patches, as FD-DINOv2 is measured
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -121,7 +120,7 @@ def _load_transformer(name: str, kind: str, weights: str, sha256: str) -> Any:
     import transformers
 
     try:
-        with _quiet():
+        with quiet_transformers():
             net, report = getattr(transformers, kind).from_pretrained(
                 folder,
                 dtype=torch.float32,
@@ -143,7 +142,7 @@ def _folder(name: str, weights: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        with _quiet():
+        with quiet_transformers():
             return Path(snapshot_download(weights, allow_patterns=["config.json", "model.safetensors"]))
     except (OSError, ValueError) as exc:
         problem = f"{weights!r} is not a folder, nor to be had from the hub ({type(exc).__name__})"
@@ -166,19 +165,3 @@ def _no_model(name: str, weights: str, reason: object) -> PipelineError:
 
 def _where(name: str) -> str:
     return f"evaluate.extractors: {name}"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' reports on loading, and its progress bars, off the terminal."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

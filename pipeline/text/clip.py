@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
 from pipeline.errors import ConfigError, InputMissing
+from pipeline.progress import quiet_transformers
 from pipeline.text.encoder import SETTING, Encoded, encode_batches
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -42,7 +41,7 @@ class Clip:
         folder = _clip_folder(name)
         weights = _clip_weights(folder, name)
         try:
-            with _quiet():
+            with quiet_transformers():
                 self._tokenizer, self._model, projects = _load_clip(folder)
         except Exception as error:  # The tokenizers library raises nothing narrower.
             raise _no_clip(name, str(error).strip().partition("\n")[0][:200]) from error
@@ -92,7 +91,7 @@ def _clip_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        with _quiet():
+        with quiet_transformers():
             return Path(snapshot_download(name, allow_patterns=_CLIP_FILES))
     except (OSError, ValueError) as error:
         problem = (
@@ -158,18 +157,3 @@ def tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> Any:
 
 def _count_tokens(tokenizer: Any, captions: Sequence[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(list(captions), verbose=False)["input_ids"]] if captions else []
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' reports on loading, and its progress bars, off the terminal."""
-    logging = importlib.import_module("transformers.utils.logging")
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
