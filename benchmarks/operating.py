@@ -30,7 +30,7 @@ from benchmarks.measure import machine, table
 from pipeline.config.params import load_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import damage, gate, metrics, statistics
-from pipeline.evaluation.comparison import CaptionJudge, Margin, RealImages, kid_margin, measure_real
+from pipeline.evaluation.comparison import CaptionJudge, Margin, RealImages, kid_margins, measure_real
 from pipeline.evaluation.conditions import CaptionSet, build_caption_set
 from pipeline.evaluation.contenders import Contender
 from pipeline.evaluation.evaluate import margins_of, thresholds_of
@@ -124,7 +124,7 @@ def build_pool(
     log: Callable[[str], None],
 ) -> Pool:
     """Measure every case on every family. `draw` gives the images of BASELINE, OTHER_SEEDS and MORE_CALLS;
-    `margins` define those of KID, on training captions and on held-out ones."""
+    `margins` are the narrow and the wide one of KID."""
     real = measure_real(dataset, extractors, 0)
     names = sorted(set(real.groups))
     groups = np.array([names.index(group) for group in real.groups], dtype=np.int64)
@@ -166,8 +166,7 @@ def build_pool(
         sorted(set(real.families)),
         groups,
         least_by_family(training.distances(real.images), families),
-        {each.name: kid_margin(each, real, margins[0]) for each in extractors},
-        {each.name: kid_margin(each, real, margins[1]) for each in extractors},
+        *kid_margins(extractors, real, margins),
     )
 
 

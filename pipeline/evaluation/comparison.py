@@ -111,6 +111,18 @@ def kid_margin(extractor: Extractor, real: RealImages, margin: Margin) -> float:
     return max(kid(damage.jpeg(images, margin.jpeg)), kid(damage.add_noise(images, margin.noise, seed=0)))
 
 
+def kid_margins(
+    extractors: Sequence[Extractor], real: RealImages, margins: tuple[Margin, Margin]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Margins of each extractor on training captions and on held-out ones, from a narrow and a wide damage.
+    The narrow one is that of the main extractor on training captions; the others are there for faults that it
+    does not see."""
+    narrow, wide = margins
+    heldout = {each.name: kid_margin(each, real, wide) for each in extractors}
+    main = {each.name: kid_margin(each, real, narrow) for each in extractors[:1]}
+    return heldout | main, heldout
+
+
 @dataclass(frozen=True)
 class ImageMeasures:
     """Of the images of one contender on one caption set."""

@@ -14,7 +14,7 @@ from pipeline import artifacts
 from pipeline.config.params import Params, Promotion
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import gate, report
-from pipeline.evaluation.comparison import Margin, RealImages, compare, kid_margin, measure_real
+from pipeline.evaluation.comparison import Margin, RealImages, compare, kid_margins, measure_real
 from pipeline.evaluation.conditions import build_caption_sets, plan_samples
 from pipeline.evaluation.contenders import is_finite
 from pipeline.evaluation.entry import Champion, Field, enter
@@ -95,12 +95,12 @@ def _describe(
 ) -> Description:
     """What the evidence is of, given the extractors that qualified and the noise floors."""
     used = [each for each in extractors if each.name in qualified]
-    margin, heldout_margin = margins_of(params.promotion)
+    margins, heldout_margins = kid_margins(used, real, margins_of(params.promotion))
     return Description(
         seed=params.seed,
         extractors=qualified,
-        margins={each.name: kid_margin(each, real, margin) for each in used},
-        heldout_margins={each.name: kid_margin(each, real, heldout_margin) for each in used},
+        margins=margins,
+        heldout_margins=heldout_margins,
         floors=floors,
         candidates=field.candidates,
         equal_cost=field.equal_cost,
@@ -130,7 +130,7 @@ def build_verdict(
 
 
 def margins_of(promotion: Promotion) -> tuple[Margin, Margin]:
-    """What defines the margins of KID, on training captions and on held-out ones."""
+    """What defines the narrow and the wide margin of KID."""
     return (
         Margin(promotion.margin_jpeg, promotion.margin_noise),
         Margin(promotion.heldout_margin_jpeg, promotion.heldout_margin_noise),
