@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,7 +186,8 @@ class Estimates:
         if not enough("recall", self.num_neighbours):
             return {key: Metric.refused(key, self.num_neighbours) for key in NEIGHBOURHOOD}
         values = self.neighbourhood_values(name, extractor)
-        return {key: self._jackknifed(values[:, i]) for i, key in enumerate(NEIGHBOURHOOD)}
+        metrics = {key: self._jackknifed(values[:, i]) for i, key in enumerate(NEIGHBOURHOOD)}
+        return {key: metric if key == "density" else _within_one(metric) for key, metric in metrics.items()}
 
     def neighbourhood_difference(self, key: str, name: str, other: str, extractor: str) -> Metric:
         """One of NEIGHBOURHOOD of a contender minus another's: below 0 is worse."""
@@ -202,6 +203,12 @@ class Estimates:
         whole, n = float(values[0]), self.num_neighbours
         reach = float(1.96 * values[1:].std())
         return Metric(whole, n, whole - reach, whole + reach, families=n)
+
+
+def _within_one(share: Metric) -> Metric:
+    """A share, with its interval cut to 0..1."""
+    assert share.low is not None and share.high is not None
+    return replace(share, low=max(share.low, 0.0), high=min(share.high, 1.0))
 
 
 def _neighbourhood(within_real: Float64, within_fake: Float64, between: Float64) -> list[float]:
