@@ -86,7 +86,7 @@ def call_costs(snapshot: Snapshot, text: Conditioning) -> list[int]:
         x = torch.zeros(1, 3, level.resolution, level.resolution, device=next(level.parameters()).device)
         one, sigma = text.select(slice(0, 1)).to(x.device), torch.ones(1, device=x.device)
         with torch.no_grad():
-            costs.append(count_multiply_adds(lambda: level(x, sigma, one)))  # noqa: B023  # called at once
+            costs.append(count_multiply_adds(functools.partial(level, x, sigma, one)))
     return costs
 
 

@@ -36,6 +36,11 @@ class Estimates:
         self.conditions: Conditions = evidence.conditions[split]
         self.measured: Mapping[str, Measured] = evidence.measured[split]
         self.families = len(np.unique(self.conditions.families))
+        # Of this object, and gone with it.
+        self.kid_values = functools.cache(self._kid_values)
+        self.neighbourhood_values = functools.cache(self._neighbourhood_values)
+        self._within_real = functools.cache(self._compute_within_real)
+        self._real_distances = functools.cache(self._compute_real_distances)
 
     @functools.cached_property
     def counts(self) -> Float64:
@@ -46,13 +51,11 @@ class Estimates:
 
     # --- KID.
 
-    @functools.cache  # noqa: B019  # as long as the evidence is judged
-    def _within_real(self, extractor: str) -> Float64:
+    def _compute_within_real(self, extractor: str) -> Float64:
         real, families = self.conditions.real[extractor], self.conditions.real_families
         return KernelSums(real, families, real, families, self.conditions.num_families).mean(self.counts)
 
-    @functools.cache  # noqa: B019
-    def kid_values(self, name: str, extractor: str) -> Float64:
+    def _kid_values(self, name: str, extractor: str) -> Float64:
         """KID of a contender for each row of `counts`: [1 + B]."""
         real, unit_real = self.conditions.real[extractor], self.conditions.real_families
         fake, unit_fake = self.measured[name].features[extractor], self.conditions.families
@@ -147,13 +150,11 @@ class Estimates:
         rng = generator(self.evidence.description.seed, f"halves/{self.split}")
         return [np.ones(total, bool), *(rng.permutation(total) < total // 2 for _ in range(HALVES))]
 
-    @functools.cache  # noqa: B019
-    def _real_distances(self, extractor: str) -> Float64:
+    def _compute_real_distances(self, extractor: str) -> Float64:
         real = self.conditions.real[extractor][self._kept[0]]
         return distances(real, real)
 
-    @functools.cache  # noqa: B019
-    def neighbourhood_values(self, name: str, extractor: str) -> Float64:
+    def _neighbourhood_values(self, name: str, extractor: str) -> Float64:
         """NEIGHBOURHOOD of a contender [1 + H, 4], of all families and of each half of them."""
         of_real, of_fake = self._kept
         families_real, families_fake = (

@@ -8,6 +8,7 @@ the same to the bit for the same images on the same machine.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Classifier(nn.Module):
         widths = (24, 48, 96, 96)[:num_stages]
         self.dim = 2 * sum(widths)  # number of features
         self.convs = nn.ModuleList()
-        for fan_in, width in zip((3, *widths), widths, strict=False):
+        for fan_in, width in itertools.pairwise((3, *widths)):
             conv = skip_init(nn.Conv2d, fan_in, width, 3, stride=2, padding=1)
             nn.init.kaiming_normal_(conv.weight, a=SLOPE, generator=generator)
             nn.init.zeros_(conv.bias)

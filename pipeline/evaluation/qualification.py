@@ -7,6 +7,7 @@ fails does not see what it is asked about, or sees it too vaguely for so few ima
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def find_disorder(table: Mapping[str, Metric]) -> str:
     """The first step of a ladder that does not clearly go up, as a sentence; "" if all do."""
     for ladder in LADDERS.values():
         cases = [REAL, *(case for case, _ in ladder), NOTHING]
-        for less, more in zip(cases, cases[1:], strict=False):
+        for less, more in itertools.pairwise(cases):
             lower, upper = table[less], table[more]
             if upper.low is None or lower.high is None:
                 return str(upper.reason or lower.reason)
