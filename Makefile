@@ -55,7 +55,7 @@ ablate: $(VENV)/.stamp
 
 # How much the verdict depends on the seed of training: refine and evaluate three times. Needs what `make demo` makes.
 evaluate-seeds: $(VENV)/.stamp
-	python -m benchmarks.seeds --seeds 3
+	python -m benchmarks.seeds --seeds 3 --write
 
 # Two steps: pip cannot check hashes of an editable install.
 $(VENV)/.locked: requirements.lock

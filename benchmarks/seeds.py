@@ -1,11 +1,13 @@
 """How much a verdict depends on the seed of training: refine and evaluate, repeated.
 
-    python -m benchmarks.seeds --seeds 3
+    python -m benchmarks.seeds --seeds 3 [--write]
 
 An interval in a verdict is about one trained model: it covers the choice of captions and of noise. Trained with
 another seed, the model is another one. This trains the refine stage with several seeds on the same data and the
 same fine-tuned model, and evaluates each result with the seed of params.yaml, so captions and noise are the same.
 Each seed has a project folder of its own in runs/seeds, made of links; training that was stopped continues there.
+With --write the spread becomes `evaluate.training_spread` in params.yaml, so that the next verdict and its page
+show it beside the intervals.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from benchmarks import measure
 from pipeline import artifacts
@@ -118,6 +122,20 @@ def _spread(passes: int, name: str, rules: Sequence[Rule]) -> Spread:
     )
 
 
+def as_param(found: Sequence[Spread], num_passes: Sequence[int]) -> CommentedSeq:
+    """The value of `evaluate.training_spread`: of every rule that has a spread, one rule a line."""
+    by_rule: dict[str, dict[int, float]] = {}
+    for each in found:
+        if each.spread is not None:
+            by_rule.setdefault(each.rule, {})[each.passes] = float(f"{each.spread:.3g}")
+    lines = CommentedSeq()
+    for rule, known in by_rule.items():
+        line = CommentedMap(rule=rule, half_widths=[known.get(passes) for passes in num_passes])
+        line.fa.set_flow_style()
+        lines.append(line)
+    return lines
+
+
 def table(found: Sequence[Spread]) -> str:
     """The spread over seeds beside the sampling error, for each rule and number of passes."""
     rows = [
@@ -142,12 +160,14 @@ def main(arguments: Sequence[str] | None = None, run: Run = run_stage) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many, from the seed of params.yaml on (3)")
-    count = parser.parse_args(arguments).seeds
+    parser.add_argument("--write", action="store_true", help="into params.yaml: evaluate.training_spread")
+    args = parser.parse_args(arguments)
+    count = args.seeds
     if count < 2:
         parser.error("--seeds: a spread needs 2 or more")
     root = Path.cwd()
-    first = load_params(root / "params.yaml").seed
-    seeds = list(range(first, first + count))
+    params = load_params(root / "params.yaml")
+    seeds = list(range(params.seed, params.seed + count))
     verdicts = [judge(root, seed, run) for seed in seeds]
     found = spreads(verdicts)
     tree = {
@@ -160,6 +180,10 @@ def main(arguments: Sequence[str] | None = None, run: Run = run_stage) -> None:
     distinct = len(set(tree["models"]))  # fewer where refine ends with the state it began with
     heading = f"{count} seeds, {distinct} different models; spread and sampling error are half widths of 95%"
     print(f"{heading}\n\n{table(found)}", end="")
+    if args.write:
+        change = {"evaluate": {"training_spread": as_param(found, params.evaluate.num_passes)}}
+        change_params(root, change, "params.yaml with the spread over seeds")
+        print("\nwritten to params.yaml; `dvc repro evaluate` shows it in the verdict and on its page")
 
 
 if __name__ == "__main__":

@@ -313,6 +313,13 @@ class ExtractorSetting(Section):
         return self
 
 
+class TrainingSpread(Section):
+    """How much a rule's value varies with the seed of training: half width of 95%, for each of num_passes."""
+
+    rule: str
+    half_widths: tuple[NonNegative | None, ...]
+
+
 class Evaluate(Section):
     """What is measured, against which model, by which extractors, on how many samples."""
 
@@ -323,6 +330,7 @@ class Evaluate(Section):
     max_calls: Count
     num_passes: Annotated[tuple[Literal[1, 2, 4], ...], Field(min_length=1)]
     batch_size: Size
+    training_spread: tuple[TrainingSpread, ...]
     watch_images: WatchImages
 
     @field_validator("extractors", mode="before")
@@ -337,6 +345,12 @@ class Evaluate(Section):
     def _check(self) -> Evaluate:
         names = [extractor.name for extractor in self.extractors]
         require(len(set(names)) == len(names), "extractors: an entry is given twice")
+        for each in self.training_spread:
+            complete = len(each.half_widths) == len(self.num_passes)
+            fix = "write [], or run `python -m benchmarks.seeds --seeds 3 --write`"
+            require(
+                complete, f"training_spread: {each.rule} needs a number for each of num_passes. Fix: {fix}"
+            )
         source, pinned = self.baseline, bool(self.baseline_sha256)
         fix = f"run `crescendo pin --baseline {source}`"
         fixed = not source or re.fullmatch(FIXED_VERSION, source)

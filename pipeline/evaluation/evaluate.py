@@ -7,11 +7,12 @@ equal input; times are in throughput.json.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.config.params import Params, Promotion
+from pipeline.config.params import Evaluate, Params, Promotion
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import gate, report
 from pipeline.evaluation.comparison import Margin, RealImages, compare, kid_margins, measure_real
@@ -23,7 +24,7 @@ from pipeline.evaluation.extractors import load_extractors
 from pipeline.evaluation.features import Extractor
 from pipeline.evaluation.results import as_json, build_results, flatten, summarise
 from pipeline.evaluation.samples import TaskMapper, run_locally, sample_all, sampler, throughput
-from pipeline.evaluation.verdict import Verdict, fewest_passed
+from pipeline.evaluation.verdict import PassVerdict, Verdict, fewest_passed
 
 
 def evaluate(
@@ -75,7 +76,7 @@ def evaluate(
         path = folder / "evidence.safetensors"
         comparison.evidence.save(path)
         evidence = Evidence.load(path)  # as whoever judges again will read it
-        verdict = build_verdict(evidence, artifacts.sha256_file(path), field, dataset, params.promotion)
+        verdict = build_verdict(evidence, artifacts.sha256_file(path), field, dataset, params)
         results = build_results(verdict, evidence, comparison, field, [*extractors, *unavailable], count)
         (folder / "metrics.json").write_text(as_json(results.to_json()), encoding="utf-8")
         (folder / "summary.json").write_text(as_json(summarise(results)), encoding="utf-8")
@@ -113,10 +114,11 @@ def _describe(
 
 
 def build_verdict(
-    evidence: Evidence, digest: str, field: Field, dataset: PreparedDataset, promotion: Promotion
+    evidence: Evidence, digest: str, field: Field, dataset: PreparedDataset, params: Params
 ) -> Verdict:
     """Judge the evidence, whose file has this digest."""
-    verdicts = tuple(gate.judge(evidence, thresholds_of(promotion)))
+    judged = gate.judge(evidence, thresholds_of(params.promotion))
+    verdicts = tuple(add_training_spread(each, params.evaluate) for each in judged)
     refined = field.snapshots["refined"]
     return Verdict(
         data_digest=artifacts.directory_digest(dataset.path),
@@ -127,6 +129,14 @@ def build_verdict(
         verdicts=verdicts,
         default_passes=fewest_passed(verdicts),
     )
+
+
+def add_training_spread(verdict: PassVerdict, section: Evaluate) -> PassVerdict:
+    """The verdict with what `evaluate.training_spread` says of its rules."""
+    place = section.num_passes.index(verdict.passes)
+    known = {each.rule: each.half_widths[place] for each in section.training_spread}
+    rules = tuple(replace(rule, training=known.get(rule.name)) for rule in verdict.rules)
+    return replace(verdict, rules=rules)
 
 
 def margins_of(promotion: Promotion) -> tuple[Margin, Margin]:

@@ -111,6 +111,7 @@ def render(
         without_equal=[n for n in sorted(about.candidates) if n not in about.equal_cost],
         bar_of=bar_of,
         advice=_advice(results),
+        seeds_known=any(r.training is not None for each in results.verdict.verdicts for r in each.rules),
         grids=[pictures.compare_captions(names, samples[each.split], each) for each in caption_sets],
         suspects={
             name: pictures.find_suspects(name, comparison, samples["heldout"][name], held_out, dataset)

@@ -34,7 +34,8 @@ class Rule:
     """One rule: its outcome and the numbers that it follows from; None where there is no such number.
 
     low, high: 95% interval of `value`. floor: what two sets of real images differ by. families: how many families
-    of captions the interval comes from. reason: in words.
+    of captions the interval comes from. reason: in words. training: half width of the 95% interval of `value` over
+    seeds of training, where it is known; `low` and `high` are about the choice of captions and of noise alone.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -46,12 +47,15 @@ class Rule:
     floor: float | None = None
     families: Annotated[int, Field(ge=0)] | None = None
     reason: str | None = None
+    training: Annotated[float, Field(ge=0)] | None = None
 
     def __str__(self) -> str:
         """As in `recall 0.5 [0.4, 0.6] (threshold 0.9): below 0.95 of the baseline's 0.947`."""
         numbers = "" if self.value is None else f" {self.value:.4g}"
         if self.value is not None and self.low is not None and self.high is not None:
             numbers += f" [{self.low:.4g}, {self.high:.4g}]"
+        if self.value is not None and self.training is not None:
+            numbers += f" \u00b1 {self.training:.2g} over seeds of training"
         if self.value is not None and self.threshold is not None:
             numbers += f" (threshold {self.threshold:.4g})"
         reason = (self.reason or "no reason given").removeprefix(f"{self.name}: ")

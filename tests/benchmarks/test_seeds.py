@@ -13,6 +13,7 @@ from benchmarks import seeds
 from pipeline.config.params import load_params
 from pipeline.evaluation.verdict import Baseline, PassVerdict, Rule, Verdict
 from pipeline.launch.fingerprint import stage_fingerprint
+from pipeline.presets import change_params
 from tests.conftest import ROOT, write_prepared
 from tests.registry.conftest import write_model
 
@@ -79,6 +80,17 @@ def test_only_training_has_another_seed(
     assert out.startswith("2 seeds, 1 different models; ") and "| kid " in out
     shutil.rmtree(tmp_path / "runs")
     assert sorted(tmp_path.rglob("*")) == before, "nothing else of the project changes"
+
+
+def test_the_spread_is_written_for_the_next_verdict(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    found = seeds.spreads([verdict(1.0), verdict(1.5)])
+    change = {"evaluate": {"training_spread": seeds.as_param(found, (1, 2, 4))}}
+    for _ in range(2):
+        change_params(tmp_path, change, "params.yaml with the spread over seeds")
+        (kid,) = load_params(tmp_path / "params.yaml").evaluate.training_spread
+        assert kid.rule == "kid" and kid.half_widths == (pytest.approx(0.693, abs=1e-3), None, None)
+    assert "    - {rule: kid, half_widths: [0.693, null, null]}" in (tmp_path / "params.yaml").read_text()
 
 
 def test_one_seed_has_no_spread(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,11 @@ def test_an_integer_may_stand_for_a_float_but_no_text_or_boolean_for_a_number() 
         ("evaluate.baseline_passes", 2, "evaluate.baseline_passes: has no effect without baseline"),
         ("evaluate.baseline_sha256", "0" * 64, "evaluate.baseline_sha256: has no effect without baseline"),
         ("evaluate.baseline_sha256", "0", "evaluate.baseline_sha256: '0' is not valid"),
+        (
+            "evaluate.training_spread",
+            [{"rule": "recall", "half_widths": [0.1]}],
+            "evaluate.training_spread: recall needs a number for each of num_passes",
+        ),
         ("finetune.degrade.jpeg", [90, 30], "finetune.degrade.jpeg: needs two qualities"),
         ("finetune.degrade.jpeg", [30, 101], "finetune.degrade.jpeg[1]"),
         ("finetune.degrade.blur", 1.0, "finetune.degrade: has no effect without"),

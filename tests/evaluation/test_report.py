@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.params import Params
+from pipeline.config.params import Params, TrainingSpread
 from pipeline.evaluation import pictures, report, wording
+from pipeline.evaluation.evaluate import add_training_spread
 from pipeline.evaluation.verdict import Baseline, PassVerdict, Rule, Verdict, combine, fewest_passed
 from tests.evaluation.browser import CHROMIUM, Browser, open_browser
 from tests.evaluation.reports import Made, make
@@ -91,6 +92,25 @@ def test_too_few_images_give_reasons_and_no_numbers(tiny_params: Params, tmp_pat
     assert "too few images: 14, needs 50" in page
     assert "too few images to measure" in page, "in the chart"
     assert "How to decide what is undecided" in page
+
+
+@pytest.mark.slow
+def test_the_page_says_how_much_of_a_number_is_training(
+    made: Made, tiny_params: Params, tmp_path: Path
+) -> None:
+    report.write(tmp_path, *made.arguments())
+    assert "has not been measured (<code>make evaluate-seeds</code>)" in (tmp_path / "index.html").read_text()
+    passes = [each.passes for each in made.results.verdict.verdicts]
+    spread = TrainingSpread(rule="sharpness", half_widths=(0.1234,) * len(passes))
+    section = tiny_params.evaluate.model_copy(
+        update={"num_passes": tuple(passes), "training_spread": (spread,)}
+    )
+    verdicts = tuple(add_training_spread(each, section) for each in made.results.verdict.verdicts)
+    whole = replace(made.results.verdict, verdicts=verdicts)
+    report.write(tmp_path, *replace(made, results=replace(made.results, verdict=whole)).arguments())
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("\u00b1 0.123 over training") == len(passes)
+    assert "how far 95% of such models are from their mean" in page and "has not been measured" not in page
 
 
 @pytest.mark.slow

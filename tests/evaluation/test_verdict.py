@@ -51,6 +51,11 @@ def test_a_verdict_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert Verdict.read(tmp_path / "verdict.json") == WHOLE
 
 
+def test_what_training_adds_is_written_beside_the_interval() -> None:
+    rule = Rule("recall", "failed", 0.5, 0.4, 0.6, 0.9, reason="worse", training=0.05)
+    assert str(rule) == "recall 0.5 [0.4, 0.6] \u00b1 0.05 over seeds of training (threshold 0.9): worse"
+
+
 @pytest.mark.parametrize(
     ("outcomes", "expected"),
     [
