@@ -339,7 +339,7 @@ def teacher_images(
         text = dataset.text([captions.caption_ids[i] for i in captions.which])
         images = {}
         for name, seed, count in ((BASELINE, 0, steps), (OTHER_SEEDS, 1, steps), (MORE_CALLS, 2, 2 * steps)):
-            contender = Contender(name, "finetuned", settings=settings, calls=(count,) * levels)
+            contender = Contender(name, "finetuned", settings=settings, steps=(count,) * levels)
             images[name] = contender.sample(snapshot, text, captions.seeds(seed)).images
             log(f"sampled {len(text.pooled)} images of {name} on {captions.split} captions")
         stored.parent.mkdir(parents=True, exist_ok=True)

@@ -42,10 +42,10 @@ def generate(
     seeds: Sequence[int],
     settings: SamplerSettings | None = None,
     batch_size: int = 64,
-    calls: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
 ) -> Generated:
     """Make one image a caption and seed with a core or a fine-tuned model; `settings` None is the snapshot's own.
-    `calls` are the steps of each level, core first (see `pyramid.grid_of_calls`), in place of their number.
+    `steps` are those of each level, core first (see `pyramid.grid_of_steps`), in place of their number.
 
     With `early_exit` tiles leave the computation once their predicted error is half a grey level. Raises
     ConfigError where the snapshot lacks the weights of its guide, or cannot be sampled by ADAPTIVE."""
@@ -63,7 +63,7 @@ def generate(
     images, nfe = [], 0
     for part, rows in in_batches(text, seeds, batch_size):
         x, nfe = sample_pyramid(
-            snapshot.denoiser, part.to(device), rows, settings, snapshot.early, early_exit, calls=calls
+            snapshot.denoiser, part.to(device), rows, settings, snapshot.early, early_exit, steps=steps
         )
         images.append(snapshot.statistics.to_uint8(x).cpu())
     return Generated(torch.cat(images), nfe, early_exit.compute_fraction if early_exit else 1.0)

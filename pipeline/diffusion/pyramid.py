@@ -61,9 +61,9 @@ def split_grid(
     return [*grids, sigmas]
 
 
-def grid_of_calls(
+def grid_of_steps(
     pyramid: Sequence[Denoiser],
-    calls: Sequence[int],
+    steps: Sequence[int],
     handover: Sequence[float],
     sigma_max: float = 80.0,
     sigma_min: float = 0.002,
@@ -76,10 +76,10 @@ def grid_of_calls(
         assert isinstance(above, ShellDenoiser)
         starts.append(handover_of(handover, i) * above.sigma_high_band * top / above.resolution)
     coarse = [
-        karras_sigmas(steps + 1, start, end)[:-1]
-        for steps, start, end in zip(calls[:-1], starts[:-1], starts[1:], strict=True)
+        karras_sigmas(n + 1, start, end)[:-1]
+        for n, start, end in zip(steps[:-1], starts[:-1], starts[1:], strict=True)
     ]
-    return [*coarse, karras_sigmas(calls[-1], starts[-1], sigma_min)]
+    return [*coarse, karras_sigmas(steps[-1], starts[-1], sigma_min)]
 
 
 @torch.no_grad()
@@ -92,12 +92,12 @@ def sample_pyramid(
     early_exit: TileEarlyExit | None = None,
     sigma_max: float = 80.0,
     sigma_min: float = 0.002,
-    calls: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
 ) -> tuple[Tensor, int]:
     """Sample coarse to fine, one image a seed and caption.
 
-    The grid of noise levels is that of `split_grid`; with `calls`, the steps of each level, that of
-    `grid_of_calls`. Each shell of the pyramid takes over at its handover, and goes on with the history of a
+    The grid of noise levels is that of `split_grid`; with `steps`, those of each level, that of
+    `grid_of_steps`. Each shell of the pyramid takes over at its handover, and goes on with the history of a
     multistep method. A handover needs one noise level everywhere, so ADAPTIVE, for models trained with
     regions, lets levels differ on the finest level of the pyramid only, where it starts without history; its
     guide is `unconditional`.
@@ -110,10 +110,10 @@ def sample_pyramid(
     pyramid = pyramid_levels(denoiser)
     guides = pyramid_levels(early) if early else [None] * len(pyramid)
     core, top = pyramid[0], denoiser.resolution
-    if calls is None:
+    if steps is None:
         grids = split_grid(pyramid, settings, sigma_max, sigma_min)
     else:
-        grids = grid_of_calls(pyramid, calls, settings.handover, sigma_max, sigma_min)
+        grids = grid_of_steps(pyramid, steps, settings.handover, sigma_max, sigma_min)
     x = draw("noise", core.resolution) * float(grids[0][0]) * core.resolution / top
     nfe, history = 0, History()
     for i, (level, sigmas) in enumerate(zip(pyramid, grids, strict=True)):

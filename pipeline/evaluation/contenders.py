@@ -2,7 +2,7 @@
 
 The refined model in few passes competes with the fine-tuned one at equal cost, not with its default of many
 calls. So the fine-tuned model gets, for the cost of each number of passes and for EIGHT calls, its best
-setting of calls by level and guidance, chosen on training captions by KID (`choose`). Cost is counted in
+setting of steps by level and guidance, chosen on training captions by KID (`choose`). Cost is counted in
 multiply-adds.
 """
 
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.adversarial.few_step import generate_refined
 from pipeline.diffusion.generate import Generated, generate
-from pipeline.diffusion.pyramid import grid_of_calls, split_grid
+from pipeline.diffusion.pyramid import grid_of_steps, split_grid
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import pyramid_levels
@@ -35,13 +35,13 @@ TOLERANCE = (
 class Contender:
     """A model, by its name among the snapshots, and how it is sampled.
 
-    passes: of a refined model. settings, calls: of others, in place of the snapshot's own (see `generate`)."""
+    passes: of a refined model. settings, steps: of others, in place of the snapshot's own (see `generate`)."""
 
     name: str
     model: str
     passes: int | None = None
     settings: SamplerSettings | None = None
-    calls: tuple[int, ...] | None = None
+    steps: tuple[int, ...] | None = None
 
     def sample(
         self, snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], batch_size: int = 64
@@ -51,14 +51,14 @@ class Contender:
             images = generate_refined(snapshot, text, seeds, self.passes, batch_size).images
             passes = self.passes or min(snapshot.config.passes)
             return Generated(images, passes + len(snapshot.config.shells))
-        return generate(snapshot, text, seeds, self.settings, batch_size, self.calls)
+        return generate(snapshot, text, seeds, self.settings, batch_size, self.steps)
 
     def describe(self) -> str:
-        """How it is sampled, as in `4+4 calls, guidance off`; empty for the snapshot's own setting."""
-        if self.calls is None:
+        """How it is sampled, as in `4+4 steps, guidance off`; empty for the snapshot's own setting."""
+        if self.steps is None:
             return ""
         guided = self.settings is not None and self.settings.guidance != 1
-        return f"{'+'.join(map(str, self.calls))} steps, guidance {'on' if guided else 'off'}"
+        return f"{'+'.join(map(str, self.steps))} steps, guidance {'on' if guided else 'off'}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def cost_of(contender: Contender, snapshot: Snapshot, costs: Sequence[int]) -> C
         passes = contender.passes or min(snapshot.config.passes)
         return Cost(passes + len(costs) - 1, (passes - 1) * costs[0] + costs[-1])
     settings = contender.settings or snapshot.config.sampling
-    calls = _calls_by_level(snapshot, settings, contender.calls)
+    calls = _calls_by_level(snapshot, settings, contender.steps)
     return Cost(sum(calls), sum(n * cost for n, cost in zip(calls, costs, strict=True)))
 
 
@@ -107,7 +107,7 @@ def _calls_by_level(snapshot: Snapshot, settings: SamplerSettings, steps: Sequen
     pyramid = pyramid_levels(snapshot.denoiser)
     grids = split_grid(pyramid, settings)
     if steps is not None:
-        grids = grid_of_calls(pyramid, steps, settings.handover)
+        grids = grid_of_steps(pyramid, steps, settings.handover)
     in_core_units = pyramid[0].resolution / pyramid[-1].resolution
     low, high = settings.guidance_interval
     calls = []
@@ -147,21 +147,21 @@ def settings_within(
         for steps in itertools.product(*ranges):
             more = (steps[:i] + (steps[i] + 1,) + steps[i + 1 :] for i in range(len(steps)))
             if fits(steps) and not any(map(fits, more)):
-                found.append(Contender(name, model, settings=settings, calls=steps))
+                found.append(Contender(name, model, settings=settings, steps=steps))
     # With guidance that no step has, a setting is that without guidance.
-    distinct = {(each.calls, _cost(snapshot, each, costs)): each for each in reversed(found)}
-    ordered = sorted(distinct.values(), key=lambda each: (_spread(each), each.calls, each.describe()))
+    distinct = {(each.steps, _cost(snapshot, each, costs)): each for each in reversed(found)}
+    ordered = sorted(distinct.values(), key=lambda each: (_spread(each), each.steps, each.describe()))
     return ordered[:MAX_SETTINGS]
 
 
 def _cost(snapshot: Snapshot, contender: Contender, costs: Sequence[float]) -> float:
     settings = contender.settings or snapshot.config.sampling
-    calls = _calls_by_level(snapshot, settings, contender.calls)
+    calls = _calls_by_level(snapshot, settings, contender.steps)
     return sum(n * cost for n, cost in zip(calls, costs, strict=True))
 
 
 def _spread(contender: Contender) -> int:
-    steps = contender.calls or (0,)
+    steps = contender.steps or (0,)
     return max(steps) - min(steps)
 
 

@@ -93,15 +93,15 @@ def enter(
         check_champion(snapshots[CHAMPION], champion, dataset)
     teacher, refined = snapshots[TEACHER], snapshots["refined"]
     text = dataset.text([dataset.caption_of(int(real.rows[0]))])
-    calls = {name: call_costs(snapshot, text) for name, snapshot in snapshots.items()}
+    of_a_call = {name: call_costs(snapshot, text) for name, snapshot in snapshots.items()}
     candidates: dict[int, Contender] = {
         n: Contender(f"refined_{n}", "refined", passes=n) for n in sorted(params.evaluate.num_passes)
     }
-    passes = {n: cost_of(each, refined, calls["refined"]) for n, each in candidates.items()}
+    cost_of_passes = {n: cost_of(each, refined, of_a_call["refined"]) for n, each in candidates.items()}
     contenders = [*candidates.values()]
     tried: dict[str, dict[str, float]] = {}
     distance = _choice_distance(teacher, dataset, real, extractor, params)
-    for budget in budgets_of(calls[TEACHER], passes):
+    for budget in budgets_of(of_a_call[TEACHER], cost_of_passes):
         chosen, tried[budget.name] = choose(teacher, TEACHER, budget, distance)
         if chosen is None:
             log(f"{budget.name}: the fine-tuned model has no setting that costs so little")
@@ -111,7 +111,7 @@ def enter(
     contenders.append(Contender(TEACHER, TEACHER))
     if champion is not None:
         contenders.append(Contender(CHAMPION, CHAMPION, passes=champion.passes))
-    costs = {each.name: cost_of(each, snapshots[each.model], calls[each.model]) for each in contenders}
+    costs = {each.name: cost_of(each, snapshots[each.model], of_a_call[each.model]) for each in contenders}
     folders = {name: (str(path), snapshots[name].digest) for name, path in paths.items()}
     names = {n: each.name for n, each in candidates.items()}
     return Field(contenders, snapshots, folders, costs, names, tried, champion)

@@ -145,14 +145,14 @@ def test_each_shell_takes_over_at_its_own_handover(monkeypatch: pytest.MonkeyPat
     assert plan(8.0, 1.0)[0] == early[0] and plan(8.0, 1.0)[2] == late[2]
 
 
-@pytest.mark.parametrize("calls", [(1, 1, 1), (3, 1, 2), (5, 4, 3)])
-def test_calls_by_level_are_what_each_level_makes_and_the_handover_is_always_a_level(
-    calls: tuple[int, int, int],
+@pytest.mark.parametrize("steps", [(1, 1, 1), (3, 1, 2), (5, 4, 3)])
+def test_steps_by_level_are_what_each_level_makes_and_the_handover_is_always_a_level(
+    steps: tuple[int, int, int],
 ) -> None:
     denoiser = build_pyramid(8, (0.04, 0.02))
     levels = pyramid.pyramid_levels(denoiser)
-    grids = pyramid.grid_of_calls(levels, calls, (8.0,))
-    assert [len(grid) - 1 for grid in grids] == list(calls)
+    grids = pyramid.grid_of_steps(levels, steps, (8.0,))
+    assert [len(grid) - 1 for grid in grids] == list(steps)
     assert float(grids[0][0]) == pytest.approx(80 * levels[-1].resolution / levels[0].resolution)
     assert float(grids[-1][-1]) == 0
     for i, shell in enumerate(levels[1:]):
@@ -162,8 +162,8 @@ def test_calls_by_level_are_what_each_level_makes_and_the_handover_is_always_a_l
     assert all(bool((grid.diff() < 0).all()) for grid in grids)
     settings = SamplerSettings(32, "sde_dpmpp_2m")
     text = Conditioning(torch.zeros(2, 8), torch.zeros(2, 2, 8), torch.zeros(2, 2, dtype=torch.bool))
-    images, nfe = sample_pyramid(denoiser, text, [0, 1], settings, calls=calls)
-    assert nfe == sum(calls)
+    images, nfe = sample_pyramid(denoiser, text, [0, 1], settings, steps=steps)
+    assert nfe == sum(steps)
     assert images.isfinite().all()
 
 

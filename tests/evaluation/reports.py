@@ -73,7 +73,7 @@ def make(folder: Path, params: Params, families: int = 30, resolution: int = 16,
         contenders=[
             Contender(name, "refined", passes=int(name[-1]))
             if name.startswith("refined")
-            else Contender(name, "finetuned", calls=HOW.get(name))
+            else Contender(name, "finetuned", steps=HOW.get(name))
             for name in names
         ],
         snapshots={},

@@ -46,11 +46,11 @@ def snapshot(kind: str = "finetuned", shells: int = 1) -> Snapshot:
 CONTENDERS = [
     Contender("default", "finetuned"),
     Contender("heun", "finetuned", settings=replace(GUIDED, sampler="heun", num_steps=6)),
-    Contender("odd", "finetuned", settings=replace(GUIDED, guidance=1.0), calls=(3, 2)),
-    Contender("guided", "finetuned", settings=GUIDED, calls=(3, 4)),
-    Contender("least", "finetuned", settings=replace(GUIDED, guidance=1.0), calls=(1, 1)),
-    Contender("low band", "finetuned", settings=replace(GUIDED, guide="low_band"), calls=(4, 4)),
-    Contender("heun by level", "finetuned", settings=replace(GUIDED, sampler="heun"), calls=(3, 3)),
+    Contender("odd", "finetuned", settings=replace(GUIDED, guidance=1.0), steps=(3, 2)),
+    Contender("guided", "finetuned", settings=GUIDED, steps=(3, 4)),
+    Contender("least", "finetuned", settings=replace(GUIDED, guidance=1.0), steps=(1, 1)),
+    Contender("low band", "finetuned", settings=replace(GUIDED, guide="low_band"), steps=(4, 4)),
+    Contender("heun by level", "finetuned", settings=replace(GUIDED, sampler="heun"), steps=(3, 3)),
 ]
 
 
@@ -82,12 +82,12 @@ def test_settings_fit_their_budget_and_leave_no_room_for_a_step(limit: int, shel
     found = settings_within(model, "eight_calls", "finetuned", costs, limit)
     assert found
     for each in found:
-        assert each.calls is not None
-        assert min(each.calls) >= 1
+        assert each.steps is not None
+        assert min(each.steps) >= 1
         assert cost_of(each, model, costs).nfe <= limit
         if each.settings is not None and each.settings.guidance == 1:
-            assert sum(each.calls) == limit
-    assert len({(each.calls, each.describe()) for each in found}) == len(found)
+            assert sum(each.steps) == limit
+    assert len({(each.steps, each.describe()) for each in found}) == len(found)
 
 
 def test_a_budget_below_one_call_of_each_level_has_no_setting() -> None:
@@ -101,11 +101,11 @@ def test_the_setting_of_least_distance_is_chosen() -> None:
 
     def distance(contender: Contender) -> float:
         guided = contender.settings is not None and contender.settings.guidance != 1
-        return 0.0 if contender.calls == wanted and not guided else 1.0
+        return 0.0 if contender.steps == wanted and not guided else 1.0
 
     chosen, tried = choose(snapshot(), "finetuned", Budget("eight_calls", [1, 1], 8), distance)
     assert chosen is not None
-    assert chosen.calls == wanted
+    assert chosen.steps == wanted
     assert tried[chosen.describe()] == 0.0
     assert len(tried) > 3
 
