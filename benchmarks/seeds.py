@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import scipy.stats
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from benchmarks import measure
@@ -43,7 +44,6 @@ OWN = (
     "mlflow.db",
     "mlartifacts",
 )  # what a project folder does not share
-Z = 1.96  # half widths of 95% intervals in standard deviations
 
 Run = Callable[[str, Path, Path], None]  # runs a stage in a project folder of the project at `root`
 
@@ -52,7 +52,8 @@ Run = Callable[[str, Path, Path], None]  # runs a stage in a project folder of t
 class Spread:
     """One rule with one number of passes, over training seeds; None where there is no number.
 
-    spread: 1.96 standard deviations of `values`. sampling_error: mean half width of the rule's 95% intervals."""
+    spread: half width of the 95% interval of `values` by Student's t, which for three seeds is 4.3 standard
+    deviations. sampling_error: mean half width of the rule's 95% intervals."""
 
     passes: int
     rule: str
@@ -107,6 +108,12 @@ def spreads(verdicts: Sequence[Verdict]) -> list[Spread]:
     return [_spread(passes, name, found) for (passes, name), found in rules.items()]
 
 
+def half_width(values: Sequence[float]) -> float:
+    """Within which 95% of further values are expected around the mean of the law that these, at least two, come
+    from: the quantile of Student's t times their standard deviation."""
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values)
+
+
 def _spread(passes: int, name: str, rules: Sequence[Rule]) -> Spread:
     values = [rule.value for rule in rules]
     known = [value for value in values if value is not None]
@@ -117,7 +124,7 @@ def _spread(passes: int, name: str, rules: Sequence[Rule]) -> Spread:
         values=values,
         outcomes=[rule.outcome for rule in rules],
         mean=statistics.mean(known) if known else None,
-        spread=Z * statistics.stdev(known) if len(known) > 1 else None,
+        spread=half_width(known) if len(known) > 1 else None,
         sampling_error=statistics.mean(halves) if halves else None,
     )
 

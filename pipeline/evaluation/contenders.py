@@ -193,5 +193,6 @@ def budgets_of(costs: Sequence[int], passes: Mapping[int, Cost]) -> list[Budget]
 
 
 def is_finite(snapshot: Snapshot) -> bool:
-    """Whether all weights are finite."""
-    return all(bool(torch.isfinite(p).all()) for p in snapshot.denoiser.parameters())
+    """Whether all weights are finite, those of its guide too."""
+    parts = [snapshot.denoiser, *([] if snapshot.early is None else [snapshot.early])]
+    return all(bool(torch.isfinite(each).all()) for part in parts for each in part.state_dict().values())

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.conditions import CaptionSet
+from pipeline.evaluation.memorisation import ALIKE
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.wording import title_of
 
@@ -53,6 +54,11 @@ class Suspect:
     nearest: Picture
     rho: float
 
+    @property
+    def alike(self) -> bool:
+        """Whether it is much nearer to one training family than to all others."""
+        return self.rho < ALIKE
+
 
 def picture(image: Tensor, caption: str, what: str) -> Picture:
     """uint8 [3,R,R], without loss up to MAX_PX."""
@@ -70,7 +76,7 @@ def picture(image: Tensor, caption: str, what: str) -> Picture:
 def best_samples(name: str, samples: Samples, caption_set: CaptionSet) -> list[Picture]:
     """The first samples of a contender, one a caption."""
     count = min(max(HERO_PIXELS // _pixels(samples.images), 6), 24, len(caption_set.captions))
-    shown = zip(samples.images[:count], caption_set.captions, strict=False)
+    shown = zip(samples.images[:count], caption_set.captions[:count], strict=True)
     return [picture(image, caption, title_of(name)) for image, caption in shown]
 
 

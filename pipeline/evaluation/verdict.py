@@ -34,7 +34,7 @@ class Rule:
     """One rule: its outcome and the numbers that it follows from; None where there is no such number.
 
     low, high: 95% interval of `value`. floor: what two sets of real images differ by. families: how many families
-    of captions the interval comes from. reason: in words. training: half width of the 95% interval of `value` over
+    of captions the interval comes from. reason: in words. training: half width of the 95% interval of values over
     seeds of training, where it is known; `low` and `high` are about the choice of captions and of noise alone.
     """
 

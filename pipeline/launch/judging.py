@@ -109,16 +109,20 @@ class Judging:
 
     def _start(self, snapshot: Path) -> None:
         self._snapshot = snapshot
-        # On the CPU: memory of a GPU belongs to training. All but one thread would only wait for busy cores.
+        # On the CPU: memory of a GPU belongs to training. More threads would only wait for busy cores.
         aside = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(max(1, cpu_count() // 2))}
-        with open(self.folder / "judge.log", "wb") as log:
-            self._process = subprocess.Popen(
-                [*NICE, sys.executable, *self.judge.command, str(self.root), str(snapshot)],
-                env={**os.environ, **aside},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        try:
+            with open(self.folder / "judge.log", "wb") as log:
+                self._process = subprocess.Popen(
+                    [*NICE, sys.executable, *self.judge.command, str(self.root), str(snapshot)],
+                    env={**os.environ, **aside},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+        except OSError as error:  # a full disk, or no `nice`: the next snapshot is another try
+            shutil.rmtree(snapshot, ignore_errors=True)
+            self._fail(f"{snapshot.name}: {error}")
 
     def _settle(self, status: int) -> None:
         """What follows the end of a judge."""

@@ -32,7 +32,7 @@ def test_the_spread_is_that_of_the_values_and_the_sampling_error_that_of_the_int
     kid, finite = seeds.spreads([verdict(1.0), verdict(1.5), verdict(3.0, missing=True)])
     assert (kid.passes, kid.rule, kid.values) == (1, "kid", [1.0, 1.5, 3.0])
     assert kid.mean == pytest.approx(5.5 / 3) and kid.sampling_error == pytest.approx(0.5)
-    assert kid.spread == pytest.approx(1.96 * statistics.stdev([1.0, 1.5, 3.0]))
+    assert kid.spread == pytest.approx(4.3027 * statistics.stdev([1.0, 1.5, 3.0]), rel=1e-4)
     assert kid.outcomes == ["passed", "passed", "failed"]
     assert finite.values == [None, None] and finite.mean is finite.spread is finite.sampling_error is None
     lines = seeds.table([kid, finite]).splitlines()

@@ -15,6 +15,7 @@ from pipeline.evaluation.contenders import (
     choose,
     cost_of,
     count_multiply_adds,
+    is_finite,
     settings_within,
 )
 from pipeline.models.conditioning import Conditioning
@@ -108,6 +109,15 @@ def test_the_setting_of_least_distance_is_chosen() -> None:
     assert chosen.steps == wanted
     assert tried[chosen.describe()] == 0.0
     assert len(tried) > 3
+
+
+def test_a_weight_that_is_not_finite_is_found_in_buffers_and_in_the_guide_too() -> None:
+    good, bad = snapshot(), snapshot()
+    assert is_finite(good)
+    assert is_finite(good._replace(early=snapshot().denoiser))
+    next(bad.denoiser.buffers())[0] = torch.nan
+    assert not is_finite(bad)
+    assert not is_finite(good._replace(early=bad.denoiser))
 
 
 def test_budgets_are_the_cost_of_each_number_of_passes_and_eight_calls() -> None:

@@ -72,7 +72,7 @@ def points(*values: float | None) -> list[Point]:
     names = ("refined_1", "refined_2", "equal_cost_2", "eight_calls", "finetuned", "champion")
     return [
         Point(name, 10 ** (8 + i), i + 1, 0.01 * 10**i, metric(value))
-        for i, (name, value) in enumerate(zip(names, values, strict=False))
+        for i, (name, value) in enumerate(zip(names[: len(values)], values, strict=True))
     ]
 
 

@@ -91,6 +91,7 @@ def test_too_few_images_give_reasons_and_no_numbers(tiny_params: Params, tmp_pat
     page = (tmp_path / "index.html").read_text()
     assert "too few images: 14, needs 50" in page
     assert "too few images to measure" in page, "in the chart"
+    assert "which takes the fewest, as no distance to real images could be measured" in page
     assert "How to decide what is undecided" in page
 
 
@@ -110,7 +111,10 @@ def test_the_page_says_how_much_of_a_number_is_training(
     report.write(tmp_path, *replace(made, results=replace(made.results, verdict=whole)).arguments())
     page = (tmp_path / "index.html").read_text()
     assert page.count("\u00b1 0.123 over training") == len(passes)
-    assert "how far 95% of such models are from their mean" in page and "has not been measured" not in page
+    assert (
+        "how far from their mean 95% of such models are expected" in page
+        and "has not been measured" not in page
+    )
 
 
 @pytest.mark.slow

@@ -125,6 +125,19 @@ def test_a_judge_that_fails_or_dies_is_reported_in_one_line(
     assert summary == "toy: 0 of 4 snapshots judged (1 failed, 3 overtaken or late)"
 
 
+def test_a_judge_that_cannot_start_is_reported_once(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(judging, "NICE", (str(run_dir / "absent"),))
+    with watched(run_dir):
+        lay_out(run_dir, 40)
+        wait_until_judged(run_dir)
+        time.sleep(0.1)
+    warning, summary = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: toy: not judged: nimg-000000000040: [Errno 2] ")
+    assert summary == "toy: 0 of 4 snapshots judged (1 failed, 3 overtaken or late)"
+
+
 def test_a_judge_that_hangs_is_stopped_soon_after_training(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
