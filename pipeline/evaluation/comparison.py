@@ -98,8 +98,7 @@ def kid_margin(extractor: Extractor, real: RealImages, margin: Margin) -> float:
     """KID between training images and the same with damage that is hard to see, the larger one of two kinds,
     since an extractor may not see the other: a difference that is known, and independent of the number of
     samples. Pairs of one family are left out."""
-    some = np.arange(min(len(real.images), MAX_DAMAGED)) * len(real.images)
-    some = some // min(len(real.images), MAX_DAMAGED)
+    some = statistics.spaced(len(real.images), MAX_DAMAGED)
     (families,), total = statistics.number_families([real.families[i] for i in some])
     white, images = real.whitening[extractor.name], real.images[some]
     clean = white(real.raw[extractor.name][some])
@@ -191,7 +190,7 @@ def compare(
 def measure_power(training: TrainingImages, images: Tensor, apart: Neighbours) -> dict[str, float]:
     """Share of damaged training images (uint8 [M,3,R,R], at most MAX_COPIES of them) that are found as copies,
     rho < ALIKE, by the kind of damage; and of the undamaged ones beside other families, which are none."""
-    some = np.arange(min(len(images), MAX_COPIES)) * len(images) // min(len(images), MAX_COPIES)
+    some = statistics.spaced(len(images), MAX_COPIES)
     copies = images[some]
     other = images[np.roll(some, len(some) // 2)].float()
     cases = {f"noise, {std} grey levels": damage.add_noise(copies, std, seed=0) for std in (4, 8, 16)}

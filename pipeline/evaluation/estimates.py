@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.evidence import Conditions, Evidence, Measured
 from pipeline.evaluation.memorisation import ALIKE, REPLICA_DISTANCE, REPLICA_QUANTILE
-from pipeline.evaluation.metrics import Float64, Metric, distances, enough
+from pipeline.evaluation.metrics import Float64, Metric, distances, enough, prdc_of_distances
 from pipeline.evaluation.statistics import Int64, KernelSums, generator, interval, resample_counts
 
 HALVES = 100
@@ -167,9 +167,10 @@ class Estimates:
         rows = []
         for kept in self._halves:
             r, f = np.flatnonzero(kept[families_real]), np.flatnonzero(kept[families_fake])
-            rows.append(
-                _neighbourhood(within_real[np.ix_(r, r)], within_fake[np.ix_(f, f)], between[np.ix_(r, f)])
+            found = prdc_of_distances(
+                within_real[np.ix_(r, r)], within_fake[np.ix_(f, f)], between[np.ix_(r, f)], K
             )
+            rows.append([found[key] for key in NEIGHBOURHOOD])
         return np.array(rows)
 
     def one_per_family(self, name: str, extractor: str) -> tuple[Float64, Float64]:
@@ -210,24 +211,6 @@ def _within_one(share: Metric) -> Metric:
     """A share, with its interval cut to 0..1."""
     assert share.low is not None and share.high is not None
     return replace(share, low=max(share.low, 0.0), high=min(share.high, 1.0))
-
-
-def _neighbourhood(within_real: Float64, within_fake: Float64, between: Float64) -> list[float]:
-    """NEIGHBOURHOOD from distances [n,n], [m,m] and [n,m] (see metrics.prdc)."""
-    radius_real, radius_fake = _radius(within_real), _radius(within_fake)
-    inside_real = between < radius_real[:, None]
-    return [
-        float(inside_real.any(0).mean()),
-        float((between < radius_fake[None]).any(1).mean()),
-        float(inside_real.sum(0).mean() / K),
-        float((between.min(1) < radius_real).mean()),
-    ]
-
-
-def _radius(within: Float64) -> Float64:
-    """Distance of each row to its K-th nearest other row."""
-    radius: Float64 = np.partition(within, K, axis=1)[:, K]  # the nearest is the row itself, at 0
-    return radius
 
 
 # --- Copies.

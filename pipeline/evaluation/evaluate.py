@@ -7,7 +7,7 @@ equal input; times are in throughput.json.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -149,4 +149,4 @@ def margins_of(promotion: Promotion) -> tuple[Margin, Margin]:
 
 def thresholds_of(promotion: Promotion) -> gate.Thresholds:
     """The thresholds in params.yaml."""
-    return gate.Thresholds(**{name: getattr(promotion, name) for name in gate.Thresholds.__annotations__})
+    return gate.Thresholds(**{each.name: getattr(promotion, each.name) for each in fields(gate.Thresholds)})

@@ -8,7 +8,6 @@ dinov2, inception, clip    from the user's files (see pretrained.py)
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from pipeline.config.params import ExtractorSetting
@@ -22,7 +21,7 @@ from pipeline.evaluation.group_classifier import Unavailable, group_cls
 def load_extractors(
     settings: Sequence[ExtractorSetting], dataset: PreparedDataset, device: str = "cpu"
 ) -> tuple[list[Extractor], list[Unavailable]]:
-    """Extractors for images of the data set's resolution, the first as the main one; and those that it cannot have.
+    """Extractors for images of the data set's resolution, in the order of `settings`, and those it cannot have.
 
     Raises:
         ConfigError: it can have none of them.
@@ -34,7 +33,7 @@ def load_extractors(
     if not extractors:
         reasons = "; ".join(f"{each.name} {each.reason}" for each in unavailable)
         raise ConfigError("E-CFG-054", "evaluate.extractors", reasons, "add randconv")
-    return [dataclasses.replace(each, main=i == 0) for i, each in enumerate(extractors)], unavailable
+    return extractors, unavailable
 
 
 def load_extractor(

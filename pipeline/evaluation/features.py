@@ -36,7 +36,7 @@ class Extractor:
 
     `embed` maps float32 images [B,3,R,R] in 0..255 to features float32 [B,dim]. `sha256` digests its weights.
     `related_to_discriminator`: a model trained against a discriminator of the refine stage may please it, too.
-    `main`: the first of a report; its metrics need no prefix. `details`: numbers to report beside it.
+    `details`: numbers to report beside it.
     """
 
     name: str
@@ -45,13 +45,7 @@ class Extractor:
     embed: Callable[[Tensor], Tensor]
     device: str = "cpu"
     dim: int = field(kw_only=True)
-    main: bool = field(default=False, kw_only=True)
     details: Mapping[str, float] = field(default_factory=dict, kw_only=True)
-
-    @property
-    def prefix(self) -> str:
-        """Prefix of the names of its metrics, such as `group_cls_`; the main extractor has none."""
-        return "" if self.main else f"{self.name.replace('-', '_')}_"
 
     def __call__(self, images: Tensor, batch_size: int = 64) -> Float64:
         """Features of uint8 images [N,3,R,R]: float64 [N,d]."""
@@ -69,7 +63,7 @@ class Extractor:
 def randconv(resolution: int, seed: int = 0, device: str = "cpu") -> Extractor:
     """Features of a random network, for images of `resolution` px (see RandomFeatures)."""
     network = RandomFeatures(resolution, seed, device)
-    return Extractor("randconv", network.sha256, False, network, device, dim=network.dim, main=True)
+    return Extractor("randconv", network.sha256, False, network, device, dim=network.dim)
 
 
 # --- lite2: EfficientNet-Lite2, trained on ImageNet.

@@ -162,7 +162,8 @@ def _at_least(estimates: Estimates, key: str, name: str, extractor: str, margin:
     if refused:
         return refused
     outcome = _decide(difference, -margin, good_is_low=False)
-    theirs = estimates.neighbourhood(baseline, extractor)[key].value or 0.0
+    theirs = estimates.neighbourhood(baseline, extractor)[key].value
+    assert theirs is not None, "the difference to it was measured"
     value, low, high = (number + theirs for number in _interval(difference))
     moved = Metric(value, difference.n, low, high, families=difference.families)
     reason = {

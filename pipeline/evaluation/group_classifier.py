@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from pipeline.data.dataset import PreparedDataset
+from pipeline.evaluation.conditions import group_of
 from pipeline.evaluation.features import Extractor
 from pipeline.rng import generator_for
 
@@ -48,7 +49,7 @@ def group_cls(dataset: PreparedDataset, device: str = "cpu") -> Extractor | Unav
     numbers of groups and of training images; of the val split, if it has images: their number, the accuracy, and
     the frequency of its most common group, which is the accuracy of a constant guess."""
     rows = _choose_rows(dataset.split("train").tolist())
-    labels = [_group_of(dataset, row) for row in rows]
+    labels = [group_of(dataset.rows[row]) for row in rows]
     counts = Counter(labels)
     if sum(count >= MIN_GROUP for count in counts.values()) < 2:
         reason = f"needs two groups of at least {MIN_GROUP} training images; the largest have"
@@ -61,7 +62,7 @@ def group_cls(dataset: PreparedDataset, device: str = "cpu") -> Extractor | Unav
     val: list[int] = dataset.split("val")[:MAX_IMAGES].tolist()
     if val:
         predicted = [names[i] for i in net.predict(_small_images(dataset, val)).tolist()]
-        truth = [_group_of(dataset, row) for row in val]
+        truth = [group_of(dataset.rows[row]) for row in val]
         details |= {
             "val_images": len(val),
             "val_accuracy": float(np.mean([a == b for a, b in zip(predicted, truth, strict=True)])),
@@ -191,7 +192,3 @@ def _choose_rows(rows: list[int]) -> list[int]:
         chosen = torch.randperm(len(rows), generator=generator)[:MAX_IMAGES]
         return [rows[i] for i in sorted(chosen.tolist())]
     return rows
-
-
-def _group_of(dataset: PreparedDataset, row: int) -> str:
-    return str(dataset.rows[row]["subgroup"] or dataset.rows[row]["group"])

@@ -119,9 +119,15 @@ def prdc(real: Float64, fake: Float64, k: int = 5) -> dict[str, float]:
     """Precision, recall, density and coverage by k nearest neighbours, between features [n,d] and [m,d].
 
     recall grows with m, so compare models at equal m."""
-    radius_real = _neighbour_radius(real, k)  # [n]
-    radius_fake = _neighbour_radius(fake, k)  # [m]
-    between = distances(real, fake)  # [n, m]
+    return prdc_of_distances(distances(real, real), distances(fake, fake), distances(real, fake), k)
+
+
+def prdc_of_distances(
+    within_real: Float64, within_fake: Float64, between: Float64, k: int = 5
+) -> dict[str, float]:
+    """`prdc` from the distances within the sets [n,n] and [m,m] and between them [n,m]."""
+    radius_real = neighbour_radius(within_real, k)  # [n]
+    radius_fake = neighbour_radius(within_fake, k)  # [m]
     inside_real = between < radius_real[:, None]
     return {
         "precision": float(inside_real.any(0).mean()),
@@ -138,10 +144,10 @@ def clipped_density_coverage(real: Float64, fake: Float64, k: int = 5) -> dict[s
     Density clips the radii of the real balls at their median, so that outliers hold nothing, and what a sample adds
     at 1; it is calibrated by the real set's own. Coverage counts up to k samples in each ball; it is calibrated by
     the number of real samples that would be expected to cover as much."""
-    radius = _neighbour_radius(real, k)  # [n]
     between = distances(real, fake)  # [n, m]
-    small = np.minimum(radius, np.median(radius))
     own = distances(real, real)
+    radius = neighbour_radius(own, k)  # [n]
+    small = np.minimum(radius, np.median(radius))
     np.fill_diagonal(own, np.inf)
 
     def density(balls: Float64) -> float:
@@ -198,16 +204,14 @@ def describe_reference(features: Float64) -> dict[str, float]:
         "n": n,
         "dim": dim,
         "effective_rank": float(np.exp(-(fractions * np.log(fractions)).sum())),
-        "nearest_median": float(np.median(_neighbour_radius(features, 1))),
+        "nearest_median": float(np.median(neighbour_radius(within, 1))),
         "pairwise_median": float(np.median(pairs)),
     }
 
 
-def _neighbour_radius(x: Float64, k: int) -> Float64:
-    """Distance of each row to its k-th nearest other row."""
-    within = distances(x, x)
-    np.fill_diagonal(within, np.inf)
-    radius: Float64 = np.partition(within, k - 1, axis=1)[:, k - 1]
+def neighbour_radius(within: Float64, k: int) -> Float64:
+    """Distance of each row to its k-th nearest other one, from the distances [n,n] of all."""
+    radius: Float64 = np.partition(within, k, axis=1)[:, k]  # the nearest is the row itself, at 0
     return radius
 
 

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from pipeline.evaluation import damage, statistics
@@ -56,8 +55,8 @@ def qualify(
     """Judge `extractor` on whitened features [n,k] of training images, and held-out uint8 images [m,3,R,R].
 
     No family may be in both. Of more images than MAX_REFERENCE and MAX_IMAGES, evenly spaced ones are used."""
-    some = _spaced(len(reference), MAX_REFERENCE)
-    held_out = _spaced(len(images), MAX_IMAGES)
+    some = statistics.spaced(len(reference), MAX_REFERENCE)
+    held_out = statistics.spaced(len(images), MAX_IMAGES)
     (family_a, family_b), num_families = statistics.number_families(
         [reference_families[i] for i in some], [families[i] for i in held_out]
     )
@@ -91,9 +90,3 @@ def find_disorder(table: Mapping[str, Metric]) -> str:
 
 def _shown(metric: Metric) -> str:
     return f"{metric.value:.3g} [{metric.low:.3g}, {metric.high:.3g}]"
-
-
-def _spaced(count: int, limit: int) -> statistics.Int64:
-    """At most `limit` evenly spaced numbers below `count`, ascending."""
-    chosen: statistics.Int64 = np.arange(min(count, limit)) * count // max(min(count, limit), 1)
-    return chosen

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.data.dataset import PreparedDataset
+from pipeline.diffusion.generate import in_batches
+from pipeline.errors import StorageError
 from pipeline.evaluation import metrics
 from pipeline.evaluation.conditions import CaptionSet
 from pipeline.evaluation.contenders import Contender
@@ -65,24 +66,40 @@ def run_locally(
         yield from map(work, tasks)
 
 
-@lru_cache(maxsize=4)
-def _load(folder: str, digest: str, device: str) -> Snapshot:
-    return load_snapshot(folder, device)
-
-
 @contextmanager
 def sampler(folders: Mapping[str, tuple[str, str]], device: str) -> Iterator[Work]:
-    """A function that carries out tasks with the snapshots in `folders`, {name: (folder, digest)}."""
+    """A function that carries out tasks with the snapshots in `folders`, {name: (folder, digest)}; each is
+    loaded when a task needs it, and kept for the time of the block.
+
+    The function raises StorageError where a snapshot is not the one of the digest any more."""
+    loaded: dict[str, Snapshot] = {}
 
     def work(task: SampleTask) -> SampleResult:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        snapshot = _load(*folders[task.contender.model], device)
+        name = task.contender.model
+        if name not in loaded:
+            loaded[name] = _load(*folders[name], device)
         start = time.perf_counter()
-        result = task.contender.sample(snapshot, task.text, task.seeds, len(task.seeds))
+        result = task.contender.sample(loaded[name], task.text, task.seeds, len(task.seeds))
         seconds = time.perf_counter() - start
         return SampleResult(task.number, result.images.numpy(), result.nfe, seconds)
 
-    yield work
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield work
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _load(folder: str, digest: str, device: str) -> Snapshot:
+    snapshot = load_snapshot(folder, device)
+    if snapshot.digest != digest:
+        problem = "has changed since the evaluation began"
+        raise StorageError("E-IO-061", folder, problem, "run `dvc repro evaluate` again")
+    return snapshot
 
 
 def sample_all(
@@ -96,24 +113,25 @@ def sample_all(
     log: Callable[[str], None],
 ) -> dict[str, dict[str, Samples]]:
     """Samples by caption set and contender. Batches are the same wherever they are computed."""
+    asked = {
+        each.split: (dataset.text([each.caption_ids[i] for i in each.which]), each.seeds(seed))
+        for each in caption_sets
+    }
     tasks: list[SampleTask] = []
-    places: list[tuple[str, str, int]] = []
+    places: list[tuple[str, str]] = []
     for contender in contenders:
-        for caption_set in caption_sets:
-            text = dataset.text([caption_set.caption_ids[i] for i in caption_set.which])
-            seeds = caption_set.seeds(seed)
-            for start in range(0, len(seeds), batch_size):
-                part = slice(start, start + batch_size)
-                tasks.append(SampleTask(len(tasks), contender, text.select(part), seeds[part]))
-                places.append((caption_set.split, contender.name, start))
+        for split, (text, seeds) in asked.items():
+            for part, own in in_batches(text, seeds, batch_size):
+                tasks.append(SampleTask(len(tasks), contender, part, own))
+                places.append((split, contender.name))
     results: dict[int, SampleResult] = {}
     for result in map_tasks(make, tasks):
         results[result.number] = result
-        split, name, _ = places[result.number]
+        split, name = places[result.number]
         log(f"sampled {len(results)} of {len(tasks)} batches: {name}, {split} captions, {result.nfe} calls")
     grouped: dict[str, dict[str, list[SampleResult]]] = {}
     for number in range(len(tasks)):
-        split, name, _ = places[number]
+        split, name = places[number]
         grouped.setdefault(split, {}).setdefault(name, []).append(results[number])
     return {
         split: {name: _join(parts, dataset.resolution) for name, parts in by_name.items()}

@@ -25,6 +25,13 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, *purpose.encode()])
 
 
+def spaced(count: int, limit: int) -> Int64:
+    """At most `limit` evenly spaced numbers below `count`, ascending."""
+    kept = min(count, limit)
+    numbers: Int64 = np.arange(kept) * count // max(kept, 1)
+    return numbers
+
+
 def resample_counts(num_families: int, rng: np.random.Generator, times: int = BOOTSTRAPS) -> Float64:
     """How often each family is drawn in each bootstrap: float64 [times, num_families]."""
     counts = rng.multinomial(num_families, np.full(num_families, 1 / num_families), size=times)
@@ -83,7 +90,7 @@ def number_families(*groups: Sequence[str]) -> tuple[list[Int64], int]:
 
 @dataclass(frozen=True)
 class KidSamples:
-    """KID of two sets with its bootstraps; two models measured with the same `counts` are paired."""
+    """KID of two sets with its bootstraps."""
 
     value: float
     bootstraps: Float64  # [B]
@@ -104,13 +111,6 @@ class KidSamples:
         if not enough("kid", self.n):
             return Metric.refused("kid", self.n)
         return Metric(self.value, self.n, *interval(self.bootstraps))
-
-    def minus(self, other: KidSamples) -> Metric:
-        """KID minus that of another model on the same resamples, with the 95% interval of the difference."""
-        n = min(self.n, other.n)
-        if not enough("kid", n):
-            return Metric.refused("kid", n)
-        return Metric(self.value - other.value, n, *interval(self.bootstraps - other.bootstraps))
 
 
 # --- Noise floors: by how much two sets of real images differ.

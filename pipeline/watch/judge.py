@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import artifacts
@@ -26,6 +25,7 @@ from pipeline.adversarial.random_features import RandomDistance
 from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import run_main
 from pipeline.evaluation.metrics import log_power_gap, sharpness
+from pipeline.evaluation.statistics import Int64, spaced
 from pipeline.models.resample import resize
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.processes import signal_on_parent_death
@@ -36,18 +36,18 @@ STEPS = 12  # of the sampler, at most
 REAL = 512  # training images, at most
 SHOWN = 8  # samples in a row of pictures
 
-Int64 = NDArray[np.int64]
 
-
-def spread(rows: Int64, count: int) -> Int64:
-    """At most `count` of some rows, evenly spread."""
-    return rows if len(rows) <= count else rows[np.arange(count) * len(rows) // count]
+def some_rows(dataset: PreparedDataset, split: str, limit: int) -> Int64:
+    """At most `limit` rows of a split, evenly spaced."""
+    rows = dataset.split(split)
+    chosen: Int64 = rows[spaced(len(rows), limit)]
+    return chosen
 
 
 def watched_rows(dataset: PreparedDataset) -> Int64:
     """Rows whose captions are drawn, SAMPLES at most: for validation or, if there are none, for training."""
-    rows = spread(dataset.split("val"), SAMPLES)
-    return rows if len(rows) else spread(dataset.split("train"), SAMPLES)
+    rows = some_rows(dataset, "val", SAMPLES)
+    return rows if len(rows) else some_rows(dataset, "train", SAMPLES)
 
 
 def draw_samples(snapshot: Snapshot, dataset: PreparedDataset) -> Tensor:
@@ -61,7 +61,7 @@ def draw_samples(snapshot: Snapshot, dataset: PreparedDataset) -> Tensor:
 
 def real_images(dataset: PreparedDataset, resolution: int) -> Tensor:
     """uint8 [n,3,r,r]: training images, halved by box means as in training."""
-    images = dataset.images(spread(dataset.split("train"), REAL))
+    images = dataset.images(some_rows(dataset, "train", REAL))
     return resize(images.float(), resolution).round().to(torch.uint8)
 
 
@@ -80,7 +80,7 @@ def judge(root: Path, path: Path) -> None:
     samples = draw_samples(snapshot, dataset)
     metrics = compare(real_images(dataset, snapshot.resolution), samples)
     rows = watched_rows(dataset)
-    shown = spread(np.arange(len(rows)), SHOWN)
+    shown = spaced(len(rows), SHOWN)
     picture.save_row(folder, nimg, samples[shown])
     scores = folder / "scores.jsonl"
     records = [json.loads(line) for line in scores.read_text().splitlines()] if scores.exists() else []

@@ -1,6 +1,5 @@
 """Chromium without a window, driven through a pipe by the DevTools protocol, as much as tests of pages need."""
 
-import base64
 import json
 import os
 import shutil
@@ -32,7 +31,6 @@ class Visit:
     requests: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # console messages of errors, exceptions
     values: list[Any] = field(default_factory=list)  # of the expressions
-    screenshot: bytes = b""
 
 
 class Browser:
@@ -72,7 +70,7 @@ class Browser:
         while not any(event.get("method") == method for event in self.events):
             self.events.append(self._receive())
 
-    def visit(self, page: Path, width: int, scheme: str, expressions: list[str], shot: bool = False) -> Visit:
+    def visit(self, page: Path, width: int, scheme: str, expressions: list[str]) -> Visit:
         """Open a file in a window of `width` px, in the colour scheme "light" or "dark"."""
         self.events.clear()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -89,9 +87,6 @@ class Browser:
         for expression in expressions:
             result = self.call("Runtime.evaluate", session, expression=expression, returnByValue=True)
             visit.values.append(result["result"].get("value"))
-        if shot:
-            shown = self.call("Page.captureScreenshot", session, captureBeyondViewport=True)
-            visit.screenshot = base64.b64decode(shown["data"])
         for event in self.events:
             params = event.get("params", {})
             match event.get("method"):

@@ -84,7 +84,7 @@ def make(folder: Path, params: Params, families: int = 30, resolution: int = 16,
         champion=None,
     )
     verdict = _verdict(found, params)
-    extractor = Extractor("randconv", "1" * 64, False, lambda x: x, dim=8, main=True)
+    extractor = Extractor("randconv", "1" * 64, False, lambda x: x, dim=8)
     missing = Unavailable("group-cls", "needs two groups <b>of</b> 8 images")
     count = SampleCount(2 * families + 7, 2 * families)
     results = build_results(verdict, found, comparison, field, [extractor, missing], count)

@@ -70,7 +70,7 @@ def test_a_wrong_setting_is_refused_in_one_line(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_the_first_is_the_main_one_and_the_rest_have_prefixes(
+def test_extractors_come_in_the_order_of_the_settings(
     tiny_tree: dict[str, Any], dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group_classifier, "NUM_IMAGES", 64)
@@ -79,20 +79,16 @@ def test_the_first_is_the_main_one_and_the_rest_have_prefixes(
     )
     settings = with_extractors(tiny_tree, ["group-cls", "randconv", "lite2"]).evaluate.extractors
     extractors, unavailable = load_extractors(settings, dataset)
-    assert [(each.name, each.prefix) for each in extractors] == [
-        ("group-cls", ""),
-        ("randconv", "randconv_"),
-        ("lite2", "lite2_"),
-    ]
+    assert [each.name for each in extractors] == ["group-cls", "randconv", "lite2"]
     assert unavailable == []
 
 
-def test_an_extractor_that_the_data_cannot_have_is_named_and_the_next_one_is_the_main_one(
+def test_an_extractor_that_the_data_cannot_have_is_named_and_the_next_one_is_the_first(
     tiny_tree: dict[str, Any], dataset: PreparedDataset
 ) -> None:
     settings = with_extractors(tiny_tree, ["group-cls", "randconv"]).evaluate.extractors
     extractors, unavailable = load_extractors(settings, dataset)
-    assert [(each.name, each.main) for each in extractors] == [("randconv", True)]
+    assert [each.name for each in extractors] == ["randconv"]
     assert [each.name for each in unavailable] == ["group-cls"]
     with pytest.raises(ConfigError, match="E-CFG-054 evaluate.extractors: group-cls needs two groups"):
         load_extractors(settings[:1], dataset)

@@ -89,7 +89,6 @@ def test_an_extractor_comes_with_its_digest_and_its_accuracy(
     assert isinstance(extractor, Extractor)
     assert extractor(drawings(3, resolution=16)).shape == (3, extractor.dim)
     assert len(extractor.sha256) == 64
-    assert extractor.prefix == "group_cls_"
     assert not extractor.related_to_discriminator
     assert extractor.details["groups"] == 2
     assert extractor.details["train_images"] == 40

@@ -127,7 +127,7 @@ def test_expected_coverage_is_what_samples_of_the_law_cover_on_average() -> None
     covered = []
     for _ in range(400):
         real, fake = rng.uniform(size=(n, 1)), rng.uniform(size=(m, 1))
-        radius = metrics._neighbour_radius(real, k)
+        radius = metrics.neighbour_radius(metrics.distances(real, real), k)
         covered.append(np.minimum((abs(real - fake.T) < radius[:, None]).sum(1), k).mean() / k)
     assert metrics._expected_coverage(n, m, k)[-1] == pytest.approx(np.mean(covered), abs=0.01)
     assert metrics._expected_coverage(n, m, k)[0] == pytest.approx(0, abs=1e-12)

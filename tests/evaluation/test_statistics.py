@@ -74,15 +74,11 @@ def test_the_interval_of_kid_covers_the_truth_about_as_often_as_it_says() -> Non
     assert covered >= 33
 
 
-def test_pairing_makes_the_difference_of_two_like_models_more_certain_than_either() -> None:
-    real, fake = normal(80, 0), normal(80, 1)
-    family = np.arange(80)
-    counts = statistics.resample_counts(80, np.random.default_rng(0), times=300)
-    one = statistics.KidSamples.measure(real, family, fake, family, counts)
-    other = statistics.KidSamples.measure(real, family, fake + 0.02, family, counts)
-    difference = other.minus(one)
-    assert difference.value == pytest.approx(other.value - one.value)
-    assert difference.high - difference.low < (one.metric.high - one.metric.low) / 2  # type: ignore[operator]
+def test_at_most_so_many_numbers_are_evenly_spaced() -> None:
+    np.testing.assert_array_equal(statistics.spaced(90, 60)[:4], [0, 1, 3, 4])
+    np.testing.assert_array_equal(statistics.spaced(10, 4), [0, 2, 5, 7])
+    np.testing.assert_array_equal(statistics.spaced(5, 60), range(5))
+    assert statistics.spaced(0, 60).size == 0
 
 
 def test_two_halves_of_one_set_are_zero_apart_within_their_interval() -> None:

@@ -32,12 +32,6 @@ def test_real_images_score_zero_and_blurred_ones_are_further_away_and_less_sharp
     assert worse["watch/top_octave"] < -1
 
 
-def test_at_most_so_many_rows_are_taken_evenly() -> None:
-    rows = torch.arange(10).numpy() * 3
-    assert judge.spread(rows, 4).tolist() == [0, 6, 15, 21]
-    assert judge.spread(rows, 20).tolist() == rows.tolist()
-
-
 @pytest.mark.slow
 def test_numbers_and_pictures_of_all_snapshots_lie_beside_them(tiny_root: Path, tmp_path: Path) -> None:
     denoiser = build_pyramid(8, core=FLAT_CORE, shell=SHELL, dim=384)
