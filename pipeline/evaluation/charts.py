@@ -91,10 +91,25 @@ def _figure(
 
 
 def _draw_panel(panel: Any, points: Sequence[Point], threshold: float) -> None:
-    from matplotlib.ticker import EngFormatter
-
     panel.set_xscale("log")
     panel.set_yscale("symlog", linthresh=threshold)
+    _draw_points(panel, points)
+    panel.margins(x=0.2, y=0.16)
+    if points:
+        _draw_axes(panel)
+        return
+    panel.text(
+        0.5,
+        0.5,
+        "too few images to measure",
+        transform=panel.transAxes,
+        ha="center",
+        color=COLOURS["faint"],
+    )
+    panel.set_axis_off()
+
+
+def _draw_points(panel: Any, points: Sequence[Point]) -> None:
     for series, colour in SERIES.items():
         chain = sorted((p for p in points if p.series == series), key=lambda p: (p.multiply_adds, p.name))
         x, y = [p.multiply_adds for p in chain], [_value(p) for p in chain]
@@ -108,18 +123,11 @@ def _draw_panel(panel: Any, points: Sequence[Point], threshold: float) -> None:
         if chain:
             label = "fine-tuned" if series == "finetuned" else series
             panel.plot([], [], MARKERS[series], color=colour, label=label)
-    panel.margins(x=0.2, y=0.16)
-    if not points:
-        panel.text(
-            0.5,
-            0.5,
-            "too few images to measure",
-            transform=panel.transAxes,
-            ha="center",
-            color=COLOURS["faint"],
-        )
-        panel.set_axis_off()
-        return
+
+
+def _draw_axes(panel: Any) -> None:
+    from matplotlib.ticker import EngFormatter
+
     panel.axhline(0, color=COLOURS["faint"], lw=1, ls=(0, (2, 2)))
     panel.xaxis.set_major_formatter(EngFormatter())
     panel.xaxis.set_minor_formatter("")
@@ -181,18 +189,24 @@ def _place_labels(panel: Any, points: Sequence[Point]) -> None:
             color=SERIES[p.series],
         )
         start = text.get_window_extent(renderer)
-
-        def cost(offset: tuple[int, int, float], start: Any = start) -> float:
-            dx, dy, back = offset
-            box = start.translated(scale * dx - back * start.width, scale * dy)
-            outside = box.width * box.height - _overlap(box, room)
-            return (
-                sum(_overlap(box.padded(3), other) for other in taken) + 4 * outside + 6 * (abs(dx) + abs(dy))
-            )
-
-        dx, dy, back = min(OFFSETS, key=cost)
+        places = {offset: _moved(start, offset, scale) for offset in OFFSETS}
+        costs = {offset: _cost_of_place(box, offset, taken, room) for offset, box in places.items()}
+        dx, dy, back = best = min(OFFSETS, key=costs.__getitem__)
         text.set(position=(dx, dy), ha={0.0: "left", 0.5: "center", 1.0: "right"}[back])
-        taken.append(start.translated(scale * dx - back * start.width, scale * dy))
+        taken.append(places[best])
+
+
+def _moved(box: Any, offset: tuple[int, int, float], scale: float) -> Any:
+    """A box of a label, moved by one of OFFSETS; `scale`: pixels of a point."""
+    dx, dy, back = offset
+    return box.translated(scale * dx - back * box.width, scale * dy)
+
+
+def _cost_of_place(box: Any, offset: tuple[int, int, float], taken: Sequence[Any], room: Any) -> float:
+    """How much of `taken` a label covers and how much of it is outside `room`, in square pixels; and its way."""
+    dx, dy, _ = offset
+    outside = box.width * box.height - _overlap(box, room)
+    return sum(_overlap(box.padded(3), other) for other in taken) + 4 * outside + 6 * (abs(dx) + abs(dy))
 
 
 def _overlap(a: Any, b: Any) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -137,21 +137,28 @@ def settings_within(
     found = []
     for guidance in sorted({1.0, own.guidance}):
         settings = replace(own, guidance=guidance, early_exit=False)
-
-        @functools.cache
-        def fits(steps: tuple[int, ...], settings: SamplerSettings = settings) -> bool:
-            calls = _calls_by_level(snapshot, settings, steps)
-            return sum(n * cost for n, cost in zip(calls, costs, strict=True)) <= budget * TOLERANCE
-
-        ranges = (range(1, int(budget * TOLERANCE / cost) + 1) for cost in costs)
-        for steps in itertools.product(*ranges):
-            more = (steps[:i] + (steps[i] + 1,) + steps[i + 1 :] for i in range(len(steps)))
-            if fits(steps) and not any(map(fits, more)):
-                found.append(Contender(name, model, settings=settings, steps=steps))
+        for steps in _steps_within(snapshot, settings, costs, budget * TOLERANCE):
+            found.append(Contender(name, model, settings=settings, steps=steps))
     # With guidance that no step has, a setting is that without guidance.
     distinct = {(each.steps, _cost(snapshot, each, costs)): each for each in reversed(found)}
     ordered = sorted(distinct.values(), key=lambda each: (_spread(each), each.steps, each.describe()))
     return ordered[:MAX_SETTINGS]
+
+
+def _steps_within(
+    snapshot: Snapshot, settings: SamplerSettings, costs: Sequence[float], limit: float
+) -> Iterator[tuple[int, ...]]:
+    """Steps of each level that cost at most `limit`, without room for another one on any level."""
+
+    @functools.cache
+    def fits(steps: tuple[int, ...]) -> bool:
+        calls = _calls_by_level(snapshot, settings, steps)
+        return sum(n * cost for n, cost in zip(calls, costs, strict=True)) <= limit
+
+    for steps in itertools.product(*(range(1, int(limit / cost) + 1) for cost in costs)):
+        more = (steps[:i] + (steps[i] + 1,) + steps[i + 1 :] for i in range(len(steps)))
+        if fits(steps) and not any(map(fits, more)):
+            yield steps
 
 
 def _cost(snapshot: Snapshot, contender: Contender, costs: Sequence[float]) -> float:

@@ -207,6 +207,11 @@ class Estimates:
         return Metric(whole, n, whole - reach, whole + reach, families=n)
 
 
+def estimates_of(evidence: Evidence) -> dict[str, Estimates]:
+    """Those of each caption set."""
+    return {split: Estimates(evidence, split) for split in evidence.conditions}
+
+
 def _within_one(share: Metric) -> Metric:
     """A share, with its interval cut to 0..1."""
     assert share.low is not None and share.high is not None

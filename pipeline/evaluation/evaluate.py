@@ -6,7 +6,7 @@ equal input; times are in throughput.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from pipeline.evaluation.comparison import Margin, RealImages, compare, kid_marg
 from pipeline.evaluation.conditions import build_caption_sets, plan_samples
 from pipeline.evaluation.contenders import is_finite
 from pipeline.evaluation.entry import Champion, Field, enter
+from pipeline.evaluation.estimates import Estimates, estimates_of
 from pipeline.evaluation.evidence import Description, Evidence
 from pipeline.evaluation.extractors import load_extractors
 from pipeline.evaluation.features import Extractor
@@ -51,11 +52,8 @@ def evaluate(
         log(f"extractor {missing.name}: not available, {missing.reason}")
     real = measure_real(dataset, extractors, params.seed)
     field = enter(params, root / "models", dataset, real, extractors[0], device, champion, log)
-    count = plan_samples(
-        params.promotion.precision,
-        params.evaluate.max_calls,
-        sum(field.costs[each.name].nfe for each in field.contenders),
-    )
+    calls = sum(field.costs[each.name].nfe for each in field.contenders)
+    count = plan_samples(params.promotion.precision, params.evaluate.max_calls, calls)
     if count.note():
         log(count.note())
     caption_sets = build_caption_sets(dataset, count.count, params.seed)
@@ -76,8 +74,9 @@ def evaluate(
         path = folder / "evidence.safetensors"
         comparison.evidence.save(path)
         evidence = Evidence.load(path)  # as whoever judges again will read it
-        verdict = build_verdict(evidence, artifacts.sha256_file(path), field, dataset, params)
-        results = build_results(verdict, evidence, comparison, field, [*extractors, *unavailable], count)
+        estimates = estimates_of(evidence)
+        verdict = build_verdict(estimates, artifacts.sha256_file(path), field, dataset, params)
+        results = build_results(verdict, estimates, comparison, field, [*extractors, *unavailable], count)
         (folder / "metrics.json").write_text(as_json(results.to_json()), encoding="utf-8")
         (folder / "summary.json").write_text(as_json(summarise(results)), encoding="utf-8")
         (folder / "throughput.json").write_text(as_json(throughput(samples)), encoding="utf-8")
@@ -114,10 +113,10 @@ def _describe(
 
 
 def build_verdict(
-    evidence: Evidence, digest: str, field: Field, dataset: PreparedDataset, params: Params
+    estimates: Mapping[str, Estimates], digest: str, field: Field, dataset: PreparedDataset, params: Params
 ) -> Verdict:
-    """Judge the evidence, whose file has this digest."""
-    judged = gate.judge(evidence, thresholds_of(params.promotion))
+    """Judge by the estimates from the evidence, whose file has this digest."""
+    judged = gate.judge_estimates(estimates, thresholds_of(params.promotion))
     verdicts = tuple(add_training_spread(each, params.evaluate) for each in judged)
     refined = field.snapshots["refined"]
     return Verdict(

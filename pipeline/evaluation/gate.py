@@ -10,10 +10,10 @@ not finite fail.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pipeline.evaluation.estimates import Estimates, copy_excess
+from pipeline.evaluation.estimates import Estimates, copy_excess, estimates_of
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics import Metric, rounded
 from pipeline.evaluation.verdict import Outcome, PassVerdict, Rule, combine
@@ -39,16 +39,23 @@ class Thresholds:
 
 def judge(evidence: Evidence, thresholds: Thresholds) -> list[PassVerdict]:
     """A verdict for each number of passes, in ascending order."""
-    estimates = {split: Estimates(evidence, split) for split in evidence.conditions}
+    return judge_estimates(estimates_of(evidence), thresholds)
+
+
+def judge_estimates(estimates: Mapping[str, Estimates], thresholds: Thresholds) -> list[PassVerdict]:
+    """`judge`, by the estimates of each caption set."""
+    about = estimates["train"].evidence.description
     verdicts = []
-    for passes, name in sorted(evidence.description.candidates.items()):
+    for passes, name in sorted(about.candidates.items()):
         rules = tuple(_rules(estimates, passes, name, thresholds))
         outcome = combine(rule.outcome for rule in rules)
-        verdicts.append(PassVerdict(passes, evidence.description.nfe[name], outcome, rules))
+        verdicts.append(PassVerdict(passes, about.nfe[name], outcome, rules))
     return verdicts
 
 
-def _rules(estimates: dict[str, Estimates], passes: int, name: str, thresholds: Thresholds) -> Iterator[Rule]:
+def _rules(
+    estimates: Mapping[str, Estimates], passes: int, name: str, thresholds: Thresholds
+) -> Iterator[Rule]:
     train, heldout = estimates["train"], estimates["heldout"]
     about = train.evidence.description
     yield _finite(name not in about.not_finite)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -20,15 +21,16 @@ from pipeline.evaluation.metrics import Float64, Metric
 MAX_IMAGES = 128  # images that are damaged
 MAX_REFERENCE = 600  # training images that they are compared with
 
-# Slight damage is visible to a careful eye, heavy damage at a glance; radii are for images of 64 px.
+# Slight damage is visible to a careful eye, heavy damage at a glance. Radii are pixels of the images at any
+# resolution: it is their finest octave that an extractor has to see.
 LADDERS: Mapping[str, tuple[tuple[str, Callable[[Tensor], Tensor]], ...]] = {
     "blur": (
-        ("blur 0.7 px", lambda images: damage.blur(images, 0.7)),
-        ("blur 2 px", lambda images: damage.blur(images, 2.0)),
+        ("blur 0.7 px", partial(damage.blur, sigma_px=0.7)),
+        ("blur 2 px", partial(damage.blur, sigma_px=2.0)),
     ),
     "noise": (
-        ("noise 16 levels", lambda images: damage.add_noise(images, 16, seed=0)),
-        ("noise 64 levels", lambda images: damage.add_noise(images, 64, seed=0)),
+        ("noise 16 levels", partial(damage.add_noise, std=16, seed=0)),
+        ("noise 64 levels", partial(damage.add_noise, std=64, seed=0)),
     ),
 }
 REAL, NOTHING = "real", "pure noise"  # the ends of every ladder

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import figures, pictures, wording
@@ -18,6 +19,9 @@ from pipeline.evaluation.metrics import Metric
 from pipeline.evaluation.results import UPSAMPLING, Results
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.verdict import Rule
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 OF_FEATURES = (
     "kid", "kid_difference", "fd", "precision", "recall", "density", "coverage",
@@ -75,19 +79,8 @@ def render(
     points: Mapping[str, Sequence[Point]],
 ) -> str:
     """The page. All values are escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = PackageLoader("pipeline.evaluation")  # its folder templates/
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "number": wording.number,
-        "title_of": wording.title_of,
-        "prefixed": wording.with_prefix,
-        "duration": wording.duration,
-    }
     held_out = next(each for each in caption_sets if each.split == "heldout")
     about = comparison.evidence.description
     best = shown_candidate(results, comparison)
@@ -96,7 +89,7 @@ def render(
     charts = {
         kind: Markup(quality_svg(points, threshold, stacked=kind == "narrow")) for kind in ("wide", "narrow")
     }
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         results=results,
         verdict=results.verdict,
         about=about,
@@ -124,6 +117,22 @@ def render(
         upsampling=UPSAMPLING,
         max_px=pictures.MAX_PX,
     )
+
+
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("pipeline.evaluation")  # its folder templates/
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": wording.number,
+        "title_of": wording.title_of,
+        "prefixed": wording.with_prefix,
+        "duration": wording.duration,
+    }
+    return environment.get_template("report.html.j2")
 
 
 # --- What the page shows, in numbers.

@@ -14,10 +14,9 @@ from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.conditions import SampleCount
 from pipeline.evaluation.entry import Field
 from pipeline.evaluation.estimates import Estimates
-from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import Extractor
 from pipeline.evaluation.group_classifier import Unavailable
-from pipeline.evaluation.metrics import Metric
+from pipeline.evaluation.metrics import Float64, Metric
 from pipeline.evaluation.verdict import Verdict
 
 Table = dict[str, dict[str, Metric]]  # by contender, or "real", and metric
@@ -67,18 +66,19 @@ def _rounded(tree: Any) -> Any:
 
 def build_results(
     verdict: Verdict,
-    evidence: Evidence,
+    estimates: Mapping[str, Estimates],
     comparison: Comparison,
     field: Field,
     extractors: Sequence[Extractor | Unavailable],
     count: SampleCount,
 ) -> Results:
-    """Everything in numbers."""
+    """Everything in numbers, given the estimates of each caption set."""
+    evidence = estimates["train"].evidence
     about = evidence.description
     real = comparison.real
     return Results(
         verdict=verdict,
-        tables={split: build_table(evidence, split, comparison) for split in evidence.conditions},
+        tables={split: build_table(each, comparison) for split, each in estimates.items()},
         contenders={
             each.name: {
                 "nfe": about.nfe[each.name],
@@ -102,9 +102,9 @@ def build_results(
     )
 
 
-def build_table(evidence: Evidence, split: str, comparison: Comparison) -> Table:
+def build_table(estimates: Estimates, comparison: Comparison) -> Table:
     """Every metric of every contender, and of the real images of the captions, on one caption set."""
-    estimates, about = Estimates(evidence, split), evidence.description
+    about = estimates.evidence.description
     table: Table = {}
     for name in estimates.measured:
         row: dict[str, Metric] = {}
@@ -117,10 +117,10 @@ def build_table(evidence: Evidence, split: str, comparison: Comparison) -> Table
                 row[f"{prefix}kid_difference"] = estimates.kid_difference(name, about.baseline, extractor)
         if name != "real":
             row["top_octave"] = estimates.top_octave(name)
-            row |= _sharpness(comparison, split, name)
+            row |= _sharpness(comparison, estimates.split, name)
         row["caption_rank"] = estimates.caption_rank(name)
         row["retrieval_top1"] = estimates.retrieved(name)
-        if name != "real" or split == "heldout":
+        if name != "real" or estimates.split == "heldout":
             row["alike"] = estimates.alike(name)
             row["replicas"] = estimates.replicas(name)
         table[name] = row
@@ -138,11 +138,19 @@ def _distances(estimates: Estimates, name: str, extractor: str, prefix: str) -> 
     )
     row |= estimates.neighbourhood(name, extractor)
     real, fake = estimates.one_per_family(name, extractor)
-    n = min(len(real), len(fake))
-    if metrics.enough("recall", n):
-        row |= {key: Metric(value, n) for key, value in metrics.clipped_density_coverage(real, fake).items()}
-        row["sliced_w2"] = Metric(metrics.sliced_wasserstein(real, fake), n)
+    row |= _one_per_family(real, fake)
     return {f"{prefix}{key}": metric for key, metric in row.items()}
+
+
+def _one_per_family(real: Float64, fake: Float64) -> dict[str, Metric]:
+    """Metrics of features of one image of each family, beside those that have intervals."""
+    n = min(len(real), len(fake))
+    names = ("clipped_density", "clipped_coverage", "sliced_w2")
+    if not all(metrics.enough(name, n) for name in names):
+        return {name: Metric.refused(name, n) for name in names}
+    values = metrics.clipped_density_coverage(real, fake)
+    values["sliced_w2"] = metrics.sliced_wasserstein(real, fake)
+    return {name: Metric(values[name], n) for name in names}
 
 
 def _sharpness(comparison: Comparison, split: str, name: str) -> dict[str, Metric]:

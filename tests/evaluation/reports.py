@@ -14,6 +14,7 @@ from pipeline.evaluation.comparison import Comparison, ImageMeasures, RealImages
 from pipeline.evaluation.conditions import CaptionSet, SampleCount
 from pipeline.evaluation.contenders import Contender
 from pipeline.evaluation.entry import Field
+from pipeline.evaluation.estimates import estimates_of
 from pipeline.evaluation.evaluate import thresholds_of
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import Extractor, Whitening
@@ -87,7 +88,7 @@ def make(folder: Path, params: Params, families: int = 30, resolution: int = 16,
     extractor = Extractor("randconv", "1" * 64, False, lambda x: x, dim=8)
     missing = Unavailable("group-cls", "needs two groups <b>of</b> 8 images")
     count = SampleCount(2 * families + 7, 2 * families)
-    results = build_results(verdict, found, comparison, field, [extractor, missing], count)
+    results = build_results(verdict, estimates_of(found), comparison, field, [extractor, missing], count)
     return Made(results, comparison, samples, caption_sets, dataset)
 
 
