@@ -37,7 +37,7 @@ from pipeline.evaluation.evaluate import margins_of, thresholds_of
 from pipeline.evaluation.evidence import Conditions, Description, Evidence, Measured, Reference
 from pipeline.evaluation.extractors import load_extractors
 from pipeline.evaluation.features import Extractor
-from pipeline.evaluation.memorisation import TrainingImages, least_by_family, two_nearest
+from pipeline.evaluation.memorisation import TrainingImages, thumbnails, two_nearest
 from pipeline.evaluation.metrics import Float64
 from pipeline.evaluation.statistics import Int64
 from pipeline.evaluation.verdict import PassVerdict
@@ -129,7 +129,7 @@ def build_pool(
     names = sorted(set(real.groups))
     groups = np.array([names.index(group) for group in real.groups], dtype=np.int64)
     (families,), _ = statistics.number_families(real.families)
-    training = TrainingImages(real.images, families)
+    training = TrainingImages(real.images.__getitem__, families)
     sets, conditions, cases = {}, {}, {}
     for split, source in (("train", "train"), ("heldout", "test")):
         count = len({row["base"] or row["id"] for row in dataset.rows if row["split"] == source})
@@ -165,7 +165,7 @@ def build_pool(
         families,
         sorted(set(real.families)),
         groups,
-        least_by_family(training.distances(real.images), families),
+        training.by_family(thumbnails(real.images)),
         *kid_margins(extractors, real, margins),
     )
 
@@ -186,7 +186,7 @@ def _measure(
         nothing,
         nothing,
     )
-    return CaseImages(measured, least_by_family(training.distances(images), training.families))
+    return CaseImages(measured, training.by_family(thumbnails(images)))
 
 
 # --- Draw often.

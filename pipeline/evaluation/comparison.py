@@ -7,28 +7,27 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import damage, metrics, qualification, retrieval, statistics
 from pipeline.evaluation.conditions import CaptionSet, family_of, group_of
-from pipeline.evaluation.evidence import Conditions, Description, Evidence, Measured, Reference
+from pipeline.evaluation.copies import search_copies
+from pipeline.evaluation.evidence import Conditions, Description, Evidence, Measured
 from pipeline.evaluation.features import Extractor, Whitening
-from pipeline.evaluation.memorisation import ALIKE, Neighbours, TrainingImages
+from pipeline.evaluation.memorisation import Neighbours
 from pipeline.evaluation.metrics import Float64
 from pipeline.evaluation.qualification import Qualification
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.statistics import Int64
 
-MAX_REFERENCE = 4000  # real training images that sets are compared with; more would only cost memory
+MAX_REFERENCE = 4000  # real training images that sets are compared with; copies are sought among all
 MAX_DAMAGED = 600  # of them, for the margins
-MAX_COPIES = 200  # of them, to measure how many copies are found
 
 
 @dataclass(frozen=True)
 class RealImages:
-    """The real training images, and what was fitted on them."""
+    """At most MAX_REFERENCE real training images, and what was fitted on them."""
 
     images: Tensor  # uint8 [n,3,R,R]
     families: list[str]
@@ -128,7 +127,7 @@ class ImageMeasures:
 
     evidence: Measured
     sharpness: metrics.Sharpness
-    neighbours: Neighbours  # among the training images
+    neighbours: Neighbours  # among all training images, by rows of the data set
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class Comparison:
     real: RealImages
     sets: dict[str, dict[str, ImageMeasures]]  # by caption set and contender, "real" among them
     qualifications: list[Qualification]
-    copy_power: dict[str, float] = field(default_factory=dict)  # see `measure_power`
+    copy_power: dict[str, float] = field(default_factory=dict)  # see copies.CopySearch
 
 
 def compare(
@@ -161,44 +160,31 @@ def compare(
         outcome = "qualified" if judged.qualified else f"not used, {judged.reason}"
         log(f"extractor {judged.extractor}: {outcome}")
     qualified = [e for e, q in zip(extractors, qualifications, strict=True) if q.qualified]
-    (numbers,), _ = statistics.number_families(real.families)
-    training = TrainingImages(real.images, numbers)
+    images = {
+        each.split: {"real": each.images[each.which]} | {n: s.images for n, s in samples[each.split].items()}
+        for each in caption_sets
+    }
+    found = search_copies(images, dataset, real.rows)
+    log(f"sought copies of {len(dataset.split('train'))} training images")
     conditions, sets = {}, {}
     for caption_set in caption_sets:
         split = caption_set.split
         judge = CaptionJudge.build(caption_set, dataset, real, extractors)
-        images = {"real": caption_set.images[caption_set.which]}
-        images |= {name: each.images for name, each in samples[split].items()}
         sets[split] = {
-            name: measure(each, real, extractors, qualified, judge, training) for name, each in images.items()
+            name: measure(each, real, extractors, qualified, judge, found.neighbours[split][name])
+            for name, each in images[split].items()
         }
         power = sets[split]["real"].sharpness.top_octave
         conditions[split] = build_conditions(caption_set, real, qualified, power)
-        log(f"measured {len(images)} sets of {len(caption_set.which)} images on {split} captions")
-    apart = training.nearest_other_family(real.images)
+        log(f"measured {len(images[split])} sets of {len(caption_set.which)} images on {split} captions")
     floors = measure_floors(conditions, real, qualified)
     evidence = Evidence(
         describe([each.name for each in qualified], floors),
         conditions,
         {split: {name: each.evidence for name, each in sets[split].items()} for split in sets},
-        Reference(apart.rho, numbers, np.searchsorted(real.group_names, real.groups)),
+        found.reference,
     )
-    found = measure_power(training, real.images, apart)
-    return Comparison(evidence, real, sets, qualifications, found)
-
-
-def measure_power(training: TrainingImages, images: Tensor, apart: Neighbours) -> dict[str, float]:
-    """Share of damaged training images (uint8 [M,3,R,R], at most MAX_COPIES of them) that are found as copies,
-    rho < ALIKE, by the kind of damage; and of the undamaged ones beside other families, which are none."""
-    some = statistics.spaced(len(images), MAX_COPIES)
-    copies = images[some]
-    other = images[np.roll(some, len(some) // 2)].float()
-    cases = {f"noise, {std} grey levels": damage.add_noise(copies, std, seed=0) for std in (4, 8, 16)}
-    cases |= {f"blur, {px} px": damage.blur(copies, px) for px in (1, 2)}
-    cases |= {f"shift, {px} px right and down": damage.shift(copies, px) for px in (1, 2, 3)}
-    cases["mixed with 10% of another image"] = (0.9 * copies.float() + 0.1 * other).round().to(torch.uint8)
-    shares = {case: float((training.nearest(each).rho < ALIKE).mean()) for case, each in cases.items()}
-    return shares | {"no copies: real images of other families": float((apart.rho < ALIKE).mean())}
+    return Comparison(evidence, real, sets, qualifications, found.power)
 
 
 def measure(
@@ -207,13 +193,13 @@ def measure(
     extractors: Sequence[Extractor],
     qualified: Sequence[Extractor],
     judge: CaptionJudge,
-    training: TrainingImages,
+    near: Neighbours,
 ) -> ImageMeasures:
-    """Measure uint8 images [N,3,R,R] of a caption set. Captions are judged from the features of all
-    extractors, the evidence holds those of qualified ones."""
+    """Measure uint8 images [N,3,R,R] of a caption set, which have the neighbours `near`. Captions are judged
+    from the features of all extractors, the evidence holds those of qualified ones."""
     raw = {each.name: each(images) for each in extractors}
     features = {each.name: real.whitening[each.name](raw[each.name]) for each in qualified}
-    sharpness, near = metrics.sharpness(images), training.nearest(images)
+    sharpness = metrics.sharpness(images)
     measured = Measured(features, sharpness.top_octave, judge.rank(raw), near.rho, near.d1)
     return ImageMeasures(measured, sharpness, near)
 

@@ -50,7 +50,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Reference:
-    """The T training images: how near each is to other families (memorisation.nearest_other_family)."""
+    """T training images: how near each is to other families (comparison.search_copies)."""
 
     rho: Float64  # [T]
     families: Int64  # [T]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from pipeline.evaluation.memorisation import ALIKE, Neighbours
+from pipeline.evaluation.memorisation import ALIKE
+from pipeline.evaluation.metrics import Float64
 from pipeline.evaluation.wording import title_of
 
 if TYPE_CHECKING:
@@ -128,15 +129,16 @@ def draw_neighbours(
     path: Path,
     samples: Tensor,
     captions: Sequence[str],
-    train: Tensor,
-    train_captions: Sequence[str],
-    neighbours: Neighbours,
+    nearest: Tensor,
+    nearest_captions: Sequence[str],
+    rho: Float64,
     pairs: int = 12,
 ) -> None:
-    """Samples beside their nearest training images: `pairs` of those most like copies, then of the first ones."""
+    """Samples beside the training image that is nearest to each: `pairs` of those most like copies (least rho),
+    then of the first ones."""
     from PIL import Image, ImageDraw
 
-    suspects = np.argsort(neighbours.rho, kind="stable")[:pairs].tolist()
+    suspects = np.argsort(rho, kind="stable")[:pairs].tolist()
     others = [i for i in range(len(samples)) if i not in set(suspects)][:pairs]
     font, size, columns, text_height, head = _font(12), 96, 6, 70, 34
     width = 2 * size + 18
@@ -152,14 +154,13 @@ def draw_neighbours(
         for place, i in enumerate(chosen):
             x, y = place % columns * width + 4, top + head + place // columns * (size + text_height)
             sheet.paste(_tile(samples[i], size), (x, y))
-            sheet.paste(_tile(train[int(neighbours.row[i])], size), (x + size + 2, y))
+            sheet.paste(_tile(nearest[i], size), (x + size + 2, y))
             draw.rectangle((x - 1, y - 1, x + 2 * size + 2, y + size), outline=(225, 225, 230))
-            ratio = float(neighbours.rho[i])
-            texts = captions[i], train_captions[int(neighbours.row[i])]
+            texts = captions[i], nearest_captions[i]
             for column, text in enumerate(texts):
                 wrapped = _wrap(text, font, size - 2, 3)
                 draw.multiline_text((x + column * (size + 2), y + size + 3), wrapped, INK, font, spacing=2)
-            colour = RED if ratio < ALIKE else FAINT
-            draw.text((x, y + size + 50), f"d1/d2 = {ratio:.2f}", colour, font)
+            colour = RED if rho[i] < ALIKE else FAINT
+            draw.text((x, y + size + 50), f"d1/d2 = {rho[i]:.2f}", colour, font)
         top += heights[0] if title == groups[0][0] else 0
     sheet.save(path)

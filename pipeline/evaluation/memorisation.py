@@ -3,7 +3,7 @@
 rho = d1 / d2, the distance to the nearest training family over that to the second nearest (arXiv 2505.16959),
 on box means of 16 px, where noise, blur and dithering hardly count, and the least over mirrored and slightly
 shifted training images. Real images are alike, too: clocks differ in their hands alone. So the rho of samples
-is compared with a reference, the rho of every training image among the other families (leave one family out),
+is compared with a reference, the rho of training images among the other families (leave one family out),
 weighted to the groups of the samples' captions. Absolute limits on rho fail real images and miss blurred
 copies. No claim of privacy is made (arXiv 2505.01524), and no detector is reliable (arXiv 2306.04675), so the
 report also shows the nearest images.
@@ -11,7 +11,7 @@ report also shows the nearest images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +27,10 @@ ALIKE = 1 / 3  # rho below which a sample is much nearer to one family than to a
 REPLICA_QUANTILE = 0.01  # of the reference's rho
 REPLICA_DISTANCE = 4.0  # grey levels
 RESOLUTION = 16
-CHUNK = 500  # training images whose variants are made at once
-# Of training images, so that copies which are blurred or moved are found, too: (dy, dx), px at 64 px.
-SHIFTS = tuple((y, x) for y in range(-2, 3) for x in range(-2, 3))
-BLURS = (1.0, 2.0)  # px at 64 px, standard deviations; unshifted
+CHUNK = 500  # images of 64 px at once
+# Of training images at 64 px (above it, their box means), so that copies which are blurred or moved are found, too:
+SHIFTS = tuple((y, x) for y in range(-2, 3) for x in range(-2, 3))  # px, whole ones below 64 px, too
+BLURS = (1.0, 2.0)  # standard deviations in px, in proportion below 64 px; unshifted
 
 
 @dataclass(frozen=True)
@@ -47,67 +47,101 @@ class Neighbours:
         ratio: Float64 = self.d1 / np.maximum(self.d2, 1e-12)
         return ratio
 
+    def split(self, sizes: Sequence[int]) -> list[Neighbours]:
+        """Those of consecutive parts of the images."""
+        ends = np.cumsum(sizes)[:-1]
+        parts = (np.split(each, ends) for each in (self.row, self.d1, self.d2))
+        return [Neighbours(*part) for part in zip(*parts, strict=True)]
+
 
 class TrainingImages:
-    """Box means of training images and of their variants, to measure distances from."""
+    """All training images and their variants, to measure distances from. They are loaded and varied in chunks at
+    every search, so that memory does not grow with their number and time is linear in it."""
 
-    def __init__(self, images: Tensor, families: Int64) -> None:
-        """uint8 images [M,3,R,R] and the numbers of their families [M]."""
+    def __init__(self, load: Callable[[Int64], Tensor], families: Int64) -> None:
+        """`load` gives the uint8 images [m,3,R,R] of numbers [m] below M; `families` are numbers, too, [M]."""
+        self.load = load
         self.families = families
-        self._centre = _box_means(images[:CHUNK].float()).mean(
-            0
-        )  # distances are differences of large squares
-        self._chunks = [
-            torch.stack([_box_means(variant) - self._centre for variant in _variants(chunk)])
-            for chunk in images.split(CHUNK)
-        ]  # [V, m, d] each
 
-    def distances(self, images: Tensor) -> Float64:
-        """RMS distances [N,M], grey levels, of uint8 images [N,3,R,R] to the least distant variant of each."""
-        pixels = _box_means(images.float()) - self._centre
-        squares = pixels.square().sum(1)[:, None]
-        parts = []
-        for variants in self._chunks:
-            least = torch.full((len(pixels), variants.shape[1]), torch.inf)
-            for variant in variants:
-                between = torch.addmm(squares + variant.square().sum(1)[None], pixels, variant.T, alpha=-2)
+    def nearest(self, small: Tensor, left_out: Int64 | None = None) -> Neighbours:
+        """The nearest training images and families of `thumbnails` [N,d]; of image i without the family
+        left_out[i]. The two distances are equal where there is one family only."""
+        row = np.zeros(len(small), dtype=np.int64)
+        least, family = np.full((len(small), 2), np.inf), np.full((len(small), 2), -1)
+        for numbers, between in self._distances(small):
+            names, place = np.unique(self.families[numbers], return_inverse=True)
+            if left_out is not None:
+                between[left_out[:, None] == self.families[numbers]] = np.inf
+            row = np.where(between.min(1) < least[:, 0], numbers[between.argmin(1)], row)
+            known = np.concatenate([least, least_by_family(between, place)], 1)
+            known_family = np.concatenate([family, np.broadcast_to(names, (len(small), len(names)))], 1)
+            for i in range(2):
+                best = known.argmin(1)[:, None]
+                least[:, i] = np.take_along_axis(known, best, 1)[:, 0]
+                family[:, i] = np.take_along_axis(known_family, best, 1)[:, 0]
+                known[known_family == family[:, i, None]] = np.inf
+        d1, d2 = least.T
+        return Neighbours(row, d1, np.where(np.isinf(d2), d1, d2))
+
+    def by_family(self, small: Tensor) -> Float64:
+        """Distances [N,F] of `thumbnails` [N,d] to the nearest image of each family."""
+        between = np.concatenate([between for _, between in self._distances(small)], 1)
+        return least_by_family(between, self.families)
+
+    def _distances(self, small: Tensor) -> Iterator[tuple[Int64, Float64]]:
+        """RMS distances, grey levels, to the least distant variant of each training image: the numbers [m] of a
+        chunk of them, and distances [N,m]."""
+        size = _chunk(self.load(np.zeros(1, dtype=np.int64)).shape[-1])
+        for start in range(0, len(self.families), size):
+            numbers = np.arange(start, min(start + size, len(self.families)))
+            images = self.load(numbers)
+            if start == 0:  # distances are differences of large squares
+                centre = thumbnails(images).mean(0)
+                pixels = small - centre
+                squares = pixels.square().sum(1)[:, None]
+            least = torch.full((len(small), len(numbers)), torch.inf)
+            for variant in _variants(images):
+                moved = variant - centre
+                between = torch.addmm(squares + moved.square().sum(1)[None], pixels, moved.T, alpha=-2)
                 torch.minimum(least, between, out=least)
-            parts.append(least)
-        return torch.cat(parts, 1).clamp_min(0).sqrt().double().numpy()
-
-    def nearest(self, images: Tensor) -> Neighbours:
-        """The nearest training images and families of uint8 images [N,3,R,R]."""
-        between = self.distances(images)
-        return Neighbours(
-            between.argmin(1).astype(np.int64), *two_nearest(least_by_family(between, self.families))
-        )
-
-    def nearest_other_family(self, images: Tensor) -> Neighbours:
-        """Of each training image (`images` are those of the constructor), the nearest of other families."""
-        between = self.distances(images)
-        between[self.families[:, None] == self.families[None]] = np.inf
-        return Neighbours(
-            between.argmin(1).astype(np.int64), *two_nearest(least_by_family(between, self.families))
-        )
+            yield numbers, least.clamp_min(0).sqrt().double().numpy()
 
 
-def _box_means(images: Tensor) -> Tensor:
-    """Float images [N,3,R,R] as [N, 3 * 16 * 16] box means, scaled so that distances are RMS."""
-    small = F.adaptive_avg_pool2d(images, min(RESOLUTION, images.shape[-1])).flatten(1)
-    return small / small.shape[1] ** 0.5
+def _chunk(resolution: int) -> int:
+    """How many images of a resolution are handled at once."""
+    return max(CHUNK * 64**2 // max(resolution, 64) ** 2, 1)
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """uint8 images [N,3,R,R] as float32 [N,d] box means of 16 px, d = 3 * 16 * 16, scaled so that distances are
+    RMS."""
+    R = images.shape[-1]
+    parts = images.split(_chunk(R))
+    return torch.cat([_scaled(F.avg_pool2d(part.float(), max(R // RESOLUTION, 1))) for part in parts])
+
+
+def _scaled(means: Tensor) -> Tensor:
+    flat = means.flatten(1)
+    return flat / flat.shape[1] ** 0.5
 
 
 def _variants(images: Tensor) -> Iterator[Tensor]:
-    """Images uint8 [N,3,R,R] and their mirror images, shifted by each of SHIFTS or blurred by each of BLURS."""
-    R = images.shape[-1]
-    unit = max(R // 64, 1)
-    for flipped in (images, images.flip(-1)):
-        padded = F.pad(flipped.float(), [2 * unit] * 4, mode="replicate")
-        for dy, dx in SHIFTS:
-            y, x = (2 + dy) * unit, (2 + dx) * unit
-            yield padded[..., y : y + R, x : x + R]
-        for sigma in BLURS:
-            yield blur(flipped, sigma * R / 64).float()
+    """`thumbnails` [m,d] of uint8 images [m,3,R,R] shifted by each of SHIFTS or blurred by each of BLURS, and of
+    their mirror images."""
+    small = F.avg_pool2d(images.float(), max(images.shape[-1] // 64, 1))
+    R = small.shape[-1]
+    size = min(RESOLUTION, R)
+    box = R // size
+    means = F.avg_pool2d(F.pad(small, [2] * 4, mode="replicate"), box, stride=1)  # of boxes at every place
+    for dy, dx in SHIFTS:
+        y, x = (slice(2 + d, 3 + d + box * (size - 1), box) for d in (dy, dx))
+        yield from _with_mirrored(means[..., y, x])
+    for sigma in BLURS:
+        yield from _with_mirrored(F.avg_pool2d(blur(small, sigma * R / 64).float(), box))
+
+
+def _with_mirrored(means: Tensor) -> tuple[Tensor, Tensor]:
+    return _scaled(means), _scaled(means.flip(-1))
 
 
 def least_by_family(between: Float64, families: Int64) -> Float64:

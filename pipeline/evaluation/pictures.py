@@ -111,13 +111,12 @@ def find_suspects(
         row = int(found.row[i])
         caption = caption_set.captions[int(caption_set.which[i])]
         mine = picture(samples.images[i], caption, title_of(name))
-        known = training_caption(comparison, dataset, row)
-        theirs = picture(comparison.real.images[row], known, "nearest training image")
+        theirs = picture(dataset.images(found.row[[i]])[0], name_of(dataset, row), "nearest training image")
         suspects.append(Suspect(mine, theirs, float(found.rho[i])))
     return suspects
 
 
-def training_caption(comparison: Comparison, dataset: PreparedDataset, row: int) -> str:
-    """Caption of a training image, by its number among those that were measured."""
-    number = comparison.real.captions[row]
+def name_of(dataset: PreparedDataset, row: int) -> str:
+    """The first caption of a row of the data set."""
+    number = dataset.caption_of(row)
     return dataset.captions[number] if number >= 0 else "no caption"

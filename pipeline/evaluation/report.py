@@ -59,14 +59,14 @@ def _draw_neighbours(
 ) -> None:
     name = shown_candidate(results, comparison)
     held_out = next(each for each in caption_sets if each.split == "heldout")
-    known = [pictures.training_caption(comparison, dataset, i) for i in range(len(comparison.real.captions))]
+    found = comparison.sets["heldout"][name].neighbours
     figures.draw_neighbours(
         path,
         samples["heldout"][name].images,
         [held_out.captions[i] for i in held_out.which],
-        comparison.real.images,
-        known,
-        comparison.sets["heldout"][name].neighbours,
+        dataset.images(found.row),
+        [pictures.name_of(dataset, int(row)) for row in found.row],
+        found.rho,
     )
 
 

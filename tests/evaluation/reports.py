@@ -10,7 +10,7 @@ import torch
 from pipeline.config.params import Params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import gate, metrics
-from pipeline.evaluation.comparison import Comparison, ImageMeasures, RealImages, measure_power
+from pipeline.evaluation.comparison import Comparison, ImageMeasures, RealImages
 from pipeline.evaluation.conditions import CaptionSet, SampleCount
 from pipeline.evaluation.contenders import Contender
 from pipeline.evaluation.entry import Field
@@ -19,7 +19,7 @@ from pipeline.evaluation.evaluate import thresholds_of
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import Extractor, Whitening
 from pipeline.evaluation.group_classifier import Unavailable
-from pipeline.evaluation.memorisation import TrainingImages
+from pipeline.evaluation.memorisation import TrainingImages, thumbnails
 from pipeline.evaluation.qualification import Qualification
 from pipeline.evaluation.results import Results, build_results
 from pipeline.evaluation.samples import Samples
@@ -146,18 +146,18 @@ def _compare(
     judge: Any = None  # nothing of the report asks it
     names = [str(i) for i in range(24)]
     real = RealImages(pictures, names, ["g"] * 24, captions, np.arange(24), raw, whitening, judge)
-    training = TrainingImages(pictures, np.arange(24))
+    training = TrainingImages(pictures.__getitem__, np.arange(24))
     sets = {}
     for each in caption_sets:
         shown = {"real": each.images[each.which]} | {n: s.images for n, s in samples[each.split].items()}
         measured = found.measured[each.split]
         sets[each.split] = {
-            name: ImageMeasures(measured[name], metrics.sharpness(image), training.nearest(image))
+            name: ImageMeasures(measured[name], metrics.sharpness(image), training.nearest(thumbnails(image)))
             for name, image in shown.items()
         }
     table = tuple(("blur <2> px", metrics.Metric(value, 60, value - 1, value + 1)) for value in (1.0, 5.0))
     qualified = [Qualification("randconv", True, "", table)]
-    power = measure_power(training, pictures, training.nearest_other_family(pictures))
+    power = {"noise, 4 grey levels": 0.9, "no copies: real images of other families": 0.1}
     return Comparison(found, real, sets, qualified, power)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.evaluation import charts, figures
 from pipeline.evaluation.charts import Point
-from pipeline.evaluation.memorisation import TrainingImages
+from pipeline.evaluation.memorisation import TrainingImages, thumbnails
 from pipeline.evaluation.metrics import Metric
 
 
@@ -36,9 +36,10 @@ def test_neighbours_are_drawn_for_few_and_many_samples(tmp_path: Path) -> None:
     train = torch.randint(0, 256, (9, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     for count in (1, 30):
         samples = train[torch.arange(count) % 9]
-        neighbours = TrainingImages(train, np.arange(9)).nearest(samples)
+        neighbours = TrainingImages(train.__getitem__, np.arange(9)).nearest(thumbnails(samples))
+        nearest, captions = train[neighbours.row], (["asked"] * count, ["seen"] * count)
         figures.draw_neighbours(
-            tmp_path / "n.png", samples, ["asked"] * count, train, ["seen"] * 9, neighbours
+            tmp_path / "n.png", samples, captions[0], nearest, captions[1], neighbours.rho
         )
         with Image.open(tmp_path / "n.png") as sheet:
             assert sheet.width > 1000

@@ -1,5 +1,7 @@
 """Copies are found, also mirrored, shifted and blurred ones, and images that are merely alike are not."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.evaluation import damage, memorisation
-from pipeline.evaluation.memorisation import ALIKE, Neighbours, TrainingImages
+from pipeline.evaluation.memorisation import ALIKE, Neighbours, TrainingImages, thumbnails
 
 
 def textures(n: int, seed: int = 0, resolution: int = 64) -> Tensor:
@@ -21,7 +23,11 @@ FAMILIES = np.arange(20)
 
 
 def nearest(samples: Tensor, train: Tensor = TRAIN, families: np.ndarray = FAMILIES) -> Neighbours:
-    return TrainingImages(train, families).nearest(samples)
+    return TrainingImages(train.__getitem__, families).nearest(thumbnails(samples))
+
+
+def nearest_other_family(images: Tensor, families: np.ndarray) -> Neighbours:
+    return TrainingImages(images.__getitem__, families).nearest(thumbnails(images), families)
 
 
 def moved(images: Tensor, dy: int, dx: int) -> Tensor:
@@ -63,7 +69,7 @@ def test_distances_equal_a_plain_loop_over_mirrored_shifted_and_blurred_images()
         lambda images: damage.dither(images, 8),
     ],
 )
-def test_copies_are_found_whatever_was_done_to_them(change) -> None:  # type: ignore[no-untyped-def]
+def test_copies_are_found_whatever_was_done_to_them(change: Callable[[Tensor], Tensor]) -> None:
     neighbours = nearest(change(TRAIN))
     assert neighbours.row.tolist() == FAMILIES.tolist()
     assert (neighbours.rho < ALIKE).all()
@@ -84,12 +90,48 @@ def test_a_variant_of_the_same_family_does_not_hide_a_copy() -> None:
 
 def test_a_training_image_is_compared_with_other_families_only() -> None:
     twins, families = torch.cat([TRAIN, TRAIN]), np.concatenate([FAMILIES, FAMILIES])
-    apart = TrainingImages(twins, families).nearest_other_family(twins)
+    apart = nearest_other_family(twins, families)
     assert (apart.rho > ALIKE).all()
     assert (families[apart.row] != families).all()
-    alone = TrainingImages(TRAIN, FAMILIES).nearest_other_family(TRAIN)
+    alone = nearest_other_family(TRAIN, FAMILIES)
     np.testing.assert_allclose(apart.d1[:20], alone.d1, rtol=1e-5)
     np.testing.assert_allclose(apart.d2[:20], alone.d2, rtol=1e-5)
+
+
+def test_searching_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Families lie in several chunks; the two nearest ones of any chunk may be one family."""
+    train, samples = textures(23, seed=3), torch.cat([textures(6, seed=4), TRAIN[:2]])
+    families, left_out = np.arange(23) % 4, np.array([-1, 0, 1, 2, 3, -1, 0, 1])
+    training = TrainingImages(train.__getitem__, families)
+    whole, by_family = (
+        training.nearest(thumbnails(samples), left_out),
+        training.by_family(thumbnails(samples)),
+    )
+    by_family[np.arange(8)[left_out >= 0], left_out[left_out >= 0]] = np.inf
+    d1, d2 = memorisation.two_nearest(by_family)
+    monkeypatch.setattr(memorisation, "CHUNK", 3)
+    parts = training.nearest(thumbnails(samples), left_out)
+    assert parts.row.tolist() == whole.row.tolist()
+    for found in (whole, parts):
+        np.testing.assert_allclose(found.d1, d1, rtol=1e-4)
+        np.testing.assert_allclose(found.d2, d2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("resolution", [8, 16, 32, 128])
+def test_copies_are_found_at_any_resolution(resolution: int) -> None:
+    train = textures(20, resolution=resolution)
+    one = max(resolution // 64, 1)
+    for copies in (train, train.flip(-1), damage.shift(train, one)):
+        found = nearest(copies, train)
+        assert found.row.tolist() == FAMILIES.tolist()
+        assert (found.rho < ALIKE).all()
+
+
+def test_neighbours_of_parts_are_those_of_the_whole() -> None:
+    whole = nearest(textures(5, seed=1))
+    first, second = whole.split([2, 3])
+    assert [*first.row, *second.row] == whole.row.tolist()
+    assert [*first.rho, *second.rho] == whole.rho.tolist()
 
 
 def test_with_a_single_family_nothing_is_nearer_than_the_second() -> None:
