@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pipeline.evaluation.estimates import Estimates, copy_excess, estimates_of
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics import Metric, rounded
-from pipeline.evaluation.verdict import Outcome, PassVerdict, Rule, combine
+from pipeline.evaluation.verdict import Outcome, PassVerdict, Rule, combine, families_needed
 
 MAX_REPLICAS = 0.01
 RANK_Z = (
@@ -117,19 +117,14 @@ def _interval(metric: Metric) -> tuple[float, float, float]:
 
 
 def undecided(metric: Metric, threshold: float, split: str) -> str:
-    """Why an interval decides nothing, as in `undecided: 23 families, about 60 needed; add images`.
-
-    Its width falls with the root of the number of families of the caption set."""
-    value, low, high = _interval(metric)
+    """Why an interval decides nothing, as in `undecided: 23 families, about 60 needed; add images`."""
     families = metric.families or 0
-    gap = abs(threshold - value)
-    half = max(high - value, value - low)
-    needed = math.ceil(families * (half / gap) ** 2) if gap else math.inf
+    needed = families_needed(families, *_interval(metric), threshold)
     if needed > HOPELESS * families:
         return (
             f"undecided: {families} families, and the value is so near the threshold that more hardly decide"
         )
-    return f"undecided: {families} families, about {needed} needed; {MORE_FAMILIES[split]}"
+    return f"undecided: {families} families, about {math.ceil(needed)} needed; {MORE_FAMILIES[split]}"
 
 
 def _decide(metric: Metric, threshold: float, good_is_low: bool) -> Outcome:

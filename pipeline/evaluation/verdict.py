@@ -7,6 +7,7 @@ that does is refused. Needs neither torch nor numpy.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,13 @@ def combine(outcomes: Iterable[Outcome]) -> Outcome:
     """Failed if any is failed, else undecided if any is undecided, else passed."""
     known = set(outcomes)
     return "failed" if "failed" in known else "undecided" if "undecided" in known else "passed"
+
+
+def families_needed(families: int, value: float, low: float, high: float, threshold: float) -> float:
+    """How many families would decide what an interval from `families` of them leaves open, since its width falls
+    with the root of their number; infinite where the value is the threshold itself."""
+    gap, half = abs(threshold - value), max(high - value, value - low)
+    return families * (half / gap) ** 2 if gap else math.inf
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -6,7 +6,7 @@ import math
 import re
 from itertools import groupby
 
-from pipeline.evaluation.verdict import PassVerdict, Rule, Verdict
+from pipeline.evaluation.verdict import PassVerdict, Rule, Verdict, families_needed
 
 # Of metrics: a short name, what it means, and whether it is a share. An extractor's name may precede the key.
 METRICS: dict[str, tuple[str, str, bool]] = {
@@ -225,6 +225,4 @@ def _needed(rule: Rule) -> float:
     """How many families would decide a rule; infinite where none is known to."""
     if rule.value is None or rule.low is None or rule.high is None or rule.threshold is None:
         return math.inf
-    gap = abs(rule.threshold - rule.value)
-    half = max(rule.high - rule.value, rule.value - rule.low)
-    return (rule.families or 0) * (half / gap) ** 2 if gap else math.inf
+    return families_needed(rule.families or 0, rule.value, rule.low, rule.high, rule.threshold)
