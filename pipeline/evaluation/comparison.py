@@ -70,20 +70,23 @@ def measure_real(dataset: PreparedDataset, extractors: Sequence[Extractor], seed
 
 
 def qualify_all(
-    extractors: Sequence[Extractor], real: RealImages, held_out: CaptionSet
+    extractors: Sequence[Extractor], real: RealImages, held_out: CaptionSet, log: Callable[[str], None]
 ) -> list[Qualification]:
     """Whether each extractor orders damage on these data (see qualification.py)."""
-    return [
-        qualification.qualify(
-            each,
-            real.whitening[each.name],
-            real.white(each.name),
-            real.families,
-            held_out.images,
-            held_out.families,
-        )
-        for each in extractors
-    ]
+    judged = []
+    for each in extractors:
+        white, images, families = real.white(each.name), held_out.images, held_out.families
+        whitening = real.whitening[each.name]
+        found = qualification.qualify(each, whitening, white, real.families, images, families)
+        log(f"extractor {each.name}: {'qualified' if found.qualified else f'not used, {found.reason}'}")
+        judged.append(found)
+    return judged
+
+
+def first_qualified(extractors: Sequence[Extractor], qualifications: Sequence[Qualification]) -> Extractor:
+    """The main extractor: the first that qualified, or else the first."""
+    pairs = zip(extractors, qualifications, strict=True)
+    return next((extractor for extractor, judged in pairs if judged.qualified), extractors[0])
 
 
 class Margin(NamedTuple):
@@ -147,6 +150,7 @@ def compare(
     dataset: PreparedDataset,
     real: RealImages,
     extractors: Sequence[Extractor],
+    qualifications: Sequence[Qualification],
     describe: Callable[[list[str], dict[str, float]], Description],
     log: Callable[[str], None],
 ) -> Comparison:
@@ -154,11 +158,6 @@ def compare(
     contender "real".
 
     `describe(qualified extractors, noise floors)` gives the description of the evidence."""
-    held_out = next(each for each in caption_sets if each.split == "heldout")
-    qualifications = qualify_all(extractors, real, held_out)
-    for judged in qualifications:
-        outcome = "qualified" if judged.qualified else f"not used, {judged.reason}"
-        log(f"extractor {judged.extractor}: {outcome}")
     qualified = [e for e, q in zip(extractors, qualifications, strict=True) if q.qualified]
     images = {
         each.split: {"real": each.images[each.which]} | {n: s.images for n, s in samples[each.split].items()}
@@ -184,7 +183,7 @@ def compare(
         {split: {name: each.evidence for name, each in sets[split].items()} for split in sets},
         found.reference,
     )
-    return Comparison(evidence, real, sets, qualifications, found.power)
+    return Comparison(evidence, real, sets, list(qualifications), found.power)
 
 
 def measure(
@@ -237,6 +236,7 @@ class CaptionJudge:
     extractors: list[str]
     candidates: Float64  # standardised caption vectors [c,e]
     truth: Int64  # [N] candidate of each image
+    families: list[str]  # [N] of the caption of each image
 
     @classmethod
     def build(
@@ -251,11 +251,13 @@ class CaptionJudge:
         vectors = dataset.text(unique).pooled.double().numpy()
         truth = np.searchsorted(unique, [caption_set.caption_ids[i] for i in caption_set.which])
         names = [each.name for each in extractors]
-        return cls(real.judge, names, real.judge.vectors(vectors), truth.astype(np.int64))
+        families = [caption_set.families[i] for i in caption_set.which]
+        return cls(real.judge, names, real.judge.vectors(vectors), truth.astype(np.int64), families)
 
     def rank(self, raw: Mapping[str, Float64]) -> Float64:
         """retrieval.caption_rank of images [N], from their raw features by extractor."""
-        predicted = self.judge.predict(np.concatenate([raw[name] for name in self.extractors], 1))
+        features = np.concatenate([raw[name] for name in self.extractors], 1)
+        predicted = self.judge.predict(features, self.families)
         return retrieval.caption_rank(predicted, self.candidates, self.truth)
 
 

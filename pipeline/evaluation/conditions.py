@@ -6,7 +6,8 @@ All contenders draw the same captions with the same seeds, so that they are comp
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.evaluation.statistics import Int64
 from pipeline.rng import key
 
 SPLITS = {"heldout": "test", "train": "train"}  # caption sets, and the splits that they come from
+MIN_TRAIN, MIN_FAMILIES = 8, 3  # training images, and families of them: rho compares two other families
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,12 @@ class CaptionSet:
     groups: list[str]
     images: Tensor  # uint8 [n,3,R,R]
     which: Int64  # [N]
-    draw: Int64  # [N] number of the image among those of its caption
+    draw: Int64  # [N] number of the image among those of equal captions
 
-    def seeds(self, seed: int) -> list[int]:
+    def seeds(self, seed: int, purpose: str = "evaluate") -> list[int]:
         """A seed per image, of caption and draw alone."""
         pairs = zip(self.which, self.draw, strict=True)
-        return [key(seed, f"evaluate/{self.captions[i]}", int(j)) for i, j in pairs]
+        return [key(seed, f"{purpose}/{self.captions[i]}", int(j)) for i, j in pairs]
 
 
 def family_of(row: Mapping[str, Any]) -> str:
@@ -72,18 +74,29 @@ def build_caption_set(
     captions): each caption once before any is drawn again."""
     rows = choose_rows(dataset, split, count if limit is None else min(count, limit), seed)
     ids = [dataset.caption_of(int(row)) for row in rows]
-    numbers = np.arange(count if len(rows) else 0, dtype=np.int64)
+    which = np.arange(count if len(rows) else 0, dtype=np.int64) % max(len(rows), 1)
+    captions = [dataset.captions[i] for i in ids]
     return CaptionSet(
         split=name,
         rows=rows,
-        captions=[dataset.captions[i] for i in ids],
+        captions=captions,
         caption_ids=ids,
         families=[family_of(dataset.rows[row]) for row in rows],
         groups=[group_of(dataset.rows[row]) for row in rows],
         images=dataset.images(rows),
-        which=numbers % max(len(rows), 1),
-        draw=numbers // max(len(rows), 1),
+        which=which,
+        draw=number_repeats([captions[i] for i in which]),
     )
+
+
+def number_repeats(texts: Sequence[str]) -> Int64:
+    """How often each text [N] came before: int64 [N]."""
+    before: Counter[str] = Counter()
+    draw = []
+    for text in texts:
+        draw.append(before[text])
+        before[text] += 1
+    return np.array(draw, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -109,24 +122,34 @@ class SampleCount:
         )
 
 
+def wanted_samples(precision: float) -> int:
+    """Images for which the 95% interval of a share, at worst (a half), has the half width `precision` if all were
+    independent: n = (0.98 / precision)^2."""
+    return math.ceil((0.98 / precision) ** 2)
+
+
 def plan_samples(precision: float, max_calls: int, calls_per_image: int) -> SampleCount:
     """How many images each contender draws of each of the two caption sets.
 
-    precision: half width of the 95% interval of a share, at worst (a half), if all images were independent: n
-    = (0.98 / precision)^2. calls_per_image: of all contenders together. Depends on counts alone, never on
-    time."""
-    wanted = math.ceil((0.98 / precision) ** 2)
-    return SampleCount(wanted, max(max_calls // (len(SPLITS) * calls_per_image), 1))
+    calls_per_image: of all contenders together. Depends on counts alone, never on time."""
+    return SampleCount(wanted_samples(precision), max(max_calls // (len(SPLITS) * calls_per_image), 1))
 
 
 def build_caption_sets(dataset: PreparedDataset, count: int, seed: int) -> list[CaptionSet]:
     """Held-out captions and training captions, `count` images of each."""
+    return [build_caption_set(dataset, name, split, count, seed) for name, split in SPLITS.items()]
+
+
+def check_captions(dataset: PreparedDataset) -> None:
+    """Raise BadData for a split without captions, or fewer than MIN_TRAIN images or MIN_FAMILIES to train on."""
     where, fix = str(dataset.path), "add images with captions, or change data.* in params.yaml"
-    sets = [build_caption_set(dataset, name, split, count, seed) for name, split in SPLITS.items()]
-    for caption_set in sets:
-        if not len(caption_set.rows):
-            problem = f"no image of the {SPLITS[caption_set.split]} split has a caption"
-            raise BadData("E-DAT-050", where, problem, fix)
-    if len(dataset.split("train")) < 8:
-        raise BadData("E-DAT-051", where, f"has {len(dataset.split('train'))} training images, needs 8", fix)
-    return sets
+    for split in SPLITS.values():
+        if all(dataset.caption_of(int(row)) < 0 for row in dataset.split(split)):
+            raise BadData("E-DAT-050", where, f"no image of the {split} split has a caption", fix)
+    train = dataset.split("train")
+    families = len({family_of(dataset.rows[row]) for row in train})
+    if len(train) < MIN_TRAIN or families < MIN_FAMILIES:
+        problem = (
+            f"has {len(train)} training images of {families} families, needs {MIN_TRAIN} of {MIN_FAMILIES}"
+        )
+        raise BadData("E-DAT-051", where, problem, fix)

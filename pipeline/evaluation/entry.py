@@ -28,7 +28,7 @@ from pipeline.evaluation.verdict import Baseline
 from pipeline.models.snapshot import Snapshot, load_snapshot
 
 TEACHER, CHAMPION = "finetuned", "champion"
-CHOICE_IMAGES = 64  # training captions on which settings of the fine-tuned model are chosen
+CHOICE_IMAGES = 64  # of training captions, by which settings of the fine-tuned model are chosen
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,15 @@ def check_champion(snapshot: Snapshot, champion: Champion, dataset: PreparedData
 def _choice_distance(
     teacher: Snapshot, dataset: PreparedDataset, real: RealImages, extractor: Extractor, params: Params
 ) -> Callable[[Contender], float]:
-    """KID to the training images of samples of CHOICE_IMAGES training captions, whose seeds nothing else
+    """KID to the training images of CHOICE_IMAGES samples of training captions, with seeds that nothing else
     uses."""
     captions = build_caption_set(dataset, "choice", "train", CHOICE_IMAGES, params.seed)
     text = dataset.text([captions.caption_ids[i] for i in captions.which])
     drawn = [captions.families[i] for i in captions.which]
     (unit_real, unit_fake), total = statistics.number_families(real.families, drawn)
-    white = real.white(extractor.name)
+    white, seeds = real.white(extractor.name), captions.seeds(params.seed, "choice")
 
     def distance(contender: Contender) -> float:
-        seeds = captions.seeds(params.seed + 1)
         images = contender.sample(teacher, text, seeds, params.evaluate.batch_size).images
         fake = real.whitening[extractor.name](extractor(to_resolution(images, dataset.resolution)))
         return float(statistics.kid_by_family(white, unit_real, fake, unit_fake, np.ones((1, total)))[0])

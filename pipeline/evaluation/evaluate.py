@@ -15,8 +15,22 @@ from pipeline import artifacts
 from pipeline.config.params import Evaluate, Params, Promotion
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import gate, report
-from pipeline.evaluation.comparison import Margin, RealImages, compare, kid_margins, measure_real
-from pipeline.evaluation.conditions import build_caption_sets, plan_samples
+from pipeline.evaluation.comparison import (
+    Margin,
+    RealImages,
+    compare,
+    first_qualified,
+    kid_margins,
+    measure_real,
+    qualify_all,
+)
+from pipeline.evaluation.conditions import (
+    build_caption_set,
+    build_caption_sets,
+    check_captions,
+    plan_samples,
+    wanted_samples,
+)
 from pipeline.evaluation.contenders import is_finite
 from pipeline.evaluation.entry import Champion, Field, enter
 from pipeline.evaluation.estimates import Estimates, estimates_of
@@ -43,15 +57,21 @@ def evaluate(
     metrics.json.
 
     Raises:
-        BadData: a split has no captioned image, or there are fewer than 8 training images.
+        BadData: a split has no captioned image, or there are too few training images.
         InputMissing, StorageError: a model or the data set is missing or damaged.
+        ConfigError: the champion has another text encoder, or a model cannot be sampled by its settings.
     """
     dataset = PreparedDataset(root / "data" / "prepared")
+    check_captions(dataset)
     extractors, unavailable = load_extractors(params.evaluate.extractors, dataset, device)
     for missing in unavailable:
         log(f"extractor {missing.name}: not available, {missing.reason}")
     real = measure_real(dataset, extractors, params.seed)
-    field = enter(params, root / "models", dataset, real, extractors[0], device, champion, log)
+    wanted = wanted_samples(params.promotion.precision)
+    held_out = build_caption_set(dataset, "heldout", "test", wanted, params.seed)
+    qualifications = qualify_all(extractors, real, held_out, log)
+    main = first_qualified(extractors, qualifications)
+    field = enter(params, root / "models", dataset, real, main, device, champion, log)
     calls = sum(field.costs[each.name].nfe for each in field.contenders)
     count = plan_samples(params.promotion.precision, params.evaluate.max_calls, calls)
     if count.note():
@@ -68,7 +88,7 @@ def evaluate(
         log,
     )
     describe = partial(_describe, params, field, real, extractors)
-    comparison = compare(samples, caption_sets, dataset, real, extractors, describe, log)
+    comparison = compare(samples, caption_sets, dataset, real, extractors, qualifications, describe, log)
     log("judging, and writing the report")
     with artifacts.commit_directory(root / "reports" / "evaluation", {"kind": "evaluation"}) as folder:
         path = folder / "evidence.safetensors"

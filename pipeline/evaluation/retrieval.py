@@ -2,13 +2,13 @@
 
 It is fitted on real training images only. An image then retrieves, among all captions of its split, the one whose
 vector has the largest cosine similarity with the vector predicted for the image. Real images are scored beside the
-samples: they show the best that this judge can do. Real training images are judged by a regression that has not
-seen their family (5 folds).
+samples: they show the best that this judge can do. Images of a training caption, real or drawn, are judged by a
+regression that has not seen its family (5 folds), so that remembering a training image earns nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +23,14 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Judge:
-    """A fitted regression, and its out-of-fold predictions for the real images it was fitted on."""
+    """A fitted regression, and those without one fold of the families each."""
 
     features: Standardiser
     vectors: Standardiser
     weights: Float64  # [d, e]
+    without_fold: Float64  # [folds, d, e]
+    folds: Mapping[str, int]  # by family
     ridge: float
-    out_of_fold: Float64  # [n, e]
 
     @classmethod
     def fit(cls, features: Float64, vectors: Float64, families: Sequence[str]) -> Judge:
@@ -41,27 +42,44 @@ class Judge:
         gram = x @ x.T
         (family,), num_families = number_families(families)
         fold = np.random.default_rng(0).permutation(num_families)[family] % min(FOLDS, max(num_families, 2))
-        trials = [(_out_of_fold(gram, y, fold, ridge), ridge) for ridge in LAMBDAS]
-        predicted, ridge = max(
-            trials, key=lambda trial: float((_normalise(trial[0]) * _normalise(y)).sum(1).mean())
+        trials = [(_without_folds(gram, y, fold, ridge), ridge) for ridge in LAMBDAS]
+        duals, ridge = max(trials, key=lambda trial: _mean_cosine(gram, y, fold, trial[0]))
+        return cls(
+            scale_features,
+            scale_vectors,
+            weights=x.T @ np.linalg.solve(gram + ridge * np.eye(len(x)), y),
+            without_fold=x.T @ duals,
+            folds=dict(zip(families, fold.tolist(), strict=True)),
+            ridge=ridge,
         )
-        weights = x.T @ np.linalg.solve(gram + ridge * np.eye(len(x)), y)
-        return cls(scale_features, scale_vectors, weights, ridge, predicted)
 
-    def predict(self, features: Float64) -> Float64:
-        """Predicted standardised caption vectors [n,e] of features [n,d]."""
-        predicted: Float64 = self.features(features) @ self.weights
+    def predict(self, features: Float64, families: Sequence[str] | None = None) -> Float64:
+        """Predicted standardised caption vectors [n,e] of features [n,d]; with the families [n] of their captions,
+        by the regression that has not seen that family."""
+        x = self.features(features)
+        predicted: Float64 = x @ self.weights
+        folds = np.array([self.folds.get(family, -1) for family in families or ()])
+        for number in np.unique(folds[folds >= 0]):
+            predicted[folds == number] = x[folds == number] @ self.without_fold[number]
         return predicted
 
 
-def _out_of_fold(gram: Float64, y: Float64, fold: Int64, ridge: float) -> Float64:
-    predicted = np.zeros_like(y)
-    for number in np.unique(fold):
-        out, kept = fold == number, fold != number
-        if kept.any():
-            dual = np.linalg.solve(gram[np.ix_(kept, kept)] + ridge * np.eye(int(kept.sum())), y[kept])
-            predicted[out] = gram[np.ix_(out, kept)] @ dual
-    return predicted
+def _without_folds(gram: Float64, y: Float64, fold: Int64, ridge: float) -> Float64:
+    """Dual weights [folds,n,e] of regressions without one fold each, 0 in the fold."""
+    duals = np.zeros((fold.max() + 1, *y.shape))
+    for number, dual in enumerate(duals):
+        kept = np.flatnonzero(fold != number)
+        if len(kept):
+            dual[kept] = np.linalg.solve(gram[np.ix_(kept, kept)] + ridge * np.eye(len(kept)), y[kept])
+    return duals
+
+
+def _mean_cosine(gram: Float64, y: Float64, fold: Int64, duals: Float64) -> float:
+    """Mean cosine similarity of y [n,e] and its out-of-fold prediction."""
+    predicted = np.empty_like(y)
+    for number, dual in enumerate(duals):
+        predicted[fold == number] = gram[fold == number] @ dual
+    return float((_normalise(predicted) * _normalise(y)).sum(1).mean())
 
 
 def _normalise(x: Float64) -> Float64:

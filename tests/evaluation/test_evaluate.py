@@ -15,10 +15,11 @@ from pipeline import artifacts
 from pipeline.config.params import Params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import BadData, ConfigError, InputMissing
-from pipeline.evaluation import conditions, gate
+from pipeline.evaluation import conditions, entry, gate
 from pipeline.evaluation.entry import Champion
 from pipeline.evaluation.evaluate import evaluate, thresholds_of
 from pipeline.evaluation.evidence import Evidence
+from pipeline.evaluation.features import Extractor, randconv
 from pipeline.evaluation.samples import SampleResult, SampleTask
 from pipeline.evaluation.verdict import Verdict
 from pipeline.models.config import SamplerSettings
@@ -181,14 +182,36 @@ def test_small_data_decides_nothing_and_invents_no_number(small: tuple[Path, dic
     assert "train/refined_1/kid" not in tracked
 
 
+def blind(images: torch.Tensor) -> torch.Tensor:
+    """Features that have nothing to do with an image's damage: its mean colour, rounded, and a constant."""
+    return torch.cat([(images.mean((2, 3)) / 64).round(), images.new_ones(len(images), 1)], 1)
+
+
 def test_an_extractor_that_does_not_qualify_is_named_and_gates_nothing(
-    evaluated: tuple[dict[str, float], list[str]], root: Path, params: Params
+    params: Params, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = results_of(root)
-    described = results["extractors"]["randconv"]
-    rules = {rule.name for rule in Verdict.read(root / "reports/verdict.json").verdicts[0].rules}
-    assert described["qualified"] == ("kid_randconv" in rules)
-    assert described["qualified"] or described["reason"]
+    """The first one that qualified decides in its place, also on the settings of the fine-tuned model."""
+    shutil.copytree(root / "data", tmp_path / "data")
+    shutil.copytree(root / "models", tmp_path / "models")
+    extractors = [Extractor("blind", "0" * 64, False, blind, dim=4), randconv(16)]
+    monkeypatch.setattr("pipeline.evaluation.evaluate.load_extractors", lambda *_: (extractors, []))
+    chosen_by = []
+
+    def enter(*args: Any) -> entry.Field:
+        chosen_by.append(args[4].name)
+        return entry.enter(*args)
+
+    monkeypatch.setattr("pipeline.evaluation.evaluate.enter", enter)
+    tracked, lines = run(params, tmp_path)
+    results = results_of(tmp_path)
+    assert not results["extractors"]["blind"]["qualified"]
+    assert "is not clear of" in results["extractors"]["blind"]["reason"]
+    assert results["extractors"]["randconv"]["qualified"]
+    assert chosen_by == ["randconv"]
+    rules = {rule.name for rule in Verdict.read(tmp_path / "reports/verdict.json").verdicts[0].rules}
+    assert "kid_randconv" in rules
+    assert not any("blind" in name for name in {*rules, *tracked})
+    assert any(line.startswith("extractor blind: not used, ") for line in lines)
 
 
 def test_a_pinned_champion_is_the_baseline(params: Params, root: Path, tmp_path: Path) -> None:
@@ -238,7 +261,25 @@ def test_missing_models_and_empty_splits_end_in_one_line(params: Params, tmp_pat
         run(params, tmp_path)
     write_models(tmp_path)
     write_prepared(tmp_path / "data/prepared", count=4)  # nothing in its test split
-    with pytest.raises(BadData, match=r"E-DAT-05\d"):
+    with pytest.raises(BadData, match="E-DAT-050 .*no image of the test split has a caption"):
+        run(params, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "families", "says"),
+    [(9, 8, "7 training images of 7 families"), (24, 2, "16 training images of 2 families")],
+)
+def test_too_few_images_or_families_to_train_on_are_refused_before_anything_else(
+    count: int, families: int, says: str, params: Params, tmp_path: Path
+) -> None:
+    """There are no models here, which would be missed next."""
+    write_prepared(tmp_path / "data/prepared", count=count)
+    index = tmp_path / "data/prepared/index.jsonl"
+    rows = [json.loads(line) for line in index.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["base"] = str(i % families if row["split"] == "train" else i)
+    index.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadData, match=f"E-DAT-051 .*{says}, needs 8 of 3"):
         run(params, tmp_path)
 
 
@@ -266,6 +307,19 @@ def test_captions_are_drawn_again_only_when_all_were_drawn(tmp_path: Path) -> No
     assert fewer.seeds(0) == seeds[:2], (
         "seeds depend on caption and draw, so that models are compared in pairs"
     )
+
+
+def test_images_of_equal_captions_have_seeds_of_their_own(tmp_path: Path) -> None:
+    """Labels, as captions of many images, would else draw a few distinct images over and over."""
+    write_prepared(tmp_path / "prepared", count=60)
+    dataset = PreparedDataset(tmp_path / "prepared")
+    for i, row in enumerate(dataset.rows):
+        row["captions"] = [i % 2]
+    drawn = conditions.build_caption_set(dataset, "train", "train", 50, seed=0)
+    assert len(drawn.rows) == 40
+    assert set(drawn.captions) == {"square number 0", "square number 1"}
+    assert len(set(drawn.seeds(0))) == 50
+    assert len({*drawn.seeds(0), *drawn.seeds(1), *drawn.seeds(0, "choice")}) == 150
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,25 @@ def test_real_training_images_are_judged_without_their_family() -> None:
     judge = retrieval.Judge.fit(features, vectors, [str(i // 2) for i in range(60)])
     candidates = judge.vectors(vectors)
     seen = retrieval.top_k(judge.predict(features), candidates, np.arange(60), 1)
-    unseen = retrieval.top_k(judge.out_of_fold, candidates, np.arange(60), 1)
+    families = [str(i // 2) for i in range(60)]
+    unseen = retrieval.top_k(judge.predict(features, families), candidates, np.arange(60), 1)
     assert seen.value is not None
     assert unseen.value is not None
     assert unseen.value < 0.15 < seen.value
+
+
+def test_a_family_is_judged_by_a_regression_fitted_without_its_fold() -> None:
+    """Also in new images of it, such as drawn ones; a family that was not fitted is judged by all."""
+    features, vectors = world(60, 4)
+    families = [f"family {i // 2}" for i in range(60)]
+    judge = retrieval.Judge.fit(features, vectors, families)
+    x, y, new = judge.features(features), judge.vectors(vectors), world(6, 5)[0]
+    for name in ("family 0", "family 17"):
+        kept = np.array([judge.folds[family] != judge.folds[name] for family in families])
+        primal = np.linalg.solve(x[kept].T @ x[kept] + judge.ridge * np.eye(40), x[kept].T @ y[kept])
+        expected = judge.features(new) @ primal
+        np.testing.assert_allclose(judge.predict(new, [name] * 6), expected, rtol=1e-8, atol=1e-10)
+    np.testing.assert_array_equal(judge.predict(new, ["another"] * 6), judge.predict(new))
 
 
 @pytest.mark.parametrize(("n", "candidates"), [(5, 40), (40, 5)])
