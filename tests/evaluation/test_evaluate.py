@@ -267,7 +267,7 @@ def test_missing_models_and_empty_splits_end_in_one_line(params: Params, tmp_pat
 
 @pytest.mark.parametrize(
     ("count", "families", "says"),
-    [(9, 8, "7 training images of 7 families"), (24, 2, "16 training images of 2 families")],
+    [(9, 9, "7 training images of 7 families"), (24, 2, "16 training images of 2 families")],
 )
 def test_too_few_images_or_families_to_train_on_are_refused_before_anything_else(
     count: int, families: int, says: str, params: Params, tmp_path: Path
