@@ -12,6 +12,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.adversarial.few_step import generate_refined
 from pipeline.diffusion.generate import Generated, generate
 from pipeline.diffusion.pyramid import grid_of_steps, split_grid
+from pipeline.diffusion.samplers import ADAPTIVE
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import pyramid_levels
@@ -91,19 +93,43 @@ def call_costs(snapshot: Snapshot, text: Conditioning) -> list[int]:
 
 
 def cost_of(contender: Contender, snapshot: Snapshot, costs: Sequence[int]) -> Cost:
-    """The cost of an image, given that of one call of each level (`call_costs`). A refined model's shells add
-    to an estimate that is there already, so that its passes share the work of the levels below."""
+    """The cost of an image, given that of one call of each level (`call_costs`), without early exit (see
+    `measure_cost`). A refined model's shells add to an estimate that is there already, so that its passes share the
+    work of the levels below."""
     if snapshot.config.is_refined:
         passes = contender.passes or min(snapshot.config.passes)
         return Cost(passes + len(costs) - 1, (passes - 1) * costs[0] + costs[-1])
     settings = contender.settings or snapshot.config.sampling
+    nfe = multiply_adds = 0
+    # Early weights guide a shell around the estimate of the finished level below, and so on down to the core.
+    guide_costs = itertools.accumulate(costs) if settings.guide == "early_weights" else costs
     calls = _calls_by_level(snapshot, settings, contender.steps)
-    return Cost(sum(calls), sum(n * cost for n, cost in zip(calls, costs, strict=True)))
+    for (own, of_guide), cost, guide_cost in zip(calls, costs, guide_costs, strict=True):
+        nfe += own + of_guide
+        multiply_adds += own * cost + of_guide * guide_cost
+    return Cost(nfe, multiply_adds)
 
 
-def _calls_by_level(snapshot: Snapshot, settings: SamplerSettings, steps: Sequence[int] | None) -> list[int]:
-    """Calls of each level, core first; a step with guidance makes two, one of Heun's method too, except the
-    last."""
+def measure_cost(contender: Contender, snapshot: Snapshot, text: Conditioning) -> Cost:
+    """The mean cost of images of the captions `text`, counted while they are sampled: with early exit it depends on
+    the image."""
+    made: list[Generated] = []
+    seeds = range(len(text.pooled))
+    total = count_multiply_adds(lambda: made.append(contender.sample(snapshot, text, seeds)))
+    return Cost(made[0].nfe, total // len(seeds))
+
+
+def has_early_exit(contender: Contender, snapshot: Snapshot) -> bool:
+    """Whether tiles of its images may leave the computation."""
+    settings = contender.settings or snapshot.config.sampling
+    return settings.early_exit and not snapshot.config.is_refined
+
+
+def _calls_by_level(
+    snapshot: Snapshot, settings: SamplerSettings, steps: Sequence[int] | None
+) -> list[tuple[int, int]]:
+    """Calls of the denoiser and of its guide of each level, core first, as `sample_pyramid` makes them. Heun's
+    method makes two a step, except the last."""
     pyramid = pyramid_levels(snapshot.denoiser)
     grids = split_grid(pyramid, settings)
     if steps is not None:
@@ -111,65 +137,19 @@ def _calls_by_level(snapshot: Snapshot, settings: SamplerSettings, steps: Sequen
     in_core_units = pyramid[0].resolution / pyramid[-1].resolution
     low, high = settings.guidance_interval
     calls = []
-    for level, grid in zip(pyramid, grids, strict=True):
+    for level, sigmas in zip(pyramid, grids, strict=True):
+        grid = sigmas.float()  # as the networks get them
         free = settings.guide == "low_band" and level is not pyramid[0]
         visited = grid if settings.sampler == "heun" else grid[:-1]
         levels = visited[visited > 0].tolist() + (grid[1:-1].tolist() if settings.sampler == "heun" else [])
-        guided = 0
-        if settings.guidance != 1 and not free:
-            guided = sum(low <= sigma * in_core_units <= high for sigma in levels)
-        calls.append(len(levels) + guided)
+        guided = sum(low <= sigma * in_core_units <= high for sigma in levels)
+        if settings.sampler == ADAPTIVE and level is pyramid[-1]:
+            guided = len(levels)  # the noise levels of its patches differ
+        calls.append((len(levels), 0 if free or settings.guidance == 1 else guided))
     return calls
 
 
 # --- The fine-tuned model at a budget.
-
-
-def settings_within(
-    snapshot: Snapshot, name: str, model: str, costs: Sequence[float], budget: float
-) -> list[Contender]:
-    """The settings of a model that use up a budget: no level has room for another step.
-
-    `costs`: of one call of each level, core first, in the unit of `budget`. Every level makes at least one
-    call; where the budget allows none, there is no setting. Of more than MAX_SETTINGS the most even ones are
-    returned."""
-    own = snapshot.config.sampling
-    found = []
-    for guidance in sorted({1.0, own.guidance}):
-        settings = replace(own, guidance=guidance, early_exit=False)
-        for steps in _steps_within(snapshot, settings, costs, budget * TOLERANCE):
-            found.append(Contender(name, model, settings=settings, steps=steps))
-    # With guidance that no step has, a setting is that without guidance.
-    distinct = {(each.steps, _cost(snapshot, each, costs)): each for each in reversed(found)}
-    ordered = sorted(distinct.values(), key=lambda each: (_spread(each), each.steps, each.describe()))
-    return ordered[:MAX_SETTINGS]
-
-
-def _steps_within(
-    snapshot: Snapshot, settings: SamplerSettings, costs: Sequence[float], limit: float
-) -> Iterator[tuple[int, ...]]:
-    """Steps of each level that cost at most `limit`, without room for another one on any level."""
-
-    @functools.cache
-    def fits(steps: tuple[int, ...]) -> bool:
-        calls = _calls_by_level(snapshot, settings, steps)
-        return sum(n * cost for n, cost in zip(calls, costs, strict=True)) <= limit
-
-    for steps in itertools.product(*(range(1, int(limit / cost) + 1) for cost in costs)):
-        more = (steps[:i] + (steps[i] + 1,) + steps[i + 1 :] for i in range(len(steps)))
-        if fits(steps) and not any(map(fits, more)):
-            yield steps
-
-
-def _cost(snapshot: Snapshot, contender: Contender, costs: Sequence[float]) -> float:
-    settings = contender.settings or snapshot.config.sampling
-    calls = _calls_by_level(snapshot, settings, contender.steps)
-    return sum(n * cost for n, cost in zip(calls, costs, strict=True))
-
-
-def _spread(contender: Contender) -> int:
-    steps = contender.steps or (0,)
-    return max(steps) - min(steps)
 
 
 @dataclass(frozen=True)
@@ -177,15 +157,62 @@ class Budget:
     """A budget of the fine-tuned model, and the name of the contender that has it."""
 
     name: str
-    costs: Sequence[float]  # of one call of each level
-    limit: float
+    limit: int
+    unit: Literal["nfe", "multiply_adds"]
+
+    def holds(self, cost: Cost) -> bool:
+        """Whether an image costs at most as much, or TOLERANCE times it."""
+        return bool(getattr(cost, self.unit) <= self.limit * TOLERANCE)
+
+
+def settings_within(snapshot: Snapshot, model: str, costs: Sequence[int], budget: Budget) -> list[Contender]:
+    """The settings of a model that use up a budget: no level has room for another step.
+
+    `costs`: of one call of each level, core first. Every level makes at least one call; where the budget allows
+    none, there is no setting. Of more than MAX_SETTINGS the most even ones are returned."""
+    own = snapshot.config.sampling
+    found = []
+    for guidance in sorted({1.0, own.guidance}):
+        whole = Contender(budget.name, model, settings=replace(own, guidance=guidance, early_exit=False))
+        found += [replace(whole, steps=steps) for steps in _steps_within(snapshot, whole, costs, budget)]
+    # With guidance that no step has, a setting is that without guidance.
+    distinct = {(each.steps, cost_of(each, snapshot, costs)): each for each in reversed(found)}
+    ordered = sorted(distinct.values(), key=lambda each: (_spread(each), each.steps, each.describe()))
+    return ordered[:MAX_SETTINGS]
+
+
+def _steps_within(
+    snapshot: Snapshot, contender: Contender, costs: Sequence[int], budget: Budget
+) -> Iterator[tuple[int, ...]]:
+    """Steps of each level that a budget holds, without room for another one on any level."""
+
+    @functools.cache
+    def fits(steps: tuple[int, ...]) -> bool:
+        return budget.holds(cost_of(replace(contender, steps=steps), snapshot, costs))
+
+    units = [1] * len(costs) if budget.unit == "nfe" else costs
+    for steps in itertools.product(*(range(1, int(budget.limit * TOLERANCE / unit) + 1) for unit in units)):
+        more = (steps[:i] + (steps[i] + 1,) + steps[i + 1 :] for i in range(len(steps)))
+        if fits(steps) and not any(map(fits, more)):
+            yield steps
+
+
+def _spread(contender: Contender) -> int:
+    steps = contender.steps or (0,)
+    return max(steps) - min(steps)
 
 
 def choose(
-    snapshot: Snapshot, model: str, budget: Budget, distance: Callable[[Contender], float]
+    snapshot: Snapshot,
+    model: str,
+    costs: Sequence[int],
+    budget: Budget,
+    distance: Callable[[Contender], float],
 ) -> tuple[Contender | None, dict[str, float]]:
-    """The setting of least `distance` within a budget (None where there is no setting), and all distances."""
-    tried = settings_within(snapshot, budget.name, model, budget.costs, budget.limit)
+    """The setting of least `distance` within a budget (None where there is no setting), and all distances.
+
+    `costs`: see `settings_within`."""
+    tried = settings_within(snapshot, model, costs, budget)
     if len(tried) == 1:
         return tried[0], {}
     distances = {each: distance(each) for each in tried}
@@ -193,10 +220,12 @@ def choose(
     return best, {each.describe(): value for each, value in distances.items()}
 
 
-def budgets_of(costs: Sequence[int], passes: Mapping[int, Cost]) -> list[Budget]:
+def budgets_of(passes: Mapping[int, Cost]) -> list[Budget]:
     """The cost of each number of passes of the refined model, and EIGHT calls."""
-    equal = [Budget(f"equal_cost_{n}", costs, cost.multiply_adds) for n, cost in sorted(passes.items())]
-    return [*equal, Budget("eight_calls", [1] * len(costs), EIGHT)]
+    equal = [
+        Budget(f"equal_cost_{n}", cost.multiply_adds, "multiply_adds") for n, cost in sorted(passes.items())
+    ]
+    return [*equal, Budget("eight_calls", EIGHT, "nfe")]
 
 
 def is_finite(snapshot: Snapshot) -> bool:

@@ -22,12 +22,15 @@ from pipeline.evaluation.contenders import (
     call_costs,
     choose,
     cost_of,
+    has_early_exit,
+    measure_cost,
 )
 from pipeline.evaluation.features import Extractor, to_resolution
 from pipeline.evaluation.verdict import Baseline
 from pipeline.models.snapshot import Snapshot, load_snapshot
 
 TEACHER, CHAMPION = "finetuned", "champion"
+COST_IMAGES = 8  # by which the cost of early exit is measured
 CHOICE_IMAGES = 64  # of training captions, by which settings of the fine-tuned model are chosen
 
 
@@ -92,7 +95,7 @@ def enter(
     if champion is not None:
         check_champion(snapshots[CHAMPION], champion, dataset)
     teacher, refined = snapshots[TEACHER], snapshots["refined"]
-    text = dataset.text([dataset.caption_of(int(real.rows[0]))])
+    text = dataset.text([i for i in real.captions if i >= 0][:COST_IMAGES])
     of_a_call = {name: call_costs(snapshot, text) for name, snapshot in snapshots.items()}
     candidates: dict[int, Contender] = {
         n: Contender(f"refined_{n}", "refined", passes=n) for n in sorted(params.evaluate.num_passes)
@@ -101,8 +104,8 @@ def enter(
     contenders = [*candidates.values()]
     tried: dict[str, dict[str, float]] = {}
     distance = _choice_distance(teacher, dataset, real, extractor, params)
-    for budget in budgets_of(of_a_call[TEACHER], cost_of_passes):
-        chosen, tried[budget.name] = choose(teacher, TEACHER, budget, distance)
+    for budget in budgets_of(cost_of_passes):
+        chosen, tried[budget.name] = choose(teacher, TEACHER, of_a_call[TEACHER], budget, distance)
         if chosen is None:
             log(f"{budget.name}: the fine-tuned model has no setting that costs so little")
             continue
@@ -111,7 +114,12 @@ def enter(
     contenders.append(Contender(TEACHER, TEACHER))
     if champion is not None:
         contenders.append(Contender(CHAMPION, CHAMPION, passes=champion.passes))
-    costs = {each.name: cost_of(each, snapshots[each.model], of_a_call[each.model]) for each in contenders}
+    costs = {
+        each.name: measure_cost(each, snapshots[each.model], text)
+        if has_early_exit(each, snapshots[each.model])
+        else cost_of(each, snapshots[each.model], of_a_call[each.model])
+        for each in contenders
+    }
     folders = {name: (str(path), snapshots[name].digest) for name, path in paths.items()}
     names = {n: each.name for n, each in candidates.items()}
     return Field(contenders, snapshots, folders, costs, names, tried, champion)

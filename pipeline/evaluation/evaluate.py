@@ -87,6 +87,10 @@ def evaluate(
         map_tasks,
         log,
     )
+    for by_name in samples.values():
+        assert {name: each.nfe for name, each in by_name.items()} == {
+            n: c.nfe for n, c in field.costs.items()
+        }
     describe = partial(_describe, params, field, real, extractors)
     comparison = compare(samples, caption_sets, dataset, real, extractors, qualifications, describe, log)
     log("judging, and writing the report")
