@@ -4,10 +4,12 @@
 
 DIR is a project with a fine-tuned model and many test families, such as one with `data.subset: []` and
 `data.split: {train: 0.5, val: 0.02, test: 0.48}` after `dvc repro finetune`. Its teacher draws each caption
-three times: as the baseline, with other seeds, and with twice as many calls. Models with a known fault are
-planted: the teacher's images of other seeds, damaged; or real images. Then families are drawn at random, as
-many as the demo has and four times as many, and the gate judges every case on them. Features are computed
-once; a draw takes a second or two.
+three times: as the baseline, with other seeds, and with twice as many calls, which is a good case only where
+more calls make it better, as 4 + 4 steps do beside 2 + 2. Models with a known fault are planted: the teacher's
+images of other seeds, damaged; or real images. The teacher of other seeds is also what a model is compared
+with at equal cost, and real images and blurred ones stand in for a better and a worse model there or as the
+champion. Then families are drawn at random, as many as the demo has and four times as many, and the gate
+judges every case on them. Features are computed once; a draw takes a second or two.
 
 `tests/benchmarks/test_operating.py` does the same in small, with a teacher made from real images.
 """
@@ -20,7 +22,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +35,7 @@ from pipeline.config.params import load_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import damage, gate, metrics, statistics
 from pipeline.evaluation.comparison import CaptionJudge, Margin, RealImages, kid_margins, measure_real
-from pipeline.evaluation.conditions import CaptionSet, build_caption_set
+from pipeline.evaluation.conditions import SPLITS, CaptionSet, build_caption_set, family_of
 from pipeline.evaluation.contenders import Contender
 from pipeline.evaluation.evaluate import margins_of, thresholds_of
 from pipeline.evaluation.evidence import Conditions, Description, Evidence, Measured, Reference
@@ -49,20 +53,41 @@ BASELINE, OTHER_SEEDS, MORE_CALLS, REAL = (
     "teacher, more calls",
     "real images",
 )
-GOOD = (REAL, OTHER_SEEDS, MORE_CALLS)
 COPY_SHARE = 0.2
 COPIES: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "20% copies, noised": lambda images: damage.add_noise(images, 8, seed=0),
-    "20% copies, shifted": lambda images: damage.shift(images, 2),
-    "20% copies, blurred": lambda images: damage.blur(images, 1.0),
+    "20% copies, noised": partial(damage.add_noise, std=8, seed=0),
+    "20% copies, shifted": partial(damage.shift, px=2),
+    "20% copies, blurred": partial(damage.blur, sigma_px=1.0),
 }
+BLURRED = "blurred, 1 px"
 DAMAGED: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "blurred, 1 px": lambda images: damage.blur(images, 1.0),
-    "over-sharpened": lambda images: damage.sharpen(images, 2.0),
-    "dithered": lambda images: damage.dither(images, 8),
+    BLURRED: partial(damage.blur, sigma_px=1.0),
+    "over-sharpened": partial(damage.sharpen, amount=2.0),
+    "dithered": partial(damage.dither, levels=8),
 }
 HALF, SHUFFLED, ONE = "half of the families missing", "captions shuffled", "one image for all"
-BAD = (*DAMAGED, HALF, SHUFFLED, ONE, *COPIES)
+BATCH_SIZE = 16  # of feature extractors: larger batches leave the caches
+
+
+class Case(NamedTuple):
+    """Whose images are judged, and with whom they are compared."""
+
+    images: str
+    equal_cost: str = OTHER_SEEDS
+    baseline: str = BASELINE
+
+
+GOOD: Mapping[str, Case] = {
+    REAL: Case(REAL),
+    OTHER_SEEDS: Case(OTHER_SEEDS, equal_cost=BASELINE),
+    MORE_CALLS: Case(MORE_CALLS),
+    "better than the champion": Case(OTHER_SEEDS, equal_cost=BASELINE, baseline=BLURRED),
+}
+BAD: Mapping[str, Case] = {
+    **{name: Case(name) for name in (*DAMAGED, HALF, SHUFFLED, ONE, *COPIES)},
+    "worse at equal cost": Case(OTHER_SEEDS, equal_cost=REAL),
+    "worse than the champion": Case(OTHER_SEEDS, equal_cost=BASELINE, baseline=REAL),
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +97,15 @@ class CaseImages:
 
     measured: Measured  # rho and distance are not filled in
     by_family: Float64  # [N,F] distance to the nearest image of each training family
+
+    def take(self, rows: Int64, caption_rank: Float64) -> CaseImages:
+        """Some of the images, in this order, for other captions."""
+        old = self.measured
+        features = {name: each[rows] for name, each in old.features.items()}
+        nothing = np.zeros(len(rows))
+        return CaseImages(
+            Measured(features, old.power[rows], caption_rank, nothing, nothing), self.by_family[rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -98,22 +132,61 @@ class Pool:
 # --- Measure once.
 
 
-def plant(images: Mapping[str, Tensor], families: Int64, rng: np.random.Generator) -> dict[str, Tensor]:
+def measure_cases(
+    images: Mapping[str, Tensor],
+    real: RealImages,
+    extractors: Sequence[Extractor],
+    training: TrainingImages,
+    judge: CaptionJudge,
+    families: Int64,
+    rng: np.random.Generator,
+) -> dict[str, CaseImages]:
     """All cases but the copies, of one caption set: from the images of BASELINE, OTHER_SEEDS, MORE_CALLS and
-    REAL, in the same order of captions."""
-    other = images[OTHER_SEEDS]
-    n = len(other)
+    REAL, in the same order of captions.
+
+    In HALF the teacher's images of present families take the place of those of missing ones, but keep their
+    ranks of captions: it is for the rules about sets of images, as SHUFFLED is for the one about captions."""
+    raw, cases = measure(
+        {**images, **{name: change(images[OTHER_SEEDS]) for name, change in DAMAGED.items()}},
+        real,
+        extractors,
+        training,
+        judge,
+    )
+    other = cases[OTHER_SEEDS]
+    n = len(families)
     missing = rng.permutation(int(families.max()) + 1)[families] % 2 == 1
-    source = np.arange(n)
-    source[missing] = rng.choice(np.flatnonzero(~missing), int(missing.sum()))
-    half = torch.where(torch.from_numpy(missing)[:, None, None, None], images[BASELINE][source], other)
-    return {
-        **images,
-        **{name: change(other) for name, change in DAMAGED.items()},
-        HALF: half,
-        SHUFFLED: other[torch.from_numpy(rng.permutation(n))],
-        ONE: other[:1].expand(n, -1, -1, -1).contiguous(),
-    }
+    at = np.flatnonzero(missing)
+    source = rng.choice(np.flatnonzero(~missing), len(at))
+    by_family = other.by_family.copy()
+    by_family[at] = cases[BASELINE].by_family[source]
+    cases[HALF] = CaseImages(_put(other.measured, at, cases[BASELINE].measured, source), by_family)
+    for name, rows in ((SHUFFLED, rng.permutation(n)), (ONE, np.zeros(n, dtype=np.int64))):
+        ranks = judge.rank({key: each[rows] for key, each in raw[OTHER_SEEDS].items()})
+        cases[name] = other.take(rows, ranks)
+    return cases
+
+
+def measure(
+    images: Mapping[str, Tensor],
+    real: RealImages,
+    extractors: Sequence[Extractor],
+    training: TrainingImages,
+    judge: CaptionJudge | None = None,
+) -> tuple[dict[str, dict[str, Float64]], dict[str, CaseImages]]:
+    """Raw features by name of the images and extractor, and all measurements; of captions where there is a judge.
+    All have the same number of images."""
+    raw = {name: {e.name: e(each, BATCH_SIZE) for e in extractors} for name, each in images.items()}
+    small = torch.cat([thumbnails(each) for each in images.values()])
+    near = np.split(training.by_family(small), len(images))
+    cases = {}
+    for (name, each), by_family in zip(images.items(), near, strict=True):
+        features = {key: real.whitening[key](values) for key, values in raw[name].items()}
+        nothing = np.zeros(len(each))
+        ranks = nothing if judge is None else judge.rank(raw[name])
+        power = metrics.sharpness(each).top_octave
+        cases[name] = CaseImages(Measured(features, power, ranks, nothing, nothing), by_family)
+    return raw, cases
 
 
 def build_pool(
@@ -131,8 +204,8 @@ def build_pool(
     (families,), _ = statistics.number_families(real.families)
     training = TrainingImages(real.images.__getitem__, families)
     sets, conditions, cases = {}, {}, {}
-    for split, source in (("train", "train"), ("heldout", "test")):
-        count = len({row["base"] or row["id"] for row in dataset.rows if row["split"] == source})
+    for split, source in SPLITS.items():
+        count = len({family_of(row) for row in dataset.rows if row["split"] == source})
         captions = sets[split] = build_caption_set(dataset, split, source, count, 0)
         (numbered, of_real), _ = statistics.number_families(
             captions.families, real.families if split == "train" else captions.families
@@ -140,28 +213,19 @@ def build_pool(
         images = {REAL: captions.images, **draw(captions)}
         judge = CaptionJudge.build(captions, dataset, real, extractors)
         rng = statistics.generator(0, f"plant/{split}")
-        cases[split] = {
-            name: _measure(each, real, extractors, judge, training)
-            for name, each in plant(images, numbered, rng).items()
-        }
-        white = (
-            {e.name: real.white(e.name) for e in extractors}
-            if split == "train"
-            else cases[split][REAL].measured.features
-        )
+        cases[split] = measure_cases(images, real, extractors, training, judge, numbered, rng)
+        shown = cases[split][REAL].measured
+        white = {e.name: real.white(e.name) for e in extractors} if split == "train" else shown.features
         places = {name: i for i, name in enumerate(names)}
         own = np.array([places.get(group, -1) for group in captions.groups], dtype=np.int64)
-        power = cases[split][REAL].measured.power
-        conditions[split] = Conditions(numbered, own, power, white, of_real)
+        conditions[split] = Conditions(numbered, own, shown.power, white, of_real)
         log(f"measured {len(cases[split])} cases of {count} images on {split} captions")
+    copies = {name: change(real.images) for name, change in COPIES.items()}
     return Pool(
         sets,
         conditions,
         cases,
-        {
-            name: _measure(change(real.images), real, extractors, None, training)
-            for name, change in COPIES.items()
-        },
+        measure(copies, real, extractors, training)[1],
         families,
         sorted(set(real.families)),
         groups,
@@ -170,39 +234,17 @@ def build_pool(
     )
 
 
-def _measure(
-    images: Tensor,
-    real: RealImages,
-    extractors: Sequence[Extractor],
-    judge: CaptionJudge | None,
-    training: TrainingImages,
-) -> CaseImages:
-    raw = {each.name: each(images) for each in extractors}
-    nothing = np.zeros(len(images))
-    measured = Measured(
-        {each.name: real.whitening[each.name](raw[each.name]) for each in extractors},
-        metrics.sharpness(images).top_octave,
-        judge.rank(raw) if judge is not None else nothing,
-        nothing,
-        nothing,
-    )
-    return CaseImages(measured, training.by_family(thumbnails(images)))
-
-
 # --- Draw often.
 
 
-def draw_evidence(
-    pool: Pool, num_train: int, num_heldout: int, rng: np.random.Generator
-) -> tuple[Evidence, list[str]]:
-    """Evidence on random families, with every case as a candidate; and the cases in order."""
+def draw_evidence(pool: Pool, num_train: int, num_heldout: int, rng: np.random.Generator) -> Evidence:
+    """Evidence on random families, with the images of every case, and no candidate yet."""
     chosen = {
         split: set(rng.choice(sorted(set(pool.sets[split].families)), count, replace=False).tolist())
         for split, count in (("train", num_train), ("heldout", num_heldout))
     }
     kept_train = np.array([i for i, name in enumerate(pool.train_names) if name in chosen["train"]])
     of_train = np.isin(pool.train_families, kept_train)
-    names = [*GOOD, *BAD]
     conditions, measured = {}, {}
     for split, whole in pool.conditions.items():
         named = pool.sets[split].families
@@ -233,14 +275,14 @@ def draw_evidence(
         margins=pool.margins,
         heldout_margins=pool.heldout_margins,
         floors={},
-        candidates=dict(enumerate(names, 1)),
+        candidates={},
         equal_cost={},
         baseline=BASELINE,
-        nfe=dict.fromkeys([*names, BASELINE], 1),
+        nfe=dict.fromkeys(measured["train"], 1),
         multiply_adds={},
     )
     reference = Reference(d1 / np.maximum(d2, 1e-12), numbers, pool.train_groups[of_train])
-    return Evidence(description, conditions, measured, reference), names
+    return Evidence(description, conditions, measured, reference)
 
 
 def _select(case: CaseImages, rows: Int64, kept_train: Int64) -> Measured:
@@ -260,20 +302,42 @@ def _mix(base: Measured, copies: Measured, rng: np.random.Generator) -> Measured
     """`base` with COPY_SHARE of its images replaced by random ones of `copies`."""
     n = len(base.power)
     at = rng.permutation(n)[: round(COPY_SHARE * n)]
-    source = rng.choice(len(copies.power), len(at))
+    return _put(base, at, copies, rng.choice(len(copies.power), len(at)))
 
-    def put(into: Float64, other: Float64) -> Float64:
+
+def _put(base: Measured, at: Int64, other: Measured, source: Int64) -> Measured:
+    """`base` with the images `source` of another in the places `at`, which keep their ranks of captions."""
+
+    def put(into: Float64, values: Float64) -> Float64:
         out = into.copy()
-        out[at] = other[source]
+        out[at] = values[source]
         return out
 
     return replace(
         base,
-        features={name: put(each, copies.features[name]) for name, each in base.features.items()},
-        power=put(base.power, copies.power),
-        rho=put(base.rho, copies.rho),
-        distance=put(base.distance, copies.distance),
+        features={name: put(each, other.features[name]) for name, each in base.features.items()},
+        power=put(base.power, other.power),
+        rho=put(base.rho, other.rho),
+        distance=put(base.distance, other.distance),
     )
+
+
+def judge_cases(
+    evidence: Evidence, cases: Mapping[str, Case], thresholds: gate.Thresholds
+) -> dict[str, PassVerdict]:
+    """Verdicts on the cases, each compared with its own baseline."""
+    verdicts: dict[str, PassVerdict] = {}
+    for baseline in dict.fromkeys(case.baseline for case in cases.values()):
+        these = {name: case for name, case in cases.items() if case.baseline == baseline}
+        about = replace(
+            evidence.description,
+            candidates={n: case.images for n, case in enumerate(these.values(), 1)},
+            equal_cost={n: case.equal_cost for n, case in enumerate(these.values(), 1)},
+            baseline=baseline,
+        )
+        judged = gate.judge(replace(evidence, description=about), thresholds)
+        verdicts |= zip(these, judged, strict=True)
+    return verdicts
 
 
 @dataclass
@@ -289,21 +353,22 @@ class Outcomes:
         """Count one draw."""
         self.draws += 1
         self.outcomes[verdict.outcome] += 1
-        for counter in (self.failed, self.undecided):
-            kind = "failed" if counter is self.failed else "undecided"
-            if verdict.outcome == kind:
-                counter.update(rule.name for rule in verdict.rules if rule.outcome == kind)
+        if verdict.outcome == "failed":
+            self.failed.update(rule.name for rule in verdict.obstacles)
+        if verdict.outcome == "undecided":
+            self.undecided.update(rule.name for rule in verdict.obstacles)
 
 
 def characterise(
     pool: Pool, thresholds: gate.Thresholds, num_train: int, num_heldout: int, draws: int
 ) -> dict[str, Outcomes]:
     """Judge every case on `draws` random choices of families."""
-    results = {name: Outcomes(Counter(), Counter(), Counter()) for name in (*GOOD, *BAD)}
+    cases = {**GOOD, **BAD}
+    results = {name: Outcomes(Counter(), Counter(), Counter()) for name in cases}
     for i in range(draws):
         rng = statistics.generator(i, f"draw/{num_train}/{num_heldout}")
-        evidence, names = draw_evidence(pool, num_train, num_heldout, rng)
-        for name, verdict in zip(names, gate.judge(evidence, thresholds), strict=True):
+        evidence = draw_evidence(pool, num_train, num_heldout, rng)
+        for name, verdict in judge_cases(evidence, cases, thresholds).items():
             results[name].add(verdict)
     return results
 
@@ -360,7 +425,7 @@ def main() -> None:
     )
     parser.add_argument("--draws", type=int, default=40)
     parser.add_argument("--large-draws", type=int, default=20, help="of four times as many families")
-    parser.add_argument("--steps", type=int, default=4, help="of the teacher at each level")
+    parser.add_argument("--steps", type=int, default=2, help="of the teacher at each level")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     params = load_params(args.project / "params.yaml")

@@ -85,8 +85,10 @@ class TrainingImages:
 
     def by_family(self, small: Tensor) -> Float64:
         """Distances [N,F] of `thumbnails` [N,d] to the nearest image of each family."""
-        between = np.concatenate([between for _, between in self._distances(small)], 1)
-        return least_by_family(between, self.families)
+        least = np.full((int(self.families.max()) + 1, len(small)), np.inf)
+        for numbers, between in self._distances(small):
+            np.minimum.at(least, self.families[numbers], between.T)
+        return least.T
 
     def _distances(self, small: Tensor) -> Iterator[tuple[Int64, Float64]]:
         """RMS distances, grey levels, to the least distant variant of each training image: the numbers [m] of a

@@ -30,12 +30,14 @@ RULES = {  # that must find a fault
     "blurred, 1 px": "sharpness",
     "over-sharpened": "sharpness",
     "dithered": "kid_randconv",
-    "half of the families missing": "captions",
+    "half of the families missing": "recall",
     "captions shuffled": "captions",
     "one image for all": "coverage",
     "20% copies, noised": "copies",
     "20% copies, shifted": "copies",
     "20% copies, blurred": "copies",
+    "worse at equal cost": "equal_cost_randconv",
+    "worse than the champion": "kid_randconv",
 }
 
 
@@ -100,15 +102,17 @@ def test_good_models_do_not_fail_and_bad_ones_do_for_the_right_reason(pool: Pool
     for name, rule in RULES.items():
         assert results[name].outcomes["failed"] == DRAWS, (name, results[name])
         assert results[name].failed[rule] == DRAWS, (name, results[name])
+    assert set(results["worse at equal cost"].failed) == {"equal_cost_randconv"}, "as good as the baseline"
 
 
 def test_a_draw_holds_the_families_that_were_asked_for(pool: Pool) -> None:
-    evidence, names = operating.draw_evidence(pool, 100, 30, np.random.default_rng(1))
+    evidence = operating.draw_evidence(pool, 100, 30, np.random.default_rng(1))
     assert len(np.unique(evidence.conditions["train"].families)) == 100
     assert len(np.unique(evidence.conditions["train"].real_families)) == 100
     assert len(np.unique(evidence.conditions["heldout"].families)) == 30
     assert len(np.unique(evidence.reference.families)) == 100
-    assert set(names) == {*GOOD, *BAD}
+    for case in (*GOOD.values(), *BAD.values()):
+        assert {case.images, case.equal_cost, case.baseline} <= set(evidence.measured["train"])
     copied = evidence.measured["heldout"]["20% copies, shifted"]
     base = evidence.measured["heldout"][OTHER_SEEDS]
     assert (copied.rho != base.rho).sum() == round(0.2 * 30)
