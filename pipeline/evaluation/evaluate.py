@@ -25,6 +25,7 @@ from pipeline.evaluation.comparison import (
     qualify_all,
 )
 from pipeline.evaluation.conditions import (
+    CaptionSet,
     build_caption_set,
     build_caption_sets,
     check_captions,
@@ -38,7 +39,7 @@ from pipeline.evaluation.evidence import Description, Evidence
 from pipeline.evaluation.extractors import load_extractors
 from pipeline.evaluation.features import Extractor
 from pipeline.evaluation.results import as_json, build_results, flatten, summarise
-from pipeline.evaluation.samples import TaskMapper, run_locally, sample_all, sampler, throughput
+from pipeline.evaluation.samples import Samples, TaskMapper, run_locally, sample_all, sampler, throughput
 from pipeline.evaluation.verdict import PassVerdict, Verdict, fewest_passed
 
 
@@ -77,20 +78,7 @@ def evaluate(
     if count.note():
         log(count.note())
     caption_sets = build_caption_sets(dataset, count.count, params.seed)
-    samples = sample_all(
-        field.contenders,
-        caption_sets,
-        dataset,
-        params.seed,
-        params.evaluate.batch_size,
-        partial(sampler, field.folders, device),
-        map_tasks,
-        log,
-    )
-    for by_name in samples.values():
-        assert {name: each.nfe for name, each in by_name.items()} == {
-            n: c.nfe for n, c in field.costs.items()
-        }
+    samples = _sample(params, field, caption_sets, dataset, device, map_tasks, log)
     describe = partial(_describe, params, field, real, extractors)
     comparison = compare(samples, caption_sets, dataset, real, extractors, qualifications, describe, log)
     log("judging, and writing the report")
@@ -107,6 +95,25 @@ def evaluate(
         report.write(folder, results, comparison, samples, caption_sets, dataset)
     artifacts.write_atomic(root / "reports" / "verdict.json", as_json(verdict.to_json()))
     return {"passed": float(verdict.outcome == "passed")} | flatten(results)
+
+
+def _sample(
+    params: Params,
+    field: Field,
+    caption_sets: Sequence[CaptionSet],
+    dataset: PreparedDataset,
+    device: str,
+    map_tasks: TaskMapper,
+    log: Callable[[str], None],
+) -> dict[str, dict[str, Samples]]:
+    """Images of all contenders, each in as many calls as its cost says."""
+    make = partial(sampler, field.folders, device)
+    seed, batch_size = params.seed, params.evaluate.batch_size
+    samples = sample_all(field.contenders, caption_sets, dataset, seed, batch_size, make, map_tasks, log)
+    expected = {name: cost.nfe for name, cost in field.costs.items()}
+    for by_name in samples.values():
+        assert {name: each.nfe for name, each in by_name.items()} == expected
+    return samples
 
 
 def _describe(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import operating
-from benchmarks.operating import BAD, BASELINE, GOOD, MORE_CALLS, OTHER_SEEDS, Pool
+from benchmarks.planted import BAD, BASELINE, GOOD, MORE_CALLS, OTHER_SEEDS, Pool, build_pool, draw_evidence
 from pipeline.config.params import load_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import damage
@@ -86,9 +86,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
         return {name: as_teacher(captions.images, seed) for seed, name in enumerate(names)}
 
     dataset = PreparedDataset(path)
-    return operating.build_pool(
-        dataset, [randconv(RESOLUTION)], draw, margins_of(PROMOTION), log=lambda line: None
-    )
+    return build_pool(dataset, [randconv(RESOLUTION)], draw, margins_of(PROMOTION), log=lambda line: None)
 
 
 @pytest.mark.slow
@@ -106,7 +104,7 @@ def test_good_models_do_not_fail_and_bad_ones_do_for_the_right_reason(pool: Pool
 
 
 def test_a_draw_holds_the_families_that_were_asked_for(pool: Pool) -> None:
-    evidence = operating.draw_evidence(pool, 100, 30, np.random.default_rng(1))
+    evidence = draw_evidence(pool, 100, 30, np.random.default_rng(1))
     assert len(np.unique(evidence.conditions["train"].families)) == 100
     assert len(np.unique(evidence.conditions["train"].real_families)) == 100
     assert len(np.unique(evidence.conditions["heldout"].families)) == 30
