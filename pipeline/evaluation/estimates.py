@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.evidence import Conditions, Evidence, Measured
 from pipeline.evaluation.memorisation import ALIKE, REPLICA_DISTANCE, REPLICA_QUANTILE
-from pipeline.evaluation.metrics import Float64, Metric, distances, enough, prdc_of_distances
+from pipeline.evaluation.metrics import MIN_FAMILIES, Float64, Metric, distances, enough, prdc_of_distances
 from pipeline.evaluation.statistics import Int64, KernelSums, generator, interval, resample_counts
 
 HALVES = 100
@@ -41,6 +41,11 @@ class Estimates:
         self.neighbourhood_values = functools.cache(self._neighbourhood_values)
         self._within_real = functools.cache(self._compute_within_real)
         self._real_distances = functools.cache(self._compute_real_distances)
+
+    @property
+    def one_of_each(self) -> bool:
+        """Whether all images are of different families, so that more images would show more of them."""
+        return self.families == len(self.conditions.families)
 
     @functools.cached_property
     def counts(self) -> Float64:
@@ -66,12 +71,15 @@ class Estimates:
 
     def kid(self, name: str, extractor: str) -> Metric:
         """KID of a contender."""
-        return self._metric("kid", self.kid_values(name, extractor))
+        return self._metric("kid", self.kid_values(name, extractor), self.conditions.real_families)
 
     def kid_difference(self, name: str, other: str, extractor: str) -> Metric:
-        """KID of a contender minus that of another: below 0 is better."""
+        """KID of a contender minus that of another: below 0 is better.
+
+        Where both are as good as real images, the interval is about twice too wide, and decides less often: there
+        KID is a degenerate U-statistic, whose plain bootstrap is not consistent (Arcones and Gine, 1992)."""
         values = self.kid_values(name, extractor) - self.kid_values(other, extractor)
-        return self._metric("kid", values)
+        return self._metric("kid", values, self.conditions.real_families)
 
     # --- Means over images.
 
@@ -122,10 +130,15 @@ class Estimates:
         almost = (measured.rho < limit) & (measured.distance < REPLICA_DISTANCE)
         return self._metric("copies", self._means(almost.astype(np.float64)))
 
-    def _metric(self, kind: str, values: Float64) -> Metric:
-        n = len(self.conditions.families)
+    def _metric(self, kind: str, values: Float64, *others: Int64) -> Metric:
+        """The first of `values` with the interval of the rest. `others`: families of the images [M] that are
+        resampled, too."""
+        sets = (self.conditions.families, *others)
+        n, families = min(map(len, sets)), min(len(np.unique(each)) for each in sets)
         if not enough(kind, n):
             return Metric.refused(kind, n)
+        if families < MIN_FAMILIES:
+            return Metric.without_interval(kind, float(values[0]), n, families)
         return Metric(float(values[0]), n, *interval(values[1:]), families=self.families)
 
     # --- Neighbourhoods.
@@ -249,7 +262,7 @@ def copy_excess(estimates: Estimates, name: str) -> CopyExcess:
     return CopyExcess(
         share=float(shares[0]),
         floor=float(floors[0]),
-        excess=estimates._metric("copies", shares - floors),
+        excess=estimates._metric("copies", shares - floors, reference.families),
         z=_stratified_rank_test(rho, conditions, reference.rho, reference.groups, numbers),
     )
 

@@ -3,8 +3,9 @@
 The claim is speed: in a few passes, the model is not worse than the baseline by more than what nobody sees,
 and not worse than the fine-tuned model at equal cost. A rule is about an interval: it passes where the whole
 interval is good, fails where the whole interval is bad, and is undecided otherwise, with the evidence that
-would decide. A measurement that was refused leaves its rule undecided, for the same reason; weights that are
-not finite fail.
+would decide. Two rules differ: `replicas` passes by its value, since a single replica among 200 samples has an
+interval beyond any useful limit, and `copies` also fails by a rank test. A measurement that was refused leaves
+its rule undecided, for the same reason; weights that are not finite fail.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ RANK_Z = (
     -3.0
 )  # of the rank test on copies, below which samples are nearer to the training images than real ones
 MORE_FAMILIES = {"train": "add images", "heldout": "raise data.split.test, or add images"}
+MORE_SAMPLES = "lower promotion.precision, and raise evaluate.max_calls if it limits"
 HOPELESS = 100  # times as many families as there are: no reasonable data set decides
 
 
@@ -57,23 +59,29 @@ def _rules(
     estimates: Mapping[str, Estimates], passes: int, name: str, thresholds: Thresholds
 ) -> Iterator[Rule]:
     train, heldout = estimates["train"], estimates["heldout"]
-    about = train.evidence.description
+    about, advice = train.evidence.description, more_families(train)
     yield _finite(name not in about.not_finite)
     yield _qualified(about.extractors)
     for extractor in about.extractors:
         floor = about.floors.get(f"train/{extractor}")
         margin = about.margins[extractor]
         difference = train.kid_difference(name, about.baseline, extractor)
-        yield _at_most(f"kid_{extractor}", difference, margin, "the baseline", floor)
+        yield _at_most(f"kid_{extractor}", difference, margin, "the baseline", advice, floor)
         equal = about.equal_cost.get(passes)
         if equal is not None:
             difference = train.kid_difference(name, equal, extractor)
             yield _at_most(
-                f"equal_cost_{extractor}", difference, margin, "the fine-tuned model at equal cost", floor
+                f"equal_cost_{extractor}",
+                difference,
+                margin,
+                "the fine-tuned model at equal cost",
+                advice,
+                floor,
             )
         difference = heldout.kid_difference(name, about.baseline, extractor)
         floor, margin = about.floors.get(f"heldout/{extractor}"), about.heldout_margins[extractor]
-        yield _at_most(f"heldout_{extractor}", difference, margin, "the baseline", floor, "heldout")
+        more = more_families(heldout)
+        yield _at_most(f"heldout_{extractor}", difference, margin, "the baseline", more, floor)
     for extractor in about.extractors[:1]:
         for key, margin in (("recall", thresholds.recall_margin), ("coverage", thresholds.coverage_margin)):
             yield _at_least(train, key, name, extractor, margin)
@@ -82,6 +90,7 @@ def _rules(
         train.sharpness_excess(name, about.baseline),
         thresholds.sharpness_margin,
         "the baseline",
+        advice,
     )
     yield _captions(train, name, about.baseline, thresholds.caption_margin)
     yield _copies(heldout, name, thresholds.max_copy_excess)
@@ -116,7 +125,12 @@ def _interval(metric: Metric) -> tuple[float, float, float]:
     return metric.value, metric.low, metric.high
 
 
-def undecided(metric: Metric, threshold: float, split: str) -> str:
+def more_families(estimates: Estimates) -> str:
+    """How to get intervals from more families: by more samples while each shows another one, else by more data."""
+    return MORE_SAMPLES if estimates.one_of_each else MORE_FAMILIES[estimates.split]
+
+
+def undecided(metric: Metric, threshold: float, advice: str) -> str:
     """Why an interval decides nothing, as in `undecided: 23 families, about 60 needed; add images`."""
     families = metric.families or 0
     needed = families_needed(families, *_interval(metric), threshold)
@@ -124,7 +138,7 @@ def undecided(metric: Metric, threshold: float, split: str) -> str:
         return (
             f"undecided: {families} families, and the value is so near the threshold that more hardly decide"
         )
-    return f"undecided: {families} families, about {math.ceil(needed)} needed; {MORE_FAMILIES[split]}"
+    return f"undecided: {families} families, about {math.ceil(needed)} needed; {advice}"
 
 
 def _decide(metric: Metric, threshold: float, good_is_low: bool) -> Outcome:
@@ -135,14 +149,19 @@ def _decide(metric: Metric, threshold: float, good_is_low: bool) -> Outcome:
 
 
 def _rule(
-    name: str, metric: Metric, threshold: float, outcome: Outcome, reason: str, floor: float | None = None
+    name: str,
+    metric: Metric,
+    threshold: float | None,
+    outcome: Outcome,
+    reason: str,
+    floor: float | None = None,
 ) -> Rule:
     value, low, high = (rounded(number) for number in _interval(metric))
     return Rule(name, outcome, value, low, high, rounded(threshold), rounded(floor), metric.families, reason)
 
 
 def _at_most(
-    name: str, difference: Metric, margin: float, other: str, floor: float | None = None, split: str = "train"
+    name: str, difference: Metric, margin: float, other: str, advice: str, floor: float | None = None
 ) -> Rule:
     refused = _refused(name, difference)
     if refused:
@@ -152,7 +171,7 @@ def _at_most(
     reason = {
         "passed": f"better than {other}" if high < 0 else f"not worse than {other} by more than the margin",
         "failed": f"worse than {other} by more than the margin",
-        "undecided": undecided(difference, margin, split),
+        "undecided": undecided(difference, margin, advice),
     }[outcome]
     return _rule(name, difference, margin, outcome, reason, floor)
 
@@ -171,7 +190,7 @@ def _at_least(estimates: Estimates, key: str, name: str, extractor: str, margin:
     reason = {
         "passed": f"not more than {margin:g} below the baseline's {theirs:.3f}",
         "failed": f"more than {margin:g} below the baseline's {theirs:.3f}",
-        "undecided": undecided(difference, -margin, estimates.split),
+        "undecided": undecided(difference, -margin, more_families(estimates)),
     }[outcome]
     return _rule(key, moved, theirs - margin, outcome, reason, theirs)
 
@@ -185,34 +204,41 @@ def _captions(estimates: Estimates, name: str, baseline: str, margin: float) -> 
     reason = {
         "passed": "shows what captions say about as well as the baseline",
         "failed": "shows what captions say less well than the baseline",
-        "undecided": undecided(difference, -margin, estimates.split),
+        "undecided": undecided(difference, -margin, more_families(estimates)),
     }[outcome]
     return _rule("captions", difference, -margin, outcome, reason)
 
 
 def _copies(estimates: Estimates, name: str, limit: float) -> Rule:
-    """Fails where samples are certainly more alike to training images than other real images are; passes
-    where the excess is certainly below `limit`, so that too little evidence does not pass."""
+    """Fails where samples are certainly more alike to training images than other real images are, above 0 or by the
+    rank test; passes where the excess is certainly below `limit`, so that too little evidence does not pass. The
+    threshold of the rule is the one that decided."""
     excess = copy_excess(estimates, name)
     refused = _refused("copies", excess.excess)
     if refused:
         return refused
     _, low, high = _interval(excess.excess)
-    shares = f"{excess.share:.1%} of samples, {excess.floor:.1%} of real images"
-    if low > 0 or excess.z < RANK_Z:
-        outcome: Outcome = "failed"
-        reason = (
-            f"{shares} are much nearer to one training family than to all others (rank test z {excess.z:.1f})"
-        )
+    outcome: Outcome
+    near = (
+        f"{excess.share:.1%} of samples, {excess.floor:.1%} of real images are much nearer to one training family "
+        "than to all others"
+    )
+    threshold: float | None = limit
+    if low > 0:
+        outcome, threshold, reason = "failed", 0.0, near
+    elif excess.z < RANK_Z:
+        reason = f"a rank test finds samples nearer to one family than real images (z {excess.z:.1f}); {near}"
+        outcome, threshold = "failed", None
     elif high < limit:
-        outcome, reason = "passed", f"{shares} are much nearer to one training family than to all others"
+        outcome, reason = "passed", near
     else:
-        outcome, reason = "undecided", undecided(excess.excess, limit, estimates.split)
-    return _rule("copies", excess.excess, limit, outcome, reason, excess.floor)
+        outcome, reason = "undecided", undecided(excess.excess, limit, more_families(estimates))
+    return _rule("copies", excess.excess, threshold, outcome, reason, excess.floor)
 
 
 def _replicas(estimates: Estimates, name: str) -> Rule:
-    """An absolute limit: no real image of another family is so near. A single image of few is no proof."""
+    """An absolute limit, as no real image of another family is so near: passes where the share is within it, fails
+    where the interval is above it."""
     share = estimates.replicas(name)
     refused = _refused("replicas", share)
     if refused:
@@ -221,5 +247,5 @@ def _replicas(estimates: Estimates, name: str) -> Rule:
     outcome: Outcome = "passed" if value <= MAX_REPLICAS else "failed" if low > MAX_REPLICAS else "undecided"
     reason = f"{value:.1%} of {share.n} samples are almost equal to a training image"
     if outcome == "undecided":
-        reason = f"{undecided(share, MAX_REPLICAS, estimates.split)}; {reason}"
+        reason = f"{undecided(share, MAX_REPLICAS, more_families(estimates))}; {reason}"
     return _rule("replicas", share, MAX_REPLICAS, outcome, reason)

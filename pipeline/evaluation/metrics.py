@@ -40,11 +40,12 @@ NEEDS: Mapping[str, int] = {
     "copies": 50,
     "retrieval": 20,
 }
+MIN_FAMILIES = 20  # of captions, and of real images, for an interval from resampling them
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number with its sample count and perhaps its 95% interval; or the reason why there is no number."""
+    """A number with its sample count and perhaps its 95% interval; or the reason why one of them is missing."""
 
     value: float | None
     n: int
@@ -57,6 +58,12 @@ class Metric:
     def refused(cls, name: str, n: int) -> Metric:
         """Without a value: there are too few images, as in `fd: n=14, needs 200`."""
         return cls(None, n, reason=f"{name}: n={n}, needs {NEEDS[name]}")
+
+    @classmethod
+    def without_interval(cls, name: str, value: float, n: int, families: int) -> Metric:
+        """A value alone: there are too few families, as in `kid: 7 families, an interval needs 20`."""
+        reason = f"{name}: {families} families, an interval needs {MIN_FAMILIES}"
+        return cls(value, n, reason=reason, families=families)
 
     def as_json(self) -> dict[str, Any]:
         """JSON values of six significant digits; `value` is null where the metric was refused."""

@@ -125,7 +125,7 @@ RULES: dict[str, tuple[str, str]] = {
         "Images are not more often much nearer to one training image than to all others than unseen real "
         "images are.",
     ),
-    "replicas": ("replicas", "Hardly any image is almost equal to a training image."),
+    "replicas": ("replicas", "At most 1% of the images drawn are almost equal to a training image."),
 }
 HIGH_IS_GOOD = ("recall", "coverage", "captions")
 SPLITS = {"heldout": "held-out captions", "train": "training captions"}
@@ -188,8 +188,9 @@ def duration(seconds: float) -> str:
 
 
 def explain(reason: str | None) -> str:
-    """Why there is no number, for people: `fd: n=62, needs 200` is `too few images: 62, needs 200`."""
-    return re.sub(r"^\w+: n=(\d+), needs (\d+)$", r"too few images: \1, needs \2", reason or "")
+    """Why there is no number or interval, for people: `fd: n=62, needs 200` is `too few images: 62, needs 200`."""
+    without_name = re.sub(r"^\w+: (?=\d+ families, an interval needs)", "", reason or "")
+    return re.sub(r"^\w+: n=(\d+), needs (\d+)$", r"too few images: \1, needs \2", without_name)
 
 
 # --- The verdict in a sentence.

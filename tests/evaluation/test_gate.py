@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation import gate
+from pipeline.evaluation.estimates import Estimates
 from pipeline.evaluation.evidence import Evidence, Measured
 from pipeline.evaluation.metrics import Metric
 from pipeline.evaluation.verdict import Rule
@@ -58,6 +59,7 @@ FAULTS = {
     "heldout_randconv": candidate(
         "heldout", features={"randconv": np.random.default_rng(1).standard_normal((N, 8)) + 0.6}
     ),
+    "recall": candidate(features={"randconv": 0.3 * np.random.default_rng(2).standard_normal((N, 8))}),
     "coverage": candidate(
         features={"randconv": np.tile(np.random.default_rng(2).standard_normal((12, 8)), (20, 1))}
     ),
@@ -73,6 +75,67 @@ def test_each_fault_fails_its_rule(rule: str) -> None:
     judged = rules(evidence(candidate=FAULTS[rule]))
     assert judged[rule].outcome == "failed", str(judged[rule])
     assert judged[rule].reason
+
+
+def half_missing() -> np.ndarray:
+    """Features like real ones, but for those on one side, which are on the other."""
+    features = np.random.default_rng(2).standard_normal((N, 8))
+    features[:, 0] = np.abs(features[:, 0])
+    return features
+
+
+UNSURE = {
+    "kid_randconv": candidate(features={"randconv": np.random.default_rng(1).standard_normal((N, 8)) + 0.2}),
+    "equal_cost_randconv": candidate(
+        features={"randconv": np.random.default_rng(1).standard_normal((N, 8)) + 0.2}
+    ),
+    "heldout_randconv": candidate(
+        "heldout", features={"randconv": np.random.default_rng(1).standard_normal((N, 8)) + 0.3}
+    ),
+    "recall": candidate(features={"randconv": half_missing()}),
+    "coverage": candidate(features={"randconv": half_missing()}),
+    "sharpness": candidate(power=draws(60, 160)),
+    "captions": candidate(caption_rank=draws(0.7, 1.0)),
+    "replicas": candidate(
+        "heldout", rho=np.where(np.arange(N) < 4, 0.1, 0.5), distance=np.where(np.arange(N) < 4, 1.0, 30.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", UNSURE)
+def test_each_rule_is_undecided_where_its_interval_holds_the_threshold(rule: str) -> None:
+    judged = rules(evidence(candidate=UNSURE[rule]))[rule]
+    assert judged.outcome == "undecided", str(judged)
+    assert judged.low is not None
+    assert judged.high is not None
+    assert judged.threshold is not None
+    assert judged.low <= judged.threshold <= judged.high
+    assert judged.reason is not None
+    assert judged.reason.startswith("undecided: 120 families, ")
+
+
+def test_copies_are_undecided_where_many_real_images_are_alike() -> None:
+    """An excess of 5% from 120 families on either side: neither certainly above 0 nor below 15%."""
+    rng = np.random.default_rng(0)
+    alike = [np.where((rng.permutation(N // 2) < share * N / 2).repeat(2), 0.2, 0.5) for share in (0.55, 0.5)]
+    given = evidence(candidate=candidate("heldout", rho=alike[0]))
+    rule = rules(replace(given, reference=replace(given.reference, rho=alike[1])))["copies"]
+    assert rule.outcome == "undecided", str(rule)
+    assert rule.threshold == 0.15
+
+
+def test_the_threshold_of_copies_is_the_one_that_decided() -> None:
+    """0 where their excess is certain, none where the rank test alone finds them, which no interval shows."""
+    given = evidence()
+    assert rules(given)["copies"].threshold == 0.15
+    certain = rules(evidence(candidate=candidate("heldout", rho=draws(0.2, 1.0))))["copies"]
+    assert (certain.outcome, certain.threshold) == ("failed", 0.0)
+    assert certain.low is not None
+    assert certain.low > 0
+    nearer = rules(evidence(candidate=candidate("heldout", rho=draws(0.34, 0.7))))["copies"]
+    assert (nearer.outcome, nearer.threshold) == ("failed", None)
+    assert nearer.reason is not None
+    assert "a rank test finds samples nearer to one family than real images (z -" in nearer.reason
 
 
 @pytest.mark.parametrize("power", [draws(40, 60), draws(180, 220)])
@@ -109,7 +172,26 @@ def test_few_families_leave_it_undecided_and_say_about_how_many_are_needed() -> 
 )
 def test_the_families_needed_follow_from_width_and_distance(value: float, half: float, needed: str) -> None:
     metric = Metric(value, 200, value - half, value + half, families=100)
-    assert gate.undecided(metric, 0.1, "heldout").endswith(needed)
+    assert gate.undecided(metric, 0.1, gate.MORE_FAMILIES["heldout"]).endswith(needed)
+
+
+@pytest.mark.parametrize(
+    ("split", "per_family", "advice"),
+    [
+        ("train", 2, "add images"),
+        ("heldout", 2, "raise data.split.test, or add images"),
+        ("train", 1, "lower promotion.precision, and raise evaluate.max_calls if it limits"),
+        ("heldout", 1, "lower promotion.precision, and raise evaluate.max_calls if it limits"),
+    ],
+)
+def test_more_families_come_from_more_samples_while_each_shows_another(
+    split: str, per_family: int, advice: str
+) -> None:
+    given = evidence()
+    drawn = given.conditions[split]
+    numbers = drawn.families if per_family == 2 else np.arange(N)
+    given = replace(given, conditions={**given.conditions, split: replace(drawn, families=numbers)})
+    assert gate.more_families(Estimates(given, split)) == advice
 
 
 def test_too_few_images_leave_every_measured_rule_undecided_for_that_reason() -> None:
