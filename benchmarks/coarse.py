@@ -36,13 +36,11 @@ from benchmarks.judging import (
     whitened,
 )
 from benchmarks.measure import machine, significant, table
-from benchmarks.scale import steps_at_levels
 from pipeline.data.dataset import PreparedDataset
 from pipeline.diffusion.generate import generate
 from pipeline.diffusion.guidance import Guided
-from pipeline.diffusion.noise import karras_sigmas
-from pipeline.diffusion.pyramid import handover_of
 from pipeline.diffusion.samplers import integrate
+from pipeline.diffusion.schedule import grids, handover_of
 from pipeline.diffusion.seeds import Draw, seeded_noise
 from pipeline.errors import InputMissing
 from pipeline.evaluation.features import Extractor, lite2, randconv
@@ -50,11 +48,9 @@ from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, Estimate, ShellDenoiser, expand, pyramid_levels
 from pipeline.models.resample import high_pass, pool, upsample
 from pipeline.models.snapshot import Snapshot
-from pipeline.training.levels import SIGMA_MAX
 from pipeline.training.reports import save_grid
 
 LIFTS = (4.0, 8.0, 16.0)
-SIGMA_MIN = 0.002
 BATCH = 32
 HEADERS = [
     "way",
@@ -107,9 +103,13 @@ def at_full_resolution(snapshot: Snapshot, text: Conditioning, seeds: Sequence[i
     settings, denoiser, size = snapshot.config.sampling, snapshot.denoiser, snapshot.resolution
     device, pyramid = next(denoiser.parameters()).device, pyramid_levels(denoiser)
     scale = size / pyramid[0].resolution
-    sigmas = karras_sigmas(settings.num_steps, SIGMA_MAX * scale, SIGMA_MIN)
-    counts = steps_at_levels(denoiser, settings.num_steps, settings.handover)
-    coarse = [(level.resolution, i) for level, n in zip(pyramid, counts, strict=True) for i in range(n)]
+    visited = grids(pyramid, settings)
+    sigmas = torch.cat([visited[0], *(grid[1:] for grid in visited[1:])])
+    coarse = [
+        (level.resolution, i)
+        for level, grid in zip(pyramid, visited, strict=True)
+        for i in range(len(grid) - 1)
+    ]
     whole = WholePyramid(denoiser, settings.handover)
     parts, nfe = [], 0
     for first in range(0, len(seeds), BATCH):

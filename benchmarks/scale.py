@@ -30,13 +30,13 @@ from benchmarks.train.settings import TEXT_DIM
 from benchmarks.train.timing import log, seconds_of
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
-from pipeline.diffusion.noise import karras_sigmas, lognormal_sigma
-from pipeline.diffusion.pyramid import handover_of, num_steps_before_handover, sample_pyramid
+from pipeline.diffusion.noise import lognormal_sigma
+from pipeline.diffusion.pyramid import sample_pyramid
+from pipeline.diffusion.schedule import share_steps
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import (
     Denoiser,
-    ShellDenoiser,
     build_core,
     build_shell,
     pyramid_levels,
@@ -134,16 +134,9 @@ class Plan(NamedTuple):
         return sum(self.steps) * self.macs[-1]
 
 
-def steps_at_levels(denoiser: Denoiser, num_steps: int, handover: Sequence[float]) -> list[int]:
-    """Steps of `sample_pyramid` at each level, core first."""
-    pyramid, top = pyramid_levels(denoiser), denoiser.resolution
-    sigmas = karras_sigmas(num_steps, SIGMA_MAX * top / pyramid[0].resolution, SIGMA_MIN)
-    counts = []
-    for octave, above in enumerate(pyramid[1:]):
-        assert isinstance(above, ShellDenoiser)
-        counts.append(num_steps_before_handover(above, top, sigmas, handover_of(handover, octave)))
-        sigmas = sigmas[counts[-1] :]
-    return [*counts, len(sigmas) - 1]
+def steps_at_levels(denoiser: Denoiser, num_steps: int) -> list[int]:
+    """Steps of `sample_pyramid` at each level, core first, by default settings."""
+    return share_steps(num_steps, len(pyramid_levels(denoiser)), SamplerSettings.shell_steps)
 
 
 def kept_bytes(work: Callable[[], object], model: nn.Module) -> int:
@@ -188,7 +181,7 @@ def plan(shape: Shape, resolution: int, num_steps: int, handover: float, dtype: 
         denoiser.net.feature_channels,
         total,
         macs,
-        steps_at_levels(denoiser, num_steps, [handover]),
+        steps_at_levels(denoiser, num_steps),
         4 * (total + (3 + len(AVERAGES)) * trained),
         kept[-1],
         kept[0],

@@ -412,7 +412,7 @@ def image_macs(denoiser: Denoiser, handover: float | None) -> float:
     costs = [macs(level) for level in pyramid_levels(denoiser)]
     if handover is None or len(costs) == 1:
         return STEPS * costs[-1]
-    return sum(n * cost for n, cost in zip(steps_at_levels(denoiser, STEPS, [handover]), costs, strict=True))
+    return sum(n * cost for n, cost in zip(steps_at_levels(denoiser, STEPS), costs, strict=True))
 
 
 def judged(name: str, seed: int, snapshot: Snapshot) -> dict[str, float]:

@@ -266,6 +266,8 @@ class Sampling(Section):
 
     sampler: Literal["heun", "dpmpp_2m", "sde_dpmpp_2m", "adaptive"]
     num_steps: Annotated[int, Field(ge=1, le=1000)]
+    shell_steps: Annotated[int, Field(ge=1, le=1000)]
+    schedule: Literal["geometric", "karras", "entropic", "rescaled"]
     guide: Literal["unconditional", "early_weights", "low_band"]
     guidance: NonNegative
     guidance_interval: tuple[NonNegative, ...]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.regions import smooth
+from pipeline.diffusion.samplers import MAX_RATIO
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import PATCH, Denoiser, expand
 
 # (z, sigma by patches [B,1,g,g]) to (denoised, difficulty of patches)
 RegionDenoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 MAX_AHEAD = 2  # steps of the grid that a patch may take at once
-MAX_RATIO = 3  # of a patch's step to its last one, in the extrapolation
 
 
 def rank(difficulty: Tensor) -> Tensor:

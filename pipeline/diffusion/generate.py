@@ -45,7 +45,7 @@ def generate(
     steps: Sequence[int] | None = None,
 ) -> Generated:
     """Make one image a caption and seed with a core or a fine-tuned model; `settings` None is the snapshot's own.
-    `steps` are those of each level, core first (see `pyramid.grid_of_steps`), in place of their number.
+    `steps` are those of each level, core first (see `schedule.grids`), in place of their number.
 
     With `early_exit` tiles leave the computation once their predicted error is half a grey level. Raises
     ConfigError where the snapshot lacks the weights of its guide, or cannot be sampled by ADAPTIVE."""

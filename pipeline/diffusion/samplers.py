@@ -36,6 +36,9 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Conditioning) -> Ten
     return x
 
 
+MAX_RATIO = 1.5  # of a step to the last one, in the extrapolation: further ahead, the line leaves the curve
+
+
 @dataclass
 class History:
     """The last step of a multistep method: the estimate [B,3,R,R], and h, the step in ln sigma."""
@@ -43,10 +46,12 @@ class History:
     last: tuple[Tensor, Tensor] | None = None
 
     def extrapolate(self, denoised: Tensor, h: Tensor) -> Tensor:
-        """D + (h / 2 h_prev)(D - D_prev), the estimate half a step ahead; D at the first step."""
+        """D + (h / 2 h_prev)(D - D_prev), the estimate half a step ahead, with h / h_prev at most MAX_RATIO; D at
+        the first step."""
         ahead = denoised
         if self.last is not None:
-            ahead = denoised + (h / (2 * self.last[1])) * (denoised - self.last[0])
+            ratio = (h / self.last[1]).clamp(max=MAX_RATIO)
+            ahead = denoised + ratio / 2 * (denoised - self.last[0])
         self.last = denoised, h
         return ahead
 

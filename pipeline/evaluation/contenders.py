@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.adversarial.few_step import generate_refined
 from pipeline.diffusion.generate import Generated, generate
-from pipeline.diffusion.pyramid import grid_of_steps, split_grid
 from pipeline.diffusion.samplers import ADAPTIVE
+from pipeline.diffusion.schedule import grids
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import pyramid_levels
@@ -131,13 +131,10 @@ def _calls_by_level(
     """Calls of the denoiser and of its guide of each level, core first, as `sample_pyramid` makes them. Heun's
     method makes two a step, except the last."""
     pyramid = pyramid_levels(snapshot.denoiser)
-    grids = split_grid(pyramid, settings)
-    if steps is not None:
-        grids = grid_of_steps(pyramid, steps, settings.handover)
     in_core_units = pyramid[0].resolution / pyramid[-1].resolution
     low, high = settings.guidance_interval
     calls = []
-    for level, sigmas in zip(pyramid, grids, strict=True):
+    for level, sigmas in zip(pyramid, grids(pyramid, settings, steps), strict=True):
         grid = sigmas.float()  # as the networks get them
         free = settings.guide == "low_band" and level is not pyramid[0]
         visited = grid if settings.sampler == "heun" else grid[:-1]

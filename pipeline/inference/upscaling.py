@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.diffusion.noise import karras_sigmas
-from pipeline.diffusion.pyramid import handover_of
 from pipeline.diffusion.samplers import integrate
+from pipeline.diffusion.schedule import handover_of
 from pipeline.diffusion.seeds import Draw
 from pipeline.errors import ConfigError
 from pipeline.models.conditioning import Conditioning

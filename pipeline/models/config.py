@@ -23,11 +23,13 @@ class SamplerSettings:
     # A shell starts where the noise is this multiple of its high band's RMS: one for all shells, or one each.
     handover: tuple[float, ...] = (8.0,)
     early_exit: bool = False  # finished tiles of the finest level are not computed any more
+    schedule: str = "geometric"  # one of schedule.SCHEDULES
+    shell_steps: int = 4  # of each shell, at most
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "SamplerSettings":
-        """Parse `sampling` of a config.json. Older files lack sampler, guide and early exit, name the last two and
-        the handover differently, or hold one handover as a number."""
+        """Parse `sampling` of a config.json. Older files lack sampler, guide, early exit and schedule, name some
+        differently, or hold one handover as a number."""
         handover = tree["handover"] if "handover" in tree else tree["lift"]
         guide = tree.get("guide", "unconditional")
         low, high = tree["guidance_interval"]
@@ -39,6 +41,8 @@ class SamplerSettings:
             guidance_interval=(low, high),
             handover=tuple(handover) if isinstance(handover, list | tuple) else (handover,),
             early_exit=tree.get("early_exit", tree.get("finish", False)),
+            schedule=tree.get("schedule", cls.schedule),
+            shell_steps=tree.get("shell_steps", cls.shell_steps),
         )
 
 

@@ -122,6 +122,10 @@ class CoreDenoiser(nn.Module):
         """The error of `assess`."""
         return self.assess(images, noisy, sigma, text)[0]
 
+    def expected_error(self, sigma: Tensor) -> Tensor:
+        """E|x - D|^2 per dimension that the level has learned to expect at sigma [B], its c_out^2 exp u: [B]."""
+        return self.logvar(sigma).exp() * (sigma * SIGMA_DATA) ** 2 / (sigma**2 + SIGMA_DATA**2)
+
     def encoder_features(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> list[Tensor]:
         """Feature maps of each encoder level for noisy images [B,3,R,R]; a discriminator's input."""
         c_in = 1 / (expand(sigma, self.resolution) ** 2 + SIGMA_DATA**2).sqrt()
@@ -245,6 +249,12 @@ class ShellDenoiser(nn.Module):
     def error(self, images: Tensor, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """The error of `assess`."""
         return self.assess(images, noisy, sigma, text)[0]
+
+    def expected_error(self, sigma: Tensor) -> Tensor:
+        """E|x - D|^2 per dimension that the levels have learned to expect at sigma [B], low band and high: [B]."""
+        v = self.high_band_variance
+        high = self.logvar(sigma).exp() * sigma**2 * v / (sigma**2 + v)
+        return self.below.expected_error(sigma / 2) + 3 / 4 * high
 
 
 Denoiser = CoreDenoiser | ShellDenoiser

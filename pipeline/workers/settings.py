@@ -16,7 +16,7 @@ from pipeline.data.augment import LABELS, Augment
 from pipeline.data.dataset import PreparedDataset
 from pipeline.data.degrade import Degrade
 from pipeline.diffusion.generate import Generated, generate
-from pipeline.diffusion.pyramid import handover_of
+from pipeline.diffusion.schedule import handover_of
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.config import Lineage
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels

@@ -2,22 +2,18 @@
 
 import math
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion import pyramid
 from pipeline.diffusion.guidance import Guided
 from pipeline.diffusion.noise import karras_sigmas, truncated_lognormal_sigma
-from pipeline.diffusion.pyramid import sample_pyramid, to_next_octave
+from pipeline.diffusion.pyramid import to_next_octave
 from pipeline.diffusion.samplers import heun, sde_dpmpp_2m
 from pipeline.diffusion.seeds import seeded_noise
 from pipeline.models.conditioning import Conditioning
-from pipeline.models.config import SamplerSettings
 from pipeline.models.resample import pool
-from tests.builders import FLAT_CORE, build_pyramid
 
 
 def no_text(n: int) -> Conditioning:
@@ -121,56 +117,3 @@ def test_truncated_levels_stay_below_the_bound_and_keep_their_median() -> None:
     assert float(sigma.max()) <= 3.4 * (1 + 1e-5)
     below = 0.5 * (1 + math.erf((math.log(3.4 / 0.2)) / 1.4 / math.sqrt(2)))
     assert float((sigma < 0.2).float().mean()) == pytest.approx(0.5 / below, abs=0.01)
-
-
-def test_each_shell_takes_over_at_its_own_handover(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One number serves all shells; of several, each decides on the steps of the level below its shell."""
-    model = build_pyramid(8, (0.04, 0.02), core=FLAT_CORE, dim=4)
-    steps: list[int] = []
-
-    def counted(sampler: str, denoise: Any, x: Tensor, sigmas: Tensor, text: Conditioning, *_: Any) -> Tensor:
-        steps.append(len(sigmas) - 1)
-        return x
-
-    monkeypatch.setattr(pyramid, "integrate", counted)
-
-    def plan(*handover: float) -> list[int]:
-        steps.clear()
-        sample_pyramid(model, no_text(1), [0], SamplerSettings(32, handover=handover))
-        return list(steps)
-
-    assert plan(8.0) == plan(8.0, 8.0)
-    early, late = plan(8.0, 8.0), plan(2.0, 1.0)
-    assert sum(early) == sum(late) == 32 and late[0] > early[0] and late[2] < early[2]
-    assert plan(8.0, 1.0)[0] == early[0] and plan(8.0, 1.0)[2] == late[2]
-
-
-@pytest.mark.parametrize("steps", [(1, 1, 1), (3, 1, 2), (5, 4, 3)])
-def test_steps_by_level_are_what_each_level_makes_and_the_handover_is_always_a_level(
-    steps: tuple[int, int, int],
-) -> None:
-    denoiser = build_pyramid(8, (0.04, 0.02))
-    levels = pyramid.pyramid_levels(denoiser)
-    grids = pyramid.grid_of_steps(levels, steps, (8.0,))
-    assert [len(grid) - 1 for grid in grids] == list(steps)
-    assert float(grids[0][0]) == pytest.approx(80 * levels[-1].resolution / levels[0].resolution)
-    assert float(grids[-1][-1]) == 0
-    for i, shell in enumerate(levels[1:]):
-        assert float(grids[i][-1]) == pytest.approx(float(grids[i + 1][0]))
-        at_top = 8 * shell.sigma_high_band * levels[-1].resolution / shell.resolution
-        assert float(grids[i][-1]) == pytest.approx(at_top)
-    assert all(bool((grid.diff() < 0).all()) for grid in grids)
-    settings = SamplerSettings(32, "sde_dpmpp_2m")
-    text = Conditioning(torch.zeros(2, 8), torch.zeros(2, 2, 8), torch.zeros(2, 2, dtype=torch.bool))
-    images, nfe = sample_pyramid(denoiser, text, [0, 1], settings, steps=steps)
-    assert nfe == sum(steps)
-    assert images.isfinite().all()
-
-
-def test_the_grid_of_a_number_of_steps_is_split_where_the_shells_take_over() -> None:
-    levels = pyramid.pyramid_levels(build_pyramid(8, (0.04, 0.02)))
-    grids = pyramid.split_grid(levels, SamplerSettings(16, handover=(8.0,)))
-    whole = torch.cat([grids[0], *(grid[1:] for grid in grids[1:])])
-    torch.testing.assert_close(
-        whole, karras_sigmas(16, 80.0 * levels[-1].resolution / levels[0].resolution, 0.002)
-    )

@@ -19,6 +19,7 @@ from pipeline.diffusion import samplers
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.samplers import ADAPTIVE, SAMPLERS, integrate, sde_dpmpp_2m
+from pipeline.diffusion.schedule import grids
 from pipeline.diffusion.seeds import Draw, seeded_noise
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
@@ -237,7 +238,8 @@ def test_the_low_band_does_not_notice_a_lift(
         x, _ = sample_pyramid(pyramid, captions(1), [0], SamplerSettings(9, sampler))
         return pool(pool(x))
 
-    sigmas = karras_sigmas(9, 320.0, 0.002) / 4
+    visited = grids(pyramid_levels(pyramid), SamplerSettings(9, sampler))
+    sigmas = torch.cat([visited[0], *(grid[1:] for grid in visited[1:])]) / 4
     start = draw("noise", 16) * float(sigmas[0])
     alone = integrate(sampler, mixture, start, sigmas, captions(1), lambda _: torch.zeros_like(start))
     torch.testing.assert_close(low_band(), alone, rtol=0, atol=1e-5)

@@ -1,0 +1,102 @@
+"""Which noise levels a sampler visits, and with which level of the pyramid.
+
+Every handover to a shell is a level of the grid, and every level of the pyramid gets its share of the steps. A
+schedule says how a level's steps lie between its start and its end: in equal steps of ln sigma (`geometric`); by
+the law of Karras et al. (arXiv 2206.00364, eq. 5) with rho = 7 (`karras`); or in equal steps of the information
+that they bring, dH / d ln sigma = E|x - D|^2 / sigma^2 (Stancevic et al., arXiv 2504.13612), whole (`entropic`) or
+to the power of RESCALED (`rescaled`). The model knows its own error: it learns u(sigma) while it trains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.models.config import SamplerSettings
+from pipeline.models.denoiser import Denoiser, ShellDenoiser
+
+SCHEDULES = ("geometric", "karras", "entropic", "rescaled")
+RHO = 7.0
+RESCALED = 0.25
+POINTS = 513  # at which a density is integrated
+MAX_STEP = 1.45  # in ln sigma, of the finest level down to the last sigma, which is thus higher for few steps
+MAX_LAST_SIGMA = 0.05  # from there, a last estimate leaves an error of a few grey levels
+
+
+def grids(
+    pyramid: Sequence[Denoiser],
+    settings: SamplerSettings,
+    steps: Sequence[int] | None = None,
+    sigma_max: float = 80.0,
+    sigma_min: float = 0.002,
+) -> list[Tensor]:
+    """Noise levels float64 of each level of a pyramid, core first, in units of the top resolution R: from
+    sigma_max * R / R_core down to 0. The last one of a level is the first one of the next.
+
+    steps: of each level, at least 1 (None: `share_steps` of `settings.num_steps`)."""
+    steps = steps or share_steps(settings.num_steps, len(pyramid), settings.shell_steps)
+    top = pyramid[-1].resolution
+    starts = [sigma_max * top / pyramid[0].resolution, *handovers(pyramid, settings.handover)]
+    *coarse, finest = zip(pyramid, steps, starts, strict=True)
+    visited = [
+        nodes(settings.schedule, level, top, n + 1, start, end)
+        for (level, n, start), end in zip(coarse, starts[1:], strict=True)
+    ]
+    level, n, start = finest
+    last = max(sigma_min, min(MAX_LAST_SIGMA, start * math.exp(-MAX_STEP * (n - 1))))
+    return [*visited, torch.cat([nodes(settings.schedule, level, top, n, start, last), torch.zeros(1)])]
+
+
+def share_steps(num_steps: int, num_levels: int, shell_steps: int) -> list[int]:
+    """Steps of each level, core first: equal shares, the finest first where they are not, at least 1 and of
+    a shell at most `shell_steps`; the core takes the rest."""
+    equal, more = divmod(max(num_steps, num_levels), num_levels)
+    shells = [min(equal + (i >= num_levels - more), shell_steps) for i in range(1, num_levels)]
+    return [max(num_steps, num_levels) - sum(shells), *shells]
+
+
+def handover_of(handover: Sequence[float], octave: int) -> float:
+    """The handover to shell number `octave`, 0 the coarsest: `handover` holds one for all shells, or one
+    each."""
+    return handover[min(octave, len(handover) - 1)]
+
+
+def handovers(pyramid: Sequence[Denoiser], handover: Sequence[float]) -> list[float]:
+    """Where each shell takes over, in units of the top resolution: `handover` times the RMS of its high band."""
+    starts = []
+    for octave, above in enumerate(pyramid[1:]):
+        assert isinstance(above, ShellDenoiser)
+        unit = pyramid[-1].resolution / above.resolution
+        starts.append(handover_of(handover, octave) * above.sigma_high_band * unit)
+    return starts
+
+
+def nodes(schedule: str, level: Denoiser, top: int, count: int, start: float, end: float) -> Tensor:
+    """`count` noise levels float64 from `start` down to `end`, in units of the resolution `top`; of one, the
+    start."""
+    ln_sigma = torch.linspace(math.log(start), math.log(end), POINTS, dtype=torch.float64)
+    density = density_of(schedule, level, ln_sigma + math.log(level.resolution / top))
+    passed = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density)]).double()
+    wanted = torch.linspace(0, 1, count, dtype=torch.float64) * passed[-1]
+    right = torch.searchsorted(passed, wanted).clamp(1, POINTS - 1)
+    part = (wanted - passed[right - 1]) / (passed[right] - passed[right - 1])
+    found = (ln_sigma[right - 1] + part * (ln_sigma[right] - ln_sigma[right - 1])).exp()
+    found[0] = start
+    if count > 1:
+        found[-1] = end
+    return found
+
+
+@torch.no_grad()
+def density_of(schedule: str, level: Denoiser, ln_sigma: Tensor) -> Tensor:
+    """Steps per unit of ln sigma, up to a factor, at levels float64 [n] in the unit of `level`."""
+    if schedule == "geometric":
+        return torch.ones_like(ln_sigma)
+    if schedule == "karras":
+        return (ln_sigma / RHO).exp()
+    sigma = ln_sigma.exp().float().to(next(level.parameters()).device)
+    rate = (level.expected_error(sigma) / sigma**2).double().cpu()
+    return rate if schedule == "entropic" else rate**RESCALED
