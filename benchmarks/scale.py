@@ -156,7 +156,7 @@ def kept_bytes(work: Callable[[], object], model: nn.Module) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def plan(shape: Shape, resolution: int, num_steps: int, handover: float, dtype: torch.dtype) -> Plan:
+def plan(shape: Shape, resolution: int, num_steps: int, dtype: torch.dtype) -> Plan:
     """Count the pyramid up to `resolution`."""
     with torch.device("meta"):
         denoiser = shape.build(resolution)
@@ -220,10 +220,10 @@ def update_of(denoiser: Denoiser) -> Callable[[], object]:
     return lambda: step(state)
 
 
-def sampling_of(denoiser: Denoiser, num_steps: int, handover: float) -> Callable[[], object]:
+def sampling_of(denoiser: Denoiser, num_steps: int) -> Callable[[], object]:
     """Sampling of an image, one call a step."""
     text = captions("cpu")
-    settings = SamplerSettings(num_steps, "dpmpp_2m", handover=(handover,))
+    settings = SamplerSettings(num_steps, "dpmpp_2m")
     return lambda: sample_pyramid(denoiser, text, [0], settings, sigma_max=SIGMA_MAX, sigma_min=SIGMA_MIN)
 
 
@@ -250,9 +250,7 @@ class Clock:
         return "" if self.pace is None else f"~{significant(cost * self.pace)}"
 
 
-def timed(
-    shape: Shape, counts: Plan, clocks: tuple[Clock, Clock], handover: float, dtype: torch.dtype
-) -> tuple[str, str]:
+def timed(shape: Shape, counts: Plan, clocks: tuple[Clock, Clock], dtype: torch.dtype) -> tuple[str, str]:
     """Cells: seconds of an image and of an update, which costs three passes of its level and one of the others."""
     below = counts.macs[-2] if len(counts.macs) > 1 else 0.0
     costs = counts.image, below + 3 * (counts.macs[-1] - below) * counts.trained
@@ -261,7 +259,7 @@ def timed(
     torch.manual_seed(0)
     denoiser = shape.build(counts.resolution)
     set_dtype(denoiser, dtype)
-    works = (lambda: sampling_of(denoiser, sum(counts.steps), handover), lambda: update_of(denoiser))
+    works = (lambda: sampling_of(denoiser, sum(counts.steps)), lambda: update_of(denoiser))
     cells = [
         clock.measure(make(), cost) if clock.allows(cost) else clock.planned(cost)
         for make, clock, cost in zip(works, clocks, costs, strict=True)
@@ -313,7 +311,6 @@ def scale_table(
     shape: Shape,
     top: int,
     num_steps: int,
-    handover: float,
     limit: float,
     repeats: int = 3,
     dtype: torch.dtype = torch.bfloat16,
@@ -322,8 +319,8 @@ def scale_table(
     clocks = Clock(limit, repeats), Clock(limit, repeats)
     lines, resolution = [], shape.core_resolution
     while resolution <= top:
-        counts = plan(shape, resolution, num_steps, handover, dtype)
-        lines.append(row(counts, timed(shape, counts, clocks, handover, dtype)))
+        counts = plan(shape, resolution, num_steps, dtype)
+        lines.append(row(counts, timed(shape, counts, clocks, dtype)))
         log(" | ".join(lines[-1]))
         resolution *= 2
     return table(HEADERS, lines)
@@ -334,7 +331,7 @@ def tables(args: argparse.Namespace) -> Iterator[str]:
     dtype = getattr(torch, args.dtype)
     for name in args.presets:
         shape = read_shape(name)
-        text = scale_table(shape, args.top, args.steps, args.handover, args.seconds, args.repeats, dtype)
+        text = scale_table(shape, args.top, args.steps, args.seconds, args.repeats, dtype)
         yield f"{name}, {args.steps} steps, {args.dtype}\n\n{text}"
 
 
@@ -344,7 +341,6 @@ def main() -> None:
     parser.add_argument("--presets", choices=PRESETS, nargs="*", default=PRESETS)
     parser.add_argument("--top", type=int, default=1024, help="px")
     parser.add_argument("--steps", type=int, default=32, help="of an image")
-    parser.add_argument("--handover", type=float, default=8.0, help="sampling.handover")
     parser.add_argument("--seconds", type=float, default=20.0, help="of one run that is measured; 0 = none")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")

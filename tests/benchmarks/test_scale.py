@@ -18,7 +18,7 @@ TINY = scale.Shape(settings.TINY.core, settings.TINY.shells, settings.TINY.core_
 
 
 def test_scale_table_has_every_octave_and_plans_what_takes_too_long() -> None:
-    rows = [line.split("|")[1:-1] for line in lines(scale.scale_table(TINY, 32, 6, 8.0, 1e-9, repeats=1))[2:]]
+    rows = [line.split("|")[1:-1] for line in lines(scale.scale_table(TINY, 32, 6, 1e-9, repeats=1))[2:]]
     assert [row[0].strip() for row in rows] == ["8", "16", "32"]
     assert [row[1].strip() for row in rows] == ["16", "16", "16"]
     cells = [row[-1].strip() for row in rows]
@@ -35,8 +35,8 @@ def test_scale_counts_the_steps_that_a_picture_takes_at_each_level() -> None:
     for level in pyramid_levels(denoiser):
         level.register_forward_hook(count)
     sample_pyramid(denoiser, scale.captions("cpu"), [0], SamplerSettings(12, "dpmpp_2m"))
-    planned = scale.plan(TINY, 32, 12, 8.0, torch.float32)
-    assert planned.steps == list(calls.values()) == scale.steps_at_levels(denoiser, 12, [8.0])
+    planned = scale.plan(TINY, 32, 12, torch.float32)
+    assert planned.steps == list(calls.values()) == scale.steps_at_levels(denoiser, 12)
     assert planned.whole > planned.image > 12 * planned.macs[0]
 
 

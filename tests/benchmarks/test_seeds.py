@@ -89,8 +89,8 @@ def test_the_spread_is_written_for_the_next_verdict(tmp_path: Path) -> None:
     for _ in range(2):
         change_params(tmp_path, change, "params.yaml with the spread over seeds")
         (kid,) = load_params(tmp_path / "params.yaml").evaluate.training_spread
-        assert kid.rule == "kid" and kid.half_widths == (pytest.approx(0.693, abs=1e-3), None, None)
-    assert "    - {rule: kid, half_widths: [0.693, null, null]}" in (tmp_path / "params.yaml").read_text()
+        assert kid.rule == "kid" and kid.half_widths == (pytest.approx(4.49, abs=1e-2), None, None)
+    assert "    - {rule: kid, half_widths: [4.49, null, null]}" in (tmp_path / "params.yaml").read_text()
 
 
 def test_one_seed_has_no_spread(capsys: pytest.CaptureFixture[str]) -> None:
