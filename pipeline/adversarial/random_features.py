@@ -38,7 +38,7 @@ class RandomFeatures:
                 kernel[: width * 3 // 4] -= kernel[: width * 3 // 4].mean((2, 3), keepdims=True)
             kernel /= np.sqrt((kernel**2).sum((1, 2, 3), keepdims=True))
             kernel *= np.sqrt(2) if stage else 1.0  # He initialisation
-            bias = 0.5 * rng.standard_normal((width, 1, 1))
+            bias = 0.5 * rng.standard_normal(width)
             for array in (kernel, bias):
                 sha256.update(array.astype("<f4").tobytes())
             self.weights.append((_to_float32(kernel, device), _to_float32(bias, device)))
@@ -54,8 +54,10 @@ class RandomFeatures:
             if stage:
                 x = F.avg_pool2d(x, 2)
             x = F.pad(x, [kernel.shape[-1] // 2] * 4, mode="replicate")
-            x = F.leaky_relu(F.conv2d(x, kernel) + bias, 0.2)  # [B, width, R / 2^stage, R / 2^stage]
-            features += [x.mean((2, 3)), x.std((2, 3), correction=0)]
+            x = F.leaky_relu(F.conv2d(x, kernel, bias), 0.2)  # [B, width, R / 2^stage, R / 2^stage]
+            mean = x.mean((2, 3), keepdim=True)
+            std = torch.linalg.vector_norm(x - mean, dim=(2, 3)) / x.shape[-1]  # faster than Tensor.std
+            features += [mean[:, :, 0, 0], std]
         return torch.cat(features, 1)
 
 

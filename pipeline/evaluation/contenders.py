@@ -27,7 +27,7 @@ from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import Snapshot
 
 EIGHT = 8  # calls of the fine-tuned model's setting for a small fixed budget
-MAX_SETTINGS = 8  # that are tried for one budget
+MAX_SETTINGS = 4  # that are tried for one budget
 TOLERANCE = (
     1.02  # by which a setting may cost more than the budget: the fine-tuned model gets what is nearest
 )

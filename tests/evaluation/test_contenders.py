@@ -141,7 +141,7 @@ def test_a_budget_below_one_call_of_each_level_has_no_setting() -> None:
 
 
 def test_the_setting_of_least_distance_is_chosen() -> None:
-    wanted = (2, 6)
+    wanted = (4, 4)
 
     def distance(contender: Contender) -> float:
         guided = contender.settings is not None and contender.settings.guidance != 1
