@@ -17,6 +17,7 @@ from pipeline.evaluation import pictures, report, wording
 from pipeline.evaluation.evaluate import add_training_spread
 from pipeline.evaluation.verdict import Baseline, PassVerdict, Rule, Verdict, combine, fewest_passed
 from tests.evaluation.browser import CHROMIUM, Browser, open_browser
+from tests.evaluation.evidence import CANDIDATE
 from tests.evaluation.reports import Made, make
 
 
@@ -93,6 +94,16 @@ def test_too_few_images_give_reasons_and_no_numbers(tiny_params: Params, tmp_pat
     assert "too few images to measure" in page, "in the chart"
     assert "which takes the fewest, as no distance to real images could be measured" in page
     assert "How to decide what is undecided" in page
+
+
+def test_few_families_give_values_without_intervals_and_say_so(tiny_params: Params, tmp_path: Path) -> None:
+    made = make(tmp_path / "data", tiny_params, families=15)
+    row = made.results.tables["train"][CANDIDATE]
+    assert (row["caption_rank"].low, row["caption_rank"].families) == (None, 15)
+    report.write(tmp_path, *made.arguments())
+    page = (tmp_path / "index.html").read_text()
+    assert "<small>15 families, an interval needs 20</small>" in page
+    assert 'data-label="reason"><span>15 families, an interval needs 20</span>' in page
 
 
 @pytest.mark.slow
