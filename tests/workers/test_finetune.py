@@ -67,7 +67,9 @@ def grown(base: Path, tree: dict[str, Any], tmp_path_factory: pytest.TempPathFac
 
 def samples(snapshot: Snapshot, base: Path) -> torch.Tensor:
     text = PreparedDataset(base / "data/prepared").text([0, 1])
-    return generate(snapshot, text, [3, 4], replace(snapshot.config.sampling, num_steps=4)).images
+    return generate(
+        snapshot, text, [3, 4], replace(snapshot.config.sampling, num_steps=4, guidance=1.5)
+    ).images
 
 
 @pytest.mark.parametrize("order", ORDERS)
