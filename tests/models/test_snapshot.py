@@ -17,9 +17,9 @@ from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import Lineage, SamplerSettings, SnapshotConfig
 from pipeline.models.snapshot import at_resolution, load_snapshot, save_snapshot
 
-# Random models of older versions, and their images: of `refined` as the version that wrote it made them, of the others
-# with the same weights on the sampler's grid of today. `finetuned` and `refined` name the sampler's settings as
-# before their renaming; `oldest` lacks the sampler, its guide and whatever came later.
+# Random models of older versions, and their images: of `refined` as the version that wrote it made them, of the
+# others with the same weights on the sampler's grid of today. `finetuned` and `refined` name the sampler's settings
+# as before their renaming; `oldest` lacks the sampler, its guide and whatever came later.
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = SamplerSettings(6, "sde_dpmpp_2m", "low_band", 1.5, (0.3, 5.0), (6.0,), early_exit=False)
 SAMPLING = {
