@@ -5,7 +5,7 @@
 DIR is a project with a fine-tuned model and many test families, such as one with `data.subset: []` and
 `data.split: {train: 0.5, val: 0.02, test: 0.48}` after `dvc repro finetune`. Its teacher draws each caption
 three times: as the baseline, with other seeds, and with twice as many calls, which is a good case only where
-more calls make it better, as 4 + 4 steps do beside 2 + 2. Models with a known fault are planted (planted.py):
+more calls make it no worse. Models with a known fault are planted (planted.py):
 the teacher's images of other seeds, damaged or in the wrong places, or a fifth of them replaced by training
 images. The teacher of other seeds is also what a model is compared with at equal cost; real images and
 blurred ones stand in for a better model there, and for a better and a worse champion. Then families are drawn
@@ -121,11 +121,10 @@ def as_table(results: Mapping[str, Outcomes]) -> str:
 def teacher_images(
     project: Path, dataset: PreparedDataset, steps: int, log: Callable[[str], None]
 ) -> Callable[[CaptionSet], dict[str, Tensor]]:
-    """Draws the captions of a set with the project's fine-tuned model: `steps` of each level as BASELINE and
+    """Draws the captions of a set with the project's fine-tuned model: in `steps` as BASELINE and
     OTHER_SEEDS, twice as many as MORE_CALLS. They are kept in runs/operating of the project."""
     snapshot = load_snapshot(project / "models" / "finetuned")
-    levels = 1 + len(snapshot.config.shells)
-    settings = replace(snapshot.config.sampling, guidance=1.0)
+    own = replace(snapshot.config.sampling, guidance=1.0)
 
     def draw(captions: CaptionSet) -> dict[str, Tensor]:
         stored = project / "runs" / "operating" / f"{captions.split}-{steps}-{snapshot.digest[:16]}.npz"
@@ -135,7 +134,7 @@ def teacher_images(
         text = dataset.text([captions.caption_ids[i] for i in captions.which])
         images = {}
         for name, seed, count in ((BASELINE, 0, steps), (OTHER_SEEDS, 1, steps), (MORE_CALLS, 2, 2 * steps)):
-            contender = Contender(name, "finetuned", settings=settings, steps=(count,) * levels)
+            contender = Contender(name, "finetuned", settings=replace(own, num_steps=count))
             images[name] = contender.sample(snapshot, text, captions.seeds(seed)).images
             log(f"sampled {len(text.pooled)} images of {name} on {captions.split} captions")
         stored.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +155,7 @@ def main() -> None:
     )
     parser.add_argument("--draws", type=int, default=40)
     parser.add_argument("--large-draws", type=int, default=20, help="of four times as many families")
-    parser.add_argument("--steps", type=int, default=2, help="of the teacher at each level")
+    parser.add_argument("--steps", type=int, default=8, help="of the teacher (8)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     params = load_params(args.project / "params.yaml")

@@ -88,7 +88,7 @@ def test_captions_of_the_demo_have_the_bits_of_transformers(minilm, reference) -
     items = open_source(data, ROOT).listing().items
     captions = sorted({caption for item in items for caption in item.captions})
     assert len(captions) > 900
-    assert_equal_bits(minilm, reference, captions)
+    assert_equal_bits(minilm, reference, captions[::3])
 
 
 ODD = [
