@@ -34,12 +34,15 @@ def grids(
     sigma_min: float = 0.002,
 ) -> list[Tensor]:
     """Noise levels float64 of each level of a pyramid, core first, in units of the top resolution R: from
-    sigma_max * R / R_core down to 0. The last one of a level is the first one of the next.
+    sigma_max * R / R_core down to 0. The last one of a level is the first one of the next. A handover is at most
+    half the level of the one before, however high it is set.
 
     steps: of each level, at least 1 (None: `share_steps` of `settings.num_steps`)."""
     steps = steps or share_steps(settings.num_steps, len(pyramid), settings.shell_steps)
     top = pyramid[-1].resolution
-    starts = [sigma_max * top / pyramid[0].resolution, *handovers(pyramid, settings.handover)]
+    starts = [sigma_max * top / pyramid[0].resolution]
+    for handover in handovers(pyramid, settings.handover):
+        starts.append(min(handover, starts[-1] / 2))
     *coarse, finest = zip(pyramid, steps, starts, strict=True)
     visited = [
         nodes(settings.schedule, level, top, n + 1, start, end)

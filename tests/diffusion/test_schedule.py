@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -50,6 +51,16 @@ def test_one_handover_serves_all_shells_and_of_several_each_moves_its_own(pyrami
     assert handovers(pyramid, [8.0]) == handovers(pyramid, [8.0, 8.0])
     both, first = handovers(pyramid, [8.0, 8.0]), handovers(pyramid, [2.0, 8.0])
     assert first == [both[0] / 4, both[1]]
+
+
+@pytest.mark.parametrize("handover", [(1000.0,), (1.0, 1000.0)])
+def test_levels_fall_even_where_a_handover_is_set_above_the_one_before(
+    pyramid: list[Denoiser], handover: tuple[float, ...]
+) -> None:
+    visited = grids(pyramid, SamplerSettings(9, handover=handover))
+    sigmas = torch.cat([visited[0], *(grid[1:] for grid in visited[1:])])
+    assert bool((sigmas.diff() < 0).all())
+    assert all(float(above[0]) <= float(below[0]) / 2 for below, above in pairwise(visited))
 
 
 @pytest.mark.parametrize(
