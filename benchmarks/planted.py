@@ -120,8 +120,8 @@ def measure_cases(
     """All cases but the copies, of one caption set: from the images of BASELINE, OTHER_SEEDS, MORE_CALLS and
     REAL, in the same order of captions.
 
-    In HALF the teacher's images of present families take the place of those of missing ones, but keep their
-    ranks of captions: it is for the rules about sets of images, as SHUFFLED is for the one about captions."""
+    In HALF the teacher's images of present families take the place of those of missing ones: asked for what it
+    cannot draw, such a model draws something else."""
     raw, cases = measure(
         {**images, **{name: change(images[OTHER_SEEDS]) for name, change in DAMAGED.items()}},
         real,
@@ -136,7 +136,11 @@ def measure_cases(
     source = rng.choice(np.flatnonzero(~missing), len(at))
     by_family = other.by_family.copy()
     by_family[at] = cases[BASELINE].by_family[source]
-    cases[HALF] = CaseImages(_put(other.measured, at, cases[BASELINE].measured, source), by_family)
+    shown = {key: each.copy() for key, each in raw[OTHER_SEEDS].items()}
+    for key, each in shown.items():
+        each[at] = raw[BASELINE][key][source]
+    half = replace(_put(other.measured, at, cases[BASELINE].measured, source), caption_rank=judge.rank(shown))
+    cases[HALF] = CaseImages(half, by_family)
     for name, rows in ((SHUFFLED, rng.permutation(n)), (ONE, np.zeros(n, dtype=np.int64))):
         ranks = judge.rank({key: each[rows] for key, each in raw[OTHER_SEEDS].items()})
         cases[name] = other.take(rows, ranks)
