@@ -25,12 +25,9 @@ demo: $(VENV)/.stamp
 		'dvc exp run -S refine.anchor=2.0 && dvc metrics diff' \
 		'mlflow ui --backend-store-uri sqlite:///mlflow.db'
 
-# Many tests wait for processes that they start, so there are more workers than cores.
-WORKERS := $(shell n=$$(( $$(nproc) * 3 / 2 )); echo $$(( n > 4 ? 4 : n )))
-
 # The quick loop, without tests that take more than five seconds: python -m pytest -m "not slow"
 test: $(VENV)/.stamp
-	python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.stamp
 	ruff check .

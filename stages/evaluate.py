@@ -9,6 +9,7 @@ from pipeline.errors import run_main
 from pipeline.evaluation.entry import Champion
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.samples import run_locally
+from pipeline.launch.execution import inside_ray_job
 from pipeline.launch.stage import Stage, open_stage
 from pipeline.registry.pins import pinned_baseline
 
@@ -18,12 +19,14 @@ def main() -> None:
     params = load_params()
     with open_stage("evaluate", params) as stage:
         gpu = torch.cuda.is_available()
+        # On one machine a process with all threads is as fast as workers that share its cores, and starts at once.
+        spread = inside_ray_job() and not gpu
         metrics = evaluate(
             params,
             stage.root,
             lambda line: print(f"evaluate: {line}", file=sys.stderr),
             device="cuda" if gpu else "cpu",
-            map_tasks=run_locally if gpu else stage.map_tasks,
+            map_tasks=stage.map_tasks if spread else run_locally,
             champion=pinned_champion(stage),
         )
         stage.log_metrics(metrics)

@@ -26,7 +26,9 @@ from pipeline.launch.watch import POLL_SECONDS, Tail
 from pipeline.tracking import stage_run
 
 NICE = ("nice", "-n", "10")  # a tenth of a busy core: less would never end, more would slow training
-LAST_SECONDS = 60.0  # that a finished stage waits for the judge of its last snapshot
+LAST_SECONDS = (
+    180.0  # that a finished stage waits for the judge of its last snapshot: some 10 s, unless others are busy
+)
 PICTURES = ("watch.png", "watch.csv")
 
 
