@@ -32,7 +32,7 @@ from pipeline.processes import signal_on_parent_death
 from pipeline.watch import picture
 
 SAMPLES = 64
-STEPS = 12  # of the sampler, at most
+STEPS = 8  # of the sampler, at most
 REAL = 512  # training images, at most
 SHOWN = 8  # samples in a row of pictures
 
@@ -55,7 +55,7 @@ def draw_samples(snapshot: Snapshot, dataset: PreparedDataset) -> Tensor:
     ids = [dataset.caption_of(int(row)) for row in np.resize(watched_rows(dataset), SAMPLES)]
     own = snapshot.config.sampling
     # Other guides may need weights that only the finished model has.
-    quick = replace(own, guide="unconditional", num_steps=min(own.num_steps, STEPS))
+    quick = replace(own, guide="unconditional", guidance=1.0, num_steps=min(own.num_steps, STEPS))
     return generate_images(snapshot, dataset.text(ids), range(SAMPLES), quick).images
 
 
