@@ -1,5 +1,6 @@
 """Everything that the report shows, from random evidence and random pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pipeline.evaluation import gate, metrics
 from pipeline.evaluation.comparison import Comparison, ImageMeasures, RealImages
 from pipeline.evaluation.conditions import CaptionSet, SampleCount
 from pipeline.evaluation.contenders import Contender
-from pipeline.evaluation.entry import Field
+from pipeline.evaluation.entry import Champion, Field
 from pipeline.evaluation.estimates import estimates_of
 from pipeline.evaluation.evaluate import thresholds_of
 from pipeline.evaluation.evidence import Evidence
@@ -55,11 +56,18 @@ class Made:
         return self.results, self.comparison, self.samples, self.caption_sets, self.dataset
 
 
-def make(folder: Path, params: Params, families: int = 30, resolution: int = 16, seed: int = 0) -> Made:
+def make(
+    folder: Path,
+    params: Params,
+    families: int = 30,
+    resolution: int = 16,
+    seed: int = 0,
+    champion: Champion | None = None,
+) -> Made:
     """The data set is written into `folder`. Few families leave rules undecided or refused."""
     write_prepared(folder, resolution=resolution)
     dataset = PreparedDataset(folder)
-    found = _evidence(families, seed)
+    found = _evidence(families, seed, NAMES if champion is None else (*NAMES, "champion"))
     caption_sets = [_caption_set(split, families, resolution) for split in ("heldout", "train")]
     names = found.description.how
     samples = {
@@ -82,9 +90,10 @@ def make(folder: Path, params: Params, families: int = 30, resolution: int = 16,
         costs={},
         candidates=found.description.candidates,
         tried={"equal_cost_1": {}, "equal_cost_2": {}, "eight_calls": {"4+4 steps, guidance off": 0.3}},
-        champion=None,
+        champion=champion,
     )
-    verdict = _verdict(found, params)
+    address = "models/finetuned" if champion is None else champion.address
+    verdict = _verdict(found, params, Baseline(address, "d" * 64))
     extractor = Extractor("randconv", "1" * 64, False, lambda x: x, dim=8)
     missing = Unavailable("group-cls", "needs two groups <b>of</b> 8 images")
     count = SampleCount(2 * families + 7, 2 * families)
@@ -92,22 +101,23 @@ def make(folder: Path, params: Params, families: int = 30, resolution: int = 16,
     return Made(results, comparison, samples, caption_sets, dataset)
 
 
-def _evidence(families: int, seed: int) -> Evidence:
+def _evidence(families: int, seed: int, names: Sequence[str]) -> Evidence:
     plain = evidence(families, seed=seed)
     rng = np.random.default_rng(seed)
     measured = {}
     for split, known in plain.measured.items():
         more = {
-            n: images(rng, 2 * families, 0.1 * i) for i, n in enumerate(["real", *NAMES]) if n not in known
+            n: images(rng, 2 * families, 0.1 * i) for i, n in enumerate(["real", *names]) if n not in known
         }
         measured[split] = {n: m for n, m in (known | more).items() if n != "equal_cost_1"}
     about = replace(
         plain.description,
         candidates={1: CANDIDATE, 2: "refined_2", 4: "refined_4"},
         equal_cost={2: "equal_cost_2", 4: "equal_cost_4"},
-        nfe={name: 2 + i for i, name in enumerate(NAMES)},
-        multiply_adds={name: 10**7 * (1 + 3 * i) for i, name in enumerate(NAMES)},
-        how=dict.fromkeys(NAMES, ""),
+        baseline=names[-1],
+        nfe={name: 2 + i for i, name in enumerate(names)},
+        multiply_adds={name: 10**7 * (1 + 3 * i) for i, name in enumerate(names)},
+        how=dict.fromkeys(names, ""),
     )
     return replace(plain, description=about, measured=measured)
 
@@ -161,13 +171,13 @@ def _compare(
     return Comparison(found, real, sets, qualified, power)
 
 
-def _verdict(found: Evidence, params: Params) -> Verdict:
+def _verdict(found: Evidence, params: Params, baseline: Baseline) -> Verdict:
     verdicts = tuple(gate.judge(found, thresholds_of(params.promotion)))
     return Verdict(
         data_digest="a" * 64,
         model_digest="b" * 64,
         evidence_digest="c" * 64,
-        baseline=Baseline("models/finetuned", "d" * 64),
+        baseline=baseline,
         is_refined=True,
         verdicts=verdicts,
         default_passes=fewest_passed(verdicts),

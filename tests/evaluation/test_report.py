@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.config.params import Params, TrainingSpread
 from pipeline.evaluation import pictures, report, wording
+from pipeline.evaluation.entry import Champion
 from pipeline.evaluation.evaluate import add_training_spread
 from pipeline.evaluation.verdict import Baseline, PassVerdict, Rule, Verdict, combine, fewest_passed
 from tests.evaluation.browser import CHROMIUM, Browser, open_browser
@@ -104,6 +105,22 @@ def test_few_families_give_values_without_intervals_and_say_so(tiny_params: Para
     page = (tmp_path / "index.html").read_text()
     assert "<small>15 families, an interval needs 20</small>" in page
     assert 'data-label="reason"><span>15 families, an interval needs 20</span>' in page
+
+
+@pytest.mark.slow
+def test_a_champion_is_shown_as_the_baseline_that_it_is(tiny_params: Params, tmp_path: Path) -> None:
+    champion = Champion(tmp_path, "models:/emoji/3", 2)
+    made = make(tmp_path / "data", tiny_params, champion=champion)
+    report.write(tmp_path, *made.arguments())
+    page = (tmp_path / "index.html").read_text()
+    assert "models:/emoji/3" in page
+    table = page.partition('aria-label="Quality and cost of every model"')[2].partition("</table>")[0]
+    assert re.findall(r"</span>([^<]*)", table.partition("<tbody>")[2])[-1] == "champion"
+    assert "It is compared with the present champion" in page.partition("<nav")[0]
+    assert (
+        "champion" in made.results.contenders
+        and "champion" in page.partition("<svg")[2].partition("</svg>")[0]
+    )
 
 
 @pytest.mark.slow
