@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,11 +83,9 @@ def nodes(schedule: str, level: Denoiser, top: int, count: int, start: float, en
     start."""
     ln_sigma = torch.linspace(math.log(start), math.log(end), POINTS, dtype=torch.float64)
     density = density_of(schedule, level, ln_sigma + math.log(level.resolution / top))
-    passed = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density)]).double()
-    wanted = torch.linspace(0, 1, count, dtype=torch.float64) * passed[-1]
-    right = torch.searchsorted(passed, wanted).clamp(1, POINTS - 1)
-    part = (wanted - passed[right - 1]) / (passed[right] - passed[right - 1])
-    found = (ln_sigma[right - 1] + part * (ln_sigma[right] - ln_sigma[right - 1])).exp()
+    passed = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density)])
+    wanted = np.linspace(0, float(passed[-1]), count)
+    found = torch.from_numpy(np.interp(wanted, passed.numpy(), ln_sigma.numpy())).exp()
     found[0] = start
     if count > 1:
         found[-1] = end

@@ -50,7 +50,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Reference:
-    """T training images: how near each is to other families (comparison.search_copies)."""
+    """T training images: how near each is to other families (copies.search_copies)."""
 
     rho: Float64  # [T]
     families: Int64  # [T]
