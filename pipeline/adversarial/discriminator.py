@@ -2,7 +2,8 @@
 
 `CoreFeatures` are those of the trained core's encoder on noisy images (as in LADD, arXiv 2403.12015), and always
 available. `Lite0Features` are those of EfficientNet-Lite0 (as in Projected GAN, arXiv 2111.01007), and need two
-packages. Heads are conditioned on the caption by projection (arXiv 1802.05637).
+packages. `PixelFeatures` are the pixels themselves, for a head that sees texture at full resolution. Heads are
+conditioned on the caption by projection (arXiv 1802.05637).
 """
 
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from pipeline.errors import InputMissing
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import CoreDenoiser
 from pipeline.models.layers import unit_rms
-from pipeline.models.resample import resize
+from pipeline.models.resample import high_pass, resize
 from pipeline.models.statistics import Statistics
 
 LITE0_STAGES = (2, 4, 10, 15)  # last block at 1/4, 1/8, 1/16 and 1/32 of the input
+HIGH_BAND_GAIN = 4.0
 
 
 class Perturbation(NamedTuple):
@@ -29,7 +31,7 @@ class Perturbation(NamedTuple):
 
     sigma: Tensor  # [B], noise for CoreFeatures
     noise: Tensor  # [B,3,r,r], r the core's resolution
-    shift: tuple[int, int]  # px, cyclic translation for Lite0Features
+    shift: tuple[int, int]  # px, cyclic translation for Lite0Features and PixelFeatures
 
 
 class FrozenFeatures(Protocol):
@@ -84,6 +86,18 @@ class Lite0Features:
     def __call__(self, images: Tensor, text: Conditioning, perturbation: Perturbation) -> list[Tensor]:
         """Feature maps, finest first."""
         return self._features(images.roll(perturbation.shift, dims=(2, 3)))
+
+
+class PixelFeatures:
+    """The pixels and their high band, 2x2 of them folded into channels; the band is enlarged to about unit size."""
+
+    def __init__(self) -> None:
+        self.channels = [24]
+
+    def __call__(self, images: Tensor, text: Conditioning, perturbation: Perturbation) -> list[Tensor]:
+        """One feature map [B,24,R/2,R/2]."""
+        x = images.roll(perturbation.shift, dims=(2, 3))
+        return [F.pixel_unshuffle(torch.cat([HIGH_BAND_GAIN * high_pass(x), x], dim=1), 2)]
 
 
 def load_lite0() -> Any:

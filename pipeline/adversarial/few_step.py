@@ -20,6 +20,11 @@ from pipeline.models.snapshot import Snapshot
 PASS_SIGMAS = {1: (), 2: (0.8,), 4: (1.9, 0.8, 0.3)}  # core levels after the first, by number of passes
 
 
+def pure_start(noise: Tensor, sigma: float) -> Tensor:
+    """From standard normal noise a start without an image, of the variance of images with noise of level sigma."""
+    return (sigma**2 + SIGMA_DATA**2) ** 0.5 * noise
+
+
 def few_step(
     denoiser: Denoiser,
     text: Conditioning,
@@ -37,7 +42,7 @@ def few_step(
     core = pyramid[0]
     assert isinstance(core, CoreDenoiser)
     if start is None:
-        start = (sigma_start**2 + SIGMA_DATA**2) ** 0.5 * draw("start", core.resolution)
+        start = pure_start(draw("start", core.resolution), sigma_start)
     x = start
     schedule = (sigma_start, *PASS_SIGMAS[passes])
     for i, sigma in enumerate(schedule):

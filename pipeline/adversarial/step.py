@@ -2,7 +2,8 @@
 
 The student makes images in one, two or four passes. Heads on frozen features distinguish them from real images with
 the same captions (losses.py). An anchor, the error to the paired real image, preserves captions, variety and
-everything that the features cannot see.
+everything that the features cannot see. A distance of marginal distributions corrects contrast, sharpness and
+grain.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.adversarial.discriminator import FrozenFeatures, Heads, Perturbation
-from pipeline.adversarial.few_step import few_step
-from pipeline.adversarial.losses import difference_penalty, discriminator_loss, generator_loss
+from pipeline.adversarial.few_step import few_step, pure_start
+from pipeline.adversarial.losses import (
+    difference_penalty,
+    discriminator_loss,
+    generator_loss,
+    marginal_distance,
+)
 from pipeline.data.dataset import Batches
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, pyramid_levels
@@ -32,12 +38,16 @@ from pipeline.training.state import TrainState
 class AdversarialSettings(StepSettings):
     """Settings of an adversarial step; `lr` is the generator's.
 
-    anchor: weight of the error to the paired real image. penalty_weight, penalty_std: lambda s^2 and s of the
-    finite-difference penalties, applied every `penalty_interval` updates. sigma_start: noise level at which the
-    core starts. passes: numbers of passes that are trained, drawn with pass_probs."""
+    anchor: weight of the error to the paired real image, where the start shows it. marginals: weight of the
+    distance of marginal distributions. noise_starts: fraction of a shard's images that start from noise alone.
+    penalty_weight, penalty_std: lambda s^2 and s of the finite-difference penalties, applied every
+    `penalty_interval` updates. sigma_start: noise level at which the core starts. passes: numbers of passes that
+    are trained, drawn with pass_probs."""
 
     discriminator_lr: float
     anchor: float
+    marginals: float
+    noise_starts: float
     penalty_weight: float
     penalty_std: float
     penalty_interval: int
@@ -82,6 +92,7 @@ class PairedBatch(NamedTuple):
     fake_features: list[Tensor]  # with graph
     real_features: list[Tensor]
     anchor: Tensor  # scalar, with graph
+    marginals: Tensor  # scalar, with graph
 
 
 def phase_error(fake: Tensor, real: Tensor, resolution: int) -> Tensor:
@@ -89,7 +100,10 @@ def phase_error(fake: Tensor, real: Tensor, resolution: int) -> Tensor:
 
     A pooled error alone is blind to a pattern that repeats within a pixel of the core, as are discriminators on
     pooled images; the optimiser then drifts into a dither. A phase, which is every (R/resolution)-th pixel, sees
-    such a pattern as an offset, while the exact position of an edge within its neighbourhood remains free."""
+    such a pattern as an offset, while the exact position of an edge within its neighbourhood remains free.
+    Without images it is 0."""
+    if not len(real):
+        return real.new_zeros(())
     return pool(F.pixel_unshuffle(fake - real, real.shape[-1] // resolution)).square().mean()
 
 
@@ -129,7 +143,11 @@ class AdversarialStep:
         def draw(purpose: str, resolution: int) -> Tensor:
             return normal(resolution)
 
-        start = resize(real, core_resolution) + s.sigma_start * normal(core_resolution)
+        # Some see their real partner through the noise, and are held to it. The others start as sampling does.
+        partners = len(real) - round(s.noise_starts * len(real))
+        noise = normal(core_resolution)
+        seen = resize(real[:partners], core_resolution) + s.sigma_start * noise[:partners]
+        start = torch.cat([seen, pure_start(noise[partners:], s.sigma_start)])
         fake = few_step(self.student, text, draw, passes, s.sigma_start, start)[-1]
         perturbation = Perturbation(
             sigma=(torch.randn(len(real), generator=generator, device=device) - 2).exp(),
@@ -139,9 +157,11 @@ class AdversarialStep:
         with torch.no_grad():
             real_features = self.features(real, text, perturbation)
         # In this order, which is that of the sums in the backward pass.
-        anchor = phase_error(fake, real, core_resolution)
+        anchor = phase_error(fake[:partners], real[:partners], core_resolution)
+        anchor = anchor * (partners / len(real))
+        marginals = marginal_distance(fake, real)
         fake_features = self.features(fake, text, perturbation)
-        return PairedBatch(text, perturbation, real, fake, fake_features, real_features, anchor)
+        return PairedBatch(text, perturbation, real, fake, fake_features, real_features, anchor, marginals)
 
     @staticmethod
     def draw_shift(generator: torch.Generator, resolution: int) -> tuple[int, int]:
@@ -171,9 +191,9 @@ class AdversarialStep:
         scale = GuardState.load(state).lr_scale * linear_decay_lr(1.0, nimg, s.num_images, s.warmup_images)
         d_loss, margin = self.update_discriminator(state, pairs, s.discriminator_lr * scale)
         failpoint("discriminator", nimg)
-        g_loss, anchor = self.update_generator(state, list(pairs.values()), s.lr * scale)
-        totals = sum_over_workers(torch.stack([d_loss, g_loss, anchor, margin])) / s.shards
-        names = ("discriminator_loss", "generator_loss", "anchor", "margin")
+        generator_sums = self.update_generator(state, list(pairs.values()), s.lr * scale)
+        totals = sum_over_workers(torch.stack([d_loss, margin, *generator_sums])) / s.shards
+        names = ("discriminator_loss", "margin", "generator_loss", "anchor", "marginals")
         return dict(zip(names, totals.unbind(), strict=True))
 
     def update_discriminator(
@@ -198,18 +218,20 @@ class AdversarialStep:
 
     def update_generator(
         self, state: TrainState, pairs: Sequence[PairedBatch], lr: float
-    ) -> tuple[Tensor, Tensor]:
-        """Train the student through the updated heads; sums over the shards of the loss and of the anchor."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Train the student through the updated heads; sums over the shards of the adversarial loss, of the anchor
+        and of the distance of marginals."""
         s, learner = self.settings, state.learners["generator"]
-        losses, anchors = torch.zeros(2, device=learner.weights.device)
+        losses, anchors, marginals = torch.zeros(3, device=learner.weights.device)
         self.heads.requires_grad_(False)
         for pair in pairs:
             with torch.no_grad():
                 real = self.heads(pair.real_features, pair.text)
             loss = generator_loss(real, self.heads(pair.fake_features, pair.text))
-            (loss + s.anchor * pair.anchor).backward()
+            (loss + s.anchor * pair.anchor + s.marginals * pair.marginals).backward()
             losses += loss.detach()
             anchors += pair.anchor.detach()
+            marginals += pair.marginals.detach()
         average_gradient(learner.grad, s.shards, state.nimg)
         learner.update(lr, state.nimg, s.batch_size)
-        return losses, anchors
+        return losses, anchors, marginals

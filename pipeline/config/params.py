@@ -106,18 +106,26 @@ class Core(Section):
         return self
 
 
-class Shell(Section):
-    """Shape of the shells, each of which doubles the resolution; one entry of `channels` each, coarse first."""
+def _as_list(value: Any) -> Any:
+    """One number as a list of one, which strict models want."""
+    return (value,) if isinstance(value, int | float) else value
 
-    patch: Literal[1, 2, 4]
+
+class Shell(Section):
+    """Shape of the shells, each of which doubles the resolution; one entry of `channels` each, coarse first, and of
+    `patch` one for all or one each."""
+
+    patch: Annotated[tuple[Literal[1, 2, 4], ...], Field(min_length=1), BeforeValidator(_as_list)]
     channels: Annotated[tuple[Annotated[int, Field(ge=8, le=2048)], ...], Field(min_length=1)]
     num_blocks: Annotated[int, Field(ge=1, le=16)]
     kernels: Kernels
 
     def nets(self) -> list[dict[str, Any]]:
         """The keyword values of each shell's network, coarse first."""
-        shape = self.model_dump(mode="json", exclude={"channels"})
-        return [{**shape, "channels": channels} for channels in self.channels]
+        shape = self.model_dump(mode="json", exclude={"channels", "patch"})
+        patches = self.patch * len(self.channels) if len(self.patch) == 1 else self.patch
+        sizes = zip(patches, self.channels, strict=False)
+        return [{**shape, "patch": patch, "channels": channels} for patch, channels in sizes]
 
 
 class Regions(Section):
@@ -226,9 +234,11 @@ class Finetune(Training):
 class Refine(Training):
     """The adversarial stage."""
 
-    discriminators: Annotated[tuple[Literal["self", "lite0"], ...], Field(min_length=1)]
+    discriminators: Annotated[tuple[Literal["self", "lite0", "pixels"], ...], Field(min_length=1)]
     discriminator_lr: Positive
     anchor: NonNegative
+    marginals: NonNegative
+    noise_starts: Fraction
     penalty_weight: NonNegative
     penalty_std: Positive
     penalty_interval: Annotated[int, Field(ge=1, le=1000)]
@@ -254,11 +264,6 @@ class Refine(Training):
         check, batch = self.check_images, self.batch_size
         require(check % batch == 0, f"check_images: {check} is not a multiple of batch_size {batch}")
         return self
-
-
-def _as_list(value: Any) -> Any:
-    """One number as a list of one, which strict models want."""
-    return (value,) if isinstance(value, int | float) else value
 
 
 class Sampling(Section):
@@ -408,10 +413,11 @@ class Params(Section):
         octaves = (top // low).bit_length() - 1
         problem = f"needs {octaves} numbers, one for each octave from core.resolution ({low}) to"
         for key, values in (
+            ("shell.patch", self.shell.patch),
             ("shell.channels", self.shell.channels),
             ("sampling.handover", self.sampling.handover),
         ):
-            fits = len(values) == octaves or (key == "sampling.handover" and len(values) == 1)
+            fits = len(values) == octaves or (key != "shell.channels" and len(values) == 1)
             require(fits, f"{key}: {problem} data.resolution ({top})")
         small = self.regions.probability > 0 and low < 8
         require(
@@ -421,7 +427,8 @@ class Params(Section):
         fix = "write random, or finetune.upscale_probability: 0.0"
         conflict = "cannot be combined with finetune.upscale_probability, which noises low bands separately"
         require(fits, f"regions.maps: 'bridge' {conflict}. Fix: {fix}")
-        coarse = low // self.shell.patch  # positions of the first shell's coarse feature map
+        nets = self.shell.nets()
+        coarse = min(low * 2**i // net["patch"] for i, net in enumerate(nets))  # positions, the coarse grid
         fits = self.shell.kernels == "off" or coarse >= 4
         require(
             fits, f"shell.kernels: a feature map of {coarse} positions is too small for them; they need 4"

@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from pipeline.adversarial.discriminator import CoreFeatures, FrozenFeatures, Heads, Lite0Features
+from pipeline.adversarial.discriminator import (
+    CoreFeatures,
+    FrozenFeatures,
+    Heads,
+    Lite0Features,
+    PixelFeatures,
+)
 from pipeline.adversarial.few_step import generate_refined
 from pipeline.adversarial.guards import Guards, GuardSettings, guard_tensors
 from pipeline.adversarial.random_features import RandomDistance
@@ -30,7 +36,7 @@ from pipeline.training.state import Learner, TrainState
 from pipeline.workers.settings import lineage_of, nets_of, train_context, unpack
 
 PARENT = "models/finetuned"
-CURVES = {"": ["generator_loss", "discriminator_loss", "anchor"]}
+CURVES = {"": ["generator_loss", "discriminator_loss", "anchor", "marginals"]}
 REFERENCE = 64  # training images that scale the features of EfficientNet-Lite0
 REAL = 1024  # training images, at most, from which the distance of samples is measured
 
@@ -116,6 +122,8 @@ def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> Adversar
     if "lite0" in names:
         reference, _ = run.images_and_text(run.pick("train", REFERENCE))
         frozen.append(Lite0Features(parent.statistics, parent.statistics.standardise(reference)))
+    if "pixels" in names:
+        frozen.append(PixelFeatures())
     heads = Heads([c for network in frozen for c in network.channels], run.text_dim).to(run.device)
     return AdversarialStep(
         student=parent.denoiser,

@@ -5,9 +5,17 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
-from pipeline.adversarial.discriminator import CoreFeatures, Heads, Lite0Features, Perturbation, load_lite0
+from pipeline.adversarial.discriminator import (
+    CoreFeatures,
+    Heads,
+    Lite0Features,
+    Perturbation,
+    PixelFeatures,
+    load_lite0,
+)
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import build_core
+from pipeline.models.resample import high_pass
 from pipeline.models.statistics import Statistics
 
 STATISTICS = Statistics((0.4, 0.3, 0.2), (0.6, 0.6, 0.6))
@@ -26,12 +34,16 @@ def test_statistics_invert() -> None:
     assert torch.equal(STATISTICS.to_uint8(STATISTICS.standardise(images)), images)
 
 
-def test_gradients_reach_the_images_through_both_networks() -> None:
+def test_gradients_reach_the_images_through_all_features() -> None:
     torch.manual_seed(0)
     net = {"patch": 2, "channels": 16, "channel_mult": [1, 2], "attention": [4]}
     core = build_core(16, 8, net).requires_grad_(False)
     images, text = torch.randn(4, 3, 32, 32, requires_grad=True), captions(4)
-    for network in (CoreFeatures(core), Lite0Features(STATISTICS, torch.randn(8, 3, 32, 32))):
+    for network in (
+        CoreFeatures(core),
+        Lite0Features(STATISTICS, torch.randn(8, 3, 32, 32)),
+        PixelFeatures(),
+    ):
         heads = Heads(network.channels, 8)
         logits = heads(network(images, text, view(4)), text)
         assert logits.shape == (4,)
@@ -44,6 +56,16 @@ def test_the_caption_moves_the_logit() -> None:
     heads, features = Heads([5], 8), [torch.randn(2, 5, 4, 4)]
     text = captions(2)
     assert not torch.allclose(heads(features, text), heads(features, text._replace(pooled=-text.pooled)))
+
+
+def test_pixel_features_hold_every_pixel_and_its_high_band_and_follow_the_shift() -> None:
+    images = torch.randn(2, 3, 8, 8)
+    (plain,) = PixelFeatures()(images, captions(2), view(2))
+    assert plain.shape == (2, 24, 4, 4)
+    both = functional.pixel_shuffle(plain, 2)
+    torch.testing.assert_close(both, torch.cat([4 * high_pass(images), images], dim=1))
+    (moved,) = PixelFeatures()(images, captions(2), view(2)._replace(shift=(2, 4)))
+    torch.testing.assert_close(moved, plain.roll((1, 2), dims=(2, 3)))
 
 
 def test_lite0_features_are_scaled_to_unit_deviation_and_stable_under_batching() -> None:
