@@ -1,5 +1,9 @@
 """`python -m stages.refine`: adversarial refinement into a model of few passes, to models/refined."""
 
+import json
+import sys
+from pathlib import Path
+
 from pipeline.config.params import load_params
 from pipeline.errors import run_main
 from pipeline.launch.judging import Judge
@@ -13,6 +17,9 @@ def main() -> None:
     with open_stage("refine", params) as stage:
         stage.run(refine.refine, judge=Judge(params.evaluate.watch_images.refine))
         stage.export({"result/model": "models/refined", "result/reports": "reports/refine"})
+    metrics = json.loads(Path("reports/refine/metrics.json").read_text())
+    for line in refine.describe_choice(refine.unflat(metrics)):
+        print(f"refine: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

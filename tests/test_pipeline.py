@@ -33,8 +33,10 @@ def test_one_command_trains_evaluates_and_draws(checkout: Path) -> None:
         assert f"{stage} {total}/{total} images" in log
     assert "Traceback" not in log
     assert "Warning" not in log, log
+    kept = json.loads((checkout / "models/refined/config.json").read_text())["passes"]
+    assert set(kept) <= {1, 2, 4} and log.count("; kept") == len(kept)
     verdict = Verdict.read(checkout / "reports/verdict.json")
-    assert [each.passes for each in verdict.verdicts] == [1, 2, 4]
+    assert [each.passes for each in verdict.verdicts] == kept
     images = ("evaluation/heldout_captions.png", "evaluation/quality.png", "refine/samples.png")
     for image in (*images, "finetune/samples.png", "finetune/samples_16.png"):
         assert (checkout / "reports" / image).read_bytes().startswith(b"\x89PNG")

@@ -3,7 +3,7 @@ champion."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,8 @@ def enter(
     text = dataset.text([i for i in real.captions if i >= 0][:COST_IMAGES])
     of_a_call = {name: call_costs(snapshot, text) for name, snapshot in snapshots.items()}
     candidates: dict[int, Contender] = {
-        n: Contender(f"refined_{n}", "refined", passes=n) for n in sorted(params.evaluate.num_passes)
+        n: Contender(f"refined_{n}", "refined", passes=n)
+        for n in passes_to_measure(refined, params.evaluate.num_passes, log)
     }
     cost_of_passes = {n: cost_of(each, refined, of_a_call["refined"]) for n, each in candidates.items()}
     contenders = [*candidates.values()]
@@ -123,6 +124,21 @@ def enter(
     folders = {name: (str(path), snapshots[name].digest) for name, path in paths.items()}
     names = {n: each.name for n, each in candidates.items()}
     return Field(contenders, snapshots, folders, costs, names, tried, champion)
+
+
+def passes_to_measure(refined: Snapshot, wanted: Sequence[int], log: Callable[[str], None]) -> list[int]:
+    """The wanted numbers of passes that the model has: all but those that the refine stage dropped. A model
+    that is not refined has none of its own. Raises ConfigError where none is left."""
+    known = refined.config.passes or tuple(wanted)
+    for n in sorted(set(wanted) - set(known)):
+        log(
+            f"refined_{n}: not measured: the refine stage found nothing gained in so many passes, and dropped them"
+        )
+    measured = sorted(set(wanted) & set(known))
+    if not measured:
+        problem = f"has {list(wanted)}, of which models/refined has none; it has {list(known)}"
+        raise ConfigError("E-CFG-057", "params.yaml: evaluate.num_passes", problem, "add one of these")
+    return measured
 
 
 def check_champion(snapshot: Snapshot, champion: Champion, dataset: PreparedDataset) -> None:

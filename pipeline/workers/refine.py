@@ -1,9 +1,10 @@
 """Worker of the refine stage: adversarial training of the fine-tuned model into one of few passes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -21,13 +22,14 @@ from pipeline.adversarial.random_features import RandomDistance
 from pipeline.adversarial.step import AdversarialSettings, AdversarialStep, GuardState
 from pipeline.config.params import Params
 from pipeline.diffusion.ema import halflife_decay
-from pipeline.diffusion.generate import Generated
+from pipeline.diffusion.generate import Generated, generate
 from pipeline.errors import ConfigError
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import CoreDenoiser, Denoiser, pyramid_levels, set_dtype, set_recompute
 from pipeline.models.snapshot import Snapshot, load_snapshot, write_snapshot
+from pipeline.rng import key
 from pipeline.training import checkpoint
 from pipeline.training.context import TrainContext, check_parent
 from pipeline.training.distributed import rank_and_size
@@ -39,6 +41,7 @@ PARENT = "models/finetuned"
 CURVES = {"": ["generator_loss", "discriminator_loss", "anchor", "marginals"]}
 REFERENCE = 64  # training images that scale the features of EfficientNet-Lite0
 REAL = 1024  # training images, at most, from which the distance of samples is measured
+CHOICE = 128  # images in each number of passes, from which the ones to keep are chosen
 
 Context = TrainContext[AdversarialSettings]
 
@@ -61,8 +64,10 @@ def refine(config: WorkerConfig) -> None:
     state = TrainState(learners, extra=guard_tensors(generator))
     checkpoint.resume(run.folder / "checkpoints", state)
     images, text = run.images_and_text(run.pick("train", s.check_samples))
-    distance = independent_distance(run, parent) if s.select_by == "kid" else None
-    guards = Guards(step, parent.statistics.standardise(images), text, unpack(GuardSettings, s), distance)
+    distance = RandomDistance(run.dataset.images(np.array(run.pick("train", REAL))))
+    to_uint8 = parent.statistics.to_uint8
+    by_kid = (lambda samples: distance(to_uint8(samples).cpu())) if s.select_by == "kid" else None
+    guards = Guards(step, parent.statistics.standardise(images), text, unpack(GuardSettings, s), by_kid)
     progress = run.progress(state.nimg)
     if state.nimg == 0:
         progress.write(0, guards(state))
@@ -83,6 +88,8 @@ def refine(config: WorkerConfig) -> None:
 
     samples = Every(s.sample_images, s.batch_size, log_samples)
     run.train(state, step, [progress, check, samples, run.snapshots(write_averaged)])
+    if rank_and_size()[0]:
+        return
     guard = GuardState.load(state)
     metrics = {
         "lr_scale": guard.lr_scale,
@@ -91,7 +98,12 @@ def refine(config: WorkerConfig) -> None:
         "best_nimg": guard.best_nimg,
     }
     with generator.using(state.extra["best"]):
-        run.export(student, build_config(run, student, parent), metrics, CURVES)
+        refined = Snapshot(student, build_config(run, student, parent), "")
+        unrefined = load_snapshot(config.root / PARENT, run.device)
+        set_dtype(unrefined.denoiser, run.dtype)
+        distances = compare_passes(run, refined, unrefined, distance)
+        kept = replace(refined.config, passes=passes_to_keep(distances))
+        run.export(student, kept, metrics | flat(distances), CURVES)
 
 
 def sample_one_pass(
@@ -135,10 +147,63 @@ def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> Adversar
     )
 
 
-def independent_distance(run: Context, parent: Snapshot) -> Callable[[Tensor], float]:
-    """Distance of standardised samples from training images, in features that no discriminator has."""
-    distance = RandomDistance(run.dataset.images(np.array(run.pick("train", REAL))))
-    return lambda samples: distance(parent.statistics.to_uint8(samples).cpu())
+class Distances(NamedTuple):
+    """Kernel distance to training images in some number of passes, and of the model before refinement in as many
+    calls of every level."""
+
+    refined: float
+    unrefined: float
+
+
+def compare_passes(
+    run: Context, refined: Snapshot, unrefined: Snapshot, distance: Callable[[Tensor], float]
+) -> dict[int, Distances]:
+    """Distances by number of passes, of samples of training captions with seeds that nothing else uses. Each shell
+    makes one call; those of the unrefined model repeat the levels below, so that it costs a little more."""
+    rows = run.pick("train", CHOICE)
+    _, text = run.images_and_text(rows)
+    seeds = [key(run.settings.seed, "choice", row) for row in rows]
+    shells = [1] * len(refined.config.shells)
+    return {
+        n: Distances(
+            distance(generate_refined(refined, text, seeds, n).images),
+            distance(generate(unrefined, text, seeds, steps=[n, *shells]).images),
+        )
+        for n in refined.config.passes
+    }
+
+
+def passes_to_keep(distances: Mapping[int, Distances]) -> tuple[int, ...]:
+    """The numbers of passes in which refinement gained something; all of them where it gained nothing at all, which
+    the gate then refuses."""
+    kept = tuple(n for n, each in distances.items() if each.refined < each.unrefined)
+    return kept or tuple(distances)
+
+
+def describe_choice(distances: Mapping[int, Distances]) -> list[str]:
+    """What `passes_to_keep` did, a line for each number of passes."""
+    kept = passes_to_keep(distances)
+    lines = []
+    for n, (refined, unrefined) in distances.items():
+        what = "kept" if refined < unrefined else "kept, though nothing is gained" if n in kept else "dropped"
+        passes = "1 pass" if n == 1 else f"{n} passes"
+        lines.append(f"{passes}: distance {refined:.3g}, before refinement {unrefined:.3g}; {what}")
+    return lines
+
+
+def flat(distances: Mapping[int, Distances]) -> dict[str, float]:
+    """Distances as metrics."""
+    return {
+        f"{name}_distance_{n}": value
+        for n, each in distances.items()
+        for name, value in each._asdict().items()
+    }
+
+
+def unflat(metrics: Mapping[str, float]) -> dict[int, Distances]:
+    """The inverse of `flat`, which leaves other metrics out."""
+    passes = sorted(int(name.rpartition("_")[2]) for name in metrics if name.startswith("refined_distance_"))
+    return {n: Distances(*(metrics[f"{name}_distance_{n}"] for name in Distances._fields)) for n in passes}
 
 
 def build_config(run: Context, student: Denoiser, parent: Snapshot) -> SnapshotConfig:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipeline.errors import ConfigError
 from pipeline.evaluation.contenders import (
     TOLERANCE,
     Budget,
@@ -20,6 +21,7 @@ from pipeline.evaluation.contenders import (
     measure_cost,
     settings_within,
 )
+from pipeline.evaluation.entry import passes_to_measure
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.snapshot import Snapshot
@@ -174,3 +176,14 @@ def test_budgets_are_the_cost_of_each_number_of_passes_and_eight_calls() -> None
     for budget in budgets[:2]:
         for each in settings_within(snapshot(), "finetuned", costs, budget):
             assert cost_of(each, snapshot(), costs).multiply_adds <= TOLERANCE * budget.limit
+
+
+def test_only_passes_that_the_refine_stage_kept_are_measured_and_the_others_named() -> None:
+    model, lines = snapshot("refined"), []
+    assert passes_to_measure(model, (4, 1), lines.append) == [1, 4] and not lines
+    few = model._replace(config=replace(model.config, passes=(2, 4)))
+    assert passes_to_measure(few, (1, 2), lines.append) == [2]
+    assert lines[0].startswith("refined_1: not measured: the refine stage found nothing gained")
+    with pytest.raises(ConfigError, match=r"has \[1\], of which models/refined has none; it has \[2, 4\]"):
+        passes_to_measure(few, (1,), lines.append)
+    assert passes_to_measure(snapshot("finetuned"), (1, 2), lines.append) == [1, 2]

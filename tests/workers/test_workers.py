@@ -24,7 +24,7 @@ from pipeline.training.hooks import read_records
 from pipeline.training.state import Learner
 from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
-from pipeline.workers.refine import refine
+from pipeline.workers.refine import Distances, describe_choice, flat, passes_to_keep, refine, unflat
 from pipeline.workers.settings import level_settings, train_context
 
 WORKERS = {"pretrain": pretrain, "finetune": finetune, "refine": refine}
@@ -171,6 +171,38 @@ def test_refine_exports_the_state_of_the_lowest_kernel_distance_where_asked_to(
     best = load_snapshot(tmp_path / "run/result/model")
     images = generate_images(best, text, range(8), passes=1).images
     assert RandomDistance(dataset.images(rows))(images) == pytest.approx(min(scores), rel=1e-3)
+
+
+WORSE_IN_ONE = {1: Distances(3.0, 2.0), 2: Distances(0.5, 1.0), 4: Distances(0.25, 0.5)}
+
+
+def test_passes_in_which_nothing_is_gained_are_dropped_and_the_reason_is_said() -> None:
+    assert passes_to_keep(WORSE_IN_ONE) == (2, 4)
+    assert describe_choice(WORSE_IN_ONE) == [
+        "1 pass: distance 3, before refinement 2; dropped",
+        "2 passes: distance 0.5, before refinement 1; kept",
+        "4 passes: distance 0.25, before refinement 0.5; kept",
+    ]
+    gained_nothing = {n: Distances(2.0, 2.0) for n in (1, 2)}
+    assert passes_to_keep(gained_nothing) == (1, 2)
+    assert describe_choice(gained_nothing)[0].endswith("kept, though nothing is gained")
+    assert unflat({**flat(WORSE_IN_ONE), "score": 1.0}) == WORSE_IN_ONE
+
+
+def test_the_refined_model_has_the_passes_that_were_kept_and_its_metrics_say_why(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = json.loads((trained / "runs/refine/result/reports/metrics.json").read_text())
+    assert load_snapshot(trained / "models/refined").config.passes == passes_to_keep(unflat(measured))
+    assert sorted(unflat(measured)) == [1, 2, 4]
+
+    shutil.copytree(trained / "runs/refine", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/result")
+    monkeypatch.setattr("pipeline.workers.refine.compare_passes", lambda *_: WORSE_IN_ONE)
+    refine(config_of(tiny_tree, trained, tmp_path / "run"))
+    assert load_snapshot(tmp_path / "run/result/model").config.passes == (2, 4)
+    metrics = json.loads((tmp_path / "run/result/reports/metrics.json").read_text())
+    assert metrics["refined_distance_1"] == 3 and metrics["unrefined_distance_1"] == 2
 
 
 def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> None:
