@@ -89,15 +89,17 @@ class Lite0Features:
 
 
 class PixelFeatures:
-    """The pixels and their high band, 2x2 of them folded into channels; the band is enlarged to about unit size."""
+    """The pixels and their high band, `fold` x `fold` of them folded into channels; the band is enlarged to about unit
+    size."""
 
-    def __init__(self) -> None:
-        self.channels = [24]
+    def __init__(self, fold: int) -> None:
+        self.fold = fold
+        self.channels = [6 * fold**2]
 
     def __call__(self, images: Tensor, text: Conditioning, perturbation: Perturbation) -> list[Tensor]:
-        """One feature map [B,24,R/2,R/2]."""
+        """One feature map [B, 6 fold^2, R/fold, R/fold]."""
         x = images.roll(perturbation.shift, dims=(2, 3))
-        return [F.pixel_unshuffle(torch.cat([HIGH_BAND_GAIN * high_pass(x), x], dim=1), 2)]
+        return [F.pixel_unshuffle(torch.cat([HIGH_BAND_GAIN * high_pass(x), x], dim=1), self.fold)]
 
 
 def load_lite0() -> Any:

@@ -135,7 +135,7 @@ def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> Adversar
         reference, _ = run.images_and_text(run.pick("train", REFERENCE))
         frozen.append(Lite0Features(parent.statistics, parent.statistics.standardise(reference)))
     if "pixels" in names:
-        frozen.append(PixelFeatures())
+        frozen.append(PixelFeatures(fold=parent.resolution // core.resolution))
     heads = Heads([c for network in frozen for c in network.channels], run.text_dim).to(run.device)
     return AdversarialStep(
         student=parent.denoiser,

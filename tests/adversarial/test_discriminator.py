@@ -60,11 +60,11 @@ def test_the_caption_moves_the_logit() -> None:
 
 def test_pixel_features_hold_every_pixel_and_its_high_band_and_follow_the_shift() -> None:
     images = torch.randn(2, 3, 8, 8)
-    (plain,) = PixelFeatures()(images, captions(2), view(2))
+    (plain,) = PixelFeatures(2)(images, captions(2), view(2))
     assert plain.shape == (2, 24, 4, 4)
     both = functional.pixel_shuffle(plain, 2)
     torch.testing.assert_close(both, torch.cat([4 * high_pass(images), images], dim=1))
-    (moved,) = PixelFeatures()(images, captions(2), view(2)._replace(shift=(2, 4)))
+    (moved,) = PixelFeatures(2)(images, captions(2), view(2)._replace(shift=(2, 4)))
     torch.testing.assert_close(moved, plain.roll((1, 2), dims=(2, 3)))
 
 

@@ -48,7 +48,7 @@ class Fixed:
 def pair(images: Tensor, noise_starts: float) -> PairedBatch:
     """One shard of `images`, which a network of random weights imitates."""
     student = build_pyramid(8)
-    frozen = [PixelFeatures()]
+    frozen = [PixelFeatures(2)]
     heads = Heads(frozen[0].channels, 8)
     settings = replace(SETTINGS, noise_starts=noise_starts)
     step = AdversarialStep(
