@@ -89,8 +89,8 @@ class Lite0Features:
 
 
 class PixelFeatures:
-    """The pixels and their high band, `fold` x `fold` of them folded into channels; the band is enlarged to about unit
-    size."""
+    """The pixels and their high band, `fold` x `fold` of them folded into channels; the band is enlarged to about
+    unit size."""
 
     def __init__(self, fold: int) -> None:
         self.fold = fold

@@ -42,7 +42,7 @@ def test_gradients_reach_the_images_through_all_features() -> None:
     for network in (
         CoreFeatures(core),
         Lite0Features(STATISTICS, torch.randn(8, 3, 32, 32)),
-        PixelFeatures(),
+        PixelFeatures(4),
     ):
         heads = Heads(network.channels, 8)
         logits = heads(network(images, text, view(4)), text)
