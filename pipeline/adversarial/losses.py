@@ -13,9 +13,7 @@ from torch.nn import functional as F
 from pipeline.models.resample import high_pass, pool
 
 COARSEST = 4  # px, of the images whose high band is the last in `marginal_distance`
-SPREAD_FLOOR = (
-    0.02  # added to the standard deviation of real values, so that even images weigh a finite amount
-)
+SPREAD_FLOOR = 0.02  # added to the standard deviation of real values, which even images do not have
 
 
 def generator_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> Adversar
 
 class Distances(NamedTuple):
     """Kernel distance to training images in some number of passes, and of the model before refinement in as many
-    calls of every level."""
+    steps of every level."""
 
     refined: float
     unrefined: float
@@ -159,15 +159,17 @@ def compare_passes(
     run: Context, refined: Snapshot, unrefined: Snapshot, distance: Callable[[Tensor], float]
 ) -> dict[int, Distances]:
     """Distances by number of passes, of samples of training captions with seeds that nothing else uses. Each shell
-    makes one call; those of the unrefined model repeat the levels below, so that it costs a little more."""
+    makes one step. The unrefined model has no guidance, which would double its cost; its shells repeat the levels
+    below, so that it costs a little more all the same."""
     rows = run.pick("train", CHOICE)
     _, text = run.images_and_text(rows)
     seeds = [key(run.settings.seed, "choice", row) for row in rows]
+    plain = replace(unrefined.config.sampling, guidance=1.0, early_exit=False)
     shells = [1] * len(refined.config.shells)
     return {
         n: Distances(
             distance(generate_refined(refined, text, seeds, n).images),
-            distance(generate(unrefined, text, seeds, steps=[n, *shells]).images),
+            distance(generate(unrefined, text, seeds, plain, steps=[n, *shells]).images),
         )
         for n in refined.config.passes
     }
