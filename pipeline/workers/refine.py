@@ -73,7 +73,8 @@ def refine(config: WorkerConfig) -> None:
         progress.write(0, guards(state))
 
     def check(state: TrainState, _: dict[str, Tensor]) -> None:
-        if due(state.nimg, s.check_images, s.batch_size):
+        # The end counts too: there the learning rate has decayed.
+        if due(state.nimg, s.check_images, s.batch_size) or state.nimg >= s.num_images:
             progress.write(state.nimg, guards(state))
 
     def log_samples(state: TrainState) -> None:
