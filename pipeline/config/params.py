@@ -124,7 +124,7 @@ class Shell(Section):
         """The keyword values of each shell's network, coarse first."""
         shape = self.model_dump(mode="json", exclude={"channels", "patch"})
         patches = self.patch * len(self.channels) if len(self.patch) == 1 else self.patch
-        sizes = zip(patches, self.channels, strict=False)
+        sizes = zip(patches, self.channels, strict=True)
         return [{**shape, "patch": patch, "channels": channels} for patch, channels in sizes]
 
 
