@@ -5,7 +5,7 @@
     |- InputMissing   66  E-INP-nnn   a file, folder or package is missing
     |- BadData        65  E-DAT-nnn   the data failed validation, or too much of it is unusable
     |- StorageError   74  E-IO-nnn    disk full, unreadable or changed bytes
-    |- Busy           75  E-BUSY-nnn  another process holds a resource; try again
+    |- Busy           75  E-BUSY-nnn  a resource is held, or away for now; try again
     |- AccessError    77  E-ACC-nnn   no permission
     `- GateFailed      1  E-GATE-nnn  the model did not pass its evaluation; nothing is broken
 
@@ -88,7 +88,7 @@ class StorageError(PipelineError):
 
 
 class Busy(PipelineError):
-    """Another process holds what this one needs."""
+    """Another process holds what this one needs, or it is away for now."""
 
     exit_status = STOPPED
 

@@ -18,7 +18,12 @@ def main() -> None:
         processes = execution.cpu_count() if stage.profile.workers == 0 else 1
         work = stage.run_dir.parent / "cache"
         with ProgressBar("prepare") as bar:
-            metrics = prepare.prepare(params, stage.root, work, stage.map_tasks, processes, bar)
+
+            def log(line: str) -> None:
+                bar.close()
+                print(f"prepare: {line}", file=sys.stderr)
+
+            metrics = prepare.prepare(params, stage.root, work, stage.map_tasks, processes, bar, log)
         counts = metrics["counts"]
         stage.log_metrics({name: float(value) for name, value in counts.items()})
         stage.tracker.set_tags({"crescendo.validation": prepare.validation_digest(stage.root)})

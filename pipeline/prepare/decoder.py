@@ -32,6 +32,8 @@ CHUNK = 16  # items sent together
 CHUNK_BYTES = 8 * 2**20  # limit of their sum, unless one item alone has more
 PATIENCE = 4  # item limits of wall time that a chunk may spend waiting
 OPEN_FILES = 64
+KILLED = "E-IMG-013"
+LOSSES = {"E-IMG-008", "E-IMG-009", "E-IMG-010", KILLED}  # which the machine may have caused, not the bytes
 # Imported once, by the fork server.
 PRELOAD = [
     "numpy",
@@ -82,8 +84,9 @@ class Decoder(Generic[T]):
         """The result of each task, in order. A task that fails gives its BadData; one that is BadData stays so.
 
         Tasks are read as decoders get free, two chunks per process ahead. BadData is E-IMG-001 empty or 002 too
-        many bytes, both checked before sending; 008 the decoder died, 009 took too long, 010 needs too much
-        memory; or what `work` raises. Other exceptions of `work` are bugs, and are raised here.
+        many bytes, both checked before sending; one of `LOSSES`: 008 the decoder died, 009 took too long, 010 needs
+        too much memory, 013 the decoder was killed from outside; or what `work` raises. Other exceptions of `work`
+        are bugs, and are raised here.
         """
         sent: deque[tuple[Chunk, ProcessFuture[list[T | BadData]]]] = deque()
         try:
@@ -132,6 +135,9 @@ class Decoder(Generic[T]):
         if isinstance(exc, TimeoutError) or exc.exitcode == -signal.SIGPROF:
             problem = f"took longer than {self._seconds:g} s to decode"
             return BadData("E-IMG-009", where, problem, f"scale it down, {remedy}")
+        if exc.exitcode == -signal.SIGKILL:
+            problem = "lost its decoder, which was killed from outside"
+            return BadData(KILLED, where, problem, "free some memory, and run it again")
         return BadData("E-IMG-008", where, f"crashed its decoder: {_cause(exc.exitcode)}", remedy)
 
 

@@ -1,21 +1,22 @@
 """From a source's items to decoded, measured images: in parallel, each item once, even if decoders die.
 
-Items are processed in blocks. A finished block is an artifact in a cache folder (images, low.npy, items.jsonl) and
-is not computed again: an interrupted run continues, and a few new images cost little. Items are identified by id
-and version (`sources.source.Item`).
+Items are processed in blocks (blocks.py). A finished block is an artifact in a cache folder and is not computed
+again: an interrupted run continues, and a few new images cost little. Items are identified by id and version
+(`sources.source.Item`). Of problems only those are kept that a decoder found in an item's bytes. Whatever else went
+wrong (a share away, a decoder killed, too little time) is tried again, in this run and in the next.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,9 @@ from pipeline import artifacts
 from pipeline.config.params import Data
 from pipeline.data import storage
 from pipeline.errors import BadData, PipelineError
-from pipeline.prepare.decoder import Decoder, Task
-from pipeline.prepare.framing import DecodedImage, Pixels
-from pipeline.prepare.measure import ImageMeasures, measure
-from pipeline.prepare.shards import box_sums
+from pipeline.prepare.blocks import Key, Layout, Work, block_maker, is_settled, key_of
+from pipeline.prepare.framing import Pixels
+from pipeline.prepare.measure import ImageMeasures
 from pipeline.prepare.sources.source import Item, Source
 
 BLOCK_ITEMS = 256
@@ -42,20 +42,25 @@ DECODING = (  # what a decoded image depends on
     "sources",
 )
 LIBRARIES = ("numpy", "pillow", "torchvision", "kornia-rs", "resvg-py")
-Work = Callable[[list[Item]], int]
 TaskMapper = Callable[[Callable[[], AbstractContextManager[Work]], Sequence[list[Item]]], Iterable[int]]
 OnProgress = Callable[[int, int], None]  # (done, total)
 
 
 @dataclass(frozen=True)
 class IngestedItem:
-    """The result for one item: an image, row `row` of its block, with its measures; or a problem."""
+    """The result for one item: an image, row `row` of its block, with its measures; or a problem.
+
+    passing: whether the problem may be gone the next time.
+    earlier: why an earlier run could not read or decode it, if so and this one could.
+    """
 
     item: Item
     block: Path
     row: int
     measured: ImageMeasures | None
     problem: BadData | None
+    passing: bool = False
+    earlier: BadData | None = None
 
 
 def run_locally(
@@ -64,14 +69,6 @@ def run_locally(
     """A `TaskMapper` that runs one block after another in this process."""
     with make() as work:
         yield from map(work, blocks)
-
-
-class Layout(NamedTuple):
-    """How images are stored: see `pipeline.prepare.shards`."""
-
-    resolution: int
-    low_resolution: int
-    encoding: str
 
 
 def cache_key(data: Data, layout: Layout) -> str:
@@ -106,8 +103,9 @@ def ingest(
         on_progress: called with (items done, items in all).
     """
     cache.mkdir(parents=True, exist_ok=True)
-    known = _known(cache, artifacts.verify_directory)
-    missing = [item for item in items if _key(item) not in known]
+    found = _known(cache, artifacts.verify_directory)
+    known = {key: (block, row) for key, (block, row) in found.items() if is_settled(row)}
+    missing = [item for item in items if item.flaw is None and key_of(item) not in known]
     blocks = [missing[i : i + BLOCK_ITEMS] for i in range(0, len(missing), BLOCK_ITEMS)]
     done = len(items) - len(missing)
     on_progress(done, len(items))
@@ -117,82 +115,16 @@ def ingest(
             on_progress(done, len(items))
         # These were hashed a moment ago.
         known |= _known(cache, artifacts.read_manifest, {block for block, _ in known.values()})
-    ingested = [_ingested(item, *known[_key(item)]) for item in items]
+    ingested = [_ingested(item, cache, known, found) for item in items]
     _remove_unused(cache, {each.block for each in ingested})
     return ingested
 
 
-def _key(item: Item) -> tuple[str, str]:
-    return item.id, item.version
-
-
-@contextmanager
-def block_maker(source: Source, layout: Layout, cache: Path, processes: int) -> Iterator[Work]:
-    """`make_block` with decoding processes of its own."""
-    with Decoder(source.decode, processes, finish=partial(encode_images, layout)) as decoder:
-        yield partial(make_block, source, layout, cache, decoder)
-
-
-class EncodedImage(NamedTuple):
-    """What a decoder returns for an image."""
-
-    stored: Pixels  # see `storage.encode`
-    sums: NDArray[np.uint16]  # see `shards.box_sums`
-    measured: ImageMeasures
-
-
-def encode_images(layout: Layout, images: list[DecodedImage]) -> list[EncodedImage]:
-    """Measure decoded images and encode them as they are stored."""
-    measured = measure(images)
-    planes = [np.ascontiguousarray(image.pixels.transpose(2, 0, 1)) for image in images]
-    return [
-        EncodedImage(
-            storage.encode(pixels, layout.encoding), box_sums(pixels, layout.low_resolution), numbers
-        )
-        for pixels, numbers in zip(planes, measured, strict=True)
-    ]
-
-
-def make_block(
-    source: Source, layout: Layout, cache: Path, decoder: Decoder[EncodedImage], items: list[Item]
-) -> int:
-    """Read, decode and measure `items`, and commit them to the cache as one block. Returns their number."""
-    rows: list[dict[str, Any]] = []
-    stored: list[Pixels] = []
-    sums: list[NDArray[np.uint16]] = []
-    tasks = (_read(source, item) for item in items)
-    for item, answer in zip(items, decoder.map(tasks), strict=True):
-        row: dict[str, Any] = {"id": item.id, "version": item.version}
-        if isinstance(answer, BadData):
-            row["problem"] = list(answer.args)
-        else:
-            row |= {"row": len(stored), "measured": answer.measured._asdict()}
-            stored.append(answer.stored)
-            sums.append(answer.sums)
-        rows.append(row)
-    name = artifacts.digest([_key(item) for item in items])[:32]
-    with artifacts.commit_directory(cache / f"block-{name}", {"items": len(items)}, forced=False) as folder:
-        storage.write(folder, "images", stored, len(stored), layout.encoding)
-        storage.write_array(folder / "low.npy", sums, len(sums))
-        (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "ascii")
-    return len(items)
-
-
-def _read(source: Source, item: Item) -> Task | BadData:
-    if item.flaw is not None:
-        return item.flaw
-    try:
-        return source.read(item), item.where
-    except BadData as problem:
-        return problem
-
-
 def _known(
     cache: Path, check: Callable[[Path], object], read: Set[Path] = frozenset()
-) -> dict[tuple[str, str], tuple[Path, dict[str, Any]]]:
-    """All items in the cache, except those of the blocks `read`, by id and version. Blocks for which `check` raises
-    are removed."""
-    known = {}
+) -> dict[Key, tuple[Path, dict[str, Any]]]:
+    """All items in the cache, except those of the blocks `read`. Blocks for which `check` raises are removed."""
+    known: dict[Key, tuple[Path, dict[str, Any]]] = {}
     for block in sorted(set(cache.glob("block-*")) - read):
         try:
             check(block)
@@ -201,14 +133,27 @@ def _known(
             continue
         for line in (block / "items.jsonl").read_text("ascii").splitlines():
             row = json.loads(line)
-            known[row["id"], row["version"]] = block, row
+            key = row["id"], row["version"]
+            if key not in known or is_settled(row):
+                known[key] = block, row
     return known
 
 
-def _ingested(item: Item, block: Path, row: dict[str, Any]) -> IngestedItem:
-    if item.flaw is not None or "problem" in row:
-        return IngestedItem(item, block, -1, None, item.flaw or BadData(*row["problem"]))
-    return IngestedItem(item, block, row["row"], ImageMeasures(**row["measured"]), None)
+def _ingested(
+    item: Item,
+    cache: Path,
+    known: dict[Key, tuple[Path, dict[str, Any]]],
+    before: dict[Key, tuple[Path, dict[str, Any]]],
+) -> IngestedItem:
+    """The result for one item, given what the cache holds and what it held before this run."""
+    if item.flaw is not None:
+        return IngestedItem(item, cache, -1, None, item.flaw)
+    block, row = known[key_of(item)]
+    if "problem" in row:
+        return IngestedItem(item, block, -1, None, BadData(*row["problem"]), not is_settled(row))
+    _, old = before.get(key_of(item), (block, row))
+    earlier = BadData(*old["problem"]) if "problem" in old else None
+    return IngestedItem(item, block, row["row"], ImageMeasures(**row["measured"]), None, earlier=earlier)
 
 
 def _remove_unused(cache: Path, used: set[Path]) -> None:

@@ -39,14 +39,20 @@ from pipeline.prepare.intake import (
     select,
     sort_out,
 )
-from pipeline.prepare.reports import problems_of, quarantine, thumbnails, write_reports
+from pipeline.prepare.reports import attempts_in_words, problems_of, quarantine, thumbnails, write_reports
 from pipeline.prepare.sources.load import open_source
 from pipeline.prepare.splits import SPLITS, assign_splits
 from pipeline.prepare.validation import Report
 from pipeline.text.load import load_text_encoder
 
+Log = Callable[[str], None]
+
 
 def _ignore_progress(done: int, total: int) -> None:
+    return None
+
+
+def _ignore_line(line: str) -> None:
     return None
 
 
@@ -57,6 +63,7 @@ def prepare(
     map_tasks: TaskMapper = run_locally,
     processes: int = 1,
     on_progress: OnProgress = _ignore_progress,
+    log: Log = _ignore_line,
 ) -> dict[str, Any]:
     """Run the stage below `root` and return its metrics (those of `reports/prepare/metrics.json`).
 
@@ -65,9 +72,11 @@ def prepare(
         map_tasks: runs the decoding, here or on several machines.
         processes: decoding processes of each worker of `map_tasks`.
         on_progress: called with (images done, images in all).
+        log: called with each line that a user should see.
 
     Raises:
         ConfigError, InputMissing: the source cannot be what `params.data` says.
+        Busy: the source does not answer, or decoders are killed; another run continues.
         BadData: too many files are unusable, or a critical expectation failed. Quarantine and reports
             are written first; `data/prepared` stays as it was.
     """
@@ -76,6 +85,8 @@ def prepare(
     metrics, rows, ok = inspection.metrics(), inspection.rows(), inspection.items.ok
     quarantine(root / QUARANTINE, inspection)
     write_reports(root, data, metrics, inspection)
+    for line in attempts_in_words(inspection.items):
+        log(line)
     gate_items(inspection.items, data)
     gate_report(inspection.report)
     meta: dict[str, Any] = {}
@@ -105,7 +116,7 @@ def validation_digest(root: Path) -> str:
     return str(artifacts.read_manifest(root / PREPARED)["meta"]["validation"]["digest"])
 
 
-def check(params: Params, root: Path, docs: Path | None, log: Callable[[str], None]) -> None:
+def check(params: Params, root: Path, docs: Path | None, log: Log) -> None:
     """Log in a few lines what `prepare` would do, without doing it. Write Data Docs to `docs` if given.
 
     Raises what `prepare` would raise.
@@ -125,6 +136,8 @@ def check(params: Params, root: Path, docs: Path | None, log: Callable[[str], No
         f"{counts['n_quarantined']} to quarantine, {counts['n_duplicate']} duplicates")  # fmt: skip
     for code, lines in sorted(problems.items()):
         log(f"  {len(lines)} x {code}: {lines[0]}")
+    for line in attempts_in_words(inspection.items):
+        log(f"  {line}")
     for note in inspection.notes:
         log(f"  note: {note}")
     for outcome in (*inspection.report.failed("critical"), *inspection.report.failed("warning")):

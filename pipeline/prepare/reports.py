@@ -15,11 +15,12 @@ from PIL import Image
 
 from pipeline import artifacts
 from pipeline.config.params import Data
-from pipeline.errors import BadData
+from pipeline.errors import BadData, StorageError
 from pipeline.prepare import shards, validation
 from pipeline.prepare.framing import Pixels, tile
 from pipeline.prepare.ingest import IngestedItem, images_of
-from pipeline.prepare.intake import DATA_DOCS, REPORTS, Inspection
+from pipeline.prepare.intake import DATA_DOCS, REPORTS, Inspection, SortedItems
+from pipeline.prepare.sources.files import listed
 from pipeline.prepare.sources.source import Item, Source
 
 SHEET = {"train": 64, "val": 16, "test": 32}  # images of each split on the contact sheet
@@ -55,7 +56,7 @@ def _keep(source: Source, item: Item, folder: Path, code: str) -> dict[str, Any]
     """Write an item's bytes to `<code>/<sha256>.<ext>`; there are none where it is not a plain file."""
     try:
         content = source.read(item, MAX_KEPT)
-    except BadData:
+    except (BadData, StorageError, OSError):  # the row says why
         return {"sha256": None, "kept": None}
     name = hashlib.sha256(content).hexdigest()
     suffix = Path(item.id).suffix.lower()
@@ -113,6 +114,19 @@ def problems_of(inspection: Inspection) -> dict[str, list[str]]:
     for item, original in inspection.items.duplicates:
         problems["duplicate"].append(f"{item.item.where} has the same pixels as {original.item.where}")
     return dict(problems)
+
+
+def attempts_in_words(items: SortedItems) -> list[str]:
+    """What could not be read or decoded this time though it may be all right, and what is there again."""
+    lines = []
+    if passing := [each for each in items.quarantined if each.passing]:
+        names = listed([f"{each.item.where} ({_problem(each).problem})" for each in passing], 3)
+        problem = f"{len(passing)} could not be read or decoded now"
+        lines.append(f"{problem}; the next run tries again (dvc repro -f prepare): {names}")
+    decoded = [*items.ok, *(double for double, _ in items.duplicates)]
+    if back := [each.item.where for each in decoded if each.earlier]:
+        lines.append(f"{len(back)} that could not be read or decoded before are there again: {listed(back)}")
+    return lines
 
 
 def thumbnails(inspection: Inspection) -> dict[str, str]:

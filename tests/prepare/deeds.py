@@ -1,13 +1,17 @@
-"""Work for decoders that does whatever its bytes say."""
+"""Work for decoders that does whatever its bytes say, and sources that fail."""
 
+import json
 import os
 import resource
 import signal
 import time
+from pathlib import Path
 
-from pipeline.errors import BadData, ConfigError
+from pipeline.errors import BadData, ConfigError, StorageError
 from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import decode_square
+from pipeline.prepare.sources.files import missing
+from pipeline.prepare.sources.folder import Folder
 
 
 def act(content, where):
@@ -56,3 +60,53 @@ def weigh(content: bytes, where: str, framing: Framing) -> tuple[DecodedImage, i
     """A framed picture, and the most memory in MB that this process ever held."""
     picture = decode_square(content, where, framing)
     return picture, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+class Faulty(Folder):
+    """A folder whose files of the numbers `faults` fail as `fail` does, the first `times` times each."""
+
+    def __init__(self, root: Path, faults=(), fail=None, times: int = 10**9) -> None:
+        super().__init__(root, "raw", Framing(16, "crop", (255, 255, 255)))
+        self._faults, self._fail, self._times = set(faults), fail, times
+        self._met: dict[str, int] = {}
+
+    def read(self, item, limit=2**30):
+        number = int(Path(item.id).stem)
+        if number in self._faults and self._met.get(item.id, 0) < self._times:
+            self._met[item.id] = self._met.get(item.id, 0) + 1
+            return self._fail(item)
+        return super().read(item, limit)
+
+
+def gone(item):
+    raise FileNotFoundError(2, "No such file or directory", item.where)
+
+
+def stale(item):
+    raise OSError(116, "Stale file handle", item.where)
+
+
+def silent(item):
+    raise StorageError("E-IO-060", item.where, "cannot be read (timed out)", "check the network")
+
+
+def moved(item):
+    raise missing(item.where)
+
+
+class Deadly(Folder):
+    """A folder whose decoders die of the images listed in a file, as `how` says, until it is emptied."""
+
+    def __init__(self, root: Path, how: str) -> None:
+        super().__init__(root, "raw", Framing(16, "crop", (255, 255, 255)))
+        self._list, self._how = root / "deadly.json", how
+
+    def decode(self, content, where):
+        if Path(where).name in json.loads(self._list.read_text()):
+            if self._how == "slow":
+                while True:
+                    pass
+            if self._how == "large":
+                raise MemoryError
+            os.kill(os.getpid(), getattr(signal, self._how))
+        return super().decode(content, where)

@@ -161,8 +161,12 @@ class ZipTree(_ArchiveTree):
                 yield _Member(name, info.file_size, version, _zip_flaw(info), info)
 
     def _content(self, place: Any) -> bytes:
-        with self._zip.get(self._open).open(place) as file:
-            return file.read(place.file_size + 1)
+        try:
+            with self._zip.get(self._open).open(place) as file:
+                return file.read(place.file_size + 1)
+        except OSError:
+            self._zip.clear()  # Its file may have been lost with a share.
+            raise
 
 
 def _zip_flaw(info: zipfile.ZipInfo) -> tuple[str, str, str] | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -94,8 +94,12 @@ def not_a_plain_file(where: str) -> BadData:
     return BadData("E-IMG-007", where, "is not a plain file", "replace it by one")
 
 
-def missing(where: str) -> BadData:
-    return BadData("E-IMG-011", where, "is no longer there", "put it back, or run it again")
+class Unread(BadData):
+    """A file that could not be read, which says nothing about its bytes: another attempt may read it."""
+
+
+def missing(where: str) -> Unread:
+    return Unread("E-IMG-011", where, "is no longer there", "put it back, or run it again")
 
 
 def too_large(where: str, size: int, limit: int) -> BadData:
@@ -105,6 +109,12 @@ def too_large(where: str, size: int, limit: int) -> BadData:
 def reason(exc: BaseException) -> str:
     """A short reason: the first line of `exc`, or its class."""
     return (str(exc).split("\n")[0] or type(exc).__name__)[:120]
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 @contextmanager

@@ -14,15 +14,17 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pipeline.errors import BadData, InputMissing
 from pipeline.prepare import images
 from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import MAX_BYTES
-from pipeline.prepare.sources.files import File, Tree, original, printable
+from pipeline.prepare.sources.files import File, Tree, Unread, original, printable
 from pipeline.prepare.sources.local import LocalTree
 from pipeline.prepare.sources.metadata import Texts, clean_captions, read_metadata
+from pipeline.prepare.sources.patience import Patience, away
 from pipeline.prepare.sources.remote import RemoteTree
 from pipeline.prepare.sources.source import Item, Listing
 
@@ -52,7 +54,11 @@ def _read_all_metadata(tree: Tree, where: str, files: Sequence[File]) -> tuple[T
         if file.flaw is not None or file.size > MAX_METADATA:
             problem = f"is not a plain file of at most {MAX_METADATA} bytes"
             raise BadData("E-CAP-004", at, problem, "replace it, or split it over sub-folders")
-        for file_name, texts in read_metadata(tree.read(file.name, MAX_METADATA), at).items():
+        try:
+            content = Patience().read(partial(tree.read, file.name, MAX_METADATA), at)
+        except Unread as exc:
+            raise away(at, exc.problem) from None
+        for file_name, texts in read_metadata(content, at).items():
             target = posixpath.normpath(posixpath.join(posixpath.dirname(file.name), file_name))
             if target in names and not is_document(target):
                 described.setdefault(target, texts)
@@ -79,7 +85,7 @@ def _beside(name: str, suffix: str) -> str:
     return posixpath.splitext(name)[0] + suffix
 
 
-def _read_sidecar(tree: Tree, file: File, where: str) -> tuple[str, ...]:
+def _read_sidecar(tree: Tree, file: File, where: str, patience: Patience) -> tuple[str, ...]:
     """Captions in a text file, one a line. Raises BadData."""
     at = f"{where}/{printable(file.name)}"
     if file.flaw is not None:
@@ -87,7 +93,9 @@ def _read_sidecar(tree: Tree, file: File, where: str) -> tuple[str, ...]:
     if file.size > MAX_SIDECAR:
         raise BadData("E-CAP-003", at, f"has {file.size} bytes, the limit is {MAX_SIDECAR}", "shorten it")
     try:
-        text = tree.read(file.name, MAX_SIDECAR).decode("utf-8-sig")
+        text = patience.read(partial(tree.read, file.name, MAX_SIDECAR), at).decode("utf-8-sig")
+    except Unread as exc:
+        raise BadData("E-CAP-001", at, exc.problem, exc.fix) from None
     except UnicodeDecodeError as exc:
         raise BadData("E-CAP-002", at, f"is not UTF-8 (byte {exc.start})", "save it as UTF-8") from None
     return clean_captions(text.splitlines(), at)
@@ -125,6 +133,7 @@ class TreeSource:
         self._tree = tree
         self._name = name.rstrip("/")
         self._framing = framing
+        self._patience = Patience()
 
     def listing(self) -> Listing:
         """All images, in the tree's order.
@@ -176,7 +185,7 @@ class TreeSource:
             return clean_captions(texts, where)
         for sidecar in (_beside(name, suffix) for suffix in SIDECARS):
             if sidecar in documents:
-                return _read_sidecar(self._tree, documents[sidecar], self._name)
+                return _read_sidecar(self._tree, documents[sidecar], self._name, self._patience)
         label = _REPEATS.sub("", groups[-1], count=1) if groups else ""
         return clean_captions([label.replace("_", " ").replace("-", " ")], where)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -54,9 +55,12 @@ class LocalTree:
             if status.st_size > limit:
                 raise too_large(where, status.st_size, limit)
             with open(path, "rb", opener=_open_unfollowed) as file:
-                return file.read(status.st_size)
+                content = file.read(status.st_size)
         except (FileNotFoundError, NotADirectoryError):
             raise missing(where) from None
+        if len(content) != status.st_size:
+            raise OSError(errno.EIO, f"{len(content)} of {status.st_size} bytes could be read", where)
+        return content
 
 
 def _raise(exc: OSError) -> None:

@@ -151,7 +151,11 @@ class Parquet:
             if name not in last:
                 last.clear()
                 last[name] = _Reader(self._path(name), self._where(name))
-            return last[name].cell(row)
+            try:
+                return last[name].cell(row)
+            except OSError:
+                last.clear()  # Its file may have been lost with a share.
+                raise
 
     def decode(self, content: bytes, where: str) -> DecodedImage:
         """See `images.decode_square`."""

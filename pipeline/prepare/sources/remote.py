@@ -72,6 +72,8 @@ class RemoteTree:
             if size > limit:
                 raise too_large(where, size, limit)
             content: bytes = store.cat_file(f"{path}/{name}")
+            if len(content) < size:
+                raise EOFError(f"{len(content)} of {size} bytes")
         except PipelineError:
             raise
         except FileNotFoundError:
