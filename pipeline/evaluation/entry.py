@@ -52,7 +52,7 @@ class Field:
     snapshots: dict[str, Snapshot]  # by the name of a model
     folders: dict[str, tuple[str, str]]  # folder and digest of each model
     costs: dict[str, Cost]  # by contender
-    candidates: dict[int, str]  # contender by number of passes
+    candidates: dict[int, str]  # contender by number of passes, or of steps if it is not refined
     tried: dict[str, dict[str, float]]  # KID of each setting that was tried for a budget
     champion: Champion | None
 
@@ -97,10 +97,12 @@ def enter(
     teacher, refined = snapshots[TEACHER], snapshots["refined"]
     text = dataset.text([i for i in real.captions if i >= 0][:COST_IMAGES])
     of_a_call = {name: call_costs(snapshot, text) for name, snapshot in snapshots.items()}
-    candidates: dict[int, Contender] = {
-        n: Contender(f"refined_{n}", "refined", passes=n)
-        for n in passes_to_measure(refined, params.evaluate.num_passes, log)
-    }
+    candidates: dict[int, Contender] = {}
+    if refined.config.is_refined:
+        for n in passes_to_measure(refined, params.evaluate.num_passes, log):
+            candidates[n] = Contender(f"refined_{n}", "refined", passes=n)
+    else:
+        log("models/refined is the fine-tuned model, since refinement gained nothing: it is judged as it is")
     cost_of_passes = {n: cost_of(each, refined, of_a_call["refined"]) for n, each in candidates.items()}
     contenders = [*candidates.values()]
     tried: dict[str, dict[str, float]] = {}
@@ -122,14 +124,14 @@ def enter(
         for each in contenders
     }
     folders = {name: (str(path), snapshots[name].digest) for name, path in paths.items()}
-    names = {n: each.name for n, each in candidates.items()}
+    names = {n: each.name for n, each in candidates.items()} or {refined.config.sampling.num_steps: TEACHER}
     return Field(contenders, snapshots, folders, costs, names, tried, champion)
 
 
 def passes_to_measure(refined: Snapshot, wanted: Sequence[int], log: Callable[[str], None]) -> list[int]:
-    """The wanted numbers of passes that the model has: all but those that the refine stage dropped. A model
-    that is not refined has none of its own. Raises ConfigError where none is left."""
-    known = refined.config.passes or tuple(wanted)
+    """The wanted numbers of passes that the refined model has: all but those that the refine stage dropped.
+    Raises ConfigError where none is left."""
+    known = refined.config.passes
     for n in sorted(set(wanted) - set(known)):
         log(
             f"refined_{n}: not measured: the refine stage found nothing gained in so many passes, and dropped them"

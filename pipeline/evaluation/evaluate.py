@@ -163,8 +163,10 @@ def build_verdict(
 
 def add_training_spread(verdict: PassVerdict, section: Evaluate) -> PassVerdict:
     """The verdict with what `evaluate.training_spread` says of its rules."""
-    place = section.num_passes.index(verdict.passes)
-    known = {each.rule: each.half_widths[place] for each in section.training_spread}
+    known = {
+        each.rule: dict(zip(section.num_passes, each.half_widths, strict=True)).get(verdict.passes)
+        for each in section.training_spread
+    }
     rules = tuple(replace(rule, training=known.get(rule.name)) for rule in verdict.rules)
     return replace(verdict, rules=rules)
 

@@ -101,7 +101,9 @@ def render(
         chart_alt=_chart_alt(points),
         threshold=threshold,
         points={split: {p.name: p for p in here} for split, here in points.items()},
-        without_equal=[n for n in sorted(about.candidates) if n not in about.equal_cost],
+        without_equal=[
+            n for n in sorted(about.candidates) if results.verdict.is_refined and n not in about.equal_cost
+        ],
         bar_of=bar_of,
         advice=_advice(results),
         seeds_known=any(r.training is not None for each in results.verdict.verdicts for r in each.rules),
@@ -139,7 +141,7 @@ def _template() -> Template:
 
 
 def shown_candidate(results: Results, comparison: Comparison) -> str:
-    """The refined model in the fewest passes that passed, else in those of least KID, else in the fewest."""
+    """The model in the fewest passes that passed, else in those of least KID, else in the fewest."""
     candidates = comparison.evidence.description.candidates
     if results.verdict.default_passes is not None:
         return candidates[results.verdict.default_passes]

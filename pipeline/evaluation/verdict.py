@@ -72,7 +72,8 @@ class Rule:
 
 @dataclass(frozen=True, config=STRICT)
 class PassVerdict:
-    """The model with one number of passes: the rules, and `combine` of their outcomes. nfe: calls per image."""
+    """The model with one number of passes, or of steps if it is not refined: the rules, and `combine` of their
+    outcomes. nfe: calls per image."""
 
     passes: Positive
     nfe: Positive
@@ -92,11 +93,10 @@ class PassVerdict:
         """The rules because of which it did not pass: those that failed, else the undecided ones."""
         return [rule for rule in self.rules if rule.outcome == self.outcome != "passed"]
 
-    def __str__(self) -> str:
-        """As in `2 passes undecided (kid_difference: 23 families, about 60 needed)`."""
-        count = "1 pass" if self.passes == 1 else f"{self.passes} passes"
-        reasons = "; ".join(map(str, self.obstacles))
-        return f"{count} {self.outcome}" + (f" ({reasons})" if reasons else "")
+
+def count_of(passes: int) -> str:
+    """`1 pass`, `2 passes`."""
+    return "1 pass" if passes == 1 else f"{passes} passes"
 
 
 def fewest_passed(verdicts: Sequence[PassVerdict]) -> int | None:
@@ -120,8 +120,8 @@ class Baseline:
 
 @dataclass(frozen=True, config=STRICT)
 class Verdict:
-    """The whole file. evidence_digest: of the measurements. is_refined: whether the judged model is a refined one.
-    default_passes: `fewest_passed` of the verdicts."""
+    """The whole file. evidence_digest: of the measurements. is_refined: whether the judged model is a refined one;
+    of another one, passes are steps. default_passes: `fewest_passed` of the verdicts."""
 
     data_digest: Digest
     model_digest: Digest
@@ -145,6 +145,18 @@ class Verdict:
         if self.default_passes is not None:
             return "passed"
         return "undecided" if any(each.outcome == "undecided" for each in self.verdicts) else "failed"
+
+    def title_of(self, each: PassVerdict) -> str:
+        """What one of the verdicts is about: `2 passes`, or `the fine-tuned model in 12 calls`."""
+        return count_of(each.passes) if self.is_refined else f"the fine-tuned model in {each.nfe} calls"
+
+    def __str__(self) -> str:
+        """As in `1 pass failed (recall: ...); 2 passes undecided (kid: 23 families, about 60 needed)`."""
+        parts = []
+        for each in self.verdicts:
+            reasons = "; ".join(map(str, each.obstacles))
+            parts.append(f"{self.title_of(each)} {each.outcome}" + (f" ({reasons})" if reasons else ""))
+        return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""

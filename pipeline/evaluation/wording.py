@@ -6,7 +6,7 @@ import math
 import re
 from itertools import groupby
 
-from pipeline.evaluation.verdict import PassVerdict, Rule, Verdict, families_needed
+from pipeline.evaluation.verdict import PassVerdict, Rule, Verdict, count_of, families_needed
 
 # Of metrics: a short name, what it means, and whether it is a share. An extractor's name may precede the key.
 METRICS: dict[str, tuple[str, str, bool]] = {
@@ -132,11 +132,6 @@ SPLITS = {"heldout": "held-out captions", "train": "training captions"}
 OUTCOMES = {"passed": ("✓", "passed"), "failed": ("✗", "failed"), "undecided": ("?", "undecided")}
 
 
-def count_of(passes: int) -> str:
-    """`1 pass`, `2 passes`."""
-    return "1 pass" if passes == 1 else f"{passes} passes"
-
-
 def title_of(name: str) -> str:
     """The name of a contender as the report prints it: `refined_2` is `refined, 2 passes`."""
     kind, _, passes = name.rpartition("_")
@@ -198,6 +193,12 @@ def explain(reason: str | None) -> str:
 
 def headline(verdict: Verdict) -> str:
     """What was decided: `Passed with 2 passes: ...`, or why nothing did."""
+    if not verdict.is_refined:
+        (only,) = verdict.verdicts
+        subject, end = verdict.title_of(only), "refinement gained nothing"
+        if only.outcome == "passed":
+            return f"Passed: {subject}; {end}"
+        return f"Not promoted: {subject}: {_obstacles(only)}; {end}"
     for each in verdict.verdicts:
         if each.passes == verdict.default_passes:
             reason = next((r.reason for r in each.rules if r.name.startswith("kid_")), None)

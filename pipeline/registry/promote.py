@@ -2,7 +2,7 @@
 
 It may be interrupted anywhere and run again: a version is found by its snapshot's digest and its default number of
 passes, and gets an alias only after its files were fetched back and verified. The rules themselves are in
-`evaluation/gate.py`.
+`evaluation/gate.py`. Where refinement gained nothing, models/refined is the fine-tuned model.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def promote(root: Path, name: str, allow_candidate: bool = False, log: Callable[
 
 
 def _read_model(folder: Path) -> tuple[str, SnapshotConfig]:
-    """Digest and config of the refined snapshot; the model is built and loaded once to see that it works."""
+    """Digest and config of the snapshot; the model is built and loaded once to see that it works."""
     from pipeline.models.snapshot import load_snapshot
 
     snapshot = load_snapshot(folder)
-    if not snapshot.config.is_refined:
-        problem = f"is a {snapshot.config.kind} model, not a refined one"
+    if snapshot.config.kind == "core":
+        problem = "is a core, which makes no image of full size"
         raise BadData("E-DAT-043", str(folder), problem, "run `dvc repro refine`")
     return snapshot.digest, snapshot.config
 
@@ -118,7 +118,7 @@ def _refusal(registry: Registry, version: Version, verdict: Verdict) -> GateFail
     """Why `version` stays the candidate; None if it becomes the champion."""
     stays = f"version {version.number} of {version.name} stays the candidate"
     if verdict.outcome != "passed":
-        problem = f"{stays}: {'; '.join(map(str, verdict.verdicts))}"
+        problem = f"{stays}: {verdict}"
         fix = "see reports/evaluation/index.html, or accept the candidate with --allow-candidate"
         return GateFailed("E-GATE-001", VERDICT, problem, fix)
     number = registry.aliases(version.name).get(CHAMPION)

@@ -16,7 +16,7 @@ from pipeline.adversarial.discriminator import (
     Lite0Features,
     PixelFeatures,
 )
-from pipeline.adversarial.few_step import generate_refined
+from pipeline.adversarial.few_step import generate_images, generate_refined
 from pipeline.adversarial.guards import Guards, GuardSettings, guard_tensors
 from pipeline.adversarial.random_features import RandomDistance
 from pipeline.adversarial.step import AdversarialSettings, AdversarialStep, GuardState
@@ -47,10 +47,11 @@ Context = TrainContext[AdversarialSettings]
 
 
 def refine(config: WorkerConfig) -> None:
-    """Refine models/finetuned into a model of few passes; exports the best state that the guards have seen."""
+    """Refine models/finetuned into a model of few passes; exports the best state that the guards have seen, or
+    models/finetuned as it is where refinement gained nothing."""
     s = config.params.refine
     settings = unpack(AdversarialSettings, s, seed=config.params.seed)
-    run = train_context("refine", config, s, settings, sample_one_pass)
+    run = train_context("refine", config, s, settings, sample_in_fewest)
     parent = load_snapshot(config.root / PARENT, run.device)
     check_parent_fits(parent, run, config.params)
     student = parent.denoiser.requires_grad_(True).train()
@@ -103,15 +104,20 @@ def refine(config: WorkerConfig) -> None:
         unrefined = load_snapshot(config.root / PARENT, run.device)
         set_dtype(unrefined.denoiser, run.dtype)
         distances = compare_passes(run, refined, unrefined, distance)
-        kept = replace(refined.config, passes=passes_to_keep(distances))
-        run.export(student, kept, metrics | flat(distances), CURVES)
+        metrics |= flat(distances)
+        kept = passes_to_keep(distances)
+        if kept:
+            run.export(student, replace(refined.config, passes=kept), metrics, CURVES)
+    if not kept:
+        early = None if unrefined.early is None else unrefined.early.state_dict()
+        run.export(unrefined.denoiser, unrefined.config, metrics, CURVES, early)
 
 
-def sample_one_pass(
+def sample_in_fewest(
     snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], settings: SamplerSettings | None = None
 ) -> Generated:
-    """Images for sample grids; a refined model has guidance built in."""
-    return generate_refined(snapshot, text, seeds)
+    """Images for sample grids: a refined model has its settings built in, and makes them in its fewest passes."""
+    return generate_images(snapshot, text, seeds)
 
 
 def check_parent_fits(parent: Snapshot, run: Context, params: Params) -> None:
@@ -177,20 +183,19 @@ def compare_passes(
 
 
 def passes_to_keep(distances: Mapping[int, Distances]) -> tuple[int, ...]:
-    """The numbers of passes in which refinement gained something; all of them where it gained nothing at all, which
-    the gate then refuses."""
-    kept = tuple(n for n, each in distances.items() if each.refined < each.unrefined)
-    return kept or tuple(distances)
+    """The numbers of passes in which refinement gained something."""
+    return tuple(n for n, each in distances.items() if each.refined < each.unrefined)
 
 
 def describe_choice(distances: Mapping[int, Distances]) -> list[str]:
-    """What `passes_to_keep` did, a line for each number of passes."""
+    """What was chosen, a line for each number of passes."""
     kept = passes_to_keep(distances)
     lines = []
     for n, (refined, unrefined) in distances.items():
-        what = "kept" if refined < unrefined else "kept, though nothing is gained" if n in kept else "dropped"
-        passes = "1 pass" if n == 1 else f"{n} passes"
+        passes, what = "1 pass" if n == 1 else f"{n} passes", "kept" if n in kept else "dropped"
         lines.append(f"{passes}: distance {refined:.3g}, before refinement {unrefined:.3g}; {what}")
+    if not kept:
+        lines.append("nothing was gained: models/refined is the fine-tuned model, unchanged")
     return lines
 
 

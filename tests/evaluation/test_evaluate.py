@@ -214,6 +214,24 @@ def test_an_extractor_that_does_not_qualify_is_named_and_gates_nothing(
     assert any(line.startswith("extractor blind: not used, ") for line in lines)
 
 
+def test_a_model_that_refinement_gave_back_is_judged_as_it_is(
+    params: Params, root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root / "data", tmp_path / "data")
+    for name in ("finetuned", "refined"):
+        shutil.copytree(root / "models/finetuned", tmp_path / "models" / name)
+    tracked, lines = run(with_evaluate(params, max_calls=1), tmp_path)
+    assert any("it is judged as it is" in line for line in lines)
+    verdict = Verdict.read(tmp_path / "reports/verdict.json")
+    (only,) = verdict.verdicts
+    steps = load_snapshot(root / "models/finetuned").config.sampling.num_steps
+    assert (only.passes, verdict.is_refined) == (steps, False)
+    assert verdict.model_digest == verdict.baseline.model_digest
+    assert list(results_of(tmp_path)["contenders"]) == ["eight_calls", "finetuned"]
+    page = (tmp_path / "reports/evaluation/index.html").read_text()
+    assert "refinement gained nothing" in page and "it is its own baseline" in page.lower()
+
+
 def test_a_pinned_champion_is_the_baseline(params: Params, root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "data", tmp_path / "data")
     shutil.copytree(root / "models", tmp_path / "models")

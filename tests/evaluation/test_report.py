@@ -192,6 +192,15 @@ def test_the_headline_says_what_was_decided_and_why() -> None:
         "Not promoted: with 1 pass it fails on quality, sharpness and 1 more rule; "
         "with 2 or 4 passes it fails on quality"
     )
+    unrefined = replace(verdict(judged(11, good)), is_refined=False)
+    assert wording.headline(unrefined) == (
+        "Passed: the fine-tuned model in 12 calls; refinement gained nothing"
+    )
+    refused = replace(verdict(judged(11, *bad)), is_refined=False)
+    assert wording.headline(refused) == (
+        "Not promoted: the fine-tuned model in 12 calls: it fails on quality, sharpness and 1 more rule; "
+        "refinement gained nothing"
+    )
     undecided = verdict(judged(1, far, near, good))
     assert wording.headline(undecided) == (
         "Not promoted: with 1 pass undecided on coverage and recall (190 families, about 760 needed)"

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,21 @@ def test_the_default_is_the_fewest_passes_that_passed(
 
 
 def test_what_stands_in_the_way_are_the_failed_rules_else_the_undecided_ones() -> None:
-    assert str(pass_verdict(1, "passed", "undecided", "failed")) == (
-        "1 pass failed (rule_2 0.5 [0.4, 0.6] (threshold 0.9): failed it is)"
-    )
     rules = (
         Rule("kid", "undecided", reason="undecided: 23 families, about 60 needed"),
         Rule("finite", "passed"),
     )
-    assert (
-        str(PassVerdict(2, 2, "undecided", rules)) == "2 passes undecided (kid: 23 families, about 60 needed)"
+    undecided = PassVerdict(2, 2, "undecided", rules)
+    whole = verdict(pass_verdict(1, "passed", "undecided", "failed"), undecided, pass_verdict(4, "passed"))
+    assert str(whole) == (
+        "1 pass failed (rule_2 0.5 [0.4, 0.6] (threshold 0.9): failed it is); "
+        "2 passes undecided (kid: 23 families, about 60 needed); 4 passes passed"
     )
-    assert str(pass_verdict(4, "passed")) == "4 passes passed"
+
+
+def test_a_model_that_is_not_refined_is_judged_in_calls() -> None:
+    whole = replace(verdict(pass_verdict(12, "passed")), is_refined=False)
+    assert str(whole) == "the fine-tuned model in 12 calls passed"
 
 
 def test_a_verdict_that_contradicts_itself_cannot_be_made() -> None:

@@ -1,6 +1,7 @@
 """The default number of passes: the fewest that passed, for `crescendo generate` and the registered model alike."""
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from PIL import Image
 from pipeline import artifacts
 from pipeline.cli import main
 from pipeline.errors import StorageError
-from pipeline.evaluation.verdict import Outcome
+from pipeline.evaluation.verdict import Outcome, PassVerdict, Rule, Verdict
 from pipeline.registry.package import DEFAULT_TAG, Registry
 from pipeline.tracking import store
-from tests.registry.conftest import write_verdict
+from tests.registry.conftest import TEACHER, write_model, write_verdict
 
 NAME = "crescendo"
 Judge = Callable[..., None]
@@ -58,6 +59,22 @@ def test_a_changed_default_is_a_new_version_of_the_same_model(root: Path, judge:
     assert Registry(root).aliases(NAME) == {"candidate": "3", "champion": "3"}
     tags = Registry(root).version(NAME, "1").tags
     assert tags["crescendo.verdict"] == "undecided", "a version keeps the verdict that its files were made by"
+
+
+def test_where_refinement_gained_nothing_the_fine_tuned_model_is_promoted_in_its_own_steps(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = write_model(root / "models/refined", kind="finetuned")
+    rules = (Rule("copies", "passed", 0.0, threshold=0.1, reason="no more than among real images"),)
+    only = PassVerdict(4, 6, "passed", rules)
+    verdict = Verdict("d" * 64, digest, "e" * 64, TEACHER, False, (only,), 4)
+    artifacts.write_atomic(root / "reports/verdict.json", json.dumps(verdict.to_json()))
+    assert main.run(["promote"]) == 0
+    assert defaults(root) == {"1": 4}
+    assert main.run(["generate", "smile", "--out", "promoted.png"]) == 0
+    assert main.run(["generate", "smile", "--model", "models/refined", "--out", "plain.png"]) == 0
+    assert (root / "promoted.png").read_bytes() == (root / "plain.png").read_bytes()
+    assert "pass" not in capsys.readouterr().err
 
 
 def test_another_verdict_with_the_same_default_is_the_same_version(root: Path, judge: Judge) -> None:

@@ -173,6 +173,7 @@ def test_refine_exports_the_state_of_the_lowest_kernel_distance_where_asked_to(
     assert RandomDistance(dataset.images(rows))(images) == pytest.approx(min(scores), rel=1e-3)
 
 
+GAINED_NOTHING = {n: Distances(2.0, 2.0) for n in (1, 2)}
 WORSE_IN_ONE = {1: Distances(3.0, 2.0), 2: Distances(0.5, 1.0), 4: Distances(0.25, 0.5)}
 
 
@@ -183,9 +184,11 @@ def test_passes_in_which_nothing_is_gained_are_dropped_and_the_reason_is_said() 
         "2 passes: distance 0.5, before refinement 1; kept",
         "4 passes: distance 0.25, before refinement 0.5; kept",
     ]
-    gained_nothing = {n: Distances(2.0, 2.0) for n in (1, 2)}
-    assert passes_to_keep(gained_nothing) == (1, 2)
-    assert describe_choice(gained_nothing)[0].endswith("kept, though nothing is gained")
+    assert passes_to_keep(GAINED_NOTHING) == ()
+    assert describe_choice(GAINED_NOTHING)[1:] == [
+        "2 passes: distance 2, before refinement 2; dropped",
+        "nothing was gained: models/refined is the fine-tuned model, unchanged",
+    ]
     assert unflat({**flat(WORSE_IN_ONE), "score": 1.0}) == WORSE_IN_ONE
 
 
@@ -203,6 +206,17 @@ def test_the_refined_model_has_the_passes_that_were_kept_and_its_metrics_say_why
     assert load_snapshot(tmp_path / "run/result/model").config.passes == (2, 4)
     metrics = json.loads((tmp_path / "run/result/reports/metrics.json").read_text())
     assert metrics["refined_distance_1"] == 3 and metrics["unrefined_distance_1"] == 2
+
+
+def test_where_refinement_gains_nothing_the_fine_tuned_model_comes_back_unchanged(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained / "runs/refine", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/result")
+    monkeypatch.setattr("pipeline.workers.refine.compare_passes", lambda *_: GAINED_NOTHING)
+    refine(config_of(tiny_tree, trained, tmp_path / "run"))
+    kept, parent = load_snapshot(tmp_path / "run/result/model"), load_snapshot(trained / "models/finetuned")
+    assert kept.digest == parent.digest and not kept.config.is_refined
 
 
 def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> None:
