@@ -1,0 +1,1 @@
+"""Quality at equal training time, beside other libraries."""
