@@ -25,10 +25,11 @@ from torch import Tensor
 
 from benchmarks.judging import sheet_rows
 from benchmarks.measure import MISSING, machine, significant, table
+from benchmarks.quality.base import Conditions
 from benchmarks.quality.contest import CANDIDATES, FOLDERS, Contest, Trial, installed
 from benchmarks.quality.judge import Judge, Kids, difference, with_interval
 from benchmarks.quality.ours import training_seconds, ways
-from benchmarks.quality.peers import KINDS, Conditions
+from benchmarks.quality.peers import KINDS
 from benchmarks.quality.training import Data
 from benchmarks.train.counting import count_parameters, flops
 from pipeline.config.params import load_params

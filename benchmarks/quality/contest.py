@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality.peers import DDPM, DIFFUSERS, EDM2, Conditions, Peer, Setting
+from benchmarks.quality.base import Conditions, Peer, Setting
+from benchmarks.quality.peers import DDPM, DIFFUSERS, EDM2
 from benchmarks.quality.training import SEED, Data, Run, advance, fresh, held_out_loss, train
 from benchmarks.train.counting import count_parameters, flops
 from benchmarks.train.settings import Plan

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.quality.peers import KINDS, Conditions, Peer, Setting, Task
+from benchmarks.quality.base import Conditions, Peer, Setting, Task
+from benchmarks.quality.peers import KINDS
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.evaluation.conditions import group_of
 from pipeline.rng import generator_for
