@@ -18,6 +18,7 @@ from pipeline.adversarial.discriminator import (
 )
 from pipeline.adversarial.few_step import generate_images, generate_refined
 from pipeline.adversarial.guards import Guards, GuardSettings, guard_tensors
+from pipeline.adversarial.octaves import match_octaves
 from pipeline.adversarial.random_features import RandomDistance
 from pipeline.adversarial.step import AdversarialSettings, AdversarialStep, GuardState
 from pipeline.config.params import Params
@@ -41,7 +42,7 @@ PARENT = "models/finetuned"
 CURVES = {"": ["generator_loss", "discriminator_loss", "anchor", "marginals"]}
 REFERENCE = 64  # training images that scale the features of EfficientNet-Lite0
 REAL = 1024  # training images, at most, from which the distance of samples is measured
-CHOICE = 128  # images in each number of passes, from which the ones to keep are chosen
+CHOICE = 128  # samples in each number of passes, by which octaves are matched and passes are chosen
 
 Context = TrainContext[AdversarialSettings]
 
@@ -54,7 +55,7 @@ def refine(config: WorkerConfig) -> None:
     run = train_context("refine", config, s, settings, sample_in_fewest)
     parent = load_snapshot(config.root / PARENT, run.device)
     check_parent_fits(parent, run, config.params)
-    student = parent.denoiser.requires_grad_(True).train()
+    student = parent.denoiser.requires_grad_(True)  # without dropout, as what is exported
     set_dtype(student, run.dtype)
     set_recompute(student, run.recompute)
     step = build_step(config, run, parent)
@@ -90,25 +91,40 @@ def refine(config: WorkerConfig) -> None:
 
     samples = Every(s.sample_images, s.batch_size, log_samples)
     run.train(state, step, [progress, check, samples, run.snapshots(write_averaged)])
-    if rank_and_size()[0]:
-        return
-    guard = GuardState.load(state)
+    if rank_and_size()[0] == 0:
+        with generator.using(state.extra["best"]):
+            refined = Snapshot(student, build_config(run, student, parent), "")
+            export_best(run, refined, config.root / PARENT, GuardState.load(state), distance)
+
+
+def export_best(
+    run: Context,
+    refined: Snapshot,
+    parent: Path,
+    guard: GuardState,
+    distance: Callable[[Tensor], float],
+) -> None:
+    """Match the octaves of the refined model (which changes it), choose its passes, and export it; or its parent,
+    unchanged, where nothing was gained."""
+    unrefined = load_snapshot(parent, run.device)
+    set_dtype(unrefined.denoiser, run.dtype)
+    rows = run.pick("train", CHOICE)
+    images, text = run.images_and_text(rows)
+    seeds = [key(run.settings.seed, "choice", row) for row in rows]
+    factors = match_octaves(refined, refined.statistics.standardise(images), text, seeds)
+    distances = compare_passes(refined, unrefined, text, seeds, distance)
     metrics = {
         "lr_scale": guard.lr_scale,
         "rollbacks": guard.rollbacks,
         "score": guard.best_score,
         "best_nimg": guard.best_nimg,
+        **{f"octave_factor_{size}": factor for size, factor in factors.items()},
+        **flat(distances),
     }
-    with generator.using(state.extra["best"]):
-        refined = Snapshot(student, build_config(run, student, parent), "")
-        unrefined = load_snapshot(config.root / PARENT, run.device)
-        set_dtype(unrefined.denoiser, run.dtype)
-        distances = compare_passes(run, refined, unrefined, distance)
-        metrics |= flat(distances)
-        kept = passes_to_keep(distances)
-        if kept:
-            run.export(student, replace(refined.config, passes=kept), metrics, CURVES)
-    if not kept:
+    kept = passes_to_keep(distances)
+    if kept:
+        run.export(refined.denoiser, replace(refined.config, passes=kept), metrics, CURVES)
+    else:
         early = None if unrefined.early is None else unrefined.early.state_dict()
         run.export(unrefined.denoiser, unrefined.config, metrics, CURVES, early)
 
@@ -163,14 +179,16 @@ class Distances(NamedTuple):
 
 
 def compare_passes(
-    run: Context, refined: Snapshot, unrefined: Snapshot, distance: Callable[[Tensor], float]
+    refined: Snapshot,
+    unrefined: Snapshot,
+    text: Conditioning,
+    seeds: Sequence[int],
+    distance: Callable[[Tensor], float],
 ) -> dict[int, Distances]:
-    """Distances by number of passes, of samples of training captions with seeds that nothing else uses. Each shell
-    makes one step. The unrefined model has no guidance, which would double its cost; its shells repeat the levels
-    below, so that it costs a little more all the same."""
-    rows = run.pick("train", CHOICE)
-    _, text = run.images_and_text(rows)
-    seeds = [key(run.settings.seed, "choice", row) for row in rows]
+    """Distances by number of passes, of samples of these captions and seeds.
+
+    Each shell makes one step. The unrefined model has no guidance, which would double its cost; its shells repeat
+    the levels below, so that it costs a little more all the same."""
     plain = replace(unrefined.config.sampling, guidance=1.0, early_exit=False)
     shells = [1] * len(refined.config.shells)
     return {
