@@ -15,6 +15,7 @@ from pipeline.adversarial.losses import kernel_distance
 from pipeline.adversarial.whitening import Whitening
 
 Float64 = NDArray[np.float64]
+CACHED = 4  # images whose feature maps stay in a CPU's cache: half the time of 64 at 128 px
 
 
 class RandomFeatures:
@@ -48,6 +49,10 @@ class RandomFeatures:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B,dim] of float32 images [B,3,R,R] in 0..255."""
+        together = CACHED if images.device.type == "cpu" else max(len(images), 1)
+        return torch.cat([self._features(few) for few in images.split(together)])
+
+    def _features(self, images: Tensor) -> Tensor:
         x = (images - 127.5) / 63.75
         features = []
         for stage, (kernel, bias) in enumerate(self.weights):
