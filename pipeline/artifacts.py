@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -244,11 +244,17 @@ def directory_digest(path: str | os.PathLike[str]) -> str:
     return str(read_manifest(path)["digest"])
 
 
-def latest_valid(parent: str | os.PathLike[str], prefix: str) -> Path | None:
+def latest_valid(
+    parent: str | os.PathLike[str],
+    prefix: str,
+    check: Callable[[Path], None] | None = None,
+    passed_over: Callable[[Path, PipelineError], None] | None = None,
+) -> Path | None:
     """The last child directory `prefix*`, by name, that verifies, or None.
 
-    Damaged ones after it are moved to `parent/quarantine/`, each with a file that gives the reason, and partial
-    copies of killed writers are removed. So only the process that writes may call it.
+    `check(child)` raises StorageError where a directory that verifies is still of no use. Damaged and useless ones
+    are given to `passed_over`, with the reason, and moved to `parent/quarantine/`, each with a file that gives the
+    reason; partial copies of killed writers are removed. So only the process that writes may call it.
     """
     folder = Path(parent)
     if not folder.is_dir():
@@ -263,8 +269,12 @@ def latest_valid(parent: str | os.PathLike[str], prefix: str) -> Path | None:
             continue
         try:
             verify_directory(child)
+            if check is not None:
+                check(child)
         except PipelineError as exc:
             _quarantine(child, str(exc))
+            if passed_over is not None:
+                passed_over(child, exc)
             continue
         return child
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -11,12 +10,15 @@ from typing import Any, TextIO
 
 from pipeline.progress import ProgressBar
 from pipeline.tracking import stage_run
+from pipeline.training.records import NOTICES, parse_lines, warn
 
 POLL_SECONDS = 1.0
 
 
 class Tail:
-    """New complete records of a growing JSON-lines file, which may also be truncated and replaced."""
+    """New complete records of a growing JSON-lines file, which may also be truncated and replaced.
+
+    Damaged lines are counted on stderr."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,19 +38,23 @@ class Tail:
         if not lines:
             return []
         self._offset += len(lines) + 1
-        records = [json.loads(line) for line in lines.split(b"\n")]
+        records, damaged = parse_lines(lines)
+        if damaged:
+            warn(f"{self.path}: {len(damaged)} damaged lines are left out")
         fresh = [record for record in records if (record["nimg"], record["time"]) not in self._seen]
         self._seen.update((record["nimg"], record["time"]) for record in fresh)
         return fresh
 
 
 class ProgressWatch:
-    """A thread that follows a run folder while a worker trains: shows progress, and feeds the tracker."""
+    """A thread that follows a run folder while a worker trains: shows progress and the notices of other processes
+    (Ray keeps what its workers print), and feeds the tracker."""
 
     def __init__(self, stage: str, run_dir: Path, run: stage_run.StageRun, out: TextIO | None = None) -> None:
         self.run_dir, self.run = run_dir, run
         self._bar = ProgressBar(stage, out=out)
         self._tail = Tail(run_dir / "progress.jsonl")
+        self._notices: dict[Path, Tail] = {}
         self._logged: set[Path] = set()
         self._started = time.time()
         self._stop = threading.Event()
@@ -68,7 +74,14 @@ class ProgressWatch:
         while not self._stop.wait(POLL_SECONDS):
             self._poll()
 
+    def _show_notices(self) -> None:
+        for path in [*self.run_dir.glob(NOTICES), *self.run_dir.glob(f"*/{NOTICES}")]:
+            for record in self._notices.setdefault(path, Tail(path)).read():
+                if record["pid"] != os.getpid() and record["time"] >= self._started:
+                    warn(record["text"])
+
     def _poll(self, final: bool = False) -> None:
+        self._show_notices()
         records = self._tail.read()
         if records:
             self.run.log_batch(records)

@@ -17,6 +17,7 @@ from pipeline import artifacts
 from pipeline.errors import ConfigError, InputMissing, StorageError
 from pipeline.models.config import CoreConfig, ShellConfig, SnapshotConfig
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_core, build_shell, pyramid_levels
+from pipeline.models.finite import require_finite
 from pipeline.models.statistics import Statistics
 
 
@@ -65,7 +66,9 @@ def write_snapshot(
     folder: Path, denoiser: Denoiser, config: SnapshotConfig, early: Weights | None = None
 ) -> None:
     """Write model.safetensors and config.json, and early.safetensors if there are early weights (by the names of
-    the denoiser's state), into an existing folder (the caller commits it)."""
+    the denoiser's state), into an existing folder (the caller commits it).
+
+    Raises StorageError where a weight is not finite."""
     _write_weights(denoiser.state_dict(), folder / "model.safetensors")
     if early is not None:
         _write_weights(early, folder / "early.safetensors")
@@ -74,6 +77,7 @@ def write_snapshot(
 
 def _write_weights(weights: Weights, path: Path) -> None:
     whole = {name: tensor.detach().float().contiguous().cpu() for name, tensor in weights.items()}
+    require_finite(whole, str(path), "run it again: it continues from the last checkpoint")
     save_file({name: tensor.clone() for name, tensor in whole.items()}, path)
 
 

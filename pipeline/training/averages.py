@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.diffusion.ema import Profile, mixing_weights
+from pipeline.models.finite import require_finite
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.state import Learner, TrainState
 
@@ -41,8 +42,9 @@ class Averages:
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Store when due."""
         if rank_and_size()[0] == 0 and state.nimg in self.moments:
-            tensors = {name: tensor.cpu().clone() for name, tensor in self.learner.emas.items()}
-            with artifacts.commit_directory(self.path(state.nimg), {"nimg": state.nimg}) as folder:
+            path, tensors = self.path(state.nimg), {n: t.cpu().clone() for n, t in self.learner.emas.items()}
+            require_finite(tensors, str(path), "run it again: it continues from the last checkpoint")
+            with artifacts.commit_directory(path, {"nimg": state.nimg}) as folder:
                 save_file(tensors, folder / "averages.safetensors")
 
     def mixed(self, std: float) -> Tensor:

@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import Lineage, SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import Denoiser, set_dtype
+from pipeline.models.finite import require_finite_metrics
 from pipeline.models.kernels import mean_kernel_px, mixes
 from pipeline.models.resample import resize
 from pipeline.models.snapshot import Snapshot, Weights, at_resolution, describe, load_snapshot, save_snapshot
@@ -30,7 +31,8 @@ from pipeline.rng import generator_for, key
 from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.fit import Hook, Step, fit
-from pipeline.training.hooks import Checkpoints, Intervals, Progress, Snapshots, failpoint, read_records
+from pipeline.training.hooks import Checkpoints, Intervals, Progress, Snapshots, failpoint
+from pipeline.training.records import notice, read_records
 from pipeline.training.reports import GRID, save_grid, save_kernels, write_curves
 from pipeline.training.schedule import StepSettings
 from pipeline.training.state import TrainState
@@ -73,10 +75,15 @@ class GrowthRound:
         return self.folder / "result"
 
     def finished(self) -> bool:
-        """Whether the result exists and verifies; a damaged one is trained again."""
+        """Whether the result exists and verifies; a damaged one is named, and trained again."""
+        if not self.result.exists():
+            return False
         try:
             artifacts.verify_directory(self.result)
-        except StorageError:
+        except StorageError as error:
+            if rank_and_size()[0] == 0:
+                text = f"{error.code} {error.where}: {error.problem}; this round of growth is finished again"
+                notice(self.folder, self.start, text)
             return False
         return True
 
@@ -201,6 +208,7 @@ class TrainContext(Generic[S]):
             return
         records = read_records(self.folder / "progress.jsonl")
         parameters = sum(p.numel() for p in denoiser.parameters())
+        require_finite_metrics(metrics, f"{self.stage}: metrics.json", "lower the learning rate")
         with artifacts.commit_directory(self.folder / "result", {"stage": self.stage}) as folder:
             save_snapshot(folder / "model", denoiser, config, early)
             reports = folder / "reports"
@@ -208,7 +216,9 @@ class TrainContext(Generic[S]):
             for suffix, names in curves.items():
                 write_curves(reports / f"curves{suffix}.csv", records, names)
             summary = {"parameters": parameters, "num_images": self.settings.num_images, **metrics}
-            (reports / "metrics.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
+            (reports / "metrics.json").write_text(
+                json.dumps(summary, indent=1, sort_keys=True, allow_nan=False) + "\n"
+            )
             snapshot = load_snapshot(folder / "model", self.device)
             for loaded in (snapshot.denoiser, snapshot.early):
                 if loaded is not None:

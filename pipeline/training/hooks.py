@@ -17,8 +17,10 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline import artifacts
+from pipeline.errors import StorageError
 from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
+from pipeline.training.records import notice, truncate
 from pipeline.training.state import TrainState
 
 
@@ -54,7 +56,8 @@ class Snapshots:
     images (0: never) of the clock that begins at `start`.
 
     The watcher removes what it has seen; without one, the newest KEEP stay. `write(folder)` writes the model and
-    leaves the state as it was. Training does not depend on any of this, and goes on if the disk is full."""
+    leaves the state as it was. Training does not depend on any of this, and goes on if the disk is full or a weight
+    is not finite."""
 
     KEEP = 2
 
@@ -73,7 +76,7 @@ class Snapshots:
             path = self.folder / f"nimg-{nimg:012d}"
             with artifacts.commit_directory(path, {"nimg": nimg}, forced=False) as folder:
                 self.write(folder)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             print(f"warning: no snapshot at image {nimg}: {error}", file=sys.stderr)
         for old in sorted(self.folder.glob("nimg-????????????"))[: -self.KEEP]:
             shutil.rmtree(old, ignore_errors=True)  # The watcher may be removing it as well.
@@ -113,24 +116,12 @@ class Progress:
         if rank_and_size()[0]:
             return
         kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if kept.keys() != metrics.keys():
+            lost = ", ".join(f"{name} {value}" for name, value in metrics.items() if name not in kept)
+            notice(self.path.parent, self.start + nimg, f"at image {self.start + nimg} not recorded: {lost}")
         record = {"nimg": self.start + nimg, "total": self.total, "time": time.time(), "metrics": kept}
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def read_records(path: Path) -> list[dict[str, object]]:
-    """Records of a progress file; an incomplete last line is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-
-
-def truncate(path: Path, nimg: int) -> None:
-    """Drop records beyond `nimg`, whose steps will be repeated."""
-    records = [r for r in read_records(path) if int(str(r["nimg"])) <= nimg]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
-    temporary.replace(path)
 
 
 class Every:

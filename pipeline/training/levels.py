@@ -208,7 +208,9 @@ class HeldOut:
         with ExitStack() as chosen:
             for i, level in enumerate(self.levels):
                 errors = ((self.error(i, average), std, average) for std, average in averages[i].candidates())
-                error, std, best = min(errors, key=lambda candidate: candidate[0])
+                error, std, best = min(
+                    errors, key=lambda each: each[0] if math.isfinite(each[0]) else math.inf
+                )
                 metrics |= {f"held_out_error{level.suffix}": error, f"ema_std{level.suffix}": std}
                 chosen.enter_context(self.learners[i].using(best))
             self.levels[-1].level.eval()

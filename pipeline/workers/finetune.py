@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.config import Lineage, SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_shell, pyramid_levels
+from pipeline.models.finite import require_finite_metrics
 from pipeline.models.snapshot import Snapshot, Weights, load_snapshot, save_snapshot
 from pipeline.rng import key
 from pipeline.training.context import GrowthRound, TrainContext, check_parent
@@ -124,6 +125,7 @@ class Growing:
                 curves = {suffix: [f"loss{suffix}", f"error{suffix}"] for suffix in suffixes}
                 run.export(denoiser, config, metrics, curves, early)
                 return
+            require_finite_metrics(metrics, f"{run.stage}: metrics.json", "lower the learning rate")
             with artifacts.commit_directory(growth.result, {"stage": run.stage}) as folder:
                 save_snapshot(folder / "model", denoiser, config, early)
                 (folder / "metrics.json").write_text(json.dumps(metrics))

@@ -14,7 +14,7 @@ from pipeline.models.layers import MPConv
 from pipeline.rng import generator_for
 from pipeline.training import checkpoint
 from pipeline.training.distributed import average_gradient, local_shards
-from pipeline.training.hooks import Progress, due, read_records
+from pipeline.training.hooks import due
 from pipeline.training.schedule import linear_decay_lr
 from pipeline.training.state import Learner, TrainState
 
@@ -92,28 +92,6 @@ def test_a_saved_and_loaded_state_goes_on_with_the_same_bits(tmp_path: Path) -> 
         assert torch.equal(tensor, second.tensors()[name]), name
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
-    state = TrainState({"net": learner()}, nimg=4)
-    checkpoint.save(tmp_path, state)
-    state.nimg = 8
-    checkpoint.save(tmp_path, state)
-    file = tmp_path / "nimg-000000000008" / "state.safetensors"
-    damaged = bytearray(file.read_bytes())
-    damaged[-1] ^= 1
-    file.write_bytes(bytes(damaged))
-    fresh = TrainState({"net": learner(seed=3)})
-    checkpoint.resume(tmp_path, fresh)
-    assert fresh.nimg == 4
-    assert any((tmp_path / "quarantine").iterdir())
-
-
-def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
-    state = TrainState({"net": learner()})
-    for state.nimg in (4, 8, 12):
-        checkpoint.save(tmp_path, state)
-    assert sorted(p.name for p in tmp_path.glob("nimg-*")) == ["nimg-000000000008", "nimg-000000000012"]
-
-
 def test_a_checkpoint_of_another_model_is_refused() -> None:
     with pytest.raises(StorageError, match="this run has"):
         TrainState({"net": learner()}).load({"net.adam.exp_avg": torch.zeros(3)}, 4, "somewhere")
@@ -157,19 +135,6 @@ def test_a_gradient_that_is_not_finite_stops_training() -> None:
     with pytest.raises(ConfigError, match="training at image 64: the gradient is not finite"):
         average_gradient(torch.tensor([1.0, math.nan]), 1, 64)
     assert list(local_shards(3)) == [0, 1, 2]
-
-
-def test_progress_is_cut_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
-    path, state = tmp_path / "progress.jsonl", TrainState({}, nimg=0)
-    progress = Progress(path, 8, 4, 100, 0)
-    for state.nimg in range(4, 33, 4):
-        progress(state, {"loss": torch.tensor(float(state.nimg))})
-    with open(path, "a") as file:
-        file.write('{"nimg": 36, "tor')
-    Progress(path, 8, 4, 100, 16)
-    records = read_records(path)
-    assert [r["nimg"] for r in records] == [8, 16]
-    assert records[1]["metrics"] == {"loss": 14.0}  # mean of the steps since the last record
 
 
 def test_intervals_are_due_once_each() -> None:

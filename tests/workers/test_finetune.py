@@ -17,7 +17,7 @@ from pipeline.diffusion.generate import generate
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import Snapshot, at_resolution, load_snapshot, save_snapshot
-from pipeline.training.hooks import read_records
+from pipeline.training.records import read_records
 from pipeline.workers import pretrain
 from pipeline.workers.finetune import finetune
 from tests.conftest import write_prepared

@@ -20,7 +20,7 @@ from pipeline.launch.worker import WorkerConfig
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import load_snapshot, save_snapshot
 from pipeline.training.denoising import DenoisingSettings, DenoisingStep
-from pipeline.training.hooks import read_records
+from pipeline.training.records import read_records
 from pipeline.training.state import Learner
 from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
