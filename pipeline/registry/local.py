@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+
+from pipeline.tracking import relocation, store
 
 TIMEOUT = 10.0  # seconds to wait for a writer
 
@@ -28,9 +29,7 @@ class LocalVersion:
 
 def database_of(uri: str) -> Path | None:
     """The file of the tracking URI `sqlite:///FILE`; None for others, or where the registry is elsewhere."""
-    if not uri.startswith("sqlite:///") or os.environ.get("MLFLOW_REGISTRY_URI"):
-        return None
-    return Path(uri.removeprefix("sqlite:///"))
+    return None if os.environ.get("MLFLOW_REGISTRY_URI") else store.database_of(uri)
 
 
 def read_aliases(database: Path, name: str) -> dict[str, str]:
@@ -47,16 +46,10 @@ def read_version(database: Path, name: str, number: str) -> LocalVersion | None:
     if not locations:
         return None
     tags = _rows(database, f"SELECT key, value FROM model_version_tags {where}", name, number)
-    return LocalVersion(dict(tags), _folder_of(locations[0][0]))
+    return LocalVersion(dict(tags), relocation.find_folder(locations[0][0], database))
 
 
 def _rows(database: Path, query: str, *values: str) -> list[tuple[Any, ...]]:
     address = f"{database.resolve().as_uri()}?mode=ro"
     with contextlib.closing(sqlite3.connect(address, timeout=TIMEOUT, uri=True)) as connection:
         return connection.execute(query, values).fetchall()
-
-
-def _folder_of(location: str | None) -> Path | None:
-    parts = urlsplit(location or "")
-    folder = Path(unquote(parts.path))
-    return folder if parts.scheme == "file" and not parts.netloc and folder.is_dir() else None

@@ -63,6 +63,8 @@ class Registry:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._database = local.database_of(store.tracking_uri(root))
+        if self._database is not None:
+            store.relocate(self._database)
 
     @functools.cached_property
     def _connection(self) -> tuple[MlflowClient, str]:

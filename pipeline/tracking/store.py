@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+from pipeline.tracking import relocation
+
 if TYPE_CHECKING:
+    from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
 
@@ -35,11 +40,9 @@ def public_uri(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def artifact_location(uri: str) -> str | None:
-    """URI of the artifact folder of a new experiment: beside a SQLite file; None if the server chooses it."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+def database_of(uri: str) -> Path | None:
+    """The file of the address `sqlite:///FILE`; None for other stores."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def quiet_mlflow(timeout: int = 10) -> None:
@@ -71,17 +74,52 @@ def connect(root: Path, timeout: int = 10) -> tuple[MlflowClient, str]:
 
     uri = tracking_uri(root)
     mlflow.set_tracking_uri(uri)
+    database = database_of(uri)
+    if database is not None:
+        relocate(database)
     client = mlflow.MlflowClient(uri)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client, client.create_experiment(name, artifact_location=artifact_location(uri))
+            return client, _create_experiment(client, name, database)
         except MlflowException:  # probably created by another process meanwhile
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
+    if database is not None and experiment.artifact_location == relocation.artifact_location(database):
+        _mark(client, experiment)
     return client, str(experiment.experiment_id)
+
+
+def _create_experiment(client: MlflowClient, name: str, database: Path | None) -> str:
+    """A new experiment, whose artifacts lie beside a SQLite file, or where the server says."""
+    if database is None:
+        return str(client.create_experiment(name))
+    location, tags = relocation.artifact_location(database), {relocation.MARK: relocation.BESIDE}
+    return str(client.create_experiment(name, artifact_location=location, tags=tags))
+
+
+def _mark(client: MlflowClient, experiment: Experiment) -> None:
+    """Mark an experiment of an older version, so that its folder may move."""
+    if relocation.MARK not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, relocation.MARK, relocation.BESIDE)
+
+
+def relocate(database: Path) -> None:
+    """Let a SQLite store whose folder has moved find its artifacts, and say so on stderr. A store that cannot be
+    written stays as it is."""
+    try:
+        former = relocation.relocate(database)
+    except sqlite3.Error as error:
+        print(
+            f"warning: {database}: its folder was moved, and it cannot be updated: {error}", file=sys.stderr
+        )
+        return
+    for location in former:
+        print(
+            f"{database.name}: artifacts are taken from this folder now, not from {location}", file=sys.stderr
+        )
 
 
 def failures() -> tuple[type[Exception], ...]:

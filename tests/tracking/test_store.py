@@ -15,5 +15,5 @@ def test_the_store_is_a_file_of_the_repository_unless_a_server_is_set(
     assert not (tmp_path / "mlflow.db").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     assert store.tracking_uri(tmp_path) == "http://host:5000"
-    assert store.artifact_location("http://host:5000") is None
+    assert store.database_of("http://host:5000") is None
     assert store.public_uri("http://me:pw@host:5000/x") == "http://host:5000/x"
