@@ -6,6 +6,9 @@ import importlib
 import json
 import os
 import shlex
+import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +18,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import copy_into_place
 from pipeline.compute import ComputeProfile
-from pipeline.errors import Busy, PipelineError, StorageError
+from pipeline.errors import Busy, PipelineError, StorageError, one_line
 from pipeline.launch.execution import RAY_ENV, execute
 from pipeline.launch.failures import FAILURE, failure_record, raise_failure
 from pipeline.launch.fingerprint import digest_path
@@ -24,9 +27,10 @@ from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.tracking import store
 
 JOB = "job.json"
-EXCLUDES = [
-    f"/{name}" for name in (".git", ".venv*", ".dvc", "data", "models", "reports", "runs", "mlartifacts")
-]
+CODE = ("pipeline", "stages")  # all that a job is given of the checkout
+UNREACHABLE_SECONDS = 600.0  # for which a cluster may not answer while a job trains
+# Of requests: no connection, a timeout, an answer of the server that it cannot serve just now.
+UNREACHABLE = (OSError, RuntimeError)
 FAILPOINTS = ("CRESCENDO_FAILPOINT", "CRESCENDO_FAILPOINT_FILE")
 
 
@@ -65,15 +69,25 @@ def run_as_job(
     os.environ.pop("RAY_ADDRESS", None)  # It would take precedence over the profile's address.
     try:
         client = JobSubmissionClient(profile.address)
-        job = _running_job(client, str(run_dir)) or client.submit_job(
-            entrypoint=f"python -m stages.job {shlex.quote(str(run_dir))}",
-            runtime_env={"working_dir": str(root), "excludes": EXCLUDES, "env_vars": _job_environment()},
-            metadata={"crescendo_run": str(run_dir)},
-        )
+        job = _running_job(client, str(run_dir)) or _submit(client, root, run_dir)
     except (ConnectionError, RuntimeError) as error:
         problem = f"no Ray cluster accepts the job ({error})"
         raise StorageError("E-IO-030", profile.address, problem, "check `address` and the cluster") from None
     _wait_for(client, job, stage, run_dir)
+
+
+def _submit(client: Any, root: Path, run_dir: Path) -> str:
+    """Upload the code, and start the job; its id. A copy is uploaded, since Ray digests the folder twice, and
+    nothing but CODE, so that neither data nor secrets leave the checkout."""
+    with tempfile.TemporaryDirectory(prefix="crescendo-job-") as package:
+        for name in CODE:
+            shutil.copytree(root / name, Path(package, name), ignore=shutil.ignore_patterns("__pycache__"))
+        job = client.submit_job(
+            entrypoint=f"python -m stages.job {shlex.quote(str(run_dir))}",
+            runtime_env={"working_dir": package, "env_vars": _job_environment()},
+            metadata={"crescendo_run": str(run_dir)},
+        )
+    return str(job)
 
 
 def _job_environment() -> dict[str, str]:
@@ -92,18 +106,62 @@ def _wait_for(client: Any, job: str, stage: str, run_dir: Path) -> None:
     from ray.job_submission import JobStatus
 
     try:
-        while not (status := client.get_job_status(job)).is_terminal():
-            time.sleep(POLL_SECONDS)
+        info = _final_info(client, job, stage)
     except KeyboardInterrupt:
-        client.stop_job(job)
+        try:
+            client.stop_job(job)
+        except UNREACHABLE as error:
+            log(stage, f"the job {job} could not be stopped and may train on ({one_line(str(error))})")
         raise
     raise_failure(run_dir)
-    if status != JobStatus.SUCCEEDED:
-        (run_dir / "job.log").write_text(client.get_job_logs(job), encoding="utf-8")
-        problem = f"the job {job} ended as {status.value}; its log is {run_dir / 'job.log'}"
+    if info.status != JobStatus.SUCCEEDED:
+        problem = f"the job {job} ended as {info.status.value}: {_reason(client, job, info, run_dir)}"
         raise Busy(
             "E-BUSY-031", stage, problem, "run the same command again to continue from the last checkpoint"
         )
+
+
+def _final_info(client: Any, job: str, stage: str) -> Any:
+    """What Ray knows of a job that has ended. The cluster may be out of reach meanwhile, as the job trains on.
+
+    Raises Busy where it is for UNREACHABLE_SECONDS."""
+    silent_since: float | None = None
+    while True:
+        try:
+            info = client.get_job_info(job)
+        except UNREACHABLE as error:
+            if silent_since is None:
+                silent_since = time.monotonic()
+                log(stage, f"the cluster does not answer, the job trains on ({one_line(str(error))})")
+            if time.monotonic() - silent_since > UNREACHABLE_SECONDS:
+                problem = f"the cluster has not answered for {UNREACHABLE_SECONDS:.0f} s"
+                fix = f"the job {job} may train on: run the same command again to join it"
+                raise Busy("E-BUSY-032", stage, problem, fix) from None
+        else:
+            if silent_since is not None:
+                log(stage, "the cluster answers again")
+            silent_since = None
+            if info.status.is_terminal():
+                return info
+        time.sleep(POLL_SECONDS)
+
+
+def _reason(client: Any, job: str, info: Any, run_dir: Path) -> str:
+    """Why a job ended: what Ray says, and where its log is if there is one."""
+    reason = one_line(info.message or "no reason given")
+    try:
+        logged = client.get_job_logs(job)
+    except UNREACHABLE:
+        return f"{reason} (its log could not be fetched)"
+    if not logged.strip():
+        return f"{reason} (it logged nothing)"
+    (run_dir / "job.log").write_text(logged, encoding="utf-8")
+    return f"{reason} (its log is {run_dir / 'job.log'})"
+
+
+def log(stage: str, line: str) -> None:
+    """To stderr."""
+    print(f"{stage}: {line}", file=sys.stderr, flush=True)
 
 
 def share_inputs(root: Path, storage: Path, run_dir: Path, inputs: Sequence[str]) -> Path:

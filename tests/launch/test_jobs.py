@@ -11,18 +11,21 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from ray.job_submission import JobStatus
 from ruamel.yaml import YAML
 
 from pipeline import artifacts
 from pipeline.compute import ComputeProfile
 from pipeline.config.params import parse_params
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import Busy, ConfigError, StorageError
 from pipeline.launch import execution, jobs
 from pipeline.launch.worker import WorkerConfig
 from pipeline.workers import pretrain
@@ -154,6 +157,98 @@ def test_no_cluster_is_one_line(tiny_tree: dict[str, Any], tiny_root: Path, tmp_
     with pytest.raises(StorageError, match="no Ray cluster accepts the job") as caught:
         jobs.run_as_job("pretrain", pretrain.pretrain, config, profile, ["data/prepared"])
     assert "\n" not in str(caught.value)
+
+
+# --- Against a client that answers as it is told.
+
+
+@dataclass
+class FakeClient:
+    """Answers of `get_job_info` in order, the last one again and again; an exception is raised."""
+
+    answers: list[Any]
+    logs: str = ""
+    submitted: list[set[str]] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+
+    def get_job_info(self, _: str) -> Any:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return SimpleNamespace(status=answer, message="the entrypoint\nwas not found")
+
+    def get_job_logs(self, _: str) -> str:
+        return self.logs
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
+        raise ConnectionError("gone")
+
+    def submit_job(self, runtime_env: dict[str, Any], **_: object) -> str:
+        package = Path(runtime_env["working_dir"])
+        self.submitted.append({str(path.relative_to(package)) for path in package.rglob("*")})
+        return "job-1"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.0)
+
+
+BLIPS = [ConnectionError("refused"), RuntimeError("Request failed with status code 502")]
+
+
+def test_the_client_waits_through_a_blip_and_says_so(
+    impatient: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running, done = JobStatus.RUNNING, JobStatus.SUCCEEDED
+    jobs._wait_for(FakeClient([running, *BLIPS, running, *BLIPS, done]), "job-1", "pretrain", tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == 2 * [
+        "pretrain: the cluster does not answer, the job trains on",
+        "pretrain: the cluster answers again",
+    ]
+
+
+def test_a_cluster_that_stays_away_is_one_line_and_the_job_may_be_joined(
+    impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "UNREACHABLE_SECONDS", 0.0)
+    with pytest.raises(Busy, match=r"E-BUSY-032 .* run the same command again to join it"):
+        jobs._wait_for(FakeClient([BLIPS[0]]), "job-1", "pretrain", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("logs", "end"), [("", "it logged nothing"), ("Traceback\n", "its log is .*job.log")]
+)
+def test_a_job_that_failed_says_why_and_where_its_log_is(
+    impatient: None, tmp_path: Path, logs: str, end: str
+) -> None:
+    client = FakeClient([JobStatus.FAILED], logs)
+    with pytest.raises(Busy, match=rf"ended as FAILED: the entrypoint\\nwas not found \({end}") as caught:
+        jobs._wait_for(client, "job-1", "pretrain", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "job.log").is_file() == bool(logs)
+
+
+def test_a_job_that_cannot_be_stopped_is_named(
+    impatient: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = FakeClient([KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        jobs._wait_for(client, "job-1", "pretrain", tmp_path)
+    assert client.stopped == ["job-1"]
+    assert "job-1 could not be stopped and may train on" in capsys.readouterr().err
+
+
+def test_nothing_but_code_leaves_the_checkout(checkout: Path, tmp_path: Path) -> None:
+    for name in (".env.local", ".netrc", "id_rsa", "deploy.key", "train.log"):
+        (checkout / name).write_text("secret")
+    client = FakeClient([JobStatus.SUCCEEDED])
+    assert jobs._submit(client, checkout, tmp_path / "run") == "job-1"
+    (names,) = client.submitted
+    assert {Path(name).parts[0] for name in names} == {"pipeline", "stages"}
+    assert "stages/job.py" in names and not any("__pycache__" in name for name in names)
 
 
 def test_inputs_reach_the_shared_storage_once_a_digest(project: Path, tmp_path: Path) -> None:
