@@ -39,7 +39,7 @@ def match_octaves(
         factor = float((wanted.double().cpu() / torch.stack(powers).mean()).sqrt())
         if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
             factor = 1.0
-        level.net.out_gain *= factor
+        level.net.out_gain.mul_(factor)
         factors[level.resolution] = factor
     return factors
 

@@ -164,8 +164,10 @@ def build_verdict(
 def add_training_spread(verdict: PassVerdict, section: Evaluate) -> PassVerdict:
     """The verdict with what `evaluate.training_spread` says of its rules."""
     known = {
-        each.rule: dict(zip(section.num_passes, each.half_widths, strict=True)).get(verdict.passes)
+        each.rule: half_width
         for each in section.training_spread
+        for passes, half_width in zip(section.num_passes, each.half_widths, strict=True)
+        if passes == verdict.passes
     }
     rules = tuple(replace(rule, training=known.get(rule.name)) for rule in verdict.rules)
     return replace(verdict, rules=rules)
