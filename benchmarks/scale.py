@@ -32,7 +32,7 @@ from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.diffusion.pyramid import sample_pyramid
-from pipeline.diffusion.schedule import share_steps
+from pipeline.diffusion.schedule import steps_by_level
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import (
@@ -136,7 +136,7 @@ class Plan(NamedTuple):
 
 def steps_at_levels(denoiser: Denoiser, num_steps: int) -> list[int]:
     """Steps of `sample_pyramid` at each level, core first, by default settings."""
-    return share_steps(num_steps, len(pyramid_levels(denoiser)), SamplerSettings.shell_steps)
+    return steps_by_level(pyramid_levels(denoiser), SamplerSettings(num_steps))
 
 
 def kept_bytes(work: Callable[[], object], model: nn.Module) -> int:

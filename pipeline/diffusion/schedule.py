@@ -1,16 +1,18 @@
 """Which noise levels a sampler visits, and with which level of the pyramid.
 
-Every handover to a shell is a level of the grid, and every level of the pyramid gets its share of the steps. A
-schedule says how a level's steps lie between its start and its end: in equal steps of ln sigma (`geometric`); by
-the law of Karras et al. (arXiv 2206.00364, eq. 5) with rho = 7 (`karras`); or in equal steps of the information
-that they bring, dH / d ln sigma = E|x - D|^2 / sigma^2 (Stancevic et al., arXiv 2504.13612), whole (`entropic`) or
-to the power of RESCALED (`rescaled`). The model knows its own error: it learns u(sigma) while it trains.
+Every handover to a shell is a level of the grid. The steps are shared by how far ln sigma falls on each level of
+the pyramid: a shell between two others covers little of it. A schedule says how a level's steps lie between its
+start and its end: in equal steps of ln sigma (`geometric`); by the law of Karras et al. (arXiv 2206.00364, eq. 5)
+with rho = 7 (`karras`); or in equal steps of the information that they bring, dH / d ln sigma = E|x - D|^2 /
+sigma^2 (Stancevic et al., arXiv 2504.13612), whole (`entropic`) or to the power of RESCALED (`rescaled`). The model
+knows its own error: it learns u(sigma) while it trains.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -38,12 +40,10 @@ def grids(
     sigma_max * R / R_core down to 0. The last one of a level is the first one of the next. A handover is at most
     half the level of the one before, however high it is set.
 
-    steps: of each level, at least 1 (None: `share_steps` of `settings.num_steps`)."""
-    steps = steps or share_steps(settings.num_steps, len(pyramid), settings.shell_steps)
+    steps: of each level, at least 1 (None: `steps_by_level`)."""
+    steps = steps or steps_by_level(pyramid, settings, sigma_max)
     top = pyramid[-1].resolution
-    starts = [sigma_max * top / pyramid[0].resolution]
-    for handover in handovers(pyramid, settings.handover):
-        starts.append(min(handover, starts[-1] / 2))
+    starts = starts_of(pyramid, settings, sigma_max)
     *coarse, finest = zip(pyramid, steps, starts, strict=True)
     visited = [
         nodes(settings.schedule, level, top, n + 1, start, end)
@@ -54,12 +54,35 @@ def grids(
     return [*visited, torch.cat([nodes(settings.schedule, level, top, n, start, last), torch.zeros(1)])]
 
 
-def share_steps(num_steps: int, num_levels: int, shell_steps: int) -> list[int]:
-    """Steps of each level, core first: equal shares, the finest first where they are not, at least 1 and of
-    a shell at most `shell_steps`; the core takes the rest."""
-    equal, more = divmod(max(num_steps, num_levels), num_levels)
-    shells = [min(equal + (i >= num_levels - more), shell_steps) for i in range(1, num_levels)]
-    return [max(num_steps, num_levels) - sum(shells), *shells]
+def steps_by_level(
+    pyramid: Sequence[Denoiser], settings: SamplerSettings, sigma_max: float = 80.0
+) -> list[int]:
+    """The steps of each level, core first: `settings.num_steps`, shared by how far ln sigma falls on each level.
+    The last step, to 0, counts as MAX_STEP."""
+    starts = starts_of(pyramid, settings, sigma_max)
+    lengths = [math.log(start / end) for start, end in pairwise(starts)]
+    lengths.append(max(math.log(starts[-1] / MAX_LAST_SIGMA), 0) + MAX_STEP)
+    return share_steps(settings.num_steps, lengths, settings.shell_steps)
+
+
+def share_steps(num_steps: int, lengths: Sequence[float], shell_steps: int) -> list[int]:
+    """One step for each level, of these lengths, core first; a second one for the finest, which a single step
+    leaves blurred. Each further step goes to the level whose steps are the longest even with it (the finer one of
+    equals), of a shell only up to `shell_steps`."""
+    steps, finest = [1] * len(lengths), len(lengths) - 1
+    for _ in range(num_steps - len(lengths)):
+        have_room = [i for i, n in enumerate(steps) if i == 0 or n < shell_steps]
+        gains = [(i == finest and steps[i] == 1, lengths[i] / (steps[i] + 1), i) for i in have_room]
+        steps[max(gains)[-1]] += 1
+    return steps
+
+
+def starts_of(pyramid: Sequence[Denoiser], settings: SamplerSettings, sigma_max: float) -> list[float]:
+    """The noise level at which each level starts, core first, in units of the top resolution."""
+    starts = [sigma_max * pyramid[-1].resolution / pyramid[0].resolution]
+    for handover in handovers(pyramid, settings.handover):
+        starts.append(min(handover, starts[-1] / 2))
+    return starts
 
 
 def handover_of(handover: Sequence[float], octave: int) -> float:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.adversarial.few_step import generate_refined
 from pipeline.diffusion.generate import Generated, generate
 from pipeline.diffusion.samplers import ADAPTIVE
-from pipeline.diffusion.schedule import grids
+from pipeline.diffusion.schedule import grids, steps_by_level
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import pyramid_levels
@@ -166,7 +166,7 @@ def settings_within(snapshot: Snapshot, model: str, costs: Sequence[int], budget
     """The settings of a model that use up a budget: no level has room for another step.
 
     `costs`: of one call of each level, core first. Every level makes at least one call; where the budget allows
-    none, there is no setting. Of more than MAX_SETTINGS the most even ones are returned."""
+    none, there is no setting. Of more than MAX_SETTINGS those nearest to the sampler's own shares are returned."""
     own = snapshot.config.sampling
     found = []
     for guidance in sorted({1.0, own.guidance}):
@@ -174,7 +174,9 @@ def settings_within(snapshot: Snapshot, model: str, costs: Sequence[int], budget
         found += [replace(whole, steps=steps) for steps in _steps_within(snapshot, whole, costs, budget)]
     # With guidance that no step has, a setting is that without guidance.
     distinct = {(each.steps, cost_of(each, snapshot, costs)): each for each in reversed(found)}
-    ordered = sorted(distinct.values(), key=lambda each: (_spread(each), each.steps, each.describe()))
+    ordered = sorted(
+        distinct.values(), key=lambda each: (_from_own(each, snapshot), each.steps, each.describe())
+    )
     return ordered[:MAX_SETTINGS]
 
 
@@ -194,9 +196,12 @@ def _steps_within(
             yield steps
 
 
-def _spread(contender: Contender) -> int:
-    steps = contender.steps or (0,)
-    return max(steps) - min(steps)
+def _from_own(contender: Contender, snapshot: Snapshot) -> int:
+    """How many steps other levels make than in the sampler's own grid of as many steps, times 2."""
+    assert contender.steps is not None and contender.settings is not None
+    settings = replace(contender.settings, num_steps=sum(contender.steps))
+    own = steps_by_level(pyramid_levels(snapshot.denoiser), settings)
+    return sum(abs(a - b) for a, b in zip(contender.steps, own, strict=True))
 
 
 def choose(

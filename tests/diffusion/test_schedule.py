@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 import torch
@@ -10,7 +10,15 @@ import torch
 from pipeline.diffusion.noise import karras_sigmas
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.samplers import MAX_RATIO, History
-from pipeline.diffusion.schedule import MAX_LAST_SIGMA, SCHEDULES, grids, handovers, nodes, share_steps
+from pipeline.diffusion.schedule import (
+    MAX_LAST_SIGMA,
+    SCHEDULES,
+    grids,
+    handovers,
+    nodes,
+    share_steps,
+    steps_by_level,
+)
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import Denoiser, pyramid_levels
@@ -67,17 +75,36 @@ def test_levels_fall_even_where_a_handover_is_set_above_the_one_before(
     ("num_steps", "expected"),
     [
         (1, [1, 1, 1]),
-        (3, [1, 1, 1]),
         (4, [1, 1, 2]),
-        (5, [1, 2, 2]),
-        (11, [3, 4, 4]),
-        (12, [4, 4, 4]),
+        (5, [2, 1, 2]),
+        (8, [4, 1, 3]),
+        (12, [7, 1, 4]),
+        (14, [9, 1, 4]),
+        (15, [9, 2, 4]),
         (40, [32, 4, 4]),
     ],
 )
-def test_steps_are_shared_equally_until_the_shells_have_enough(num_steps: int, expected: list[int]) -> None:
-    assert share_steps(num_steps, 3, shell_steps=4) == expected
-    assert share_steps(num_steps, 1, shell_steps=4) == [num_steps]
+def test_steps_are_shared_by_length_until_the_shells_have_enough(num_steps: int, expected: list[int]) -> None:
+    assert share_steps(num_steps, [4.7, 1.0, 4.5], shell_steps=4) == expected
+    assert share_steps(num_steps, [4.7], shell_steps=4) == [num_steps]
+    assert share_steps(num_steps, [4.7, 1.0, 4.5], shell_steps=1)[1:] == [1, 1]
+
+
+def test_levels_of_equal_length_make_equally_many_steps_the_finest_first() -> None:
+    assert [share_steps(n, [2.0, 2.0], 4) for n in (3, 4, 8, 9)] == [[1, 2], [2, 2], [4, 4], [5, 4]]
+
+
+@pytest.mark.parametrize("num_steps", [3, 6, 9, 16, 40])
+def test_no_level_has_a_step_that_another_one_needs_more(pyramid: list[Denoiser], num_steps: int) -> None:
+    settings = SamplerSettings(num_steps, shell_steps=99)
+    steps = steps_by_level(pyramid, settings)
+    assert sum(steps) == num_steps
+    visited = grids(pyramid, settings)
+    assert [len(grid) - 1 for grid in visited] == steps
+    lengths = [math.log(float(grid[0] / grid[-1])) for grid in visited[:-1]]
+    for i, j in permutations(range(len(lengths)), 2):
+        if steps[i] > 1:
+            assert lengths[i] / steps[i] >= lengths[j] / (steps[j] + 1) - 1e-9
 
 
 def test_a_core_alone_follows_the_published_law_of_karras(pyramid: list[Denoiser]) -> None:

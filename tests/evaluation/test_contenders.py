@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipeline.diffusion.schedule import grids
 from pipeline.errors import ConfigError
 from pipeline.evaluation.contenders import (
     TOLERANCE,
@@ -24,6 +25,7 @@ from pipeline.evaluation.contenders import (
 from pipeline.evaluation.entry import passes_to_measure
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
+from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import Snapshot
 from tests.builders import build_pyramid, snapshot_config
 
@@ -132,6 +134,21 @@ def test_settings_fit_their_budget_and_leave_no_room_for_a_step(limit: int, shel
         if each.settings is not None and each.settings.guidance == 1:
             assert sum(each.steps) == limit
     assert len({(each.steps, each.describe()) for each in found}) == len(found)
+
+
+def test_the_settings_that_are_tried_are_those_nearest_to_the_samplers_own_grid() -> None:
+    model = snapshot(shells=2)
+    found = settings_within(model, "finetuned", [1, 1, 1], Budget("eight_calls", 16, "nfe"))
+    steps = [each.steps for each in found if each.steps is not None]
+    own = [
+        [
+            len(grid) - 1
+            for grid in grids(pyramid_levels(model.denoiser), replace(GUIDED, num_steps=sum(each)))
+        ]
+        for each in steps
+    ]
+    moved = [sum(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in zip(steps, own, strict=True)]
+    assert moved == sorted(moved) and moved[0] == 0
 
 
 def test_a_budget_below_one_call_of_each_level_has_no_setting() -> None:
