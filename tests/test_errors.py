@@ -97,6 +97,9 @@ def test_statuses_of_other_exceptions() -> None:
 SHARED_CODES = {
     "E-CAP-003": "captions that are too long",
     "E-CAP-004": "captions that cannot be read from a row",
+    "E-CAP-005": "captions of images that are not there",
+    "E-CAP-006": "what may be captions and is not read",
+    "E-CAP-010": "captions that are not used, since an image has others",
     "E-CFG-020": "a model to start from that is of the wrong resolution",
     "E-CFG-043": "a number of images out of range",
     "E-IMG-001": "an empty image file",

@@ -60,6 +60,7 @@ class Data(Section):
     max_tokens: Annotated[int, Field(ge=4, le=128)]
     max_bad_fraction: Fraction
     split: Split
+    captions: Literal["auto", "metadata", "sidecar", "folder", "filename", "none"] = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> Data:
@@ -71,6 +72,11 @@ class Data(Section):
         require(bool(encoder), f"text_encoder: {self.text_encoder!r} is unknown. Fix: write {choices}")
         require(len(self.background) == 3, "background: needs 3 numbers (red, green, blue)")
         require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
+        apt = self.source in {"folder", "archive"} or self.captions in {"auto", "none"}
+        problem = (
+            f"captions: {self.captions} has no effect with source {self.source}. Fix: write auto or none"
+        )
+        require(apt, problem)
         total = math.fsum(self.split.model_dump().values())
         require(abs(total - 1) < 1e-6, f"split: the sum is {total:g}, must be 1")
         return self

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from pipeline import artifacts
 from pipeline.config.params import Data, Params
 from pipeline.errors import BadData
 from pipeline.prepare import shards, validation
+from pipeline.prepare.blocks import Layout
 from pipeline.prepare.clusters import join_similar
 from pipeline.prepare.ingest import (
-    Layout,
     OnProgress,
     TaskMapper,
     cache_key,
@@ -39,10 +40,10 @@ from pipeline.prepare.intake import (
     select,
     sort_out,
 )
-from pipeline.prepare.reports import attempts_in_words, problems_of, quarantine, thumbnails, write_reports
+from pipeline.prepare.reports import findings, problems_of, quarantine, thumbnails, write_reports
 from pipeline.prepare.sources.load import open_source
 from pipeline.prepare.splits import SPLITS, assign_splits
-from pipeline.prepare.validation import Report
+from pipeline.prepare.validation import CAPTIONS, Report
 from pipeline.text.load import load_text_encoder
 
 Log = Callable[[str], None]
@@ -85,7 +86,7 @@ def prepare(
     metrics, rows, ok = inspection.metrics(), inspection.rows(), inspection.items.ok
     quarantine(root / QUARANTINE, inspection)
     write_reports(root, data, metrics, inspection)
-    for line in attempts_in_words(inspection.items):
+    for line in findings(inspection, data):
         log(line)
     gate_items(inspection.items, data)
     gate_report(inspection.report)
@@ -136,14 +137,11 @@ def check(params: Params, root: Path, docs: Path | None, log: Log) -> None:
         f"{counts['n_quarantined']} to quarantine, {counts['n_duplicate']} duplicates")  # fmt: skip
     for code, lines in sorted(problems.items()):
         log(f"  {len(lines)} x {code}: {lines[0]}")
-    for line in attempts_in_words(inspection.items):
+    for line in findings(inspection, data):
         log(f"  {line}")
-    for note in inspection.notes:
-        log(f"  note: {note}")
     for outcome in (*inspection.report.failed("critical"), *inspection.report.failed("warning")):
-        examples = f" ({', '.join(outcome.examples[:3])})" if outcome.examples else ""
-        differ = f": {outcome.unexpected} differ{examples}" if outcome.unexpected else ""
-        log(f"  {outcome.severity}: {outcome.name}{differ}")
+        if outcome.name != CAPTIONS:  # of which `findings` tells
+            log(f"  {outcome.severity}: {outcome.failure}")
     gate_items(inspection.items, data)
     gate_report(inspection.report)
     log(similar_families(metrics))
@@ -165,6 +163,8 @@ def examine(
     source = open_source(data, root)
     listing = source.listing()
     items = select(listing.items, data.subset)
+    if data.captions == "none":
+        items = [replace(item, captions=()) for item in items]
     encoding = shards.choose_encoding(data.encoding, len(items), data.resolution)
     layout = Layout(data.resolution, params.core.resolution, encoding)
     cache = work / "pictures" / cache_key(data, layout)[:16]
@@ -200,13 +200,21 @@ def gate_items(items: SortedItems, data: Data) -> None:
     """Raise BadData if no image is usable, or a larger fraction than `max_bad_fraction` is not."""
     counts = items.counts()
     bad, total = counts["n_quarantined"], counts["n_in"]
-    fix = f"see {QUARANTINE}/report.jsonl; repair or remove these files"
-    first = f", first: {items.quarantined[0].item.where}" if items.quarantined else ""
+    if items.ok and bad <= data.max_bad_fraction * total:
+        return
+    first, fix = "", f"see {QUARANTINE}/report.jsonl"
+    if items.quarantined and (problem := items.quarantined[0].problem):
+        alike = sum(
+            each.problem is not None and each.problem.code == problem.code for each in items.quarantined
+        )
+        first = f", {alike} by {problem.code}, such as {problem.where}, which {problem.problem}"
+        fix = f"{problem.fix}; {QUARANTINE}/report.jsonl lists all"
     if not items.ok:
         raise BadData("E-DAT-002", data.source, f"none of {total} images is usable{first}", fix)
-    if bad > data.max_bad_fraction * total:
-        problem = f"{bad} of {total} images are unusable, max_bad_fraction is {data.max_bad_fraction:g}"
-        raise BadData("E-DAT-001", data.source, problem + first, fix + ", or raise data.max_bad_fraction")
+    problem_text = (
+        f"{bad} of {total} images are unusable, max_bad_fraction is {data.max_bad_fraction:g}{first}"
+    )
+    raise BadData("E-DAT-001", data.source, problem_text, fix)
 
 
 def gate_report(report: Report) -> None:
@@ -214,6 +222,6 @@ def gate_report(report: Report) -> None:
     failed = report.failed("critical")
     if failed:
         first = failed[0]
-        examples = f" (for example {', '.join(first.examples)})" if first.examples else ""
-        problem = f"{len(failed)} critical expectations failed, first: {first.name}{examples}"
+        others = f", and {len(failed) - 1} more expectations failed" if len(failed) > 1 else ""
+        problem = f"{first.failure}{others}"
         raise BadData("E-DAT-003", PREPARED, problem, f"open {DATA_DOCS}/index.html and repair the data")

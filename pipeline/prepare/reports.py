@@ -6,7 +6,8 @@ import base64
 import hashlib
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.prepare.sources.source import Item, Source
 SHEET = {"train": 64, "val": 16, "test": 32}  # images of each split on the contact sheet
 SHEET_COLUMNS = 16
 SHEET_PIXELS = 96  # side of the largest image on it
+MANY, NEARLY_ALL = 10, 0.9  # images with one caption, and their part of those with any, that are odd
 MAX_KEPT = 2**30  # bytes of a file that is put into quarantine
 
 
@@ -114,6 +116,44 @@ def problems_of(inspection: Inspection) -> dict[str, list[str]]:
     for item, original in inspection.items.duplicates:
         problems["duplicate"].append(f"{item.item.where} has the same pixels as {original.item.where}")
     return dict(problems)
+
+
+def findings(inspection: Inspection, data: Data) -> list[str]:
+    """What a user should know of a source, a line each: its captions, files beside the images, failed attempts."""
+    items = [image.item for image in inspection.items.ok]
+    captions = captions_in_words(items, data.captions)
+    return [*captions, *notes_in_words(inspection.notes), *attempts_in_words(inspection.items)]
+
+
+def captions_in_words(items: Sequence[Item], rule: str) -> list[str]:
+    """Where the captions of usable items are from, and what is odd about that. `rule` is `data.captions`."""
+    own = "the source's own"
+    origins = Counter((item.origin or own) if item.captions else "none" for item in items)
+    without = [item.where for item in items if not item.captions]
+    del origins["none"]
+    counts = [f"{count} from {origin}" for origin, count in origins.most_common()]
+    lines = [f"captions of {len(items)} images: {listed([*counts, f'{len(without)} without'], 12)}"]
+    if without and rule != "none":
+        lines.append(f"warning: {_images(without)} no caption: {listed(without, 3)}")
+    texts = Counter(text for item in items for text in set(item.captions[:1]))
+    text, count = max(texts.items(), key=lambda pair: pair[1], default=("", 0))
+    if count >= MANY and count >= NEARLY_ALL * (len(items) - len(without)):
+        lines.append(f"warning: {count} of {len(items)} images have one caption, {text[:80]!r}")
+    return lines
+
+
+def _images(names: Sequence[str]) -> str:
+    return f"{len(names)} image has" if len(names) == 1 else f"{len(names)} images have"
+
+
+def notes_in_words(notes: Sequence[BadData]) -> list[str]:
+    """One line for each kind of note: the first, and how many there are."""
+    kinds: dict[tuple[str, str], list[BadData]] = defaultdict(list)
+    for note in notes:
+        kinds[note.code, note.fix].append(note)
+    return [
+        f"note: {f'{len(alike)} like this: ' if len(alike) > 1 else ''}{alike[0]}" for alike in kinds.values()
+    ]
 
 
 def attempts_in_words(items: SortedItems) -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
+from pipeline.prepare.wording import failure
 from pipeline.text.captions import MAX_CAPTION
 
 MIN_STD = 1.0  # grey levels; below it an image counts as blank
@@ -26,6 +27,7 @@ MIN_ENTROPY = 0.1  # bits; a white image with one thin line has more
 MIN_SHARPNESS = 5.0  # grey levels squared; an image enlarged four times has less
 MAX_ASPECT = 3.0
 USUAL_MODES = ("RGB", "RGBA", "L", "LA", "P", "SVG")
+CAPTIONS = "every image has a caption"
 _DETAILS = "details"  # Folder of Great Expectations' own pages.
 _EXAMPLES = 8
 
@@ -72,6 +74,11 @@ class Outcome:
     rows: int
     unexpected: int
     examples: tuple[str, ...]
+
+    @property
+    def failure(self) -> str:
+        """What is wrong, if it failed."""
+        return failure(self.name, self.unexpected, self.examples)
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ def _expectations(resolution: int, max_tokens: int) -> list[Any]:
             min_value=1,
             max_value=MAX_CAPTION,
         ),
-        expect(should, "every image has a caption", given, column="caption"),
+        expect(should, CAPTIONS, given, column="caption"),
         expect(should, "captions read like text", among, column="caption_flaws", value_set=[""]),
         expect(should, f"captions fit {max_tokens} tokens", between, column="tokens", max_value=max_tokens),
     ]

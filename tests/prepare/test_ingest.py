@@ -13,8 +13,9 @@ from pipeline.compute import ComputeProfile
 from pipeline.errors import BadData
 from pipeline.launch import execution
 from pipeline.prepare import ingest as module
+from pipeline.prepare.blocks import Layout
 from pipeline.prepare.framing import Framing
-from pipeline.prepare.ingest import IngestedItem, Layout, images_of, ingest, run_locally, stored_sums
+from pipeline.prepare.ingest import IngestedItem, images_of, ingest, run_locally, stored_sums
 from pipeline.prepare.shards import box_sums
 from pipeline.prepare.sources.folder import Folder
 

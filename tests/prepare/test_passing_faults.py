@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.errors import BadData, Busy
 from pipeline.prepare import ingest
+from pipeline.prepare.blocks import Layout
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.intake import sort_out
 from pipeline.prepare.reports import attempts_in_words
@@ -18,7 +19,7 @@ from pipeline.prepare.sources import patience
 from pipeline.prepare.sources.archive import Archive
 from pipeline.prepare.sources.folder import Folder
 
-LAYOUT = ingest.Layout(16, 8, "raw")
+LAYOUT = Layout(16, 8, "raw")
 FRAMING = Framing(16, "crop", (255, 255, 255))
 COUNT = 80
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.prepare.validation import Record, validate, write_index_page
+from pipeline.prepare.validation import Record, _expectations, validate, write_index_page
+from pipeline.prepare.wording import failure
 
 GOOD = [
     Record(
@@ -101,3 +102,14 @@ def test_the_index_page_escapes_what_came_from_data(tmp_path) -> None:
     page = (tmp_path / "index.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "<b>" not in page
     assert "The data did not pass" in page
+
+
+def test_every_failure_reads_as_what_is_wrong() -> None:
+    for expectation in _expectations(128, 16):
+        name = expectation.meta["name"]
+        words = failure(name, 3, ("a", "b", "c"))
+        assert words != name and words.endswith(" (a, b, c)")
+    assert failure("every image has a caption", 3, ("a", "b")) == "3 images have no caption (a, b and 1 more)"
+    assert failure("every image has a caption", 1, ("a",)) == "1 image has no caption (a)"
+    assert failure("at most 5% are blank", 9, ()) == "9 images are blank, more than 5%"
+    assert failure("captions fit 16 tokens", 1, ()).startswith("1 image has a caption of more than 16 tokens")

@@ -16,6 +16,6 @@ from pipeline.prepare.sources.folder import TreeSource
 class Archive(TreeSource):
     """The images in the archive `root / path`."""
 
-    def __init__(self, root: Path, path: str, framing: Framing) -> None:
+    def __init__(self, root: Path, path: str, framing: Framing, captions: str = "auto") -> None:
         """Raises InputMissing if there is no such file, BadData if it is not an archive."""
-        super().__init__(open_archive(root / path, path), path, framing)
+        super().__init__(open_archive(root / path, path), path, framing, captions)

@@ -18,11 +18,11 @@ def open_source(data: Data, root: Path) -> Source:
     if kind == "folder":
         from pipeline.prepare.sources.folder import Folder
 
-        return Folder(root, data.path, framing)
+        return Folder(root, data.path, framing, data.captions)
     if kind == "archive":
         from pipeline.prepare.sources.archive import Archive
 
-        return Archive(root, data.path, framing)
+        return Archive(root, data.path, framing, data.captions)
     if kind == "parquet":
         from pipeline.prepare.sources.parquet import Parquet
 

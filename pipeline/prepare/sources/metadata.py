@@ -1,22 +1,32 @@
-"""Captions of images in metadata files, as imagefolder has them: rows of file_name and texts."""
+"""Captions of images in metadata files: tables whose rows name a file and hold texts.
+
+Files named `metadata` or `captions` must be of use, others (`train.csv`) are used if they are: their rows must name
+images of the tree, and hold captions.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 from pipeline.errors import BadData
-from pipeline.prepare.sources.files import damage
+from pipeline.prepare.sources.files import File, Tree, Unread, listed, printable
+from pipeline.prepare.sources.matching import Names
+from pipeline.prepare.sources.patience import Patience, away
+from pipeline.prepare.sources.tables import CAPTION_COLUMNS, FILE_COLUMNS, Row, names_files, rows_of
 from pipeline.text.captions import MAX_CAPTION, normalise
 
-CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "label")
-_FIX = 'write {"file_name": "a.png", "text": "a caption"}'
-_FIX_TABLE = "give it the columns file_name and text"
 Texts = dict[str, list[str]]
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.tsv", "metadata.json")
+TABLES = {".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".parquet"}
+MAX_METADATA = 256 * 2**20
+MAX_TABLES = 1000  # that are looked into although their names do not say that they are metadata
+_FIX = "name one column file_name and one text"
+_INSTEAD = "or set data.captions to sidecar, folder, filename or none"
+_METADATA = re.compile(r"(?i)^meta|caption|metadata")
 
 
 def clean_captions(texts: Iterable[str], where: str) -> tuple[str, ...]:
@@ -29,82 +39,189 @@ def clean_captions(texts: Iterable[str], where: str) -> tuple[str, ...]:
     return captions
 
 
-def read_metadata(content: bytes, where: str) -> Texts:
-    """Texts of each file_name in a metadata file, whose suffix names its format.
+@dataclass
+class Table:
+    """What a metadata file says: texts by file name, its columns, and those that the texts are from."""
 
-    Raises BadData E-CAP-004, which names the bad line.
+    texts: Texts = field(default_factory=dict)
+    columns: dict[str, None] = field(default_factory=dict)
+    used: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def others(self) -> str:
+        """The columns that are neither names nor captions, in words."""
+        names = [name for name in self.columns if name not in self.used and not names_files(name)]
+        return ", ".join(names)[:200] or "no other"
+
+
+def _never(name: str) -> bool:
+    return False
+
+
+def read_table(content: bytes, where: str, is_image: Callable[[str], bool] = _never) -> Table:
+    """A metadata file, whose suffix names its format.
+
+    The files are named by the first of `FILE_COLUMNS` or, failing that, by a column that holds a name for which
+    `is_image` holds. Raises BadData E-CAP-004 or 008, which names the bad line.
     """
-    rows = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[posixpath.splitext(where)[1]]
-    texts: Texts = {}
-    for at, row in rows(content, where):
-        name, listed = _described(row, at)
-        texts.setdefault(name, []).extend(listed)
-    return texts
+    table = Table()
+    found = ""  # the column that names files, where only its content tells
+    for at, row in rows_of(content, where):
+        table.columns |= dict.fromkeys(row)
+        column = _file_column(row) or found
+        if not column:
+            strings = ((key, cell) for key, cell in row.items() if isinstance(cell, str))
+            found = column = next((key for key, cell in strings if is_image(cell)), "")
+        name, texts, source = _described(row, column, at)
+        table.texts.setdefault(name, []).extend(texts)
+        if source:
+            table.used[source] = None
+    return table
 
 
-def _json_rows(content: bytes, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        at = f"{where} line {number}"
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError):
-            raise BadData("E-CAP-004", at, "is not JSON in UTF-8", _FIX) from None
-        if not isinstance(row, dict):
-            raise BadData("E-CAP-004", at, "is not a JSON object", _FIX)
-        yield at, row
+def read_metadata(content: bytes, where: str) -> Texts:
+    """Texts of each file name in a metadata file. Raises as `read_table` does."""
+    return read_table(content, where).texts
 
 
-def _csv_rows(content: bytes, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        at = f"{where} line {content.count(10, 0, exc.start) + 1}"
-        raise BadData("E-CAP-004", at, "is not UTF-8", "save it as UTF-8") from None
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in rows:
-            yield f"{where} line {rows.line_num}", row
-    except csv.Error as exc:
-        at = f"{where} line {rows.reader.line_num}"
-        raise BadData("E-CAP-004", at, f"is not CSV ({exc})", _FIX_TABLE) from None
+def _file_column(row: Row) -> str:
+    named = sorted(filter(names_files, row), key=_rank)
+    return next((column for column in named if isinstance(row[column], str) and row[column]), "")
 
 
-def _parquet_rows(content: bytes, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with damage("E-CAP-004", where, "write it again"):
-        file = pq.ParquetFile(pa.BufferReader(content))
-        columns = [name for name in file.schema_arrow.names if name in CAPTION_COLUMNS or _names_files(name)]
-        number = 0
-        for batch in file.iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{where} row {number}", row
+def _rank(column: str) -> float:
+    """`file_name` comes first, then `image_file_name` and its like, then the others."""
+    return FILE_COLUMNS.index(column) if column in FILE_COLUMNS else 0.5
 
 
-def _names_files(column: object) -> bool:
-    return isinstance(column, str) and (column == "file_name" or column.endswith("_file_name"))
-
-
-def _described(row: Mapping[str, Any], at: str) -> tuple[str, list[str]]:
-    """file_name and texts of one row of metadata. Raises BadData E-CAP-004."""
-    columns = sorted(filter(_names_files, row), key=lambda column: column != "file_name")
-    name = row[columns[0]] if columns else None
+def _described(row: Row, name_column: str, at: str) -> tuple[str, list[str], str]:
+    """File name, texts, and their column, of one row of metadata. Raises BadData E-CAP-004."""
+    name = row.get(name_column)
     if not isinstance(name, str) or not name:
-        raise BadData("E-CAP-004", at, "has no file_name", _FIX)
-    column = next((column for column in CAPTION_COLUMNS if column in row), "")
+        problem = f"has no file_name, but {', '.join(row)[:200] or 'nothing'}"
+        raise BadData("E-CAP-004", at, problem, _FIX)
+    column = caption_column(row)
     texts = texts_of(row.get(column))
     if texts is None and column == "label" and type(row[column]) is int:
         texts = [f"class {row[column]}"]
     if texts is None:
-        raise BadData("E-CAP-004", at, f"has a {column} that is not text", _FIX)
-    return name, texts
+        raise BadData("E-CAP-004", at, f"has a {column} that is not text", "write a text, or a list of texts")
+    return name, texts, column
+
+
+def caption_column(columns: Iterable[str]) -> str:
+    """The column that holds captions, by its name; empty where there is none."""
+    known = set(columns)
+    return next((column for column in CAPTION_COLUMNS if column in known), "")
 
 
 def texts_of(value: object) -> list[str] | None:
     """The texts in a cell: none, one, or a list of them; None where it holds anything else."""
-    listed: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
-    return listed if all(isinstance(text, str) for text in listed) else None
+    cells: Sequence[object] = [] if value is None else value if isinstance(value, list) else [value]
+    texts = [text for text in cells if isinstance(text, str)]
+    return texts if len(texts) == len(cells) else None
+
+
+# In a tree.
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a file's name says that it is metadata."""
+    return bool(_METADATA.search(posixpath.splitext(posixpath.basename(name))[0]))
+
+
+class Described:
+    """What the tables in a tree say of its images."""
+
+    def __init__(self, tree: Tree, where: str, images: Sequence[str], documents: Sequence[File]) -> None:
+        """Read all tables among `documents`, the nearest first. `where` is the tree's name.
+
+        Raises BadData E-CAP-004 and 007 to 009 for metadata that are of no use, Busy where they cannot be read.
+        """
+        self.texts: dict[str, tuple[list[str], str]] = {}  # and their origin, by image
+        self.names: set[str] = set()  # of the tables that count
+        self.notes: list[BadData] = []
+        self._tree, self._where, self._images = tree, where, images
+        self._by_folder: dict[str, Names] = {}
+        left = MAX_TABLES
+        for file in sorted(filter(_may_be_table, documents), key=_nearest_first):
+            certain = is_metadata(file.name)
+            left -= not certain
+            if certain or left >= 0:
+                self._add(file, certain)
+        if left < 0:
+            problem = f"has {-left} tables more than the {MAX_TABLES} that are looked into"
+            self.notes.append(BadData("E-CAP-006", where, problem, "name those with captions metadata"))
+
+    def _add(self, file: File, certain: bool) -> None:
+        """Use a table, or note why not; raise that if it certainly is metadata."""
+        at = f"{self._where}/{printable(file.name)}"
+        folder = posixpath.dirname(file.name)
+        names = self._by_folder.setdefault(folder, Names(folder, self._images))
+        try:
+            table = self._read(file, at, names)
+            found, left_out = names.match(table.texts)
+            if not certain and not (found and table.used):
+                return
+            _check(table, found, names, at)
+        except BadData as exc:
+            if certain:
+                raise
+            if not file.name.endswith("_stats.json"):  # of img2dataset
+                self.notes.append(BadData("E-CAP-006", at, f"is not read: {exc.problem}", exc.fix))
+            return
+        self.names.add(file.name)
+        ways = f"; {left_out} of its names left out" if left_out else ""
+        origin = f"{printable(file.name)} (column {', '.join(table.used)}{ways})"
+        twice = 0
+        for name, texts in table.texts.items():
+            for image in found.get(name, []):
+                twice += image in self.texts
+                self.texts.setdefault(image, (texts, origin))
+            if name not in found:
+                problem = f"describes {name[:200]!r}, which is not there"
+                self.notes.append(BadData("E-CAP-005", at, problem, "correct file_name"))
+        if twice:
+            problem = (
+                f"describes {twice} images that a table before it describes, too, and is not used for them"
+            )
+            self.notes.append(BadData("E-CAP-010", at, problem, "keep one of the two"))
+
+    def _read(self, file: File, at: str, names: Names) -> Table:
+        if file.flaw is not None or file.size > MAX_METADATA:
+            problem = f"is not a plain file of at most {MAX_METADATA} bytes"
+            raise BadData("E-CAP-004", at, problem, "replace it, or split it over sub-folders")
+        try:
+            content = Patience().read(partial(self._tree.read, file.name, MAX_METADATA), at)
+        except Unread as exc:
+            raise away(at, exc.problem) from None
+        return read_table(content, at, names.is_image)
+
+
+def _may_be_table(file: File) -> bool:
+    suffix = posixpath.splitext(file.name)[1].lower()
+    return suffix in TABLES or (suffix == ".txt" and is_metadata(file.name))
+
+
+def _nearest_first(file: File) -> tuple[int, str, int, str]:
+    folder, name = posixpath.split(file.name)
+    rank = METADATA.index(name.lower()) if name.lower() in METADATA else len(METADATA)
+    return -file.name.count("/"), folder, rank, name
+
+
+def _check(table: Table, found: Collection[str], names: Names, at: str) -> None:
+    """Raise BadData where a table names no image, or holds no captions."""
+    if not found:
+        few = listed([repr(name[:80]) for name in table.texts], 3)
+        problem = f"names no image that is here, but {few}" if table.texts else "holds no rows"
+        raise BadData(
+            "E-CAP-007", at, problem, f"correct its names, which are relative to its folder, {_INSTEAD}"
+        )
+    if not table.used:
+        problem = f"has no column of captions, but {', '.join(table.columns)[:200]}"
+        raise BadData("E-CAP-009", at, problem, f"name the one with captions text, {_INSTEAD}")
+    for name in found:
+        for line in (line for text in table.texts[name] for line in text.splitlines()[1:]):
+            if names.is_image(re.split(r"[,;\t|]", line)[0].strip()):
+                problem = f"has a quote that is not closed: the caption of {name[:80]!r} holds another row"
+                raise BadData("E-CAP-004", at, problem, "close it, or double the quotes inside a text")

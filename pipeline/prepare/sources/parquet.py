@@ -19,8 +19,9 @@ from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import MAX_BYTES
 from pipeline.prepare.sources.files import File, PerProcess, damage, original, printable
 from pipeline.prepare.sources.local import LocalTree
-from pipeline.prepare.sources.metadata import CAPTION_COLUMNS, clean_captions, texts_of
+from pipeline.prepare.sources.metadata import clean_captions, texts_of
 from pipeline.prepare.sources.source import Item, Listing
+from pipeline.prepare.sources.tables import CAPTION_COLUMNS
 from pipeline.text.captions import plain_english
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp")

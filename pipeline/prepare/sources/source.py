@@ -22,6 +22,7 @@ class Item:
         group: coarse class, and subgroup: fine class; either may be selected by `data.subset`.
         captions: clean texts, the name first; may be empty.
         flaw: why it cannot be used, where that is known before it is read.
+        origin: where its captions are from, in words; empty where the source itself has them.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Item:
     subgroup: str
     captions: tuple[str, ...]
     flaw: BadData | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True)

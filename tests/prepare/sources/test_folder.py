@@ -68,7 +68,8 @@ def test_captions_come_from_metadata_then_text_files_then_folder_names(tmp_path)
         "cats/b.png": ("a grey cat", "tom"),
         "cats/c.png": ("a sleeping cat", "sleepy"),
     }
-    assert listing(tmp_path).notes == ()
+    (note,) = listing(tmp_path).notes
+    assert str(note).startswith("E-CAP-010 raw: 1 images have a caption file, which is not used")
 
 
 def test_kohya_folders_lose_their_number_and_txt_comes_before_caption(tmp_path) -> None:
@@ -135,7 +136,7 @@ def test_the_nearest_metadata_counts_and_names_that_are_not_there_are_noted(tmp_
     (tmp_path / "raw" / "cats" / "metadata.csv").write_text("file_name,text\nb.png,later\n")
     found = listing(tmp_path)
     assert found.items[0].captions == ("near",)
-    assert [note.code for note in found.notes] == ["E-CAP-005"]
+    assert [note.code for note in found.notes] == ["E-CAP-005", "E-CAP-010", "E-CAP-010"]
 
 
 def test_a_text_file_without_its_image_is_noted(tmp_path) -> None:
