@@ -1,13 +1,17 @@
-"""Held-out images enlarged two or four times: by this model, bicubic and Lanczos interpolation.
+"""Held-out images enlarged two or four times: by a fine-tuned and a refined model, bicubic and Lanczos.
 
-    python -m benchmarks.upscale [--factor 2|4] [--model models/finetuned] [--data data/prepared] [--limit 256]
+    python -m benchmarks.upscale [--factor 2|4] [--model models/finetuned] [--refined models/refined]
+                                 [--data data/prepared] [--limit 256] [--sheet FILE.png]
 
 The small images are means over 2x2 or 4x4 px of the test split, rounded to bytes. PSNR and SSIM (Wang et al. 2004)
 are means over images, against the originals; KID is on whitened features as in the evaluation (`randconv` and
 `lite2`), between the test split and its enlarged images (the same images, so that no floor applies). Sharpness is
 the log ratio of power in the top octave to the originals'; "off" is the maximum distance between a mean of the
 enlarged image and the small image's pixel. Interpolation is Pillow's; "projected" corrects its means, as our
-method does.
+method does. LPIPS is left out: the weights of its networks come with no package that is installed here.
+
+The sheet shows details of eight images, the same ones in every run on the same data: the small image, bicubic and
+Lanczos interpolation, the fine-tuned model, the refined one, and the original.
 """
 
 from __future__ import annotations
@@ -39,6 +43,10 @@ Float64 = NDArray[np.float64]
 Method = Callable[[Pixels, Conditioning], Pixels]  # (small [H,W,3], caption) to [fH,fW,3]
 
 STEPS = (1, 2, 8, 16)
+REFINED_STEPS = (1, 8)
+SHEET = ("nearest", "bicubic", "lanczos", "fine-tuned, 8 steps", "refined, 1 step")
+SHEET_ROWS = 8
+SHEET_ZOOM = 3
 HEADERS = ["PSNR", "SSIM", "KID randconv", "KID lite2", "sharpness", "off", "pictures/s"]
 
 
@@ -109,20 +117,35 @@ def ours(
     return enlarge
 
 
-def methods(snapshot: Snapshot, factor: int = 2) -> dict[str, Method]:
+def methods(snapshot: Snapshot, refined: Snapshot | None = None, factor: int = 2) -> dict[str, Method]:
     """The methods to compare, by name."""
     filters = {"nearest": Image.Resampling.NEAREST, "bicubic": Image.Resampling.BICUBIC}
     filters["lanczos"] = Image.Resampling.LANCZOS
     named = {name: resampled(filter, factor) for name, filter in filters.items()}
-    named["lanczos, projected"] = projected(named["lanczos"])
-    named |= {f"crescendo, {steps} steps": ours(snapshot, steps, factor=factor) for steps in STEPS}
-    named["8 steps, no caption"] = ours(snapshot, 8, caption=False, factor=factor)
-    named["8 steps, not projected"] = ours(snapshot, 8, project=False, factor=factor)
+    for name in ("bicubic", "lanczos"):
+        named[f"{name}, projected"] = projected(named[name])
+    models = {"fine-tuned": (snapshot, STEPS, 8)}
+    if refined is not None:
+        models["refined"] = (refined, REFINED_STEPS, 1)
+    for name, (model, counts, own) in models.items():
+        named |= {f"{name}, {steps_of(count)}": ours(model, count, factor=factor) for count in counts}
+        named[f"{name}, {steps_of(own)}, no caption"] = ours(model, own, caption=False, factor=factor)
+        named[f"{name}, {steps_of(own)}, not projected"] = ours(model, own, project=False, factor=factor)
     return named
 
 
+def steps_of(count: int) -> str:
+    """The number in words."""
+    return "1 step" if count == 1 else f"{count} steps"
+
+
 def quality_table(
-    snapshot: Snapshot, data: PreparedDataset, limit: int = 256, sheet: Path | None = None, factor: int = 2
+    snapshot: Snapshot,
+    data: PreparedDataset,
+    limit: int = 256,
+    sheet: Path | None = None,
+    factor: int = 2,
+    refined: Snapshot | None = None,
 ) -> str:
     """The table over the first `limit` test images; `sheet` shows some of them."""
     size, rows = snapshot.resolution, data.split("test")[:limit]
@@ -147,10 +170,11 @@ def quality_table(
             f"{len(images) / seconds:.3g}",
         ]
 
-    compared = methods(snapshot, factor)
+    compared = methods(snapshot, refined, factor)
     lines, results = compare({name: partial(enlarge, method) for name, method in compared.items()}, cells)
     if sheet is not None:
-        _write_sheet(sheet, [*results, real])
+        by_name = dict(zip(compared, results, strict=True))
+        _write_sheet(sheet, [*(by_name[name] for name in SHEET if name in by_name), real])
     return f"{len(real)} pictures of {size} px.\n\n" + table([f"{factor}x", *HEADERS], lines)
 
 
@@ -170,11 +194,18 @@ def _batch(images: list[Pixels]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def _write_sheet(path: Path, columns: list[list[Pixels]], count: int = 12) -> None:
-    chosen = np.linspace(0, len(columns[0]) - 1, min(count, len(columns[0]))).astype(int)
-    rows = [np.concatenate([column[i] for column in columns], axis=1) for i in chosen]
+def _write_sheet(path: Path, columns: list[list[Pixels]]) -> None:
+    """A column for each method: the middle half of evenly spaced images, enlarged."""
+    chosen = np.linspace(0, len(columns[0]) - 1, min(SHEET_ROWS, len(columns[0]))).astype(int)
+    rows = [np.concatenate([_middle(column[i]) for column in columns], axis=1) for i in chosen]
     sheet = Image.fromarray(np.concatenate(rows))
-    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(path)
+    size = (SHEET_ZOOM * sheet.width, SHEET_ZOOM * sheet.height)
+    sheet.resize(size, Image.Resampling.NEAREST).save(path, optimize=True)
+
+
+def _middle(image: Pixels) -> Pixels:
+    height, width, _ = image.shape
+    return image[height // 4 : height - height // 4, width // 4 : width - width // 4]
 
 
 def main() -> None:
@@ -182,11 +213,13 @@ def main() -> None:
     parser = model_parser(__doc__)
     parser.add_argument("--factor", type=int, choices=(2, 4), default=2, help="(2)")
     parser.add_argument("--limit", type=int, default=256, help="maximum number of images (256)")
-    parser.add_argument("--sheet", type=Path, help="PNG file: every method in turn, then the original")
+    parser.add_argument("--refined", type=Path, default=Path("models/refined"), help="(models/refined)")
+    parser.add_argument("--sheet", type=Path, help="PNG file to write, for a look at details")
     args = parser.parse_args()
     print(machine(["torch", "pillow"]) + "\n")
     data = PreparedDataset(args.data)
-    print(quality_table(load_snapshot(args.model), data, args.limit, args.sheet, args.factor))
+    refined = load_snapshot(args.refined)
+    print(quality_table(load_snapshot(args.model), data, args.limit, args.sheet, args.factor, refined))
 
 
 if __name__ == "__main__":

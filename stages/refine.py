@@ -8,7 +8,7 @@ from pipeline.config.params import load_params
 from pipeline.errors import run_main
 from pipeline.launch.judging import Judge
 from pipeline.launch.stage import open_stage
-from pipeline.workers import refine
+from pipeline.workers import refine, upscale_choice
 
 
 def main() -> None:
@@ -18,7 +18,8 @@ def main() -> None:
         stage.run(refine.refine, judge=Judge(params.evaluate.watch_images.refine))
         stage.export({"result/model": "models/refined", "result/reports": "reports/refine"})
     metrics = json.loads(Path("reports/refine/metrics.json").read_text())
-    for line in refine.describe_choice(refine.unflat(metrics)):
+    lines = refine.describe_choice(refine.unflat(metrics)) + upscale_choice.describe(metrics)
+    for line in lines:
         print(f"refine: {line}", file=sys.stderr)
 
 

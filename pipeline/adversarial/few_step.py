@@ -17,6 +17,7 @@ from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.snapshot import Snapshot
 
+HANDOVER = 8  # where a shell starts, over the RMS of its high band
 PASS_SIGMAS = {1: (), 2: (0.8,), 4: (1.9, 0.8, 0.3)}  # core levels after the first, by number of passes
 
 
@@ -55,7 +56,7 @@ def few_step(
     estimates = [estimate.denoised]
     for shell in pyramid[1:]:
         assert isinstance(shell, ShellDenoiser)
-        sigma = 8 * shell.sigma_high_band
+        sigma = HANDOVER * shell.sigma_high_band
         noise = draw(f"shell-{shell.resolution}", shell.resolution)
         noisy = to_next_octave(estimate.denoised.detach(), sigma, noise)
         s = torch.full((len(x),), sigma, device=x.device)

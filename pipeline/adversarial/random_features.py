@@ -86,6 +86,11 @@ class RandomDistance:
         features: Float64 = torch.cat(batches).numpy()
         return features
 
+    def paired(self, images: Tensor, originals: Tensor) -> float:
+        """Mean squared difference of whitened features of uint8 images [m,3,R,R] and of what each should be."""
+        a, b = (self.whitening(self.features(each)) for each in (images, originals))
+        return float(((a - b) ** 2).mean())
+
     def __call__(self, images: Tensor) -> float:
         """The distance of other uint8 images [m,3,R,R], on the CPU."""
         fake = torch.from_numpy(self.whitening(self.features(images)))

@@ -7,7 +7,7 @@ import math
 import sys
 from pathlib import Path
 
-from pipeline.cli.models import load_model
+from pipeline.cli.models import load_model, load_upscaler
 from pipeline.errors import BadData, ConfigError
 
 MAX_IMAGES = 4096  # one grid, held in memory
@@ -61,7 +61,7 @@ def _add_upscale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     upscale = commands.add_parser(
         "upscale",
         help="enlarge an image by 2 or 4",
-        description="Adds detail to an image of any size with the shells of a fine-tuned model, tile by tile. The "
+        description="Adds detail to an image of any size with the shells of a model, tile by tile. The "
         "result is sRGB; transparency is enlarged by plain interpolation.",
     )
     upscale.add_argument(
@@ -72,12 +72,17 @@ def _add_upscale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--out", type=Path, default=Path("upscaled.png"), help="PNG file to write (upscaled.png)"
     )
     upscale.add_argument("--prompt", default="", help="what the image shows (default: no prompt)")
-    upscale.add_argument("--model", default="models/finetuned", help="a folder (models/finetuned)")
     upscale.add_argument(
-        "--steps", type=int, help="sampler steps; 1 gives the mean of all likely details (8)"
+        "--model",
+        help="models:/NAME@ALIAS, models:/NAME/3 or a folder (that of `generate` if it upscales better than "
+        "models/finetuned, else this)",
     )
+    upscale.add_argument("--steps", type=int, help="sampler steps (a refined model's best, 8 for others)")
     upscale.add_argument(
-        "--strength", type=float, help="noise added to the image, 0.005 to 0.5: more invents more (0.05)"
+        "--strength",
+        type=float,
+        help="noise added to the image, 0.005 to 0.5: more invents more (0.2 for a refined model in one step, else "
+        "0.05)",
     )
     upscale.add_argument(
         "--no-project", action="store_true", help="allow the result's 2x2 means to differ from the image"
@@ -140,8 +145,9 @@ def _upscale(args: argparse.Namespace) -> int:
     if height * width > images.MAX_PIXELS:
         problem = f"would have {width}x{height} pixels, the limit is {images.MAX_PIXELS}"
         raise BadData("E-IMG-004", str(args.out), problem, "scale the image down, or choose --factor 2")
-    generator = load_model(args.model, Path.cwd())
-    if not generator.snapshot.config.learned_to_upscale:
+    generator = load_upscaler(Path.cwd()) if args.model is None else load_model(args.model, Path.cwd())
+    config = generator.snapshot.config
+    if not (config.is_refined or config.learned_to_upscale):
         hint = "finetune.upscale_probability above 0 makes it better at that"
         print(f"note: this model was not trained to upscale; {hint}", file=sys.stderr)
     options = {"num_steps": args.steps, "sigma_low": args.strength}

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pipeline.inference.generator import Generator
     from pipeline.registry.package import Registry
 
+FINETUNED = "models/finetuned"
+
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `promote`."""
@@ -52,6 +54,20 @@ def load_model(model: str | None, root: Path) -> Generator:
     from pipeline.registry.package import Registry
 
     return _load_registered(Registry(root), uri)
+
+
+def load_upscaler(root: Path) -> Generator:
+    """The model to upscale with by default: that of `load_model`, unless it is refined and not recorded to upscale
+    better than what it was refined from; then models/finetuned."""
+    from pipeline.registry.promote import MODEL
+
+    if _best(root) is not None or (root / MODEL).exists():
+        generator = load_model(None, root)
+        config = generator.snapshot.config
+        if not config.is_refined or config.upscale_steps is not None:
+            return generator
+        print("note: its record does not say that it upscales better than models/finetuned", file=sys.stderr)
+    return load_model(FINETUNED, root)
 
 
 def _load_registered(registry: Registry, uri: str) -> Generator:

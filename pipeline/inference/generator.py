@@ -116,8 +116,8 @@ class Generator:
         settings = settings or UpscaleSettings()
         shells_for(self.snapshot, settings.factor)
         check_seed(seed)
-        check_steps(self.snapshot, settings.num_steps)
-        if not MIN_STRENGTH <= settings.sigma_low <= MAX_STRENGTH:
+        check_count(settings.num_steps)
+        if settings.sigma_low is not None and not MIN_STRENGTH <= settings.sigma_low <= MAX_STRENGTH:
             problem, fix = f"{settings.sigma_low} is out of range", f"choose {MIN_STRENGTH} to {MAX_STRENGTH}"
             raise ConfigError("E-CFG-052", "strength", problem, fix)
         return upscale(self.snapshot, image, self.text([prompt]), seed, settings, on_progress)
@@ -150,14 +150,17 @@ def load_generator(folder: str | Path, device: str = "cpu", default_passes: int 
 
 def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:
     """`num_steps` if the model can be sampled in as many steps or passes, or None. Raises ConfigError."""
-    if num_steps is None:
-        return None
     config = snapshot.config
-    if config.is_refined and num_steps not in config.passes:
+    if num_steps is not None and config.is_refined and num_steps not in config.passes:
         known = ", ".join(map(str, config.passes))
         problem = f"{num_steps} is not a number of passes that this model was trained for"
         raise ConfigError("E-CFG-041", "steps", problem, f"choose one of: {known}")
-    if not 1 <= num_steps <= 1000:
+    return check_count(num_steps)
+
+
+def check_count(num_steps: int | None) -> int | None:
+    """`num_steps` if it is a possible number of steps, or None. Raises ConfigError."""
+    if num_steps is not None and not 1 <= num_steps <= 1000:
         raise ConfigError("E-CFG-041", "steps", f"{num_steps} is out of range", "choose 1 to 1000")
     return num_steps
 

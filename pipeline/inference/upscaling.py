@@ -1,7 +1,8 @@
 """Upscaling: the shells of a model add their high bands to an image of any size, tile by tile.
 
 The image is the low band, with a little noise of a fixed level (docs/method.md, "Upscaling"; noise on the input
-is the conditioning augmentation of cascaded diffusion, arXiv 2106.15282); only the high band is sampled.
+is the conditioning augmentation of cascaded diffusion, arXiv 2106.15282); only the high band is sampled. A refined
+shell adds it in one step, as in generation: around the image itself.
 Networks work at the size they were trained at: an image is divided into overlapping tiles, each tile gets the
 noise of its own place, and neighbours are blended. Rows of tiles are finished from top to bottom, so that
 memory beyond the two images grows with their width alone.
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.adversarial.few_step import HANDOVER
 from pipeline.diffusion.noise import karras_sigmas
+from pipeline.diffusion.pyramid import to_next_octave
 from pipeline.diffusion.samplers import integrate
 from pipeline.diffusion.schedule import handover_of
 from pipeline.diffusion.seeds import Draw
 from pipeline.errors import ConfigError
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.config import SnapshotConfig
 from pipeline.models.denoiser import ShellDenoiser, pyramid_levels
 from pipeline.models.resample import high_pass, upsample
 from pipeline.models.snapshot import Snapshot
@@ -31,6 +35,7 @@ from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
 
 SIGMA_MIN = 0.002
+PLAIN_STEPS = 8  # of a model that is not refined
 CELL = 64  # px of the noise that one generator fills, each way
 Double = Callable[[Tensor, Draw], Tensor]  # pixels 0..255 [N,3,r,r] to [N,3,2r,2r]
 Pixels = NDArray[np.uint8]
@@ -41,8 +46,10 @@ class UpscaleSettings:
     """How an image is enlarged."""
 
     factor: int = 2  # or 4
-    num_steps: int = 8
-    sigma_low: float = 0.05  # noise added to the image
+    num_steps: int | None = None  # None: the model's own
+    sigma_low: float | None = (
+        None  # noise added to the image; None: 0.2 for refined shells in one step, else 0.05
+    )
     project: bool = True  # keep the mean of every box of factor x factor px at the pixel it came from
     sampler: str = "dpmpp_2m"  # one of SAMPLERS
     overlap: float = 0.25  # of neighbouring tiles, as a fraction of a tile
@@ -77,6 +84,19 @@ def add_high_band(
     start = high_pass(float(sigmas[0]) * draw("high", 2 * size))
     high = integrate(sampler, denoise, start, sigmas, text, lambda i: high_pass(draw(f"step-{i}", 2 * size)))
     return upsample(below.denoised) + high
+
+
+@torch.no_grad()
+def add_high_band_at_once(
+    shell: ShellDenoiser, low: Tensor, text: Conditioning, sigma: float, sigma_low: float, draw: Draw
+) -> Tensor:
+    """As `add_high_band`, in one step from `sigma`, as refined shells are called: `low` is the low band and the
+    estimate below; noise of sigma_low is on what the features of the level below are made from alone."""
+    level = torch.full((len(low),), sigma_low, device=low.device)
+    below = shell.below.estimate(low + sigma_low * draw("low", low.shape[-1]), level, text)
+    noisy = to_next_octave(low, sigma, draw("high", 2 * low.shape[-1]))
+    start = torch.full((len(low),), sigma, device=low.device)
+    return shell.add_octave(noisy, below._replace(denoised=low), start, text).denoised
 
 
 def noise_window(seed: int, purpose: str, top: int, left: int, size: int) -> Tensor:
@@ -154,17 +174,22 @@ def shells_for(snapshot: Snapshot, factor: int) -> list[ShellDenoiser]:
     """The shells that enlarge an image by 2 or 4: the finest ones, coarse to fine; the finest one twice if it
     is the only one.
 
-    Raises ConfigError where the model has none, or is refined."""
+    Raises ConfigError where the model has none."""
     assert factor in (2, 4)
-    where, fix = "upscale", "take models/finetuned"
-    if snapshot.config.is_refined:
-        problem = "a refined model generates detail in one step from noise, regardless of the image"
-        raise ConfigError("E-CFG-050", where, problem, fix)
     shells = [level for level in pyramid_levels(snapshot.denoiser) if isinstance(level, ShellDenoiser)]
     if not shells:
-        raise ConfigError("E-CFG-050", where, "a core alone adds no detail", fix)
+        raise ConfigError("E-CFG-050", "upscale", "a core alone adds no detail", "take models/finetuned")
     chosen = shells[-2:] if factor == 4 else shells[-1:]
     return chosen if len(chosen) == factor // 2 else chosen * 2
+
+
+def own_steps(config: SnapshotConfig) -> int:
+    """Steps in which a model upscales by default. Raises ConfigError for a refined model that has no record of it:
+    refined before there was one, or worse at it than the fine-tuned model."""
+    if config.is_refined and config.upscale_steps is None:
+        problem = "this refined model is not recorded to upscale better than the model it was refined from"
+        raise ConfigError("E-CFG-050", "upscale", problem, "take models/finetuned, or give the steps")
+    return config.upscale_steps or PLAIN_STEPS
 
 
 def upscale(
@@ -179,7 +204,7 @@ def upscale(
 
     `text` is one caption, for all tiles. With `project`, the mean of every box of factor x factor px is the
     pixel it came from, within one 8-bit level. `on_progress(done, total)` counts rows of tiles. Raises
-    ConfigError as `shells_for` does."""
+    ConfigError as `shells_for` and `own_steps` do."""
     shells = shells_for(snapshot, settings.factor)
     sizes = [shell.resolution // 2 for shell in shells]
     overlaps = [2 * round(size * settings.overlap / 2) for size in sizes]
@@ -208,11 +233,15 @@ def upscale(
 def _double(
     shell: ShellDenoiser, snapshot: Snapshot, text: Conditioning, settings: UpscaleSettings
 ) -> Double:
-    """`add_high_band` from pixels to pixels (0..255), with one caption for all."""
-    device = next(shell.parameters()).device
+    """`add_high_band`, or for a refined shell in one step `add_high_band_at_once`, from pixels to pixels (0..255),
+    with one caption for all."""
+    device, config = next(shell.parameters()).device, snapshot.config
+    steps = own_steps(config) if settings.num_steps is None else settings.num_steps
+    at_once = config.is_refined and steps == 1
+    strength = (0.2 if at_once else 0.05) if settings.sigma_low is None else settings.sigma_low
     octave = len(pyramid_levels(shell)) - 2
-    top = handover_of(snapshot.config.sampling.handover, octave) * shell.sigma_high_band
-    sigmas = karras_sigmas(settings.num_steps, top, SIGMA_MIN)
+    top = HANDOVER if at_once else handover_of(config.sampling.handover, octave)
+    sigmas = karras_sigmas(steps, top * shell.sigma_high_band, SIGMA_MIN)
 
     def double(images: Tensor, draw: Draw) -> Tensor:
         def on_device(purpose: str, size: int) -> Tensor:
@@ -220,7 +249,10 @@ def _double(
 
         low = snapshot.statistics.standardise(images.to(device))
         captions = text.select(torch.zeros(len(images), dtype=torch.int64)).to(device)
-        doubled = add_high_band(shell, low, captions, sigmas, settings.sigma_low, settings.sampler, on_device)
+        if at_once:
+            doubled = add_high_band_at_once(shell, low, captions, float(sigmas[0]), strength, on_device)
+        else:
+            doubled = add_high_band(shell, low, captions, sigmas, strength, settings.sampler, on_device)
         return to_grey(doubled, snapshot.statistics).cpu()
 
     return double

@@ -91,6 +91,7 @@ class SnapshotConfig:
     ema_std: float | None = None  # relative width of the weight average; not of refined models
     passes: tuple[int, ...] = ()  # of refined models
     sigma_start: float | None = None  # noise level at which a refined model starts
+    upscale_steps: int | None = None  # in which a refined model upscales; None: others do that better
     extra: Mapping[str, Any] = field(default_factory=dict)  # other entries, kept as they are
 
     @property
@@ -130,6 +131,7 @@ class SnapshotConfig:
             ema_std=entries.pop("ema_std", None),
             passes=tuple(entries.pop("passes", ())),
             sigma_start=entries.pop("sigma_start", None),
+            upscale_steps=entries.pop("upscale_steps", None),
             extra=entries,
         )
 
@@ -139,6 +141,7 @@ class SnapshotConfig:
             "ema_std": self.ema_std,
             "passes": list(self.passes) or None,
             "sigma_start": self.sigma_start,
+            "upscale_steps": self.upscale_steps,
         }
         return {
             "kind": self.kind,

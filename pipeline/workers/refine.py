@@ -37,6 +37,7 @@ from pipeline.training.distributed import rank_and_size
 from pipeline.training.hooks import Every, due
 from pipeline.training.state import Learner, TrainState
 from pipeline.workers.settings import lineage_of, nets_of, train_context, unpack
+from pipeline.workers.upscale_choice import measure_upscaling, steps_to_upscale
 
 PARENT = "models/finetuned"
 CURVES = {"": ["generator_loss", "discriminator_loss", "anchor", "marginals"]}
@@ -102,7 +103,7 @@ def export_best(
     refined: Snapshot,
     parent: Path,
     guard: GuardState,
-    distance: Callable[[Tensor], float],
+    distance: RandomDistance,
 ) -> None:
     """Match the octaves of the refined model (which changes it), choose its passes, and export it; or its parent,
     unchanged, where nothing was gained."""
@@ -123,7 +124,9 @@ def export_best(
     }
     kept = passes_to_keep(distances)
     if kept:
-        run.export(refined.denoiser, replace(refined.config, passes=kept), metrics, CURVES)
+        upscaled = measure_upscaling(run, refined, unrefined, distance)
+        chosen = replace(refined.config, passes=kept, upscale_steps=steps_to_upscale(upscaled))
+        run.export(refined.denoiser, chosen, metrics | upscaled, CURVES)
     else:
         early = None if unrefined.early is None else unrefined.early.state_dict()
         run.export(unrefined.denoiser, unrefined.config, metrics, CURVES, early)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import upscale
 from pipeline.data.dataset import PreparedDataset
@@ -48,9 +49,14 @@ def test_upscale_table_has_every_method(factor, tmp_path) -> None:
     write_prepared(tmp_path / "data", resolution=32, low_resolution=16)
     snapshot = Snapshot(denoiser.eval(), snapshot_config(denoiser), "")
     data = PreparedDataset(tmp_path / "data")
-    text = upscale.quality_table(snapshot, data, 3, tmp_path / "sheet.png", factor)
+    refined = snapshot._replace(config=snapshot_config(denoiser, "refined"))
+    text = upscale.quality_table(snapshot, data, 3, tmp_path / "sheet.png", factor, refined)
     names = [line.split("|")[1].strip() for line in lines(text)[2:]]
     off = {row.split("|")[1].strip(): float(row.split("|")[7]) for row in lines(text)[2:]}
-    assert off["lanczos, projected"] <= 0.5 * factor and off["crescendo, 8 steps"] <= 0.5 * factor
-    assert names == list(upscale.methods(snapshot)) and "3 pictures of 32 px" in text
-    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert off["lanczos, projected"] <= 0.5 * factor and off["fine-tuned, 8 steps"] <= 0.5 * factor
+    assert off["refined, 1 step"] <= 0.5 * factor
+    assert names == list(upscale.methods(snapshot, refined)) and "3 pictures of 32 px" in text
+    columns, rows = len(upscale.SHEET) + 1, 3
+    zoom = upscale.SHEET_ZOOM * 16
+    assert Image.open(tmp_path / "sheet.png").size == (zoom * columns, zoom * rows)
+    assert "refined, 1 step" not in upscale.methods(snapshot)

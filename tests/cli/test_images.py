@@ -1,6 +1,8 @@
 """`crescendo generate` and `crescendo upscale`: what they write, and which values they refuse."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +157,7 @@ def test_transparency_and_orientation_are_kept(upscaling_root: Path) -> None:
         (["small.png", "--steps", "0"], "steps"),
         (["small.png", "--seed", "-1"], "seed"),
         (["small.png", "--model", "nowhere"], "nowhere"),
-        (["small.png", "--model", "models/refined"], "a refined model"),
+        (["small.png", "--model", "models/refined"], "E-CFG-050 upscale: this refined model"),
     ],
 )
 def test_what_cannot_be_upscaled_is_refused_and_nothing_is_written(
@@ -178,6 +180,31 @@ def test_a_model_that_was_not_trained_to_upscale_says_so(
     noise_image(20, 12).save("small.png")
     assert main.run(["upscale", "small.png", "--steps", "1"]) == 0
     assert "not trained to upscale" in capsys.readouterr().err
+
+
+def test_a_refined_model_that_upscales_better_is_the_default(
+    upscaling_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise_image(20, 12).save("small.png")
+    main.run(["upscale", "small.png", "--out", "plain.png"])  # models/refined has no record
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-2:] == ["model: models/finetuned", "wrote 40x24 px to plain.png"]
+    assert "does not say that it upscales better" in err
+    config = json.loads(Path("models/refined/config.json").read_text())
+    shutil.rmtree("models/refined")
+    write_model(upscaling_root / "models/refined", upscale_steps=1)
+    assert json.loads(Path("models/refined/config.json").read_text()) == {**config, "upscale_steps": 1}
+    main.run(["upscale", "small.png", "--out", "refined.png"])
+    out, err = capsys.readouterr()
+    assert "model: models/refined (nothing is registered)" in out and "not trained to upscale" not in err
+    main.run(["upscale", "small.png", "--out", "one.png", "--steps", "1"])
+    main.run(["upscale", "small.png", "--out", "two.png", "--steps", "2"])
+    np.testing.assert_array_equal(pixels("refined.png"), pixels("one.png"))
+    assert (pixels("refined.png") != pixels("two.png")).any()
+    assert (pixels("refined.png") != pixels("plain.png")).any()
+    shutil.rmtree("models/refined")
+    main.run(["upscale", "small.png", "--out", "again.png"])
+    np.testing.assert_array_equal(pixels("again.png"), pixels("plain.png"))
 
 
 def test_an_interrupted_run_leaves_the_old_image(

@@ -1,14 +1,18 @@
 """Upscaling: tiles that leave no trace, low bands that stay, any size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from pipeline.adversarial.few_step import HANDOVER, few_step
 from pipeline.errors import ConfigError
 from pipeline.inference.upscaling import (
     ImageTiles,
     UpscaleSettings,
     add_high_band,
+    add_high_band_at_once,
     doubled_rows,
     karras_sigmas,
     noise_window,
@@ -199,10 +203,69 @@ def test_a_shell_that_was_not_trained_for_low_bands_of_other_levels_still_upscal
     assert untrained.shape == trained.shape and (untrained != trained).any()
 
 
-def test_models_that_cannot_are_refused() -> None:
-    for snapshot, problem in (
-        (model(kind="refined"), "a refined model"),
-        (model(shells=0), "a core alone"),
-    ):
-        with pytest.raises(ConfigError, match=problem):
-            shells_for(snapshot, 2)
+def test_a_core_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match="E-CFG-050 upscale: a core alone"):
+        shells_for(model(shells=0), 2)
+
+
+# --- Refined models.
+
+
+def refined(upscale_steps: int | None = 1) -> Snapshot:
+    """As `model`, refined, with this record of how it upscales."""
+    snapshot = model(kind="refined")
+    return snapshot._replace(config=replace(snapshot.config, upscale_steps=upscale_steps))
+
+
+def made_by(
+    snapshot: Snapshot, num_steps: int | None = None, picture: np.ndarray | None = None
+) -> np.ndarray:
+    picture = photo(21, 50) if picture is None else picture
+    return upscale(snapshot, picture, NOTHING, 0, UpscaleSettings(num_steps=num_steps))
+
+
+@pytest.mark.parametrize("project", [True, False])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_refined_shell_adds_detail_around_the_picture_itself(factor: int, project: bool) -> None:
+    picture = (photo(21, 50) / 255 * 55 + 100).astype(np.uint8)  # grey, so that nothing leaves the range
+    made = upscale(refined(), picture, NOTHING, 0, UpscaleSettings(factor, project=project))
+    boxes = made.reshape(21, factor, 50, factor, 3).astype(float)
+    assert np.abs(boxes.mean((1, 3)) - picture).max() <= 1
+    assert boxes.std((1, 3)).mean() > 2, "there is detail"
+
+
+def test_the_one_step_of_a_refined_shell_is_that_of_generation() -> None:
+    """Around the same estimate of the level below a shell is called as `few_step` calls it."""
+    shell = shells_for(refined(), 2)[0]
+    text = NOTHING.select(torch.zeros(2, dtype=torch.int64))
+    noise = {px: torch.randn(2, 3, px, px, generator=torch.Generator().manual_seed(px)) for px in (16, 32)}
+    start = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    low, generated = few_step(shell, text, lambda _, px: noise[px], 1, 0.2, start)
+    top = HANDOVER * shell.sigma_high_band
+
+    def draw(purpose: str, px: int) -> torch.Tensor:
+        return (start - low) / 0.2 if purpose == "low" else noise[px]
+
+    made = add_high_band_at_once(shell, low, text, top, 0.2, draw)
+    torch.testing.assert_close(made, generated, atol=1e-4, rtol=1e-4)
+
+
+def test_a_refined_model_upscales_in_the_steps_of_its_record_unless_told_otherwise() -> None:
+    for recorded, other in ((1, 8), (8, 1)):
+        by_default = made_by(refined(recorded))
+        np.testing.assert_array_equal(by_default, made_by(refined(None), recorded))
+        assert (by_default != made_by(refined(recorded), other)).any()
+    np.testing.assert_array_equal(made_by(model()), made_by(model(), 8))
+
+
+def test_a_refined_model_without_a_record_is_refused_unless_steps_are_given() -> None:
+    with pytest.raises(ConfigError, match="E-CFG-050 upscale: this refined model .* or give the steps"):
+        made_by(refined(None))
+
+
+def test_a_refined_model_doubles_tiles_the_same_in_any_batch_and_every_time() -> None:
+    snapshot, picture = refined(), photo(33, 61)
+    made = made_by(snapshot, picture=picture)
+    np.testing.assert_array_equal(made, made_by(snapshot, picture=picture))
+    alone = upscale(snapshot, picture, NOTHING, 0, UpscaleSettings(batch_size=1))
+    assert np.abs(made.astype(int) - alone).max() <= 1

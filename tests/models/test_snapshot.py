@@ -55,6 +55,7 @@ def test_the_config_of_an_older_version_is_read_in_full() -> None:
         (1, 2, 4),
         5,
     )
+    assert refined.upscale_steps is None
     assert (finetuned.kind, finetuned.is_refined, finetuned.ema_std) == ("finetuned", False, 0.05)
     assert finetuned.resolution == 16 and finetuned.text_dim == 4 and finetuned.core.net["channels"] == 2
     assert finetuned.lineage == Lineage("d" * 64, "f" * 64, "e" * 64, "models/core", "b" * 64)

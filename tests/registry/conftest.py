@@ -18,7 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def write_model(
-    path: Path, kind: str = "refined", encoder: str = MINILM_SHA256, seed: int = 0, bands: bool = False
+    path: Path,
+    kind: str = "refined",
+    encoder: str = MINILM_SHA256,
+    seed: int = 0,
+    bands: bool = False,
+    upscale_steps: int | None = None,
 ) -> str:
     """Save an untrained 32 px model with random gains; its digest."""
     shell = {**WIDE_SHELL, "bands": bands}
@@ -33,6 +38,7 @@ def write_model(
         lineage=Lineage("d" * 64, "f" * 64, "e" * 64, "models:/crescendo/1", "b" * 64),
         passes=(1, 2, 4),
         sigma_start=5.0,
+        upscale_steps=upscale_steps,
     )
     save_snapshot(path, denoiser, config)
     return artifacts.directory_digest(path)

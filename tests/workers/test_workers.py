@@ -26,6 +26,7 @@ from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
 from pipeline.workers.refine import Distances, describe_choice, flat, passes_to_keep, refine, unflat
 from pipeline.workers.settings import level_settings, train_context
+from pipeline.workers.upscale_choice import describe, steps_to_upscale
 
 WORKERS = {"pretrain": pretrain, "finetune": finetune, "refine": refine}
 STAGES = {"pretrain": "core", "finetune": "finetuned", "refine": "refined"}
@@ -217,6 +218,33 @@ def test_where_refinement_gains_nothing_the_fine_tuned_model_comes_back_unchange
     refine(config_of(tiny_tree, trained, tmp_path / "run"))
     kept, parent = load_snapshot(tmp_path / "run/result/model"), load_snapshot(trained / "models/finetuned")
     assert kept.digest == parent.digest and not kept.config.is_refined
+
+
+def test_a_refined_model_records_the_steps_that_upscaled_best(trained: Path) -> None:
+    metrics = json.loads((trained / "runs/refine/result/reports/metrics.json").read_text())
+    distances = {n: metrics[f"upscale_distance_{n}"] for n in (0, 1, 8)}
+    assert all(value > 0 for value in distances.values())
+    best = min(distances, key=lambda n: distances[n])
+    assert load_snapshot(trained / "models/refined").config.upscale_steps == (best or None)
+
+
+@pytest.mark.parametrize(
+    ("measured", "steps", "said"),
+    [
+        ((0.3, 0.1, 0.2), 1, "it upscales in 1"),
+        ((0.3, 0.2, 0.1), 8, "it upscales in 8"),
+        ((0.1, 0.3, 0.2), None, "models/finetuned upscales better"),
+    ],
+)
+def test_the_choice_of_how_to_upscale_is_said_in_one_line(
+    measured: tuple[float, ...], steps: int | None, said: str
+) -> None:
+    metrics = {f"upscale_distance_{n}": value for n, value in zip((0, 1, 8), measured, strict=True)}
+    assert steps_to_upscale({**metrics, "score": 1.0}) == steps
+    before, one, eight = measured
+    line = f"upscaling: distance in 1 step {one}, in 8 steps {eight}, before refinement {before}; {said}"
+    assert describe(metrics) == [line]
+    assert steps_to_upscale({}) is None and describe({}) == []
 
 
 def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> None:

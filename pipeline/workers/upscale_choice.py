@@ -1,0 +1,63 @@
+"""In how many steps a refined model upscales: measured on held-out images at the end of the refine stage."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.adversarial.random_features import RandomDistance
+from pipeline.inference.upscaling import PLAIN_STEPS, UpscaleSettings, upscale
+from pipeline.models.conditioning import Conditioning
+from pipeline.models.resample import pool
+from pipeline.models.snapshot import Snapshot
+from pipeline.training.context import TrainContext
+
+HELD_OUT = 32  # validation images
+METRIC = "upscale_distance_"
+
+
+def measure_upscaling(
+    run: TrainContext[Any], refined: Snapshot, unrefined: Snapshot, distance: RandomDistance
+) -> dict[str, float]:
+    """Distances of halved validation images, doubled again without captions, from the images themselves, in random
+    features: of the refined model by number of steps, and of the model before refinement (0 steps). The means of
+    2x2 boxes are the halved image in all, so that only the detail is compared. Empty for a model without shells."""
+    if not refined.config.shells:
+        return {}
+    images, text = run.images_and_text(run.pick("val", HELD_OUT))
+    text = text.select(slice(0, 1)).drop_captions()
+    halved = pool(images.float()).round().to(torch.uint8)
+    ways = {0: (unrefined, PLAIN_STEPS), 1: (refined, 1), PLAIN_STEPS: (refined, PLAIN_STEPS)}
+    return {
+        f"{METRIC}{n}": distance.paired(doubled(snapshot, halved, text, steps), images.cpu())
+        for n, (snapshot, steps) in ways.items()
+    }
+
+
+def doubled(snapshot: Snapshot, images: Tensor, text: Conditioning, steps: int) -> Tensor:
+    """Images uint8 [n,3,R,R] at [n,3,2R,2R], on the CPU; `text` is one caption."""
+    settings = UpscaleSettings(num_steps=steps)
+    pixels = [image.permute(1, 2, 0).numpy() for image in images.cpu()]
+    large = [upscale(snapshot, image, text, seed, settings) for seed, image in enumerate(pixels)]
+    return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in large])
+
+
+def steps_to_upscale(metrics: Mapping[str, float]) -> int | None:
+    """The number of steps of the lowest distance; None where that is the model before refinement."""
+    distances = _by_steps(metrics)
+    return min(distances, key=lambda n: distances[n]) or None if distances else None
+
+
+def describe(metrics: Mapping[str, float]) -> list[str]:
+    """What `steps_to_upscale` chose, in one line; none for a model without shells."""
+    distances, best = _by_steps(metrics), steps_to_upscale(metrics)
+    if not distances:
+        return []
+    steps = [f"in {n} step{'s' * (n > 1)} {value:.3g}" for n, value in distances.items() if n]
+    choice = f"it upscales in {best}" if best else "models/finetuned upscales better"
+    return [f"upscaling: distance {', '.join(steps)}, before refinement {distances[0]:.3g}; {choice}"]
+
+
+def _by_steps(metrics: Mapping[str, float]) -> dict[int, float]:
+    return {int(name[len(METRIC) :]): value for name, value in metrics.items() if name.startswith(METRIC)}
