@@ -204,8 +204,10 @@ def _write_sheet(path: Path, columns: list[list[Pixels]]) -> None:
 
 
 def _middle(image: Pixels) -> Pixels:
+    """The middle half, in a white frame of one px."""
     height, width, _ = image.shape
-    return image[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    half = image[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    return np.pad(half, ((1, 1), (1, 1), (0, 0)), constant_values=255)
 
 
 def main() -> None:

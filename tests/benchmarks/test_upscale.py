@@ -57,6 +57,6 @@ def test_upscale_table_has_every_method(factor, tmp_path) -> None:
     assert off["refined, 1 step"] <= 0.5 * factor
     assert names == list(upscale.methods(snapshot, refined)) and "3 pictures of 32 px" in text
     columns, rows = len(upscale.SHEET) + 1, 3
-    zoom = upscale.SHEET_ZOOM * 16
-    assert Image.open(tmp_path / "sheet.png").size == (zoom * columns, zoom * rows)
+    cell = upscale.SHEET_ZOOM * (16 + 2)
+    assert Image.open(tmp_path / "sheet.png").size == (cell * columns, cell * rows)
     assert "refined, 1 step" not in upscale.methods(snapshot)
