@@ -13,7 +13,7 @@ from pipeline.models.resample import pool
 from pipeline.models.snapshot import Snapshot
 from pipeline.training.context import TrainContext
 
-HELD_OUT = 32  # validation images
+HELD_OUT = 16  # validation images
 METRIC = "upscale_distance_"
 
 
