@@ -124,7 +124,7 @@ def methods(snapshot: Snapshot, refined: Snapshot | None = None, factor: int = 2
     named = {name: resampled(filter, factor) for name, filter in filters.items()}
     for name in ("bicubic", "lanczos"):
         named[f"{name}, projected"] = projected(named[name])
-    models = {"fine-tuned": (snapshot, STEPS, 8)}
+    models: dict[str, tuple[Snapshot, tuple[int, ...], int]] = {"fine-tuned": (snapshot, STEPS, 8)}
     if refined is not None:
         models["refined"] = (refined, REFINED_STEPS, 1)
     for name, (model, counts, own) in models.items():
