@@ -116,16 +116,17 @@ def noise_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 def test_an_image_of_any_size_is_enlarged(upscaling_root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     noise_image(45, 19).save("small.png")
-    assert main.run(["upscale", "small.png", "--steps", "2", "--out", "sub/big.png"]) == 0
+    model = ["--model", "models/finetuned"]
+    assert main.run(["upscale", "small.png", "--steps", "2", "--out", "sub/big.png", *model]) == 0
     out, err = capfd.readouterr()
     assert "model: models/finetuned" in out and "wrote 90x38 px to sub/big.png" in out
     assert re.fullmatch(r"upscale (\d+)/\1 rows, .* left\n", err)
     big = pixels("sub/big.png")
     assert big.shape == (38, 90, 3)
     assert np.abs(big.reshape(19, 2, 45, 2, 3).mean((1, 3)) - pixels("small.png")).max() <= 1
-    main.run(["upscale", "small.png", "--steps", "1", "--factor", "4", "--out", "four.png"])
+    main.run(["upscale", "small.png", "--steps", "1", "--factor", "4", "--out", "four.png", *model])
     assert pixels("four.png").shape == (76, 180, 3)
-    run = ["upscale", "small.png", "--steps", "2"]
+    run = ["upscale", "small.png", "--steps", "2", *model]
     for number, more in enumerate(
         (["--prompt", "a cat"], ["--seed", "1"], ["--strength", "0.4"], ["--no-project"], ["--steps", "3"])
     ):
