@@ -87,7 +87,7 @@ class Crescendo:
         """What follows the gradient."""
         for state in self.states:
             learner = state.learners["net"]
-            average_gradient(learner.grad, 1, state.nimg)
+            average_gradient(learner.grad, 1)
             learner.update(0.01, state.nimg, self.batch)
 
     def gradients(self) -> None:

@@ -2,6 +2,7 @@
 when the student collapses or forgets its captions.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from pipeline.adversarial.step import AdversarialStep, GuardState
 from pipeline.diffusion.seeds import Draw, seeded_noise
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import pyramid_levels
+from pipeline.models.finite import require_finite_metrics
 from pipeline.models.resample import pool
 from pipeline.training.distributed import broadcast, rank_and_size
 from pipeline.training.state import Learner, TrainState
@@ -79,11 +81,19 @@ class Guards:
         if rank_and_size()[0] == 0:
             measured.copy_(self.measure(learner))
         score, spread, error = broadcast(measured).tolist()
-        guard = GuardState.load(state)._replace(score=score, spread=spread, caption_error=error)
+        metrics = {"score": score, "spread": spread, "caption_error": error}
+        guard = GuardState.load(state)
+        if all(map(math.isfinite, metrics.values())):
+            guard = guard._replace(**metrics)
         if state.nimg == 0:
+            require_finite_metrics(metrics, "refine: the model to refine", "run `dvc repro finetune`")
             guard = guard._replace(base_error=error)
         s = self.settings
-        good = spread >= s.min_spread and error <= s.max_caption_error * guard.base_error
+        good = (
+            math.isfinite(score)
+            and spread >= s.min_spread
+            and error <= s.max_caption_error * guard.base_error
+        )
         if state.nimg == 0 or (good and score < guard.best_score):
             guard = guard._replace(best_score=score, best_nimg=state.nimg)
             state.extra["best"].copy_(learner.emas["ema"])
@@ -92,7 +102,7 @@ class Guards:
             guard = guard._replace(lr_scale=0.5 * guard.lr_scale, rollbacks=guard.rollbacks + 1)
             state.extra["finished"].fill_(guard.rollbacks >= 2)
         guard.store(state)
-        return {"score": score, "spread": spread, "caption_error": error, "rollbacks": guard.rollbacks}
+        return {**metrics, "rollbacks": guard.rollbacks}
 
 
 def roll_back(state: TrainState) -> None:

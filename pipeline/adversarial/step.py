@@ -184,22 +184,27 @@ class AdversarialStep:
         return total * s.penalty_interval
 
     def __call__(self, state: TrainState) -> dict[str, Tensor]:
-        """One update of both; returns metrics averaged over the batch."""
+        """One update of both; returns metrics averaged over the batch.
+
+        Where the gradient of the discriminator is not finite, both updates are skipped; where that of the generator
+        is not, its own."""
         s, nimg = self.settings, state.nimg
         passes = self.draw_passes(nimg)
         pairs = {shard: self.pair(nimg, shard, passes) for shard in local_shards(s.shards)}
         scale = GuardState.load(state).lr_scale * linear_decay_lr(1.0, nimg, s.num_images, s.warmup_images)
-        d_loss, margin = self.update_discriminator(state, pairs, s.discriminator_lr * scale)
+        d_loss, margin, d_norm = self.update_discriminator(state, pairs, s.discriminator_lr * scale)
         failpoint("discriminator", nimg)
-        generator_sums = self.update_generator(state, list(pairs.values()), s.lr * scale)
+        *generator_sums, norm = self.update_generator(state, list(pairs.values()), s.lr * scale, d_norm)
         totals = sum_over_workers(torch.stack([d_loss, margin, *generator_sums])) / s.shards
         names = ("discriminator_loss", "margin", "generator_loss", "anchor", "marginals")
-        return dict(zip(names, totals.unbind(), strict=True))
+        norms = {"discriminator_gradient_norm": d_norm, "generator_gradient_norm": norm}
+        return dict(zip(names, totals.unbind(), strict=True)) | norms
 
     def update_discriminator(
         self, state: TrainState, pairs: dict[int, PairedBatch], lr: float
-    ) -> tuple[Tensor, Tensor]:
-        """Train the heads on pairs by shard; sums over the shards of the loss and of mean D(real) - D(fake)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Train the heads on pairs by shard; sums over the shards of the loss and of mean D(real) - D(fake), and
+        the norm of the gradient."""
         s, learner = self.settings, state.learners["discriminator"]
         penalise = (state.nimg // s.batch_size) % s.penalty_interval == 0
         losses, margin = torch.zeros(2, device=learner.weights.device)
@@ -212,15 +217,14 @@ class AdversarialStep:
             (loss + penalty).backward()
             losses += loss.detach()
             margin += (real - fake).detach().mean()
-        average_gradient(learner.grad, s.shards, state.nimg)
-        learner.update(lr, state.nimg, s.batch_size)
-        return losses, margin
+        average_gradient(learner.grad, s.shards)
+        return losses, margin, learner.update(lr, state.nimg, s.batch_size)
 
     def update_generator(
-        self, state: TrainState, pairs: Sequence[PairedBatch], lr: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Train the student through the updated heads; sums over the shards of the adversarial loss, of the anchor
-        and of the distance of marginals."""
+        self, state: TrainState, pairs: Sequence[PairedBatch], lr: float, d_norm: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Train the student through the heads, whose own update had a gradient of norm `d_norm`; sums over the
+        shards of the adversarial loss, of the anchor and of the distance of marginals, and the gradient's norm."""
         s, learner = self.settings, state.learners["generator"]
         losses, anchors, marginals = torch.zeros(3, device=learner.weights.device)
         self.heads.requires_grad_(False)
@@ -232,6 +236,5 @@ class AdversarialStep:
             losses += loss.detach()
             anchors += pair.anchor.detach()
             marginals += pair.marginals.detach()
-        average_gradient(learner.grad, s.shards, state.nimg)
-        learner.update(lr, state.nimg, s.batch_size)
-        return losses, anchors, marginals
+        average_gradient(learner.grad, s.shards)
+        return losses, anchors, marginals, learner.update(lr, state.nimg, s.batch_size, d_norm)

@@ -12,7 +12,7 @@ from pipeline import artifacts
 from pipeline.config.strict_yaml import read_yaml
 from pipeline.errors import ConfigError, InputMissing
 
-CHECKPOINT_FORMAT = 2  # A new number starts new runs, instead of failing to load old checkpoints.
+CHECKPOINT_FORMAT = 3  # A new number starts new runs, instead of failing to load old checkpoints.
 CODE = ("pipeline", "stages")
 IGNORED = ("__pycache__", "*.pyc", "*.tmp-*", "*.old-*")  # as .dvcignore has them
 

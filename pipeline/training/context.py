@@ -8,9 +8,11 @@ workers (pipeline/workers) unpack that into the dataclasses used here.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for, key
 from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
+from pipeline.training.faults import Faults
 from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Intervals, Progress, Snapshots, failpoint
 from pipeline.training.records import notice, read_records
@@ -145,14 +148,27 @@ class TrainContext(Generic[S]):
     ) -> None:
         """Run the loop from the state's nimg to the end, with checkpoints; `hooks` begin with the progress file."""
         s, growth = self.settings, growth or GrowthRound(self.folder)
+        folder = growth.folder / "checkpoints"
+        faults = Faults(folder, self.folder, s.batch_size, growth.start, self.samples)
+        if state.nimg == 0:
+            faults.origin = {name: tensor.cpu().clone() for name, tensor in state.learner_tensors().items()}
 
         def step_or_fail(state: TrainState) -> dict[str, Tensor]:
             failpoint("step", growth.start + state.nimg)
             return step(state)
 
-        saver = Checkpoints(growth.folder / "checkpoints", self.intervals.checkpoint_images, s.batch_size)
-        fit(state, step_or_fail, s.batch_size, s.num_images, [*hooks, saver])
-        checkpoint.save(growth.folder / "checkpoints", state)
+        saver = Checkpoints(folder, self.intervals.checkpoint_images, s.batch_size, faults)
+        fit(state, step_or_fail, s.batch_size, s.num_images, [faults, *hooks, saver])
+        faults.settled(state)
+        checkpoint.save(folder, state)
+
+    def samples(self, nimg: int) -> list[str]:
+        """Id and digest (sha256 of the stored pixels) of each image of the batch that begins at `nimg`."""
+        batches = self.batches(self.dataset.resolution)
+        rows = [int(row) for shard in range(self.settings.shards) for row in batches.places(nimg, shard)[1]]
+        pixels = (self.dataset.images(np.array([row])).numpy().tobytes() for row in rows)
+        digests = [sha256(each).hexdigest()[:12] for each in pixels]
+        return [f"{self.dataset.rows[row]['id']} ({each})" for row, each in zip(rows, digests, strict=True)]
 
     def progress(self, nimg: int, growth: GrowthRound | None = None) -> Progress:
         """The progress file, cut to the images trained so far."""
@@ -215,7 +231,13 @@ class TrainContext(Generic[S]):
             reports.mkdir()
             for suffix, names in curves.items():
                 write_curves(reports / f"curves{suffix}.csv", records, names)
-            summary = {"parameters": parameters, "num_images": self.settings.num_images, **metrics}
+            skipped = sum(record["metrics"].get("skipped_steps", 0) for record in records)
+            summary = {
+                "parameters": parameters,
+                "num_images": self.settings.num_images,
+                "skipped_steps": skipped,
+            }
+            summary |= metrics
             (reports / "metrics.json").write_text(
                 json.dumps(summary, indent=1, sort_keys=True, allow_nan=False) + "\n"
             )

@@ -165,7 +165,7 @@ class DenoisingStep:
         return resize(self.statistics.standardise(images), self.denoiser.resolution)
 
     def __call__(self, state: TrainState) -> dict[str, Tensor]:
-        """One update; returns metrics averaged over the batch."""
+        """One update, skipped where it is not finite; returns metrics averaged over the batch."""
         learner = state.learners[f"net{self.suffix}"]
         set_learning(self.denoiser)
         s = self.settings
@@ -173,10 +173,11 @@ class DenoisingStep:
         totals = torch.zeros(2, device=learner.weights.device)
         for shard in local_shards(s.shards):
             totals += self.accumulate(self.draw(state.nimg, shard))
-        average_gradient(learner.grad, s.shards, state.nimg)
-        learner.update(lr, state.nimg, s.batch_size)
-        loss, error = (sum_over_workers(totals) / s.shards).unbind()
-        return {f"loss{self.suffix}": loss, f"error{self.suffix}": error}
+        average_gradient(learner.grad, s.shards)
+        norm = learner.update(lr, state.nimg, s.batch_size, sum_over_workers(totals))
+        loss, error = (totals / s.shards).unbind()
+        names = ("loss", "error", "gradient_norm")
+        return {f"{name}{self.suffix}": value for name, value in zip(names, (loss, error, norm), strict=True)}
 
 
 def set_learning(denoiser: Denoiser) -> None:

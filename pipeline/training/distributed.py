@@ -3,7 +3,6 @@
 Everything works, and does nothing, in a single process without torch.distributed.
 """
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -40,11 +39,6 @@ def broadcast(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def average_gradient(grad: Tensor, shards: int, nimg: int) -> None:
-    """Turn per-worker sums over shards into the mean over all shards, in place.
-
-    Raises ConfigError on every worker alike where the gradient is not finite: the learning rate is too high."""
+def average_gradient(grad: Tensor, shards: int) -> None:
+    """Turn per-worker sums over shards into the mean over all shards, in place."""
     sum_over_workers(grad).div_(shards)
-    if not torch.isfinite(grad.sum()):
-        where, problem = f"training at image {nimg}", "the gradient is not finite"
-        raise ConfigError("E-CFG-026", where, problem, "lower the learning rate")

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pipeline import artifacts
 from pipeline.errors import StorageError
 from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
+from pipeline.training.faults import Faults, Readback, skipped
 from pipeline.training.records import notice, truncate
 from pipeline.training.state import TrainState
 
@@ -40,15 +41,16 @@ def due(nimg: int, interval: int, batch_size: int) -> bool:
 
 
 class Checkpoints:
-    """Save a checkpoint every `interval` images."""
+    """Save a checkpoint every `interval` images, but not within a row of skipped steps."""
 
-    def __init__(self, folder: Path, interval: int, batch_size: int) -> None:
-        self.folder, self.interval, self.batch_size = folder, interval, batch_size
+    def __init__(self, folder: Path, interval: int, batch_size: int, faults: Faults) -> None:
+        self.folder, self.interval, self.batch_size, self.faults = folder, interval, batch_size, faults
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Save when due."""
-        if due(state.nimg, self.interval, self.batch_size):
+        if due(state.nimg, self.interval, self.batch_size) and self.faults.settled(state):
             checkpoint.save(self.folder, state)
+            self.faults.origin = {}
 
 
 class Snapshots:
@@ -83,7 +85,8 @@ class Snapshots:
 
 
 class Progress:
-    """Appends the means of the metrics to progress.jsonl, one JSON line every `interval` images.
+    """Appends the means of the metrics, over steps that were not skipped, to progress.jsonl, one JSON line every
+    `interval` images. Until then they stay on the device.
 
     The driver reads this file to show progress and to feed the tracker, so training never waits for a server. On a
     resume, lines beyond the checkpoint are dropped. `start`, the images trained in earlier rounds, is added to the
@@ -94,8 +97,7 @@ class Progress:
     ) -> None:
         self.path, self.interval, self.batch_size, self.total = path, interval, batch_size, total
         self.start = start
-        self.sums: dict[str, float] = {}
-        self.count = 0
+        self.steps: list[Readback] = []
         if rank_and_size()[0] == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             truncate(path, start + nimg)
@@ -104,12 +106,13 @@ class Progress:
         """Collect, and write when due."""
         if rank_and_size()[0]:
             return
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        self.count += 1
+        self.steps.append(Readback(metrics))
         if due(state.nimg, self.interval, self.batch_size):
-            self.write(state.nimg, {name: value / self.count for name, value in self.sums.items()})
-            self.sums, self.count = {}, 0
+            steps = [step.read() for step in self.steps]
+            sound = [step for step in steps if not skipped(step)]
+            count = {"skipped_steps": float(len(steps) - len(sound))} if len(sound) < len(steps) else {}
+            self.write(state.nimg, means_of(sound) | count)
+            self.steps = []
 
     def write(self, nimg: int, metrics: dict[str, float]) -> None:
         """Append one record; a no-op on other workers than the first."""
@@ -122,6 +125,15 @@ class Progress:
         record = {"nimg": self.start + nimg, "total": self.total, "time": time.time(), "metrics": kept}
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def means_of(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric; nothing of no steps."""
+    sums: dict[str, float] = {}
+    for step in steps:
+        for name, value in step.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return {name: total / len(steps) for name, total in sums.items()}
 
 
 class Every:

@@ -82,9 +82,17 @@ class Learner:
         for weights, gradient in self.filters:
             tangent_gradient_(gradient, weights)
 
-    def update(self, lr: float, nimg: int, batch_size: int) -> None:
+    def update(self, lr: float, nimg: int, batch_size: int, others: Tensor | None = None) -> Tensor:
         """One Adam step from the accumulated gradient, which is projected first; then projects the weights, updates
-        the averages and clears the gradient."""
+        the averages and clears the gradient. Returns the norm of the gradient.
+
+        Where that, or one of the `others`, is not finite, Adam does nothing, on the device and without the host
+        having to know, and the norm that is returned is not finite. So moments stay finite: an element of 1e20 is
+        refused, whose square would not be."""
+        norm = torch.linalg.vector_norm(self.grad)
+        if others is not None:
+            norm = norm + 0 * others.sum()  # 0, or NaN
+        setattr(self.adam, "found_inf", (~norm.isfinite()).float())  # noqa: B010 - as torch.amp.GradScaler does
         self.project_()
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
@@ -92,6 +100,7 @@ class Learner:
         self.renormalize_()
         for name, decay in self.decays.items():
             self.emas[name].lerp_(self.weights.detach(), 1 - decay(nimg, batch_size))
+        return norm
 
     @contextmanager
     def using(self, weights: Tensor) -> Iterator[None]:
@@ -116,18 +125,29 @@ class Learner:
 
 @dataclass
 class TrainState:
-    """The clock, the learners, and further tensors: early weights; in refinement the best state and the guards."""
+    """The clock, the learners, and further tensors: early weights; in refinement the best state and the guards.
+
+    faults: numbers of skipped steps and of returns to a checkpoint (faults.py), int64 [2]."""
 
     learners: dict[str, Learner]
     nimg: int = 0
     extra: dict[str, Tensor] = field(default_factory=dict)
+    faults: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
+
+    def learner_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the learners by name."""
+        learners = self.learners.items()
+        return {f"{name}.{key}": value for name, own in learners for key, value in own.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
         named = {f"extra.{name}": tensor for name, tensor in self.extra.items()}
-        for name, learner in self.learners.items():
-            named |= {f"{name}.{key}": tensor for key, tensor in learner.tensors().items()}
-        return named
+        return {"faults": self.faults, **named, **self.learner_tensors()}
+
+    def restore_learners(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of the learners in from those of an earlier moment of the same run."""
+        for name, own in self.learner_tensors().items():
+            own.copy_(tensors[name])
 
     def load(self, tensors: Mapping[str, Tensor], nimg: int, where: str) -> None:
         """Copy saved tensors in. Raises StorageError where a name or a shape does not fit."""

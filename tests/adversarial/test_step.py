@@ -1,5 +1,6 @@
 """What the student is trained on: its starts, and the error to the paired real image, which anchors it."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -8,11 +9,21 @@ from torch import Tensor
 
 from pipeline.adversarial.discriminator import Heads, PixelFeatures
 from pipeline.adversarial.few_step import pure_start
-from pipeline.adversarial.step import AdversarialSettings, AdversarialStep, PairedBatch, phase_error
+from pipeline.adversarial.guards import Guards, GuardSettings, guard_tensors
+from pipeline.adversarial.step import (
+    AdversarialSettings,
+    AdversarialStep,
+    GuardState,
+    PairedBatch,
+    phase_error,
+)
 from pipeline.data.dataset import Batch
+from pipeline.errors import StorageError
 from pipeline.models.resample import pool
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
+from pipeline.training.faults import skipped
+from pipeline.training.state import Learner, TrainState
 from tests.builders import build_pyramid, captions
 
 SETTINGS = AdversarialSettings(
@@ -45,16 +56,18 @@ class Fixed:
         return Batch(self.images, 1, captions(len(self.images)), None)
 
 
-def pair(images: Tensor, noise_starts: float) -> PairedBatch:
-    """One shard of `images`, which a network of random weights imitates."""
+def step_of(images: Tensor, settings: AdversarialSettings) -> AdversarialStep:
+    """A network of random weights that imitates `images`."""
     student = build_pyramid(8)
     frozen = [PixelFeatures(2)]
     heads = Heads(frozen[0].channels, 8)
-    settings = replace(SETTINGS, noise_starts=noise_starts)
-    step = AdversarialStep(
-        student, heads, list(frozen), Fixed(images), Statistics((0.0,) * 3, (0.5,) * 3), settings
-    )
-    return step.pair(0, 0, passes=2)
+    statistics = Statistics((0.0,) * 3, (0.5,) * 3)
+    return AdversarialStep(student, heads, list(frozen), Fixed(images), statistics, settings)
+
+
+def pair(images: Tensor, noise_starts: float) -> PairedBatch:
+    """One shard of `images`."""
+    return step_of(images, replace(SETTINGS, noise_starts=noise_starts)).pair(0, 0, passes=2)
 
 
 def test_a_start_from_noise_shows_nothing_of_the_real_image_and_is_not_anchored_to_it() -> None:
@@ -84,3 +97,53 @@ def test_the_anchor_sees_a_dither_that_pooling_hides_and_leaves_edges_their_plac
     assert phase_error(moved, real, 8) < 0.6 * (moved - real).square().mean()
     noise = torch.randn(real.shape, generator=generator_for(0, "noise"))
     assert phase_error(noise, real, 16) == (pool(noise) - pool(real)).square().mean()
+
+
+@pytest.mark.parametrize("culprit", ["discriminator_loss", "generator_loss"])
+def test_what_is_not_finite_moves_neither_the_generator_nor_who_has_made_it(
+    culprit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randint(0, 256, (4, 3, 16, 16), generator=generator_for(0, "images"), dtype=torch.uint8)
+    step = step_of(images, replace(SETTINGS, lr=0.01, discriminator_lr=0.01))
+    generator = Learner(step.student, (0.0, 0.99), {"ema": lambda nimg, batch: 0.9})
+    learners = {"generator": generator, "discriminator": Learner(step.heads, (0.0, 0.99))}
+    state = TrainState(learners, extra=guard_tensors(generator))
+
+    def moved() -> list[str]:
+        before = {name: own.adam.state[own.weights]["step"].clone() for name, own in learners.items()}
+        metrics = {name: float(value) for name, value in step(state).items()}
+        assert all(torch.isfinite(tensor).all() for tensor in state.tensors().values())
+        names = [
+            name for name, own in learners.items() if own.adam.state[own.weights]["step"] != before[name]
+        ]
+        assert skipped(metrics) == (names != list(learners))
+        return names
+
+    assert moved() == ["generator", "discriminator"]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            f"pipeline.adversarial.step.{culprit}", lambda real, fake: (real - fake).mean() * math.nan
+        )
+        assert moved() == (["discriminator"] if culprit == "generator_loss" else [])
+    assert moved() == ["generator", "discriminator"]
+
+
+def test_a_distance_that_is_not_finite_is_a_bad_state_and_is_not_remembered() -> None:
+    images = torch.randint(0, 256, (4, 3, 16, 16), generator=generator_for(0, "images"), dtype=torch.uint8)
+    step = step_of(images, SETTINGS)
+    generator = Learner(step.student, (0.0, 0.99), {"ema": lambda nimg, batch: 0.9})
+    state = TrainState({"generator": generator}, extra=guard_tensors(generator))
+    distances = [1.0, math.nan]
+    limits = GuardSettings(min_spread=0.0, max_caption_error=10.0)
+    real = step.statistics.standardise(images.float())
+    guards = Guards(step, real, captions(4), limits, lambda samples: distances[state.nimg])
+    guards(state)
+    best = state.extra["best"].clone()
+    generator.emas["ema"].add_(1.0)
+    state.nimg = 1
+    assert math.isnan(guards(state)["score"]) and state.extra["guard"].isfinite().all()
+    assert GuardState.load(state).rollbacks == 1 and torch.equal(generator.emas["ema"], best)
+    state.nimg = 0
+    distances[0] = math.inf
+    with pytest.raises(StorageError, match="the model to refine: score is inf, which is not finite"):
+        guards(state)

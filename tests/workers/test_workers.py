@@ -1,6 +1,8 @@
 """The three training stages in one process, at tiny size: what they write, and that a resume keeps the bits."""
 
 import json
+import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +17,14 @@ from pipeline.adversarial.few_step import generate_images
 from pipeline.adversarial.random_features import RandomDistance
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import Batches, PreparedDataset
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import load_snapshot, save_snapshot
+from pipeline.training import checkpoint
 from pipeline.training.denoising import DenoisingSettings, DenoisingStep
 from pipeline.training.records import read_records
-from pipeline.training.state import Learner
+from pipeline.training.state import Learner, TrainState
 from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
 from pipeline.workers.refine import Distances, describe_choice, flat, passes_to_keep, refine, unflat
@@ -115,6 +118,73 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
     for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json"):
         ours, theirs = tmp_path / "run/result" / name, trained / "runs" / stage / "result" / name
         assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+def all_finite(run_dir: Path) -> bool:
+    """Whether what a run has stored is finite, its numbers too."""
+    stored = [load_file(path) for path in run_dir.rglob("*.safetensors")]
+    json.loads((run_dir / "result/reports/metrics.json").read_text(), parse_constant=pytest.fail)
+    return all(bool(torch.isfinite(tensor).all()) for tensors in stored for tensor in tensors.values())
+
+
+def test_a_batch_that_is_not_finite_costs_its_step_and_is_named_also_when_the_run_is_killed_after_it(
+    tiny_tree: dict[str, Any],
+    tiny_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draw = DenoisingStep.draw
+
+    def draw_bad(self: DenoisingStep, nimg: int, shard: int) -> Any:
+        drawn = draw(self, nimg, shard)
+        return drawn._replace(images=drawn.images * math.nan) if (nimg, shard) == (24, 1) else drawn
+
+    def stop(name: str, nimg: int) -> None:
+        if name == "step" and nimg == 40:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(DenoisingStep, "draw", draw_bad)
+    runs = {name: tmp_path / name for name in ("whole", "killed")}
+    pretrain(config_of(tiny_tree, tiny_root, runs["whole"]))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        "training at image 24: a step is skipped, 1 in a row (loss nan, error nan, gradient_norm nan)" in line
+    )
+    assert re.search(r"; batch: (\d+ \([0-9a-f]{12}\), ){3}\d+ \([0-9a-f]{12}\) and 4 more$", line)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.context.failpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config_of(tiny_tree, tiny_root, runs["killed"]))
+    # The checkpoint due at 32 is within the row of skipped steps, so the one before it is the last.
+    assert max(path.name for path in (runs["killed"] / "checkpoints").iterdir()).endswith("16")
+    pretrain(config_of(tiny_tree, tiny_root, runs["killed"]))
+    for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json"):
+        assert (runs["killed"] / "result" / name).read_bytes() == (
+            runs["whole"] / "result" / name
+        ).read_bytes()
+    metrics = json.loads((runs["whole"] / "result/reports/metrics.json").read_text())
+    assert metrics["skipped_steps"] == 1 and all(map(all_finite, runs.values()))
+
+
+def test_a_model_that_is_not_finite_is_not_exported_and_the_run_goes_on_from_its_checkpoint(
+    tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(state: TrainState) -> None:
+        state.learners["net"].emas["0.05"][3] = math.nan
+        state.learners["net"].emas["0.1"][3] = math.inf
+
+    config = config_of(tiny_tree, tiny_root, tmp_path / "run")
+    save = checkpoint.save
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", lambda folder, state: (save(folder, state), spoil(state)))
+        with pytest.raises(
+            StorageError, match=r"E-IO-023 .*are not finite. Fix: run it again: it continues from"
+        ):
+            pretrain(config)
+    assert not (tmp_path / "run/result").exists()
+    pretrain(config)
+    assert all_finite(tmp_path / "run")
 
 
 @pytest.mark.parametrize("stage", STAGES)
