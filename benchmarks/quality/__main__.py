@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -71,20 +72,21 @@ def measured_seconds(root: Path, folder: Path) -> float:
     return float(sum(parts.values()))
 
 
-def our_rows(root: Path, judge: Judge, seconds: float) -> Iterator[Row]:
+def our_rows(root: Path, judge: Judge, seconds: float, folder: Path) -> Iterator[Row]:
     """Rows of our models."""
     params = load_params(root / "params.yaml")
     images = f"{params.pretrain.num_images:,} + {len(params.shell.nets())} x {params.finetune.num_images:,}"
     seeds, text = judge.captions.seeds(0, "quality"), judge.text.select(slice(1))
     for way in ways(root):
         macs = flops(partial(way.sample, text, seeds[:1])) / 2
-        drawn = way.sample(judge.text, seeds)
+        drawn = way.sample_once(judge.text, seeds, folder)
         seen = f"{images} + {params.refine.num_images:,}" if way.passes else images
         call = significant(whole_pyramid(way.snapshot.denoiser, text) / 1e9)
         network = (way.name, "captions", "pyramid", millions(count_parameters(way.snapshot.denoiser)), call)
         cells = (*network, seen, f"{seconds:.0f}" if way.passes else "", way.sampler, str(drawn.nfe))
-        log(f"{way.name}, {way.sampler}: {len(drawn.images)} images")
-        yield Row((*cells, significant(macs / 1e9)), drawn.images, judge.kids(drawn.images))
+        row = Row((*cells, significant(macs / 1e9)), drawn.images, judge.kids(drawn.images))
+        log(f"{way.name}, {way.sampler}: {shown(row.kids)}")
+        yield row
 
 
 def whole_pyramid(denoiser: Denoiser, text: Conditioning) -> float:
@@ -100,12 +102,13 @@ def millions(parameters: int) -> str:
 
 
 def peer_rows(contest: Contest, judge: Judge) -> Iterator[Row]:
-    """A row for every sampler and number of calls of a trained peer."""
+    """A row for every sampler and number of calls of a trained peer; more calls only as long as they help."""
     run, trial = contest.trained(), contest.trials()[0]
     rows = judge.captions.rows[judge.captions.which]
     conditions = Conditions(judge.text, contest.data.numbers(rows))
     network = (contest.name, run.peer.sees, str(trial.setting.plan), millions(trial.parameters))
     for sampler in run.peer.samplers:
+        lowest = math.inf
         for calls in run.peer.calls:
             images = contest.samples(run.peer, sampler, calls, conditions)
             cells = (
@@ -119,6 +122,10 @@ def peer_rows(contest: Contest, judge: Judge) -> Iterator[Row]:
             row = Row((*network, *cells, macs), images, judge.kids(images))
             log(f"{contest.name}, {sampler}, {calls}: {shown(row.kids)}")
             yield row
+            kid = row.kids[judge.extractors[0].name].value
+            if kid >= lowest:
+                break
+            lowest = kid
 
 
 def best(rows: Sequence[Row], extractor: str) -> Row:
@@ -206,9 +213,10 @@ def main() -> None:
         contest.trained()
     extractors, _ = load_extractors(load_params(args.root / "params.yaml").evaluate.extractors, dataset)
     judge = Judge.build(dataset, extractors, args.images)
-    rows = list(our_rows(args.root, judge, seconds))
-    base = next(row.kids for row in rows if "1 pass" in row.cells)
-    rows += [best(list(peer_rows(contest, judge)), extractors[0].name) for contest in contests]
+    rows = list(our_rows(args.root, judge, seconds, args.folder / "ours"))
+    main_extractor = extractors[0].name
+    base = best(rows, main_extractor).kids
+    rows += [best(list(peer_rows(contest, judge)), main_extractor) for contest in contests]
     print(f"{machine(['torch', 'diffusers', 'denoising-diffusion-pytorch'])}\n")
     print(f"{args.images} images, {seconds:.0f} CPU s of training.\n")
     print(quality_table(rows, base, missing))

@@ -95,7 +95,7 @@ class Contest:
 
     def samples(self, peer: Peer, sampler: str, calls: int, conditions: Conditions) -> Tensor:
         """uint8 [N,3,R,R] of the averaged weights."""
-        path = self.folder / f"samples-{sampler}-{calls}.npy"
+        path = self.folder / f"samples-{sampler}-{calls}-{len(conditions.groups)}.npy"
         if path.is_file():
             return torch.from_numpy(np.load(path))
         parts = []

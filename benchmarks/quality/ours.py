@@ -126,6 +126,17 @@ class Way(NamedTuple):
         """Images and calls."""
         return generate_images(self.snapshot, text, seeds, passes=self.passes)
 
+    def sample_once(self, text: Conditioning, seeds: Sequence[int], folder: Path) -> Generated:
+        """`sample`, or what it gave before, which is kept in `folder`."""
+        path = folder / f"{self.snapshot.digest[:12]}-{self.passes or 'own'}-{len(seeds)}.npz"
+        if path.is_file():
+            kept = np.load(path)
+            return Generated(torch.from_numpy(kept["images"]), int(kept["nfe"]))
+        drawn = self.sample(text, seeds)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(path, images=drawn.images.numpy(), nfe=drawn.nfe)
+        return drawn
+
 
 def ways(root: Path) -> list[Way]:
     """The fine-tuned model by its own settings, and the refined one in each number of passes."""

@@ -168,14 +168,17 @@ def test_a_finished_training_is_only_read(data: Data, tmp_path: Path) -> None:
 
 
 def test_the_table_has_all_calls_and_differences(data: Data, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(Edm2, "calls", (3, 7))
+    monkeypatch.setattr(Edm2, "calls", (3, 7, 15))
     judge = Judge.build(data.dataset, [randconv(16)], 60)
     candidates = Candidates((PLANS[EDM2], Plan(8, (1, 1), 1)), (0.01, 0.03))
     contest = Contest(EDM2, data, candidates, 1e-9, 1e-9, tmp_path / "edm2", lambda _: None)
     rows = list(peer_rows(contest, judge))
-    assert [row.cells[-2] for row in rows] == ["3", "7"]
+    values = [row.kids["randconv"].value for row in rows]
+    assert [row.cells[-2] for row in rows] == ["3", "7", "15"][: len(rows)]
+    assert all(later < before for before, later in zip(values[:-1], values[1:-1], strict=False))
+    assert len(rows) == 3 or values[-1] >= values[-2]
     text = quality_table(rows, rows[0].kids, [DIFFUSERS])
-    assert len(lines(text)) == 5 and "not installed" in text
+    assert len(lines(text)) == 3 + len(rows) and "not installed" in text
     assert difference(rows[0].kids["randconv"], rows[0].kids["randconv"]) == "+0.000 [+0.000, +0.000]"
     trials = contest.trials()
     assert len(trials) == 3 and trials == contest.trials()
