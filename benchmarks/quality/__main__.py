@@ -203,7 +203,7 @@ def main() -> None:
             CANDIDATES[name],
             PILOT * seconds,
             seconds,
-            args.folder / FOLDERS[name],
+            args.folder / f"{FOLDERS[name]}-{seconds:.0f}",
             log,
         )
         for name in names

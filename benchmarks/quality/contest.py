@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,12 +110,11 @@ class Contest:
         return images
 
 
-def read_trial(values: dict[str, object]) -> Trial:
+def read_trial(values: dict[str, Any]) -> Trial:
     """A trial from JSON."""
-    setting = dict(values["setting"])  # type: ignore[call-overload]
-    plan = setting["plan"]
-    setting["plan"] = Plan(plan["width"], tuple(plan["multiples"]), plan["blocks"])
-    return Trial(**{**values, "setting": Setting(**setting)})  # type: ignore[arg-type]
+    plan = Plan(**values["setting"]["plan"])
+    setting = Setting(**values["setting"] | {"plan": replace(plan, multiples=tuple(plan.multiples))})
+    return Trial(**values | {"setting": setting})
 
 
 def to_uint8(images: Tensor) -> Tensor:
