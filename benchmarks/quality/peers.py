@@ -7,9 +7,10 @@ edm2.py.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ class Ddpm(Peer):
     def _sample(self, conditions: Conditions, calls: int, seed: int) -> Tensor:
         diffusion = self.library(self.diffusion.model, **self.options, sampling_timesteps=calls)
         shape = (len(conditions.groups), 3, self.task.resolution, self.task.resolution)
-        with torch.random.fork_rng():  # the library draws its own noise
+        with torch.random.fork_rng(), redirect_stderr(io.StringIO()):  # its own noise, its progress bar
             torch.manual_seed(seed)
             return diffusion.ddim_sample(conditions.groups, shape, cond_scale=1.0) * 2 - 1
 
