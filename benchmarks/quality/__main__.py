@@ -16,7 +16,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from benchmarks.measure import MISSING, machine, significant, table
 from benchmarks.quality.base import Conditions
 from benchmarks.quality.contest import CANDIDATES, FOLDERS, Contest, Trial, installed
 from benchmarks.quality.judge import Judge, Kids, difference, with_interval
-from benchmarks.quality.ours import training_seconds, ways
+from benchmarks.quality.ours import REFINEMENT, training_seconds, ways
 from benchmarks.quality.peers import KINDS
 from benchmarks.quality.training import Data
 from benchmarks.train.counting import count_parameters, flops
@@ -60,20 +60,20 @@ def log(line: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
 
 
-def measured_seconds(root: Path, folder: Path) -> float:
-    """What training the demo takes, measured once."""
+def measured_seconds(root: Path, folder: Path) -> dict[str, float]:
+    """What each part of training the demo takes, measured once."""
     path = folder / "seconds.json"
     if not path.is_file():
-        parts = training_seconds(load_params(root / "params.yaml"), root)
+        measured = training_seconds(load_params(root / "params.yaml"), root)
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(parts, indent=1))
-    parts = json.loads(path.read_text())
+        path.write_text(json.dumps(measured, indent=1))
+    parts: dict[str, float] = json.loads(path.read_text())
     log("CPU seconds of the demo: " + ", ".join(f"{name} {value:.0f}" for name, value in parts.items()))
-    return float(sum(parts.values()))
+    return parts
 
 
-def our_rows(root: Path, judge: Judge, seconds: float, folder: Path) -> Iterator[Row]:
-    """Rows of our models."""
+def our_rows(root: Path, judge: Judge, parts: Mapping[str, float], folder: Path) -> Iterator[Row]:
+    """Rows of our models; `parts` of their training take so many CPU seconds."""
     params = load_params(root / "params.yaml")
     images = f"{params.pretrain.num_images:,} + {len(params.shell.nets())} x {params.finetune.num_images:,}"
     seeds, text = judge.captions.seeds(0, "quality"), judge.text.select(slice(1))
@@ -83,7 +83,8 @@ def our_rows(root: Path, judge: Judge, seconds: float, folder: Path) -> Iterator
         seen = f"{images} + {params.refine.num_images:,}" if way.passes else images
         call = significant(whole_pyramid(way.snapshot.denoiser, text) / 1e9)
         network = (way.name, "captions", "pyramid", millions(count_parameters(way.snapshot.denoiser)), call)
-        cells = (*network, seen, f"{seconds:.0f}" if way.passes else "", way.sampler, str(drawn.nfe))
+        trained = sum(value for name, value in parts.items() if way.passes or name != REFINEMENT)
+        cells = (*network, seen, f"{trained:.0f}", way.sampler, str(drawn.nfe))
         row = Row((*cells, significant(macs / 1e9)), drawn.images, judge.kids(drawn.images))
         log(f"{way.name}, {way.sampler}: {shown(row.kids)}")
         yield row
@@ -175,7 +176,9 @@ def trials_table(trials: Sequence[tuple[str, Trial]]) -> str:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
-    parser.add_argument("--seconds", type=float, help="CPU seconds of training; as the demo takes")
+    parser.add_argument(
+        "--seconds", type=float, help="CPU seconds of the peers' training (as the demo takes)"
+    )
     parser.add_argument("--only", nargs="+", choices=tuple(FOLDERS.values()), help="of the peers")
     parser.add_argument("--images", type=int, default=196, help="of each contender (196)")
     parser.add_argument("--root", type=Path, default=Path("."), help="with params.yaml, data/ and models/")
@@ -191,7 +194,8 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(1)
     dataset = PreparedDataset(args.root / "data/prepared")
-    seconds = args.seconds or measured_seconds(args.root, args.folder)
+    parts = measured_seconds(args.root, args.folder)
+    seconds = args.seconds or sum(parts.values())
     names = [name for name in KINDS if not args.only or FOLDERS[name] in args.only]
     missing = [name for name in names if name not in installed(names)]
     if missing:
@@ -213,7 +217,7 @@ def main() -> None:
         contest.trained()
     extractors, _ = load_extractors(load_params(args.root / "params.yaml").evaluate.extractors, dataset)
     judge = Judge.build(dataset, extractors, args.images)
-    rows = list(our_rows(args.root, judge, seconds, args.folder / "ours"))
+    rows = list(our_rows(args.root, judge, parts, args.folder / "ours"))
     main_extractor = extractors[0].name
     base = best(rows, main_extractor).kids
     rows += [best(list(peer_rows(contest, judge)), main_extractor) for contest in contests]

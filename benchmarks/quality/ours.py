@@ -30,6 +30,8 @@ from pipeline.training.state import Learner, TrainState
 from pipeline.workers import refine
 from pipeline.workers.settings import level_settings, noise_law, train_context, unpack
 
+REFINEMENT = "refinement"
+
 Step = Callable[[TrainState], Mapping[str, Tensor]]
 
 
@@ -105,7 +107,7 @@ def training_seconds(params: Params, root: Path, seconds: float = 10.0) -> dict[
     images = dict.fromkeys(parts, params.finetune.num_images) | {"level 0": params.pretrain.num_images}
     total = {name: cost * images[name] for name, cost in parts.items()}
     s = params.refine
-    return total | {"refinement": update * s.num_images + check * (1 + s.num_images // s.check_images)}
+    return total | {REFINEMENT: update * s.num_images + check * (1 + s.num_images // s.check_images)}
 
 
 class Way(NamedTuple):
