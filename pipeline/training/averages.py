@@ -2,7 +2,8 @@
 
 The tracked averages are stored several times during training, as folders `nimg-<12 digits>/` with
 averages.safetensors; at the end, linear combinations of them approximate averages of other widths. They are no part
-of the training state: a resumed run writes the same bits again. Only rank 0 writes and reads.
+of the training state: a resumed run writes the same bits again. Only rank 0 writes and reads. A damaged one is
+named, and narrows the choice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.diffusion.ema import Profile, mixing_weights
+from pipeline.errors import StorageError
 from pipeline.models.finite import require_finite
 from pipeline.training.distributed import rank_and_size
+from pipeline.training.records import notice
 from pipeline.training.state import Learner, TrainState
 
 CANDIDATES = 9  # widths, from half the smallest tracked one to twice the largest
@@ -64,13 +67,26 @@ class Averages:
         """Profiles of the stored averages, in the order in which `mixed` reads them."""
         return [Profile(float(name), nimg) for nimg in self.moments for name in self.learner.emas]
 
+    def usable(self) -> "Averages":
+        """The stored averages that verify; the others are named on stderr, and left out of what is mixed."""
+        kept = []
+        for nimg in self.moments:
+            try:
+                artifacts.verify_directory(self.path(nimg))
+                kept.append(nimg)
+            except StorageError as error:
+                text = f"{error.code} {error.where}: {error.problem}; the weight averages are mixed from the others"
+                notice(self.folder.parent, nimg, text)
+        return Averages(self.folder, self.learner, kept)
+
     def candidates(self) -> Iterator[tuple[float, Tensor]]:
         """(relative width, average): those tracked, then, if any are stored, other widths in ascending order that
         are approximated well enough (MAX_RESIDUAL)."""
         yield from ((float(name), average) for name, average in self.learner.emas.items())
-        if self.moments:
+        usable = self.usable()
+        if usable.moments and usable.moments[-1] == self.moments[-1]:
             tracked = [float(name) for name in self.learner.emas]
-            stored, end = self.profiles(), self.moments[-1]
+            stored, end = usable.profiles(), self.moments[-1]
             for std in np.geomspace(min(tracked) / 2, min(2 * max(tracked), 0.25), CANDIDATES).tolist():
                 if mixing_weights(stored, Profile(std, end))[1] <= MAX_RESIDUAL:
-                    yield std, self.mixed(std)
+                    yield std, usable.mixed(std)

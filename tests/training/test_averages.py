@@ -180,3 +180,18 @@ def test_a_moment_that_is_missing_or_damaged_is_named(averages: Averages, tmp_pa
     shutil.rmtree(file.parent)
     with pytest.raises(StorageError, match=file.parent.name):
         copy.mixed(0.07)
+
+
+def test_a_damaged_moment_is_named_and_the_choice_is_made_from_the_others(
+    averages: Averages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(averages.folder, tmp_path / "copy")
+    copy = Averages(tmp_path / "copy", averages.learner, averages.moments)
+    file = copy.path(averages.moments[3]) / "averages.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\0\0")
+    stds = [std for std, _ in copy.candidates()]
+    assert stds[:2] == [0.05, 0.1] and len(stds) > 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: E-IO-017 {file}: has ") and "mixed from the others" in line
+    shutil.rmtree(copy.path(averages.moments[-1]))  # nothing reaches the end without the last
+    assert [std for std, _ in copy.candidates()] == [0.05, 0.1]
