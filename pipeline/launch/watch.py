@@ -77,8 +77,8 @@ class ProgressWatch:
     def _show_notices(self) -> None:
         for path in [*self.run_dir.glob(NOTICES), *self.run_dir.glob(f"*/{NOTICES}")]:
             for record in self._notices.setdefault(path, Tail(path)).read():
-                if record["pid"] != os.getpid() and record["time"] >= self._started:
-                    warn(record["text"])
+                if record.get("pid") != os.getpid() and record["time"] >= self._started:
+                    warn(record.get("text", ""))
 
     def _poll(self, final: bool = False) -> None:
         self._show_notices()

@@ -1,7 +1,7 @@
 """Files of JSON lines in a run folder: progress.jsonl, and notices.jsonl with what a user should know.
 
-Each line is a record {"nimg", "time", ...}. A damaged line costs itself and is named; it is never a traceback.
-Standard library only.
+Each line is a record {"nimg", "time", "metrics" or "text", ...}. A damaged line costs itself and is named; it is
+never a traceback. Standard library only.
 """
 
 import json
@@ -27,14 +27,14 @@ class Lines(NamedTuple):
 
 
 def parse_record(line: bytes) -> Record | None:
-    """A line as a record; None where it is damaged: not JSON, without its clock, or with values not finite."""
+    """A line as a record; None where it is damaged: not JSON, without a key, or with values that are not finite."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or type(record.get("nimg")) is not int:
         return None
-    metrics = record.get("metrics", {})
+    metrics = record.get("metrics", {} if isinstance(record.get("text"), str) else None)
     numbers = [record.get("time"), *(metrics.values() if isinstance(metrics, dict) else [None])]
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         return None

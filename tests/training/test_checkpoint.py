@@ -15,7 +15,10 @@ from pipeline import artifacts
 from pipeline.diffusion.ema import power_decay
 from pipeline.errors import StorageError
 from pipeline.training import checkpoint
+from pipeline.training.context import GrowthRound
 from pipeline.training.state import Learner, TrainState
+
+Captured = pytest.CaptureFixture[str]
 
 
 def fresh(seed: int = 0) -> TrainState:
@@ -120,6 +123,21 @@ def test_where_no_checkpoint_is_left_the_run_says_that_it_starts_again_and_what_
         f"no other is left; training starts again from image 0, and {n} images are trained again"
         for n in (8, 4)
     ]
+
+
+def test_a_damaged_result_of_a_round_of_growth_is_named_and_not_used(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    growth = GrowthRound(tmp_path / "to-16", start=48)
+    assert not growth.finished() and capsys.readouterr().err == ""
+    with artifacts.commit_directory(growth.result) as folder:
+        (folder / "metrics.json").write_text("{}")
+    assert growth.finished()
+    (growth.result / "metrics.json").unlink()
+    assert not growth.finished()
+    assert capsys.readouterr().err == (
+        f"warning: E-IO-015 {growth.result}/metrics.json: is missing; this round of growth is finished again\n"
+    )
 
 
 def test_a_folder_that_a_user_put_beside_the_checkpoints_is_no_checkpoint(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifacts
+from pipeline.errors import StorageError
 from pipeline.training.hooks import Snapshots
 from pipeline.training.state import TrainState
 
@@ -22,12 +23,22 @@ def test_snapshots_follow_the_stages_clock_and_the_newest_stay(tmp_path: Path) -
         assert artifacts.verify_directory(tmp_path / name)["meta"] == {"nimg": int(name[5:])}
 
 
-def test_a_full_disk_costs_a_snapshot_and_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (
+            StorageError("E-IO-023", "model", "is not finite", "wait"),
+            "E-IO-023 model: is not finite. Fix: wait",
+        ),
+    ],
+)
+def test_a_full_disk_or_a_weight_that_is_not_finite_costs_a_snapshot_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, words: str
 ) -> None:
     def write(folder: Path) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     Snapshots(tmp_path, interval=8, batch_size=8, start=0, write=write)(TrainState({}, 8), {})
     assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().err == "warning: no snapshot at image 8: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == f"warning: no snapshot at image 8: {words}\n"

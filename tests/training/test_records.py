@@ -37,6 +37,8 @@ DAMAGED = (
     b"[]",
     b'{"nimg": "16", "time": 1.0, "metrics": {}}',
     b'{"nimg": 16, "metrics": {}}',
+    b'{"nimg": 16, "time": 1.0}',
+    b'{"nimg": 16, "time": 1.0, "text": 3}',
     b'{"nimg": 16, "time": 1.0, "metrics": {"loss": NaN}}',
     b'{"nimg": 16, "time": 1.0, "metrics": {"loss": "low"}}',
     b'{"nimg": 16, "time": 1.0, "metrics": 3}',
