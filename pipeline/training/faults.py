@@ -28,9 +28,7 @@ from pipeline.training.state import TrainState
 IN_A_ROW = 3  # skipped steps, after which the state goes back
 ROLLBACKS = 5  # in a run, after which another one stops it
 NAMED = 4  # samples in a line; notices.jsonl has all of a batch
-Samples = Callable[
-    [int], list[str]
-]  # ids and digests of the batch that begins at an image of the round's clock
+Samples = Callable[[int], list[str]]  # ids and digests of the batch that begins at an image
 
 
 class Readback:
@@ -38,9 +36,8 @@ class Readback:
 
     def __init__(self, scalars: Mapping[str, Tensor]) -> None:
         self.names, self.event = list(scalars), None
-        self.values = torch.stack(
-            [scalar.detach().double() for scalar in scalars.values()] or [torch.zeros(())]
-        )
+        values = [scalar.detach().double() for scalar in scalars.values()]
+        self.values = torch.stack(values or [torch.zeros(())])
         if self.values.is_cuda:
             device = self.values
             self.values = torch.empty(device.shape, dtype=device.dtype, pin_memory=True)
@@ -71,11 +68,13 @@ class Usual:
     deviation: float = 0.0
 
     def is_spike(self, loss: float) -> bool:
-        """Whether `loss` is not finite or far above the range, which then takes in its limit instead."""
+        """Whether `loss` is far above the range, which then takes in its limit instead; or not finite."""
+        if not math.isfinite(loss):
+            return True
         if self.count == 0:
             self.mean = loss
         limit = self.mean + self.FAR * self.deviation
-        spike = self.count * self.RATE >= 1 and not loss <= limit
+        spike = self.count * self.RATE >= 1 and loss > limit
         self.count += 1
         rate = max(self.RATE, 1 / self.count)
         away = (limit if spike else loss) - self.mean
@@ -147,10 +146,9 @@ class Faults:
         state.faults[1] += 1
         self.in_a_row = 0
         back = max(found, 0)
-        text = (
-            f"the state goes back to image {self.start + back}; {state.nimg - back} images are without effect"
-        )
-        self.say(nimg, f"{text} (return {int(state.faults[1])} of {ROLLBACKS})")
+        count = f"return {int(state.faults[1])} of {ROLLBACKS}"
+        lost = f"{state.nimg - back} images are without effect"
+        self.say(nimg, f"the state goes back to image {self.start + back}; {lost} ({count})")
 
     def name_spikes(self, nimg: int, metrics: Mapping[str, float]) -> None:
         """Say which losses are far above their usual range."""
@@ -164,9 +162,8 @@ class Faults:
     def batch(self, nimg: int) -> str:
         """The first samples of the batch that began at `nimg`, in words; notices.jsonl has all."""
         samples = self.samples(nimg)
-        return ", ".join(samples[:NAMED]) + (
-            f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
-        )
+        more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
+        return ", ".join(samples[:NAMED]) + more
 
     def say(self, nimg: int, text: str) -> None:
         """One line about the batch that began at `nimg`, on the first worker."""

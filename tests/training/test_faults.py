@@ -241,6 +241,7 @@ def test_a_loss_spike_is_named_with_its_batch_and_changes_nothing(tmp_path: Path
 
 def test_the_usual_range_follows_a_falling_loss_without_alarm() -> None:
     usual = Usual()
+    assert usual.is_spike(math.nan)
     noise = torch.randn(2000, generator=generator_for(0, "noise")).tolist()
     losses = [math.exp(-i / 500) * (1 + 0.2 * each) for i, each in enumerate(noise)]
     assert not any(map(usual.is_spike, losses))
