@@ -102,7 +102,7 @@ def spreads(verdicts: Sequence[Verdict]) -> list[Spread]:
     """Every rule with every number of passes, in the order of the verdicts."""
     rules: dict[tuple[int, str], list[Rule]] = {}
     for verdict in verdicts:
-        for each in verdict.verdicts:
+        for each in verdict.refused or verdict.verdicts:
             for rule in each.rules:
                 rules.setdefault((each.passes, rule.name), []).append(rule)
     return [_spread(passes, name, found) for (passes, name), found in rules.items()]

@@ -33,7 +33,7 @@ from pipeline.evaluation.conditions import (
     wanted_samples,
 )
 from pipeline.evaluation.contenders import is_finite
-from pipeline.evaluation.entry import Champion, Field, enter
+from pipeline.evaluation.entry import TEACHER, Champion, Field, enter
 from pipeline.evaluation.estimates import Estimates, estimates_of
 from pipeline.evaluation.evidence import Description, Evidence
 from pipeline.evaluation.extractors import load_extractors
@@ -149,15 +149,33 @@ def build_verdict(
     """Judge by the estimates from the evidence, whose file has this digest."""
     judged = gate.judge_estimates(estimates, thresholds_of(params.promotion))
     verdicts = tuple(add_training_spread(each, params.evaluate) for each in judged)
-    refined = field.snapshots["refined"]
-    return Verdict(
+    whole = Verdict(
         data_digest=artifacts.directory_digest(dataset.path),
-        model_digest=refined.digest,
+        model_digest=field.snapshots["refined"].digest,
         evidence_digest=digest,
         baseline=field.baseline_of_verdict,
-        is_refined=refined.config.is_refined,
+        is_refined=field.snapshots["refined"].config.is_refined,
         verdicts=verdicts,
         default_passes=fewest_passed(verdicts),
+    )
+    return whole if whole.default_passes or field.champion else _stand_in(whole, estimates, field, params)
+
+
+def _stand_in(whole: Verdict, estimates: Mapping[str, Estimates], field: Field, params: Params) -> Verdict:
+    """The verdict on the fine-tuned model, where no number of passes of the refined one passed and there is no
+    champion yet: a first model is better than none. The same verdict where it does not pass either."""
+    teacher = field.snapshots[TEACHER]
+    steps, thresholds = teacher.config.sampling.num_steps, thresholds_of(params.promotion)
+    only = gate.judge_contender(estimates, steps, TEACHER, thresholds)
+    if only.outcome != "passed" or not whole.is_refined:
+        return whole
+    return replace(
+        whole,
+        model_digest=teacher.digest,
+        is_refined=False,
+        verdicts=(only,),
+        default_passes=steps,
+        refused=whole.verdicts,
     )
 
 

@@ -46,13 +46,19 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> list[PassVerdict]:
 
 def judge_estimates(estimates: Mapping[str, Estimates], thresholds: Thresholds) -> list[PassVerdict]:
     """`judge`, by the estimates of each caption set."""
-    about = estimates["train"].evidence.description
-    verdicts = []
-    for passes, name in sorted(about.candidates.items()):
-        rules = tuple(_rules(estimates, passes, name, thresholds))
-        outcome = combine(rule.outcome for rule in rules)
-        verdicts.append(PassVerdict(passes, about.nfe[name], outcome, rules))
-    return verdicts
+    candidates = estimates["train"].evidence.description.candidates
+    return [
+        judge_contender(estimates, passes, name, thresholds) for passes, name in sorted(candidates.items())
+    ]
+
+
+def judge_contender(
+    estimates: Mapping[str, Estimates], passes: int, name: str, thresholds: Thresholds
+) -> PassVerdict:
+    """The verdict on one contender, which makes an image in so many passes, or steps."""
+    rules = tuple(_rules(estimates, passes, name, thresholds))
+    nfe = estimates["train"].evidence.description.nfe[name]
+    return PassVerdict(passes, nfe, combine(rule.outcome for rule in rules), rules)
 
 
 def _rules(

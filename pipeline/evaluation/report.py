@@ -15,10 +15,11 @@ from pipeline.evaluation import figures, pictures, wording
 from pipeline.evaluation.charts import Point, draw_quality, quality_svg
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.conditions import CaptionSet
+from pipeline.evaluation.entry import TEACHER
 from pipeline.evaluation.metrics import Metric
 from pipeline.evaluation.results import UPSAMPLING, Results
 from pipeline.evaluation.samples import Samples
-from pipeline.evaluation.verdict import Rule
+from pipeline.evaluation.verdict import Rule, Verdict
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -101,12 +102,16 @@ def render(
         chart_alt=_chart_alt(points),
         threshold=threshold,
         points={split: {p.name: p for p in here} for split, here in points.items()},
+        verdicts=[*results.verdict.verdicts, *results.verdict.refused],
         without_equal=[
-            n for n in sorted(about.candidates) if results.verdict.is_refined and n not in about.equal_cost
+            each.passes
+            for each in (results.verdict.refused or results.verdict.verdicts)
+            if results.contenders[about.candidates[each.passes]]["passes"]
+            and each.passes not in about.equal_cost
         ],
         bar_of=bar_of,
         advice=_advice(results),
-        seeds_known=any(r.training is not None for each in results.verdict.verdicts for r in each.rules),
+        seeds_known=any(rule.training is not None for rule in _all_rules(results.verdict)),
         grids=[pictures.compare_captions(names, samples[each.split], each) for each in caption_sets],
         suspects={
             name: pictures.find_suspects(name, comparison, samples["heldout"][name], held_out, dataset)
@@ -143,6 +148,8 @@ def _template() -> Template:
 def shown_candidate(results: Results, comparison: Comparison) -> str:
     """The model in the fewest passes that passed, else in those of least KID, else in the fewest."""
     candidates = comparison.evidence.description.candidates
+    if results.verdict.refused:
+        return TEACHER
     if results.verdict.default_passes is not None:
         return candidates[results.verdict.default_passes]
 
@@ -217,9 +224,13 @@ def bar_of(rule: Rule) -> Bar | None:
     return Bar(low, round(high - low, 2), place(rule.value), threshold, *(round(each, 2) for each in good))
 
 
+def _all_rules(verdict: Verdict) -> list[Rule]:
+    return [rule for each in (*verdict.verdicts, *verdict.refused) for rule in each.rules]
+
+
 def _advice(results: Results) -> list[str]:
     """How to get the evidence that is missing; empty where every rule is decided."""
-    if all(rule.outcome != "undecided" for each in results.verdict.verdicts for rule in each.rules):
+    if all(rule.outcome != "undecided" for rule in _all_rules(results.verdict)):
         return []
     note = results.samples["note"]
     more = (

@@ -121,7 +121,8 @@ class Baseline:
 @dataclass(frozen=True, config=STRICT)
 class Verdict:
     """The whole file. evidence_digest: of the measurements. is_refined: whether the judged model is a refined one;
-    of another one, passes are steps. default_passes: `fewest_passed` of the verdicts."""
+    of the fine-tuned one, passes are steps. default_passes: `fewest_passed` of the verdicts. refused: the verdicts
+    on the refined model where none passed, and the fine-tuned one is judged in its place."""
 
     data_digest: Digest
     model_digest: Digest
@@ -130,9 +131,12 @@ class Verdict:
     is_refined: bool
     verdicts: Annotated[tuple[PassVerdict, ...], Field(min_length=1)]
     default_passes: int | None
+    refused: tuple[PassVerdict, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Verdict:
+        _require(not (self.refused and self.is_refined), "a refined model stands in for itself")
+        _require(fewest_passed(self.refused) is None, "the refined model passed, and is replaced")
         passes = [each.passes for each in self.verdicts]
         _require(len(set(passes)) == len(passes), "a number of passes is given twice")
         follows = self.default_passes == fewest_passed(self.verdicts)
@@ -148,12 +152,13 @@ class Verdict:
 
     def title_of(self, each: PassVerdict) -> str:
         """What one of the verdicts is about: `2 passes`, or `the fine-tuned model in 12 calls`."""
-        return count_of(each.passes) if self.is_refined else f"the fine-tuned model in {each.nfe} calls"
+        refined = self.is_refined or each in self.refused
+        return count_of(each.passes) if refined else f"the fine-tuned model in {each.nfe} calls"
 
     def __str__(self) -> str:
         """As in `1 pass failed (recall: ...); 2 passes undecided (kid: 23 families, about 60 needed)`."""
         parts = []
-        for each in self.verdicts:
+        for each in (*self.refused, *self.verdicts):
             reasons = "; ".join(map(str, each.obstacles))
             parts.append(f"{self.title_of(each)} {each.outcome}" + (f" ({reasons})" if reasons else ""))
         return "; ".join(parts)

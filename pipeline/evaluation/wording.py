@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from itertools import groupby
 
 from pipeline.evaluation.verdict import PassVerdict, Rule, Verdict, count_of, families_needed
@@ -195,7 +196,9 @@ def headline(verdict: Verdict) -> str:
     """What was decided: `Passed with 2 passes: ...`, or why nothing did."""
     if not verdict.is_refined:
         (only,) = verdict.verdicts
-        subject, end = verdict.title_of(only), "refinement gained nothing"
+        subject = verdict.title_of(only)
+        refused = f"the refined model: {_by_passes(verdict.refused)}"
+        end = refused if verdict.refused else "refinement gained nothing"
         if only.outcome == "passed":
             return f"Passed: {subject}; {end}"
         return f"Not promoted: {subject}: {_obstacles(only)}; {end}"
@@ -205,12 +208,17 @@ def headline(verdict: Verdict) -> str:
             baseline = "the champion" if verdict.baseline.is_registered else "the fine-tuned model"
             why = (reason or "every rule holds").replace("the baseline", baseline)
             return f"Passed with {count_of(each.passes)}: {why}"
+    return f"Not promoted: {_by_passes(verdict.verdicts)}"
+
+
+def _by_passes(verdicts: Sequence[PassVerdict]) -> str:
+    """Why nothing passed: `with 1 pass it fails on quality; with 2 or 4 passes undecided on ...`."""
     parts = []
-    for obstacles, alike in groupby(verdict.verdicts, key=_obstacles):
-        numbers = [str(each.passes) for each in alike]
-        passes = count_of(int(numbers[-1]))
-        parts.append(f"with {' or '.join([*numbers[:-1], passes])} {obstacles}")
-    return f"Not promoted: {'; '.join(parts)}"
+    for obstacles, alike in groupby(verdicts, key=_obstacles):
+        *fewer, last = (each.passes for each in alike)
+        before = f"{', '.join(map(str, fewer))} or " if fewer else ""
+        parts.append(f"with {before}{count_of(last)} {obstacles}")
+    return "; ".join(parts)
 
 
 def _obstacles(verdict: PassVerdict) -> str:

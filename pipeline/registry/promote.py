@@ -2,7 +2,8 @@
 
 It may be interrupted anywhere and run again: a version is found by its snapshot's digest and its default number of
 passes, and gets an alias only after its files were fetched back and verified. The rules themselves are in
-`evaluation/gate.py`. Where refinement gained nothing, models/refined is the fine-tuned model.
+`evaluation/gate.py`. Where refinement gained nothing, models/refined is the fine-tuned model; where the
+refined model did not pass and there is no champion yet, the verdict may be about models/finetuned.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
     from pipeline.models.config import Lineage, SnapshotConfig
 
 MODEL = "models/refined"
+MODELS = (MODEL, "models/finetuned")  # that a verdict may be about
 VERDICT = "reports/verdict.json"
 LOCK = "runs/promote.lock"
 MAX_TAG = 5000  # MLflow refuses longer tag values
 
 
 def promote(root: Path, name: str, allow_candidate: bool = False, log: Callable[[str], None] = print) -> bool:
-    """Register `models/refined` under `name` as the candidate; make it the champion if its verdict passed.
+    """Register the judged model (`models/refined`, or `models/finetuned` where the refined one did not pass) under
+    `name` as the candidate; make it the champion if its verdict passed.
 
     A verdict counts only if it compares with the current champion, unless that is the same model. Returns whether
     it is the champion now; False only with `allow_candidate`.
@@ -39,13 +42,10 @@ def promote(root: Path, name: str, allow_candidate: bool = False, log: Callable[
         Busy: another promotion is running.
     """
     with artifacts.lease(root / LOCK):
-        digest, config = _read_model(root / MODEL)
         verdict = Verdict.read(root / VERDICT)
-        if verdict.model_digest != digest:
-            problem = f"judges model {verdict.model_digest[:12]}, {MODEL} is {digest[:12]}"
-            raise BadData("E-DAT-042", VERDICT, problem, "run `dvc repro evaluate`")
+        model, config = _read_judged(root, verdict)
         registry = Registry(root)
-        version = _find_or_register(registry, name, root, config.lineage, verdict, log)
+        version = _find_or_register(registry, name, root, model, config.lineage, verdict, log)
         registry.set_alias(version, CANDIDATE)
         refusal = _refusal(registry, version, verdict)
         if refusal is None:
@@ -55,6 +55,19 @@ def promote(root: Path, name: str, allow_candidate: bool = False, log: Callable[
         raise refusal
     log(refusal.problem)
     return False
+
+
+def _read_judged(root: Path, verdict: Verdict) -> tuple[str, SnapshotConfig]:
+    """The one of MODELS that the verdict is about, with its config."""
+    found = {}
+    for model in MODELS:
+        if model == MODEL or (root / model).is_dir():
+            found[model], config = _read_model(root / model)
+            if found[model] == verdict.model_digest:
+                return model, config
+    known = ", ".join(f"{model} is {digest[:12]}" for model, digest in found.items())
+    problem = f"judges model {verdict.model_digest[:12]}, {known}"
+    raise BadData("E-DAT-042", VERDICT, problem, "run `dvc repro evaluate`")
 
 
 def _read_model(folder: Path) -> tuple[str, SnapshotConfig]:
@@ -72,6 +85,7 @@ def _find_or_register(
     registry: Registry,
     name: str,
     root: Path,
+    model: str,
     lineage: Lineage,
     verdict: Verdict,
     log: Callable[[str], None],
@@ -80,18 +94,18 @@ def _find_or_register(
     digest, default, tags = verdict.model_digest, verdict.default_passes, _verdict_tags(verdict)
     version = registry.find(name, digest, default)
     if version is None:
-        tags = _lineage_tags(root, lineage, verdict) | tags
-        version = registry.register(name, root / MODEL, digest, tags, default)
-        log(f"registered {MODEL} ({digest[:12]}) as version {version.number} of {name}")
+        tags = _lineage_tags(root, model, lineage, verdict) | tags
+        version = registry.register(name, root / model, digest, tags, default)
+        log(f"registered {model} ({digest[:12]}) as version {version.number} of {name}")
     else:
-        log(f"{MODEL} ({digest[:12]}) already is version {version.number} of {name}")
+        log(f"{model} ({digest[:12]}) already is version {version.number} of {name}")
         registry.set_tags(version, tags)
     with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
         registry.fetch(version, Path(folder))
     return version
 
 
-def _lineage_tags(root: Path, lineage: Lineage, verdict: Verdict) -> dict[str, str]:
+def _lineage_tags(root: Path, model: str, lineage: Lineage, verdict: Verdict) -> dict[str, str]:
     """Where the model comes from; unknown facts have no tag."""
     facts = {
         "crescendo.data_digest": lineage.data or verdict.data_digest,
@@ -100,7 +114,7 @@ def _lineage_tags(root: Path, lineage: Lineage, verdict: Verdict) -> dict[str, s
         "crescendo.init_from": lineage.init_from,  # the model that was grown
         "crescendo.init_digest": lineage.init_sha256,
         "crescendo.git_commit": runs.git_commit(root),
-        "crescendo.run_id": runs.find_run_by_output(MODEL, verdict.model_digest, root),
+        "crescendo.run_id": runs.find_run_by_output(model, verdict.model_digest, root),
     }
     return {key: str(value) for key, value in facts.items() if value}
 

@@ -21,7 +21,7 @@ from pipeline.evaluation.evaluate import evaluate, thresholds_of
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import Extractor, randconv
 from pipeline.evaluation.samples import SampleResult, SampleTask
-from pipeline.evaluation.verdict import Verdict
+from pipeline.evaluation.verdict import PassVerdict, Rule, Verdict
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.snapshot import at_resolution, load_snapshot, save_snapshot
@@ -159,15 +159,17 @@ def test_the_verdict_follows_from_the_evidence_alone(root: Path, params: Params)
     verdict = Verdict.read(root / "reports/verdict.json")
     path = root / "reports/evaluation/evidence.safetensors"
     assert verdict.evidence_digest == artifacts.sha256_file(path)
-    assert verdict.verdicts == tuple(gate.judge(Evidence.load(path), thresholds_of(params.promotion)))
-    assert verdict.model_digest == artifacts.directory_digest(root / "models/refined")
+    judged = tuple(gate.judge(Evidence.load(path), thresholds_of(params.promotion)))
+    assert verdict.refused == judged, "untrained models pass no rule, and the fine-tuned one copies nothing"
+    assert verdict.model_digest == artifacts.directory_digest(root / "models/finetuned")
     assert verdict.data_digest == artifacts.directory_digest(root / "data/prepared")
     assert (verdict.baseline.address, verdict.baseline.model_digest) == (
         "models/finetuned",
         artifacts.directory_digest(root / "models/finetuned"),
     )
-    assert [each.passes for each in verdict.verdicts] == [1, 2, 4]
-    assert [each.nfe for each in verdict.verdicts] == [2, 3, 5]
+    assert [each.passes for each in verdict.refused] == [1, 2, 4]
+    assert [each.nfe for each in verdict.refused] == [2, 3, 5]
+    assert [(each.passes, each.nfe) for each in verdict.verdicts] == [(2, 3)]
 
 
 def test_small_data_decides_nothing_and_invents_no_number(small: tuple[Path, dict[str, float]]) -> None:
@@ -230,6 +232,31 @@ def test_a_model_that_refinement_gave_back_is_judged_as_it_is(
     assert list(results_of(tmp_path)["contenders"]) == ["eight_calls", "finetuned"]
     page = (tmp_path / "reports/evaluation/index.html").read_text()
     assert "refinement gained nothing" in page and "it is its own baseline" in page.lower()
+
+
+def test_without_a_champion_the_fine_tuned_model_takes_the_place_of_a_refined_one_that_did_not_pass(
+    params: Params, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lenient(_: object, passes: int, name: str, __: object) -> PassVerdict:
+        outcome = "passed" if name == "finetuned" else "failed"
+        return PassVerdict(passes, passes + 1, outcome, (Rule("kid_randconv", outcome, reason="worse"),))
+
+    shutil.copytree(root / "data", tmp_path / "data")
+    shutil.copytree(root / "models", tmp_path / "models")
+    monkeypatch.setattr("pipeline.evaluation.gate.judge_contender", lenient)
+    run(with_evaluate(params, max_calls=1), tmp_path)
+    verdict = Verdict.read(tmp_path / "reports/verdict.json")
+    assert verdict.model_digest == artifacts.directory_digest(tmp_path / "models/finetuned")
+    assert (verdict.outcome, verdict.is_refined, verdict.default_passes) == ("passed", False, 2)
+    assert [each.passes for each in verdict.refused] == [1, 2, 4]
+    page = (tmp_path / "reports/evaluation/index.html").read_text()
+    assert (
+        "the fine-tuned model takes its place" in page and "with 1, 2 or 4 passes it fails on quality" in page
+    )
+
+    champion = Champion(root / "models/refined", "models:/crescendo/3", passes=2)
+    run(with_evaluate(params, max_calls=1), tmp_path, champion=champion)
+    assert Verdict.read(tmp_path / "reports/verdict.json").is_refined, "it takes no place of a champion"
 
 
 def test_a_pinned_champion_is_the_baseline(params: Params, root: Path, tmp_path: Path) -> None:

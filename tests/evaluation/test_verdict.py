@@ -102,6 +102,17 @@ def test_what_stands_in_the_way_are_the_failed_rules_else_the_undecided_ones() -
 def test_a_model_that_is_not_refined_is_judged_in_calls() -> None:
     whole = replace(verdict(pass_verdict(12, "passed")), is_refined=False)
     assert str(whole) == "the fine-tuned model in 12 calls passed"
+    in_its_place = replace(whole, refused=(pass_verdict(1, "failed"),))
+    assert str(in_its_place).startswith("1 pass failed (rule_0")
+    assert str(in_its_place).endswith("; the fine-tuned model in 12 calls passed")
+
+
+def test_the_fine_tuned_model_takes_no_place_that_the_refined_one_may_have() -> None:
+    whole = replace(verdict(pass_verdict(12, "passed")), is_refined=False)
+    with pytest.raises(ValidationError, match="the refined model passed"):
+        replace(whole, refused=(pass_verdict(1, "passed"),))
+    with pytest.raises(ValidationError, match="stands in for itself"):
+        replace(whole, is_refined=True, refused=(pass_verdict(1, "failed"),))
 
 
 def test_a_verdict_that_contradicts_itself_cannot_be_made() -> None:

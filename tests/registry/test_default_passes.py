@@ -77,6 +77,18 @@ def test_where_refinement_gained_nothing_the_fine_tuned_model_is_promoted_in_its
     assert "pass" not in capsys.readouterr().err
 
 
+def test_a_verdict_may_be_about_the_fine_tuned_model(root: Path) -> None:
+    digest = write_model(root / "models/finetuned", kind="finetuned", seed=3)
+    passed, failed = (Rule("copies", outcome, 0.0, threshold=0.1) for outcome in ("passed", "failed"))
+    refused = (PassVerdict(1, 2, "failed", (failed,)),)
+    only = PassVerdict(4, 6, "passed", (passed,))
+    verdict = Verdict("d" * 64, digest, "e" * 64, TEACHER, False, (only,), 4, refused)
+    artifacts.write_atomic(root / "reports/verdict.json", json.dumps(verdict.to_json()))
+    assert main.run(["promote"]) == 0
+    champion = Registry(root).resolve("models:/crescendo@champion")
+    assert (champion.digest, champion.default_passes) == (digest, 4)
+
+
 def test_another_verdict_with_the_same_default_is_the_same_version(root: Path, judge: Judge) -> None:
     judge("failed", "passed", "passed")
     main.run(["promote"])
