@@ -220,7 +220,10 @@ def main() -> None:
     args = parser.parse_args()
     print(machine(["torch", "pillow"]) + "\n")
     data = PreparedDataset(args.data)
-    refined = load_snapshot(args.refined)
+    refined = load_snapshot(args.refined) if args.refined.exists() else None
+    if refined is None or not refined.config.is_refined:
+        print(f"{args.refined} is {'missing' if refined is None else 'not refined'}: left out.\n")
+        refined = None
     print(quality_table(load_snapshot(args.model), data, args.limit, args.sheet, args.factor, refined))
 
 
