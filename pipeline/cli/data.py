@@ -17,7 +17,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "check",
         help="validate a source and report what `prepare` would do with it",
         description="Reads, decodes and validates a source as the prepare stage does, but writes nothing except "
-        "a report. The exit status is the one the stage would end with.",
+        "reports/data_check.jsonl. The exit status is the one the stage would end with.",
     )
     check.add_argument(
         "source",

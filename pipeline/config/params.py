@@ -61,6 +61,7 @@ class Data(Section):
     max_bad_fraction: Fraction
     split: Split
     captions: Literal["auto", "metadata", "sidecar", "folder", "filename", "none"] = "auto"
+    link_roots: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Data:

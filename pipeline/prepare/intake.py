@@ -12,7 +12,7 @@ from pipeline.errors import BadData, ConfigError
 from pipeline.prepare.clusters import Clusters, connected
 from pipeline.prepare.ingest import IngestedItem
 from pipeline.prepare.measure import ImageMeasures, near_duplicates
-from pipeline.prepare.sources.source import Item, Source
+from pipeline.prepare.sources.source import Item, Listing, Source
 from pipeline.prepare.splits import SPLITS
 from pipeline.prepare.validation import Record, Report
 from pipeline.text.captions import text_flaws
@@ -45,13 +45,18 @@ class Inspection:
     """A source after reading, sorting and validation. Only its Data Docs are written yet."""
 
     source: Source
-    notes: tuple[BadData, ...]
+    listing: Listing
     items: SortedItems
     clusters: Clusters  # of the families of usable images
     splits: dict[str, str]  # of each cluster
     encoder: TextEncoder
     encoding: str
     report: Report
+
+    @property
+    def notes(self) -> tuple[BadData, ...]:
+        """On files beside the images."""
+        return self.listing.notes
 
     @property
     def families(self) -> list[str]:

@@ -34,18 +34,19 @@ from pipeline.prepare.intake import (
     PREPARED,
     QUARANTINE,
     Inspection,
-    SortedItems,
     find_families,
     make_records,
     select,
     sort_out,
 )
-from pipeline.prepare.reports import findings, problems_of, quarantine, thumbnails, write_reports
+from pipeline.prepare.reports import findings, problems_of, quarantine, report_rows, thumbnails, write_reports
+from pipeline.prepare.sources.links import OUTSIDE, roots_in_words
 from pipeline.prepare.sources.load import open_source
 from pipeline.prepare.splits import SPLITS, assign_splits
 from pipeline.prepare.validation import CAPTIONS, Report
 from pipeline.text.load import load_text_encoder
 
+CHECKED = "reports/data_check.jsonl"
 Log = Callable[[str], None]
 
 
@@ -88,7 +89,7 @@ def prepare(
     write_reports(root, data, metrics, inspection)
     for line in findings(inspection, data):
         log(line)
-    gate_items(inspection.items, data)
+    gate_items(inspection, data, f"{QUARANTINE}/report.jsonl")
     gate_report(inspection.report)
     meta: dict[str, Any] = {}
     with artifacts.commit_directory(root / PREPARED, meta) as folder:
@@ -118,7 +119,8 @@ def validation_digest(root: Path) -> str:
 
 
 def check(params: Params, root: Path, docs: Path | None, log: Log) -> None:
-    """Log in a few lines what `prepare` would do, without doing it. Write Data Docs to `docs` if given.
+    """Log in a few lines what `prepare` would do, without doing it. Write what it would leave out to CHECKED, and
+    Data Docs to `docs` if given.
 
     Raises what `prepare` would raise.
     """
@@ -142,7 +144,10 @@ def check(params: Params, root: Path, docs: Path | None, log: Log) -> None:
     for outcome in (*inspection.report.failed("critical"), *inspection.report.failed("warning")):
         if outcome.name != CAPTIONS:  # of which `findings` tells
             log(f"  {outcome.severity}: {outcome.failure}")
-    gate_items(inspection.items, data)
+    report = root / CHECKED
+    report.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.write_atomic(report, shards.dump_lines(report_rows(inspection)))
+    gate_items(inspection, data, CHECKED)
     gate_report(inspection.report)
     log(similar_families(metrics))
     parts = splits_in_words(metrics)
@@ -177,7 +182,7 @@ def examine(
     encoder = load_text_encoder(data.text_encoder, data.max_tokens, captions)
     records = make_records(sorted_items.ok, families, splits, encoder)
     report = validation.validate(records, data.resolution, data.max_tokens, docs)
-    return Inspection(source, listing.notes, sorted_items, clusters, splits, encoder, encoding, report)
+    return Inspection(source, listing, sorted_items, clusters, splits, encoder, encoding, report)
 
 
 def splits_in_words(metrics: dict[str, Any]) -> str:
@@ -196,25 +201,40 @@ def similar_families(metrics: dict[str, Any]) -> str:
     )
 
 
-def gate_items(items: SortedItems, data: Data) -> None:
-    """Raise BadData if no image is usable, or a larger fraction than `max_bad_fraction` is not."""
+def gate_items(inspection: Inspection, data: Data, report: str) -> None:
+    """Raise BadData if a link leads outside, no image is usable, or a larger part than `max_bad_fraction` is not.
+    `report` is the file that lists what is wrong."""
+    items = inspection.items
     counts = items.counts()
     bad, total = counts["n_quarantined"], counts["n_in"]
+    _gate_links(inspection, data, report)
     if items.ok and bad <= data.max_bad_fraction * total:
         return
-    first, fix = "", f"see {QUARANTINE}/report.jsonl"
+    first, fix = "", f"see {report}"
     if items.quarantined and (problem := items.quarantined[0].problem):
         alike = sum(
             each.problem is not None and each.problem.code == problem.code for each in items.quarantined
         )
         first = f", {alike} by {problem.code}, such as {problem.where}, which {problem.problem}"
-        fix = f"{problem.fix}; {QUARANTINE}/report.jsonl lists all"
+        fix = f"{problem.fix}; {report} lists all"
     if not items.ok:
         raise BadData("E-DAT-002", data.source, f"none of {total} images is usable{first}", fix)
     problem_text = (
         f"{bad} of {total} images are unusable, max_bad_fraction is {data.max_bad_fraction:g}{first}"
     )
     raise BadData("E-DAT-001", data.source, problem_text, fix)
+
+
+def _gate_links(inspection: Inspection, data: Data, report: str) -> None:
+    """Raise BadData E-DAT-004 if links lead to where they may not: what they hold would be missing in silence."""
+    links = [item for item in inspection.items.quarantined if item.problem and item.problem.code == OUTSIDE]
+    problems = [item.problem for item in links if item.problem]
+    problems += [note for note in inspection.notes if note.code == OUTSIDE]
+    if problems:
+        first, count = problems[0], len(problems) - 1
+        more = f", and {count} more lead outside" if count else ""
+        fix = f"{roots_in_words([item.item.version for item in links]) or first.fix}; {report} lists all"
+        raise BadData("E-DAT-004", data.source, f"{first.where} {first.problem}{more}", fix)
 
 
 def gate_report(report: Report) -> None:

@@ -34,19 +34,24 @@ MAX_KEPT = 2**30  # bytes of a file that is put into quarantine
 def quarantine(place: Path, inspection: Inspection) -> None:
     """Write the quarantine folder: the bytes of every unusable file, and report.jsonl, a row per item left out."""
     with artifacts.commit_directory(place) as folder:
-        rows = []
-        for item in inspection.items.quarantined:
-            problem, where = _problem(item), item.item.where
-            row = {"action": "quarantined", "code": problem.code, "file": where, "reason": str(problem)}
-            rows.append(row | _keep(inspection.source, item.item, folder, problem.code))
-        for item, original in inspection.items.duplicates:
-            reason = f"has the same pixels as {original.item.where}"
-            rows.append(
-                {"action": "duplicate", "code": "DUPLICATE", "file": item.item.where, "reason": reason}
-            )
-        for note in inspection.notes:
-            rows.append({"action": "note", "code": note.code, "file": note.where, "reason": str(note)})
+        rows = report_rows(inspection)
+        for row, item in zip(rows, inspection.items.quarantined, strict=False):  # they come first
+            row |= _keep(inspection.source, item.item, folder, _problem(item).code)
         (folder / "report.jsonl").write_text(shards.dump_lines(rows), "ascii")
+
+
+def report_rows(inspection: Inspection) -> list[dict[str, Any]]:
+    """A row for each item that is left out: first the unusable ones, then duplicates, then notes."""
+    rows: list[dict[str, Any]] = []
+    for item in inspection.items.quarantined:
+        problem, where = _problem(item), item.item.where
+        rows.append({"action": "quarantined", "code": problem.code, "file": where, "reason": str(problem)})
+    for item, original in inspection.items.duplicates:
+        reason = f"has the same pixels as {original.item.where}"
+        rows.append({"action": "duplicate", "code": "DUPLICATE", "file": item.item.where, "reason": reason})
+    for note in inspection.notes:
+        rows.append({"action": "note", "code": note.code, "file": note.where, "reason": str(note)})
+    return rows
 
 
 def _problem(item: IngestedItem) -> BadData:
@@ -122,7 +127,12 @@ def findings(inspection: Inspection, data: Data) -> list[str]:
     """What a user should know of a source, a line each: its captions, files beside the images, failed attempts."""
     items = [image.item for image in inspection.items.ok]
     captions = captions_in_words(items, data.captions)
-    return [*captions, *notes_in_words(inspection.notes), *attempts_in_words(inspection.items)]
+    kinds = [
+        f"{count} {kind or 'without a suffix'}" for kind, count in inspection.listing.passed_over.items()
+    ]
+    passed = [f"passed over, as no pictures: {listed(kinds, 20)}"] if kinds else []
+    notes = notes_in_words(inspection.notes)
+    return [*captions, *passed, *notes, *attempts_in_words(inspection.items)]
 
 
 def captions_in_words(items: Sequence[Item], rule: str) -> list[str]:

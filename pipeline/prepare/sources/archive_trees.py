@@ -23,6 +23,7 @@ from pipeline.prepare.sources.files import (
     Tree,
     damage,
     is_ignored,
+    kind_of_ignored,
     missing,
     printable,
     too_large,
@@ -61,15 +62,17 @@ def _name_flaw(name: str) -> tuple[str, str, str] | None:
     return None
 
 
-def _admit(archive: str, members: Iterable[_Member]) -> dict[str, tuple[File, Any]]:
-    """The files of an archive, each with its place, by name. Of members with one name, the first has it."""
+def _admit(archive: str, members: Iterable[_Member], ignored: Counter[str]) -> dict[str, tuple[File, Any]]:
+    """The files of an archive, each with its place, by name; `ignored` counts others. Of members with one name, the
+    first has it."""
     admitted: dict[str, tuple[File, Any]] = {}
     repeated: list[tuple[str, _Member]] = []
     for member in members:
         parts = [part for part in member.name.split("/") if part not in {"", "."}]
         flaw = _name_flaw(member.name)
         name = member.name[:MAX_SHOWN] if flaw else "/".join(parts)
-        if not flaw and any(map(is_ignored, parts)):
+        if not flaw and (hidden := next(filter(is_ignored, parts), "")):
+            ignored[kind_of_ignored(hidden)] += 1
             continue
         if name in admitted:
             repeated.append((name, member))
@@ -106,6 +109,7 @@ class _ArchiveTree:
         self._path = path
         self._name = name
         self._index: dict[str, tuple[File, Any]] | None = None
+        self.ignored: Counter[str] = Counter()
 
     def __reduce__(self) -> tuple[type[_ArchiveTree], tuple[Path, str]]:
         return type(self), (self._path, self._name)
@@ -117,7 +121,7 @@ class _ArchiveTree:
     def _load_index(self) -> dict[str, tuple[File, Any]]:
         if self._index is None:
             with damage("E-ARC-001", self._name, "fetch it again, or pack it again"):
-                self._index = _admit(self._name, self._members())
+                self._index = _admit(self._name, self._members(), self.ignored)
         return self._index
 
     def read(self, name: str, limit: int) -> bytes:

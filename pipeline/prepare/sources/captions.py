@@ -42,6 +42,7 @@ class Captions:
         self._where, self._rule, self._images = where, rule, images
         sidecars = Sidecars(tree, where, images, documents)
         self._spare = [file for file in documents if file.name not in sidecars.names]
+        self._beside = sidecars.names
         self._sidecars = sidecars if rule in {"auto", "sidecar"} else None
         self._described = (
             Described(tree, where, images, self._spare) if rule in {"auto", "metadata"} else None
@@ -65,6 +66,11 @@ class Captions:
         if self._rule in {"auto", "folder"} and groups:
             return clean_captions([_words(_REPEATS.sub("", groups[-1], count=1))], where), "folder names"
         return (), NO_ORIGIN
+
+    @property
+    def used(self) -> set[str]:
+        """Names of the files that captions are from, or would be."""
+        return self._beside | (self._described.names if self._described else set())
 
     def notes(self) -> list[BadData]:
         """On what is not used, after all captions were asked for."""

@@ -1,9 +1,9 @@
 """Trees of files that sources read: a folder, a store behind a URL, a zip or a tar archive.
 
-All give the same: names, sizes and versions without the contents, then the bytes of one file. No link is
-followed, nothing but plain files is opened, and no archive is ever unpacked to a disk. What a tree should not
-hold is listed with its flaw and cannot be read. Trees hold names only: they open files at
-the first use in each process, and pickle without them. One thread at a time may use a tree.
+All give the same: names, sizes and versions without the contents, then the bytes of one file. Links are followed in
+folders alone, and only to where they may lead (links.py). Nothing but plain files is opened, and no archive is ever
+unpacked to a disk. What a tree should not hold is listed with its flaw and cannot be read. Trees hold names only:
+they open files at the first use in each process, and pickle without them. One thread at a time may use a tree.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from pipeline.errors import BadData, PipelineError
 
-_JUNK = {"__MACOSX", "Thumbs.db"}
+_JUNK = {"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "$RECYCLE.BIN", "Icon\r"}
 _ESCAPED = re.compile(r"\\(\\|[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _SHORT = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
 T = TypeVar("T")
@@ -40,7 +41,9 @@ class File(NamedTuple):
 
 
 class Tree(Protocol):
-    """Files below one root, in a fixed order. Hidden files and those of desktops are ignored."""
+    """Files below one root, in a fixed order. Hidden files and those of desktops are ignored, but counted."""
+
+    ignored: Counter[str]  # by the last call of `files`
 
     def files(self) -> list[File]:
         """All files. Raises InputMissing if there is no such tree, BadData if it is damaged as a whole."""
@@ -90,12 +93,23 @@ def is_ignored(part: str) -> bool:
     return part.startswith(".") or part in _JUNK
 
 
+def kind_of_ignored(part: str) -> str:
+    """How a name for which `is_ignored` holds is counted."""
+    return printable(part) if part in _JUNK else "hidden"
+
+
 def not_a_plain_file(where: str) -> BadData:
     return BadData("E-IMG-007", where, "is not a plain file", "replace it by one")
 
 
 class Unread(BadData):
     """A file that could not be read, which says nothing about its bytes: another attempt may read it."""
+
+
+def dead_link(where: str, target: str) -> BadData:
+    return BadData(
+        "E-IMG-007", where, f"is a link to {target}, which is not there", "put it back, or remove the link"
+    )
 
 
 def missing(where: str) -> Unread:

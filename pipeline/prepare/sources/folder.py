@@ -7,7 +7,8 @@ Sub-folders are also the groups that `data.subset` selects from. Where all top f
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.errors import BadData, InputMissing
@@ -15,7 +16,8 @@ from pipeline.prepare import images
 from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import MAX_BYTES
 from pipeline.prepare.sources.captions import Captions
-from pipeline.prepare.sources.files import File, Tree, original, printable
+from pipeline.prepare.sources.files import File, Tree, listed, original, printable
+from pipeline.prepare.sources.links import link_roots
 from pipeline.prepare.sources.local import LocalTree
 from pipeline.prepare.sources.remote import RemoteTree
 from pipeline.prepare.sources.source import Item, Listing
@@ -27,18 +29,43 @@ DOCUMENTS = {
 }  # fmt: skip
 
 
+OTHERS = {
+    ".doc", ".docx", ".odt", ".rtf", ".pdf", ".xls", ".xlsx", ".ods", ".ppt", ".pptx", ".ini", ".db", ".lnk",
+    ".url", ".log", ".py", ".sh", ".ipynb", ".css", ".js", ".htm", ".srt", ".pkl", ".npy", ".pt", ".safetensors",
+    ".h5", ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp", ".mp3", ".wav", ".m4a", ".aac", ".ogg", ".aae",
+    ".xmp",
+}  # fmt: skip
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar", ".zst"}
+
+
+def kind_of(name: str) -> str:
+    """How a file that is no image is counted: by its suffix."""
+    return posixpath.splitext(name)[1].lower()
+
+
 def is_document(name: str) -> bool:
     """Whether a file is known, by its name, not to be an image."""
-    return posixpath.splitext(name)[1].lower() in DOCUMENTS
+    return kind_of(name) in DOCUMENTS | OTHERS | ARCHIVES
 
 
-def _folders(name: str) -> list[str]:
-    return [part for part in posixpath.dirname(name).split("/") if part not in {"", ".."}]
+def _archives(where: str, documents: Sequence[File]) -> list[BadData]:
+    """A note on archives among the files, which are not opened."""
+    names = [printable(file.name) for file in documents if kind_of(file.name) in ARCHIVES]
+    if not names:
+        return []
+    problem = f"holds {len(names)} archives, which are not opened: {listed(names, 3)}"
+    fix = "unpack them, or prepare them alone with data.source: archive"
+    return [BadData("E-ARC-019", where, problem, fix)]
 
 
-def _has_splits(image_files: Sequence[File]) -> bool:
+def _folders(name: str, shards: bool) -> list[str]:
+    """The folders that a file lies in. Of shards, the first is the archive, which is none."""
+    return [part for part in posixpath.dirname(name).split("/") if part not in {"", ".."}][int(shards) :]
+
+
+def _has_splits(folders: Iterable[list[str]]) -> bool:
     """Whether all folders at the top are splits; `train` beside `plane` is a class."""
-    tops = {folders[0] for file in image_files if file.flaw is None and (folders := _folders(file.name))}
+    tops = {names[0] for names in folders if names}
     return bool(tops) and tops <= SPLITS
 
 
@@ -47,8 +74,9 @@ class TreeSource:
 
     licence: str | None = None
 
-    def __init__(self, tree: Tree, name: str, framing: Framing, captions: str) -> None:
-        """`name` is the tree's, for messages; `captions` is `data.captions`."""
+    def __init__(self, tree: Tree, name: str, framing: Framing, captions: str, shards: bool = False) -> None:
+        """`name` is the tree's, for messages; `captions` is `data.captions`; `shards`: its folders are archives."""
+        self._shards = shards
         self._tree = tree
         self._name = name.rstrip("/")
         self._framing = framing
@@ -62,17 +90,23 @@ class TreeSource:
         files = self._tree.files()
         image_files = [file for file in files if not is_document(file.name)]
         if not image_files:
-            raise InputMissing("E-INP-022", self._name, "holds no images", "put PNG or JPEG files there")
+            packed = sum(kind_of(file.name) in ARCHIVES for file in files)
+            problem = f"holds no images, but {packed} archives" if packed else "holds no images"
+            fix = "write data.source: archive" if packed else "put PNG or JPEG files there"
+            raise InputMissing("E-INP-022", self._name, problem, fix)
         documents = [file for file in files if is_document(file.name)]
         names = [file.name for file in image_files]
         captions = Captions(self._tree, self._name, names, documents, self._rule)
-        skip = int(_has_splits(image_files))
+        sound = (file.name for file in image_files if file.flaw is None)
+        skip = int(_has_splits(_folders(name, self._shards) for name in sound))
         items = tuple(self._item(file, skip, captions) for file in image_files)
         flaws = [file.flaw for file in documents if file.flaw is not None]
-        return Listing(items, (*flaws, *captions.notes()))
+        notes = (*flaws, *captions.notes(), *_archives(self._name, documents))
+        unused = Counter(kind_of(file.name) for file in documents if file.name not in captions.used)
+        return Listing(items, notes, dict(sorted((unused + self._tree.ignored).items())))
 
     def _item(self, file: File, skip: int, captions: Captions) -> Item:
-        groups = list(map(printable, _folders(file.name)[skip:]))
+        groups = list(map(printable, _folders(file.name, self._shards)[skip:]))
         texts: tuple[str, ...] = ()
         flaw, origin = file.flaw, ""
         if flaw is None:
@@ -104,9 +138,15 @@ class TreeSource:
 class Folder(TreeSource):
     """The images below `root / path`, or below the URL `path`."""
 
-    def __init__(self, root: Path, path: str, framing: Framing, captions: str = "auto") -> None:
-        """Raises InputMissing if there is no such folder."""
+    def __init__(
+        self, root: Path, path: str, framing: Framing, captions: str = "auto", roots: Sequence[str] = ()
+    ) -> None:
+        """`roots` is `data.link_roots`. Raises InputMissing if there is no such folder."""
         if "://" not in path and not (root / path).is_dir():
             raise InputMissing("E-INP-021", path, "is not a folder", "make it and put images there")
-        tree: Tree = RemoteTree(path) if "://" in path else LocalTree(root / path, path.rstrip("/"))
+        tree: Tree = (
+            RemoteTree(path)
+            if "://" in path
+            else LocalTree(root / path, path.rstrip("/"), link_roots(root, roots))
+        )
         super().__init__(tree, path, framing, captions)

@@ -18,7 +18,7 @@ def open_source(data: Data, root: Path) -> Source:
     if kind == "folder":
         from pipeline.prepare.sources.folder import Folder
 
-        return Folder(root, data.path, framing, data.captions)
+        return Folder(root, data.path, framing, data.captions, data.link_roots)
     if kind == "archive":
         from pipeline.prepare.sources.archive import Archive
 
@@ -36,6 +36,19 @@ def open_source(data: Data, root: Path) -> Source:
     return OpenMoji(data.source.partition("==")[2], framing)
 
 
+def _kind_of_folder(path: Path) -> str:
+    """A folder of archives alone, or of Parquet files with images, is a source of its own kind."""
+    from pipeline.prepare.sources.archive import is_shard
+    from pipeline.prepare.sources.folder import is_document
+
+    files = [file for file in path.iterdir() if not file.name.startswith(".")] if path.is_dir() else []
+    if not all(is_document(file.name) for file in files):
+        return "folder"
+    if any(is_shard(file.name) for file in files):
+        return "archive"
+    return "parquet" if any(file.suffix == ".parquet" for file in files) else "folder"
+
+
 def data_of(data: Data, source: str, root: Path) -> Data:
     """`data` with another source: one as params.yaml names it, or the path of a folder or file.
 
@@ -45,7 +58,7 @@ def data_of(data: Data, source: str, root: Path) -> Data:
     if re.fullmatch(SOURCES, source) and not path.exists():
         return data.model_copy(update={"source": source, "subset": ()})
     if "://" in source or path.is_dir():
-        kind = "parquet" if path.is_dir() and any(path.glob("*.parquet")) else "folder"
+        kind = _kind_of_folder(path)
     elif path.is_file():
         kind = "parquet" if path.suffix == ".parquet" else "archive"
     else:

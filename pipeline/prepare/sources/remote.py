@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from typing import Any
 
 from pipeline.errors import InputMissing, PipelineError, StorageError
@@ -11,6 +12,7 @@ from pipeline.prepare.sources.files import (
     PerProcess,
     by_name,
     is_ignored,
+    kind_of_ignored,
     missing,
     printable,
     reason,
@@ -36,6 +38,7 @@ class RemoteTree:
     def __init__(self, url: str) -> None:
         self._name = url.rstrip("/")
         self._store: PerProcess[tuple[Any, str]] = PerProcess()
+        self.ignored: Counter[str] = Counter()
 
     def _open(self) -> tuple[Any, str]:
         import fsspec
@@ -60,7 +63,10 @@ class RemoteTree:
             fix = "check the URL, the network and your credentials"
             raise InputMissing("E-INP-062", self._name, f"cannot be listed ({reason(exc)})", fix) from None
         names = {full.removeprefix(path).removeprefix("/"): about for full, about in entries.items()}
-        files = [_remote_file(name, about) for name, about in names.items() if _is_shown(name)]
+        hidden = [kind for name in names if (kind := _ignored(name))]
+        self.ignored = Counter(hidden)
+        shown = (name for name in names if posixpath.basename(name) and not _ignored(name))
+        files = [_remote_file(name, names[name]) for name in shown]
         return sorted(files, key=by_name)
 
     def read(self, name: str, limit: int) -> bytes:
@@ -86,8 +92,8 @@ class RemoteTree:
         return content
 
 
-def _is_shown(name: str) -> bool:
-    return bool(posixpath.basename(name)) and not any(map(is_ignored, name.split("/")))
+def _ignored(name: str) -> str:
+    return next((kind_of_ignored(part) for part in name.split("/") if is_ignored(part)), "")
 
 
 def _remote_file(name: str, about: dict[str, Any]) -> File:

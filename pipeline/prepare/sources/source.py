@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,10 +39,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Listing:
-    """All items of a source in a fixed order, and notes on other files beside them."""
+    """All items of a source in a fixed order, notes on other files beside them, and the number of those that are
+    passed over, by kind."""
 
     items: tuple[Item, ...]
     notes: tuple[BadData, ...] = field(default=())
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
 class Source(Protocol):

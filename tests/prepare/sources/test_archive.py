@@ -19,12 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.config.params import Data
 from pipeline.errors import BadData, InputMissing, PipelineError
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.images import MAX_BYTES
 from pipeline.prepare.sources import archive_trees
 from pipeline.prepare.sources.archive import Archive
 from pipeline.prepare.sources.folder import Folder
+from pipeline.prepare.sources.load import data_of
 
 FRAMING = Framing(16, "crop", (255, 255, 255))
 KINDS = ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz")
@@ -155,11 +157,49 @@ def test_names_in_an_archive_may_begin_with_a_dot_and_a_slash(tmp_path) -> None:
     assert [item.id for item in source.listing().items] == ["cats/a.png", "b.png"]
 
 
-def test_an_archive_in_an_archive_is_an_unknown_format(tmp_path) -> None:
-    source = open_bytes(tmp_path, make_zip([("inner.zip", make_zip([("a.png", PNG)]))]))
-    (item,) = source.listing().items
-    with pytest.raises(BadData, match="E-IMG-003 images/inner.zip"):
-        source.decode(source.read(item), item.where)
+def test_an_archive_in_an_archive_is_named(tmp_path) -> None:
+    inner = make_zip([("a.png", PNG)])
+    found = open_bytes(tmp_path, make_zip([("inner.zip", inner), ("b.png", PNG)])).listing()
+    assert [item.id for item in found.items] == ["b.png"]
+    assert "E-ARC-019 images: holds 1 archives, which are not opened: inner.zip" in str(found.notes[0])
+    with pytest.raises(InputMissing, match="E-INP-022 images: holds no images, but 1 archives"):
+        open_bytes(tmp_path, make_zip([("inner.zip", inner)])).listing()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_of_archives_is_one_source(tmp_path, kind) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard in range(2):
+        members = [
+            (
+                f"{shard:05}{n:04}.{suffix}",
+                png(10 * shard + n) if suffix == "png" else f"thing {shard} {n}".encode(),
+            )
+            for n in range(3)
+            for suffix in ("png", "txt")
+        ]
+        (shards / f"{shard:05}.{kind}").write_bytes(make(kind, [*members, (".hidden", b"x")]))
+        (shards / f"{shard:05}_stats.json").write_text("{}")
+        (shards / f"{shard:05}.parquet").write_bytes(b"x")
+    source = pickle.loads(pickle.dumps(Archive(tmp_path, "shards", FRAMING)))
+    found = source.listing()
+    assert [item.captions for item in found.items] == [
+        (f"thing {s} {n}",) for s in range(2) for n in range(3)
+    ]
+    assert {(item.group, item.flaw) for item in found.items} == {("", None)} and found.notes == ()
+    assert found.passed_over == {".json": 2, ".parquet": 2, "hidden": 2}
+    assert [source.read(item) for item in found.items] == [
+        png(10 * s + n) for s in range(2) for n in range(3)
+    ]
+    data = data_of(Data.model_construct(source="folder", path="x", captions="auto"), "shards", tmp_path)
+    assert (data.source, data.path) == ("archive", "shards")
+
+
+def test_a_folder_without_archives_is_no_source_of_them(tmp_path) -> None:
+    (tmp_path / "shards").mkdir()
+    with pytest.raises(InputMissing, match="E-INP-068 shards: holds no archives"):
+        Archive(tmp_path, "shards", FRAMING)
 
 
 # Members that are refused, each with its own line, while the others are used.

@@ -229,9 +229,11 @@ def test_hidden_files_and_documents_are_passed_over_and_links_not_followed(tmp_p
     framed = source.decode(source.read(items["a.png"]), "raw/a.png")
     assert framed.pixels.shape == (16, 16, 3)
     for name in odd:
-        assert items[name].flaw.code == "E-IMG-007"
-        with pytest.raises(BadData, match="E-IMG-007"):
+        code = "E-IMG-014" if name in {"linked", "passwd.png"} else "E-IMG-007"
+        assert items[name].flaw.code == code
+        with pytest.raises(BadData, match=code):
             source.read(items[name])
+    assert source.listing().passed_over == {".md": 1, "Thumbs.db": 1, "__MACOSX": 1, "hidden": 2}
 
 
 def test_a_file_that_is_too_large_or_has_gone_is_bad_data(tmp_path) -> None:
