@@ -186,6 +186,11 @@ def test_the_table_has_all_calls_and_differences(data: Data, tmp_path: Path, mon
     assert len(lines(trials_table([(EDM2, trial) for trial in trials]))) == 5
 
 
+def test_norms_of_diffusers_keep_means(data: Data) -> None:
+    norm = tiny(DIFFUSERS, data).peer.net.conv_norm_out
+    assert norm.num_channels // norm.num_groups == 4
+
+
 def test_groups_that_training_lacks_count_as_the_first(data: Data) -> None:
     assert data.numbers(range(4)).tolist() == [0, 0, 0, 0]
     assert data.task == Task(16, 384, 1)
