@@ -203,4 +203,3 @@ def test_only_passes_that_the_refine_stage_kept_are_measured_and_the_others_name
     assert lines[0].startswith("refined_1: not measured: the refine stage found nothing gained")
     with pytest.raises(ConfigError, match=r"has \[1\], of which models/refined has none; it has \[2, 4\]"):
         passes_to_measure(few, (1,), lines.append)
-    assert passes_to_measure(snapshot("finetuned"), (1, 2), lines.append) == [1, 2]

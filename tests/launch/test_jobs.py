@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from pipeline import artifacts
 from pipeline.compute import ComputeProfile
 from pipeline.config.params import parse_params
-from pipeline.errors import Busy, ConfigError, StorageError
+from pipeline.errors import Busy, StorageError
 from pipeline.launch import execution, jobs
 from pipeline.launch.worker import WorkerConfig
 from pipeline.workers import pretrain
@@ -108,7 +108,7 @@ def test_a_job_trains_what_this_process_would(
     # A failure over there is the same error here.
     wrong = {**tiny_tree, "pretrain": {**tiny_tree["pretrain"], "lr": 1e38}}
     bad = config_of(wrong, checkout, storage / "runs/pretrain/2")
-    with pytest.raises(ConfigError, match="gradient is not finite"):
+    with pytest.raises(StorageError, match=r"E-IO-023 .* is not finite"):
         jobs.run_as_job("pretrain", pretrain.pretrain, bad, profile, ["data/prepared"])
 
 

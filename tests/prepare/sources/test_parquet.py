@@ -196,7 +196,7 @@ def test_a_link_in_a_folder_is_not_followed(tmp_path) -> None:
     write(tmp_path / "outside.parquet", {"image": structs(1)})
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.parquet").symlink_to(tmp_path / "outside.parquet")
-    with pytest.raises(BadData, match="E-IMG-007 raw/a.parquet"):
+    with pytest.raises(BadData, match="E-IMG-014 raw/a.parquet"):
         Parquet(tmp_path, "raw", FRAMING).listing()
 
 
