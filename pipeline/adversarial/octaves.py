@@ -47,11 +47,12 @@ def match_octaves(
 def sampled_power(
     level: Denoiser, snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], passes: int
 ) -> Tensor:
-    """Mean square of the high band of samples of a level: float64 scalar."""
+    """Mean square of the high band of samples of a level, in the range of pixels: float64 scalar."""
     sigma, device = snapshot.config.sigma_start, next(level.parameters()).device
     assert sigma is not None, "not a refined model"
     total = torch.zeros((), dtype=torch.float64)
     for part, rows in in_batches(text, seeds, BATCH):
-        samples = few_step(level, part.to(device), seeded_noise(rows, device), passes, sigma)[-1]
+        drawn = few_step(level, part.to(device), seeded_noise(rows, device), passes, sigma)[-1]
+        samples = snapshot.statistics.standardise(snapshot.statistics.to_uint8(drawn))
         total += high_pass(samples).square().mean(dim=(1, 2, 3)).double().sum().cpu()
     return total / len(seeds)
