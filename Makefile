@@ -20,7 +20,7 @@ demo: $(VENV)/.stamp
 	@printf '%s\n' 'Type next:'
 	@printf '  %s\n' \
 		'. $(BIN)/activate' \
-		'crescendo generate "grinning face" --num 16 --steps 4 --out grid.png' \
+		'crescendo generate "grinning face" --num 16 --out grid.png' \
 		'dvc metrics show' \
 		'dvc exp run -S refine.anchor=2.0 && dvc metrics diff' \
 		'mlflow ui --backend-store-uri sqlite:///mlflow.db'
