@@ -197,8 +197,7 @@ def headline(verdict: Verdict) -> str:
     if not verdict.is_refined:
         (only,) = verdict.verdicts
         subject = verdict.title_of(only)
-        refused = f"the refined model: {_by_passes(verdict.refused)}"
-        end = refused if verdict.refused else "refinement gained nothing"
+        end = "the refined model did not pass" if verdict.refused else "refinement gained nothing"
         if only.outcome == "passed":
             return f"Passed: {subject}; {end}"
         return f"Not promoted: {subject}: {_obstacles(only)}; {end}"
@@ -208,10 +207,10 @@ def headline(verdict: Verdict) -> str:
             baseline = "the champion" if verdict.baseline.is_registered else "the fine-tuned model"
             why = (reason or "every rule holds").replace("the baseline", baseline)
             return f"Passed with {count_of(each.passes)}: {why}"
-    return f"Not promoted: {_by_passes(verdict.verdicts)}"
+    return f"Not promoted: {by_passes(verdict.verdicts)}"
 
 
-def _by_passes(verdicts: Sequence[PassVerdict]) -> str:
+def by_passes(verdicts: Sequence[PassVerdict]) -> str:
     """Why nothing passed: `with 1 pass it fails on quality; with 2 or 4 passes undecided on ...`."""
     parts = []
     for obstacles, alike in groupby(verdicts, key=_obstacles):

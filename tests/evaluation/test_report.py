@@ -203,8 +203,10 @@ def test_the_headline_says_what_was_decided_and_why() -> None:
     )
     in_its_place = replace(unrefined, refused=(judged(1, *bad), judged(2, bad[0])))
     assert wording.headline(in_its_place) == (
-        "Passed: the fine-tuned model in 12 calls; the refined model: with 1 pass it fails on quality, "
-        "sharpness and 1 more rule; with 2 passes it fails on quality"
+        "Passed: the fine-tuned model in 12 calls; the refined model did not pass"
+    )
+    assert wording.by_passes(in_its_place.refused) == (
+        "with 1 pass it fails on quality, sharpness and 1 more rule; with 2 passes it fails on quality"
     )
     undecided = verdict(judged(1, far, near, good))
     assert wording.headline(undecided) == (
