@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Setting:
     half: bool = False
 
 
-class Peer:
+class Peer(ABC):
     """A network with torch's own optimizer and an average of its weights; the recipes below fill it in.
 
     samplers: by name, and the numbers of calls to try."""
@@ -63,17 +64,15 @@ class Peer:
         self.optimizer = optimizer
         self.average = {name: value.clone() for name, value in net.state_dict().items()}
 
+    @abstractmethod
     def loss(self, images: Tensor, conditions: Conditions, generator: torch.Generator) -> Tensor:
         """Mean loss of images [B,3,R,R] in -1..1."""
-        raise NotImplementedError
 
-    def learning_rate(self, progress: float) -> float:
-        """By the fraction of the training that is done."""
-        raise NotImplementedError
-
-    def decay(self) -> float:
-        """Weight kept of the average, after `updates`."""
-        raise NotImplementedError
+    @abstractmethod
+    def update(
+        self, images: Tensor, conditions: Conditions, progress: float, generator: torch.Generator
+    ) -> float:
+        """One update; returns the loss."""
 
     def precise(self, output: Callable[[], Tensor]) -> Tensor:
         """The network's output, computed as the setting says."""
@@ -84,26 +83,6 @@ class Peer:
         """Unit Gaussian noise [count,3,R,R]."""
         side = self.task.resolution
         return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
-
-    def update(
-        self, images: Tensor, conditions: Conditions, progress: float, generator: torch.Generator
-    ) -> float:
-        """One update; returns the loss."""
-        assert self.optimizer is not None
-        loss = self.loss(images, conditions, generator)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(progress)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.updates += 1
-        keep = self.decay()
-        with torch.no_grad():
-            for name, value in self.net.state_dict().items():
-                if value.is_floating_point():
-                    self.average[name].lerp_(value, 1 - keep)
-        return float(loss.detach())
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -133,3 +112,35 @@ class Peer:
         self.net.load_state_dict(state["net"])
         self.average, self.updates = state["average"], state["updates"]
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class TorchPeer(Peer):
+    """A peer that is updated by torch's optimizer, with a rate and an average of its own."""
+
+    @abstractmethod
+    def learning_rate(self, progress: float) -> float:
+        """By the fraction of the training that is done."""
+
+    @abstractmethod
+    def decay(self) -> float:
+        """Weight kept of the average, after `updates`."""
+
+    def update(
+        self, images: Tensor, conditions: Conditions, progress: float, generator: torch.Generator
+    ) -> float:
+        """One update; returns the loss."""
+        assert self.optimizer is not None
+        loss = self.loss(images, conditions, generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(progress)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        keep = self.decay()
+        with torch.no_grad():
+            for name, value in self.net.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - keep)
+        return float(loss.detach())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +177,7 @@ def heun(denoise: Denoise, noise: Tensor, num_steps: int) -> Tensor:
     calls of `denoise(x, sigma [B])`."""
     sigmas = karras_sigmas(num_steps, 80.0, 0.002).tolist()
     x = noise * sigmas[0]
-    for sigma, to in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, to in pairwise(sigmas):
         slope = (x - denoise(x, x.new_full((len(x),), sigma))) / sigma
         ahead = x + (to - sigma) * slope
         if to > 0:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.quality import edm2
-from benchmarks.quality.base import Conditions, Peer, Sampler, Setting, State, Task
+from benchmarks.quality.base import Conditions, Peer, Sampler, Setting, State, Task, TorchPeer
 from pipeline.models.conditioning import Conditioning
 from pipeline.training.levels import ema_decays
 from pipeline.training.state import Learner
@@ -36,7 +36,7 @@ def shape_like(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.ndim - 1))
 
 
-class Diffusers(Peer):
+class Diffusers(TorchPeer):
     """UNet2DConditionModel with cross-attention to the caption's tokens at its coarsest level, by the recipe of the
     library's unconditional example: linear betas, the noise as target, AdamW, cosine schedule, its EMA."""
 
@@ -100,7 +100,7 @@ class Diffusers(Peer):
         return sample
 
 
-class Ddpm(Peer):
+class Ddpm(TorchPeer):
     """The Unet with classes of classifier_free_guidance, which are the groups of the data, since it cannot read
     captions; by the recipe of its Trainer, with v as the target, as the library's main class has it."""
 

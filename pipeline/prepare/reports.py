@@ -35,7 +35,8 @@ def quarantine(place: Path, inspection: Inspection) -> None:
     """Write the quarantine folder: the bytes of every unusable file, and report.jsonl, a row per item left out."""
     with artifacts.commit_directory(place) as folder:
         rows = report_rows(inspection)
-        for row, item in zip(rows, inspection.items.quarantined, strict=False):  # they come first
+        unusable = inspection.items.quarantined
+        for row, item in zip(rows[: len(unusable)], unusable, strict=True):
             row |= _keep(inspection.source, item.item, folder, _problem(item).code)
         (folder / "report.jsonl").write_text(shards.dump_lines(rows), "ascii")
 

@@ -37,7 +37,7 @@ class Readback:
     def __init__(self, scalars: Mapping[str, Tensor]) -> None:
         self.names, self.event = list(scalars), None
         values = [scalar.detach().double() for scalar in scalars.values()]
-        self.values = torch.stack(values or [torch.zeros(())])
+        self.values = torch.stack(values) if values else torch.zeros(0)
         if self.values.is_cuda:
             device = self.values
             self.values = torch.empty(device.shape, dtype=device.dtype, pin_memory=True)
@@ -49,7 +49,7 @@ class Readback:
         """The scalars by name; waits for the device if it has not come that far."""
         if self.event is not None:
             self.event.synchronize()
-        return dict(zip(self.names, self.values.tolist(), strict=False))
+        return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
 def skipped(metrics: Mapping[str, float]) -> bool:

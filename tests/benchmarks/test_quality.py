@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,7 @@ def test_the_table_has_all_calls_and_differences(data: Data, tmp_path: Path, mon
     rows = list(peer_rows(contest, judge))
     values = [row.kids["randconv"].value for row in rows]
     assert [row.cells[-2] for row in rows] == ["3", "7", "15"][: len(rows)]
-    assert all(later < before for before, later in zip(values[:-1], values[1:-1], strict=False))
+    assert all(later < before for before, later in pairwise(values[:-1]))
     assert len(rows) == 3 or values[-1] >= values[-2]
     text = quality_table(rows, rows[0].kids, [DIFFUSERS])
     assert len(lines(text)) == 3 + len(rows) and "not installed" in text

@@ -158,6 +158,7 @@ def _cells(header: Sequence[str], cells: Sequence[str], separator: str, at: str)
         problem = f"has {len(cells)} fields, the header has {len(header)}"
         fix = f'put a text with {separator!r} in it in quotes: a.png{separator}"red{separator} round"'
         raise BadData("E-CAP-008", at, problem, fix)
+    # A short row lacks its last columns; fields beyond the header are blank.
     return dict(zip(header, cells, strict=False))
 
 
