@@ -57,17 +57,32 @@ def load_model(model: str | None, root: Path) -> Generator:
 
 
 def load_upscaler(root: Path) -> Generator:
-    """The model to upscale with by default: that of `load_model`, unless it is refined and not recorded to upscale
-    better than what it was refined from; then models/finetuned."""
+    """The model to upscale with by default: that of `load_model`, or models/refined where that was refined from it
+    and is recorded to upscale better; a refined model without such a record gives way to models/finetuned."""
     from pipeline.registry.promote import MODEL
 
-    if _best(root) is not None or (root / MODEL).exists():
-        generator = load_model(None, root)
-        config = generator.snapshot.config
-        if not config.is_refined or config.upscale_steps is not None:
-            return generator
+    if _best(root) is None and not (root / MODEL).exists():
+        return load_model(FINETUNED, root)
+    generator = load_model(None, root)
+    config = generator.snapshot.config
+    if not config.is_refined and _upscales_better(root / MODEL, generator.snapshot.digest):
+        print(f"note: {MODEL}, which was refined from it, upscales better", file=sys.stderr)
+        return load_model(MODEL, root)
+    if config.is_refined and config.upscale_steps is None:
         print("note: its record does not say that it upscales better than models/finetuned", file=sys.stderr)
-    return load_model(FINETUNED, root)
+        return load_model(FINETUNED, root)
+    return generator
+
+
+def _upscales_better(refined: Path, parent: str) -> bool:
+    """Whether a folder holds a model that was refined from the one of digest `parent` and is recorded to upscale
+    better than that one."""
+    from pipeline.models.snapshot import read_config
+
+    if not (refined / "config.json").is_file():
+        return False
+    config = read_config(refined / "config.json")
+    return config.upscale_steps is not None and config.lineage.parent == parent
 
 
 def _load_registered(registry: Registry, uri: str) -> Generator:

@@ -98,7 +98,7 @@ def load_snapshot(path: Path | str, device: str | torch.device = "cpu") -> Snaps
     if not (folder / "manifest.json").is_file():
         raise InputMissing("E-INP-024", str(path), "no model snapshot here", "train one with `dvc repro`")
     artifacts.verify_directory(folder)
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     denoiser = _load(config, folder / "model.safetensors", device)
     kept = folder / "early.safetensors"
     early = _load(config, kept, device) if kept.is_file() else None
@@ -119,7 +119,8 @@ def at_resolution(snapshot: Snapshot, resolution: int) -> Snapshot:
     return Snapshot(pyramid_levels(snapshot.denoiser)[i], config, snapshot.digest, early)
 
 
-def _read_config(path: Path) -> SnapshotConfig:
+def read_config(path: Path) -> SnapshotConfig:
+    """A snapshot's config.json, unverified. Raises StorageError where this version cannot use it."""
     try:
         return SnapshotConfig.from_json(json.loads(path.read_text()))
     except (KeyError, TypeError, ValueError) as error:

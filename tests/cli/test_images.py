@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inference.generator import load_generator
 from pipeline.progress import ProgressBar
-from tests.registry.conftest import write_model
+from tests.registry.conftest import write_model, write_verdict
 
 
 def pixels(path: str) -> np.ndarray:
@@ -206,6 +206,24 @@ def test_a_refined_model_that_upscales_better_is_the_default(
     shutil.rmtree("models/refined")
     main.run(["upscale", "small.png", "--out", "again.png"])
     np.testing.assert_array_equal(pixels("again.png"), pixels("plain.png"))
+
+
+@pytest.mark.slow
+def test_the_refined_model_upscales_for_a_champion_it_was_refined_from(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise_image(20, 12).save("small.png")
+    champion = write_model(root / "models/finetuned", kind="finetuned")
+    write_verdict(root, champion)
+    main.run(["promote"])
+    for parent, expected in ((champion, "model: models/refined"), ("f" * 64, "models:/crescendo@champion")):
+        shutil.rmtree("models/refined")
+        write_model(root / "models/refined", upscale_steps=1, parent=parent)
+        capsys.readouterr()
+        main.run(["upscale", "small.png", "--steps", "1"])
+        out, err = capsys.readouterr()
+        assert expected in out.splitlines()[-2]
+        assert ("upscales better" in err) == (parent == champion)
 
 
 def test_an_interrupted_run_leaves_the_old_image(

@@ -24,6 +24,7 @@ def write_model(
     seed: int = 0,
     bands: bool = False,
     upscale_steps: int | None = None,
+    parent: str = "e" * 64,
 ) -> str:
     """Save an untrained 32 px model with random gains; its digest."""
     shell = {**WIDE_SHELL, "bands": bands}
@@ -35,7 +36,7 @@ def write_model(
         [shell],
         text_encoder={"name": "minilm", "sha256": encoder, "dim": 384, "max_tokens": 16},
         sampling=SamplerSettings(4, guidance=1.5, guidance_interval=(0.3, 5.0)),
-        lineage=Lineage("d" * 64, "f" * 64, "e" * 64, "models:/crescendo/1", "b" * 64),
+        lineage=Lineage("d" * 64, "f" * 64, parent, "models:/crescendo/1", "b" * 64),
         passes=(1, 2, 4),
         sigma_start=5.0,
         upscale_steps=upscale_steps,
