@@ -40,6 +40,8 @@ class Guards:
     images to their real partners) are within the settings. The good state with the lowest distance is the best. A
     bad state rolls back to the best one and halves the learning rate; the second rollback ends the stage.
 
+    Where captions do not tell images apart (`told_apart`), there is no caption error.
+
     images: real ones, standardised [n,3,R,R]; text: their captions. distance: of standardised samples from real
     images; None: the kernel distance from `images` in the features of the discriminator."""
 
@@ -58,21 +60,22 @@ class Guards:
 
     @torch.no_grad()
     def measure(self, learner: Learner) -> Tensor:
-        """(distance, spread relative to the real images, caption error) of the averaged student: [3]."""
+        """(distance, spread relative to the real images, caption error, or 0) of the averaged student: [3]."""
         draw: Draw = seeded_noise(range(len(self.images)), self.images.device)
         with learner.using(learner.emas["ema"]):
             samples = few_step(self.step.student, self.text, draw, 1, self.step.settings.sigma_start)[-1]
         real, fake = self.pooled_features(self.images), self.pooled_features(samples)
         mean, std = real.mean(dim=0), real.std(dim=0) + 1e-6
         real, fake = (real - mean) / std, (fake - mean) / std
-        error = (pool(pool(samples)) - pool(pool(self.images))).square().mean().sqrt()
+        shown = told_apart(self.text)
+        error = (pool(pool(samples[shown])) - pool(pool(self.images[shown]))).square().mean().sqrt()
         spread = (mean_pairwise_distance(fake) / mean_pairwise_distance(real)).double()
         score = (
             kernel_distance(fake, real)
             if self.distance is None
             else spread.new_tensor(self.distance(samples))
         )
-        return torch.stack([score, spread, error.double()])
+        return torch.stack([score, spread, error.double() if shown.any() else spread.new_zeros(())])
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Check now; updates state.extra and, on a rollback, the student. Returns metrics."""
@@ -103,6 +106,12 @@ class Guards:
             state.extra["finished"].fill_(guard.rollbacks >= 2)
         guard.store(state)
         return {**metrics, "rollbacks": guard.rollbacks}
+
+
+def told_apart(text: Conditioning) -> Tensor:
+    """Which images have a caption, bool [n]; none of them where all captions are the same."""
+    known = text.mask.any(dim=1)
+    return known & (len(text.pooled[known].unique(dim=0)) > 1)
 
 
 def roll_back(state: TrainState) -> None:

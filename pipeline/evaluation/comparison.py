@@ -36,7 +36,7 @@ class RealImages:
     rows: Int64  # [n] of the data set
     raw: dict[str, Float64]  # features by extractor
     whitening: dict[str, Whitening]
-    judge: retrieval.Judge
+    judge: retrieval.Judge | None  # None without captions
 
     @property
     def group_names(self) -> list[str]:
@@ -59,11 +59,13 @@ def measure_real(dataset: PreparedDataset, extractors: Sequence[Extractor], seed
     ids = [dataset.caption_of(int(row)) for row in rows]
     raw = {extractor.name: extractor(images) for extractor in extractors}
     captioned = np.array([i >= 0 for i in ids])
-    judge = retrieval.Judge.fit(
-        np.concatenate(list(raw.values()), 1)[captioned],
-        dataset.text([i for i in ids if i >= 0]).pooled.double().numpy(),
-        [family for family, keep in zip(families, captioned, strict=True) if keep],
-    )
+    judge = None
+    if captioned.any():
+        judge = retrieval.Judge.fit(
+            np.concatenate(list(raw.values()), 1)[captioned],
+            dataset.text([i for i in ids if i >= 0]).pooled.double().numpy(),
+            [family for family, keep in zip(families, captioned, strict=True) if keep],
+        )
     whitening = {name: Whitening.fit(features) for name, features in raw.items()}
     groups = [group_of(dataset.rows[row]) for row in rows]
     return RealImages(images, families, groups, ids, rows, raw, whitening, judge)
@@ -191,15 +193,16 @@ def measure(
     real: RealImages,
     extractors: Sequence[Extractor],
     qualified: Sequence[Extractor],
-    judge: CaptionJudge,
+    judge: CaptionJudge | None,
     near: Neighbours,
 ) -> ImageMeasures:
-    """Measure uint8 images [N,3,R,R] of a caption set, which have the neighbours `near`. Captions are judged
-    from the features of all extractors, the evidence holds those of qualified ones."""
+    """Measure uint8 images [N,3,R,R] of a caption set, which have the neighbours `near`. Captions are judged, if
+    there is a judge, from the features of all extractors; the evidence holds those of qualified ones."""
     raw = {each.name: each(images) for each in extractors}
     features = {each.name: real.whitening[each.name](raw[each.name]) for each in qualified}
     sharpness = metrics.sharpness(images)
-    measured = Measured(features, sharpness.top_octave, judge.rank(raw), near.rho, near.d1)
+    ranks = None if judge is None else judge.rank(raw)
+    measured = Measured(features, sharpness.top_octave, ranks, near.rho, near.d1)
     return ImageMeasures(measured, sharpness, near)
 
 
@@ -245,8 +248,11 @@ class CaptionJudge:
         dataset: PreparedDataset,
         real: RealImages,
         extractors: Sequence[Extractor],
-    ) -> CaptionJudge:
-        """For the images of a caption set."""
+    ) -> CaptionJudge | None:
+        """For the images of a caption set; None where captions do not tell them apart, or the training images, on
+        which it learns, have none."""
+        if caption_set.uncaptioned_because or real.judge is None:
+            return None
         unique = sorted(set(caption_set.caption_ids))
         vectors = dataset.text(unique).pooled.double().numpy()
         truth = np.searchsorted(unique, [caption_set.caption_ids[i] for i in caption_set.which])

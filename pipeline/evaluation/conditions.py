@@ -1,6 +1,7 @@
 """The captions that are drawn, the real image of each, and how many images of each.
 
-All contenders draw the same captions with the same seeds, so that they are compared in pairs.
+All contenders draw the same captions with the same seeds, so that they are compared in pairs. A split of which no
+image has a caption is drawn without captions: as many images beside its real ones.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from pipeline.rng import key
 
 SPLITS = {"heldout": "test", "train": "train"}  # caption sets, and the splits that they come from
 MIN_TRAIN, MIN_FAMILIES = 8, 3  # training images, and families of them: rho compares two other families
+NO_CAPTION = "no caption"
 
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Captions of one split, the real image of each, and the images to draw: image i shows caption which[i]."""
+    """Captions of one split, the real image of each, and the images to draw: image i shows caption which[i].
+
+    Where the split has no captions, they are NO_CAPTION, with an id of -1."""
 
     split: str  # "heldout" or "train"
     rows: Int64  # [n] of the data set
@@ -39,9 +43,26 @@ class CaptionSet:
     draw: Int64  # [N] number of the image among those of equal captions
 
     def seeds(self, seed: int, purpose: str = "evaluate") -> list[int]:
-        """A seed per image, of caption and draw alone."""
+        """A seed per image, of caption and draw alone. Without captions, sets have seeds of their own."""
         pairs = zip(self.which, self.draw, strict=True)
-        return [key(seed, f"{purpose}/{self.captions[i]}", int(j)) for i, j in pairs]
+        texts = [
+            text if number >= 0 else f"{text}, {self.split}"
+            for text, number in zip(self.captions, self.caption_ids, strict=True)
+        ]
+        return [key(seed, f"{purpose}/{texts[i]}", int(j)) for i, j in pairs]
+
+    @property
+    def is_captioned(self) -> bool:
+        """Whether its images have captions: all of them, or none."""
+        return self.caption_ids[0] >= 0
+
+    @property
+    def uncaptioned_because(self) -> str:
+        """Why nothing can be said of how images follow captions; empty where something can."""
+        if not self.is_captioned:
+            return f"no image of the {SPLITS[self.split]} split has a caption"
+        alike = len(self.captions) > 1 and len(set(self.captions)) == 1
+        return f"all images have one caption, {self.captions[0][:80]!r}" if alike else ""
 
 
 def family_of(row: Mapping[str, Any]) -> str:
@@ -55,8 +76,10 @@ def group_of(row: Mapping[str, Any]) -> str:
 
 
 def choose_rows(dataset: PreparedDataset, split: str, limit: int, seed: int) -> Int64:
-    """At most `limit` captioned rows of a split, in random order, every family once before any comes twice."""
-    rows = [int(row) for row in dataset.split(split) if dataset.caption_of(int(row)) >= 0]
+    """At most `limit` captioned rows of a split, or any rows where none is captioned, in random order, every family
+    once before any comes twice."""
+    every = [int(row) for row in dataset.split(split)]
+    rows = [row for row in every if dataset.caption_of(row) >= 0] or every
     order = statistics.generator(seed, f"captions/{split}").permutation(len(rows))
     seen: dict[str, int] = {}
     ranked = []
@@ -75,7 +98,7 @@ def build_caption_set(
     rows = choose_rows(dataset, split, count if limit is None else min(count, limit), seed)
     ids = [dataset.caption_of(int(row)) for row in rows]
     which = np.arange(count if len(rows) else 0, dtype=np.int64) % max(len(rows), 1)
-    captions = [dataset.captions[i] for i in ids]
+    captions = [dataset.captions[i] if i >= 0 else NO_CAPTION for i in ids]
     return CaptionSet(
         split=name,
         rows=rows,
@@ -140,12 +163,12 @@ def build_caption_sets(dataset: PreparedDataset, count: int, seed: int) -> list[
     return [build_caption_set(dataset, name, split, count, seed) for name, split in SPLITS.items()]
 
 
-def check_captions(dataset: PreparedDataset) -> None:
-    """Raise BadData for a split without captions, or fewer than MIN_TRAIN images or MIN_FAMILIES to train on."""
-    where, fix = str(dataset.path), "add images with captions, or change data.* in params.yaml"
-    for split in SPLITS.values():
-        if all(dataset.caption_of(int(row)) < 0 for row in dataset.split(split)):
-            raise BadData("E-DAT-050", where, f"no image of the {split} split has a caption", fix)
+def check_images(dataset: PreparedDataset) -> None:
+    """Raise BadData where there are no test images, or fewer than MIN_TRAIN images of MIN_FAMILIES to train on. The
+    prepare stage asks for as many; data may be older."""
+    where, fix = str(dataset.path), "add images, and run `dvc repro prepare`"
+    if not len(dataset.split("test")):
+        raise BadData("E-DAT-050", where, "no image is in the test split", fix)
     train = dataset.split("train")
     families = len({family_of(dataset.rows[row]) for row in train})
     if len(train) < MIN_TRAIN or families < MIN_FAMILIES:

@@ -95,7 +95,7 @@ def enter(
     if champion is not None:
         check_champion(snapshots[CHAMPION], champion, dataset)
     teacher, refined = snapshots[TEACHER], snapshots["refined"]
-    text = dataset.text([i for i in real.captions if i >= 0][:COST_IMAGES])
+    text = dataset.text(([i for i in real.captions if i >= 0] or real.captions)[:COST_IMAGES])
     of_a_call = {name: call_costs(snapshot, text) for name, snapshot in snapshots.items()}
     candidates: dict[int, Contender] = {}
     if refined.config.is_refined:

@@ -106,17 +106,25 @@ class Estimates:
 
     def caption_rank(self, name: str) -> Metric:
         """Mean rank of the true caption (retrieval.caption_rank)."""
-        return self._metric("retrieval", self._means(self.measured[name].caption_rank))
+        return self._metric("retrieval", self._means(self._ranks(name)))
 
     def retrieved(self, name: str) -> Metric:
         """Share of images whose caption ranks first."""
-        first = (self.measured[name].caption_rank > 1 - 1e-6).astype(np.float64)
-        return self._metric("retrieval", self._means(first))
+        return self._metric("retrieval", self._means((self._ranks(name) > 1 - 1e-6).astype(np.float64)))
 
     def caption_difference(self, name: str, other: str) -> Metric:
         """Mean rank of the true caption minus that of another contender: below 0 is worse."""
-        difference = self.measured[name].caption_rank - self.measured[other].caption_rank
-        return self._metric("retrieval", self._means(difference))
+        return self._metric("retrieval", self._means(self._ranks(name) - self._ranks(other)))
+
+    def _ranks(self, name: str) -> Float64:
+        ranks = self.measured[name].caption_rank
+        assert ranks is not None, "see `judges_captions`"
+        return ranks
+
+    @property
+    def judges_captions(self) -> bool:
+        """Whether ranks of captions are known."""
+        return all(each.caption_rank is not None for each in self.measured.values())
 
     def alike(self, name: str) -> Metric:
         """Share of images much nearer to one training family than to all others (memorisation.ALIKE)."""

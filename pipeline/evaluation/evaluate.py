@@ -28,7 +28,7 @@ from pipeline.evaluation.conditions import (
     CaptionSet,
     build_caption_set,
     build_caption_sets,
-    check_captions,
+    check_images,
     plan_samples,
     wanted_samples,
 )
@@ -58,12 +58,12 @@ def evaluate(
     metrics.json.
 
     Raises:
-        BadData: a split has no captioned image, or there are too few training images.
+        BadData: there is no test image, or there are too few training images.
         InputMissing, StorageError: a model or the data set is missing or damaged.
         ConfigError: the champion has another text encoder, or a model cannot be sampled by its settings.
     """
     dataset = PreparedDataset(root / "data" / "prepared")
-    check_captions(dataset)
+    check_images(dataset)
     extractors, unavailable = load_extractors(params.evaluate.extractors, dataset, device)
     for missing in unavailable:
         log(f"extractor {missing.name}: not available, {missing.reason}")
@@ -79,7 +79,10 @@ def evaluate(
         log(count.note())
     caption_sets = build_caption_sets(dataset, count.count, params.seed)
     samples = _sample(params, field, caption_sets, dataset, device, map_tasks, log)
-    describe = partial(_describe, params, field, real, extractors)
+    uncaptioned = {each.split: why for each in caption_sets if (why := each.uncaptioned_because)}
+    for split, why in uncaptioned.items():
+        log(f"{split} captions: not judged, {why}")
+    describe = partial(_describe, params, field, real, extractors, uncaptioned)
     comparison = compare(samples, caption_sets, dataset, real, extractors, qualifications, describe, log)
     log("judging, and writing the report")
     with artifacts.commit_directory(root / "reports" / "evaluation", {"kind": "evaluation"}) as folder:
@@ -121,6 +124,7 @@ def _describe(
     field: Field,
     real: RealImages,
     extractors: Sequence[Extractor],
+    uncaptioned: Mapping[str, str],
     qualified: list[str],
     floors: dict[str, float],
 ) -> Description:
@@ -140,6 +144,7 @@ def _describe(
         multiply_adds={name: cost.multiply_adds for name, cost in field.costs.items()},
         how={each.name: each.describe() for each in field.contenders},
         not_finite=[each.name for each in field.contenders if not is_finite(field.snapshots[each.model])],
+        uncaptioned=dict(uncaptioned),
     )
 
 

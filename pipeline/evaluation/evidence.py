@@ -27,7 +27,7 @@ class Measured:
 
     features: dict[str, Float64]  # [N,k], whitened, by extractor
     power: Float64  # [N] of the top octave, see metrics.sharpness
-    caption_rank: Float64  # [N] see retrieval.caption_rank
+    caption_rank: Float64 | None  # [N] see retrieval.caption_rank; None without captions to tell apart
     rho: Float64  # [N] see memorisation.Neighbours
     distance: Float64  # [N] d1, grey levels
 
@@ -73,6 +73,7 @@ class Description:
     multiply_adds: dict[str, int]  # of one image
     how: dict[str, str] = field(default_factory=dict)  # settings in words
     not_finite: list[str] = field(default_factory=list)  # contenders with NaN or Inf among their weights
+    uncaptioned: dict[str, str] = field(default_factory=dict)  # why captions are not judged, by caption set
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,10 @@ class Evidence:
             Description(**description),
             {split: Conditions(**{"real": {}, **node}) for split, node in tree.items()},
             {
-                split: {name: Measured(**{"features": {}, **each}) for name, each in by_name.items()}
+                split: {
+                    name: Measured(**{"features": {}, "caption_rank": None, **each})
+                    for name, each in by_name.items()
+                }
                 for split, by_name in contenders.items()
             },
             reference,
@@ -130,6 +134,6 @@ def _flatten(path: tuple[str, ...], tree: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             out |= _flatten((*path, key), value)
-        else:
+        elif value is not None:
             out["/".join((*path, key))] = value
     return out

@@ -5,7 +5,8 @@ and not worse than the fine-tuned model at equal cost. A rule is about an interv
 interval is good, fails where the whole interval is bad, and is undecided otherwise, with the evidence that
 would decide. Two rules differ: `replicas` passes by its value, since a single replica among 200 samples has an
 interval beyond any useful limit, and `copies` also fails by a rank test. A measurement that was refused leaves
-its rule undecided, for the same reason; weights that are not finite fail.
+its rule undecided, for the same reason; weights that are not finite fail. Where images have no captions, or all
+the same, the rules about captions are not applicable.
 """
 
 from __future__ import annotations
@@ -84,10 +85,7 @@ def _rules(
                 advice,
                 floor,
             )
-        difference = heldout.kid_difference(name, about.baseline, extractor)
-        floor, margin = about.floors.get(f"heldout/{extractor}"), about.heldout_margins[extractor]
-        more = more_families(heldout)
-        yield _at_most(f"heldout_{extractor}", difference, margin, "the baseline", more, floor)
+        yield _heldout(heldout, name, extractor)
     for extractor in about.extractors[:1]:
         for key, margin in (("recall", thresholds.recall_margin), ("coverage", thresholds.coverage_margin)):
             yield _at_least(train, key, name, extractor, margin)
@@ -101,6 +99,15 @@ def _rules(
     yield _captions(train, name, about.baseline, thresholds.caption_margin)
     yield _copies(heldout, name, thresholds.max_copy_excess)
     yield _replicas(heldout, name)
+
+
+def _heldout(estimates: Estimates, name: str, extractor: str) -> Rule:
+    about, rule = estimates.evidence.description, f"heldout_{extractor}"
+    if reason := about.uncaptioned.get("heldout"):
+        return Rule(rule, "not_applicable", reason=reason)
+    difference = estimates.kid_difference(name, about.baseline, extractor)
+    floor, margin = about.floors.get(f"heldout/{extractor}"), about.heldout_margins[extractor]
+    return _at_most(rule, difference, margin, "the baseline", more_families(estimates), floor)
 
 
 def _finite(finite: bool) -> Rule:
@@ -202,6 +209,10 @@ def _at_least(estimates: Estimates, key: str, name: str, extractor: str, margin:
 
 
 def _captions(estimates: Estimates, name: str, baseline: str, margin: float) -> Rule:
+    if not estimates.judges_captions:
+        unknown = "no image to learn from has a caption"
+        reason = estimates.evidence.description.uncaptioned.get(estimates.split, unknown)
+        return Rule("captions", "not_applicable", reason=reason)
     difference = estimates.caption_difference(name, baseline)
     refused = _refused("captions", difference)
     if refused:

@@ -94,6 +94,7 @@ def render(
         results=results,
         verdict=results.verdict,
         about=about,
+        captioned={each.split: each.is_captioned for each in caption_sets},
         words=wording,
         headline=wording.headline(results.verdict),
         best=best,

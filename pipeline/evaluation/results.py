@@ -118,8 +118,9 @@ def build_table(estimates: Estimates, comparison: Comparison) -> Table:
         if name != "real":
             row["top_octave"] = estimates.top_octave(name)
             row |= _sharpness(comparison, estimates.split, name)
-        row["caption_rank"] = estimates.caption_rank(name)
-        row["retrieval_top1"] = estimates.retrieved(name)
+        if estimates.judges_captions:
+            row["caption_rank"] = estimates.caption_rank(name)
+            row["retrieval_top1"] = estimates.retrieved(name)
         if name != "real" or estimates.split == "heldout":
             row["alike"] = estimates.alike(name)
             row["replicas"] = estimates.replicas(name)

@@ -19,13 +19,15 @@ from pydantic.dataclasses import dataclass
 from pipeline.errors import BadData, InputMissing
 
 Outcome = Literal["passed", "failed", "undecided"]
+RuleOutcome = Outcome | Literal["not_applicable"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(ge=1)]
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-def combine(outcomes: Iterable[Outcome]) -> Outcome:
-    """Failed if any is failed, else undecided if any is undecided, else passed."""
+def combine(outcomes: Iterable[RuleOutcome]) -> Outcome:
+    """Failed if any is failed, else undecided if any is undecided, else passed: what is not applicable does not
+    count."""
     known = set(outcomes)
     return "failed" if "failed" in known else "undecided" if "undecided" in known else "passed"
 
@@ -47,7 +49,7 @@ class Rule:
     """
 
     name: Annotated[str, Field(min_length=1)]
-    outcome: Outcome
+    outcome: RuleOutcome
     value: float | None = None
     low: float | None = None
     high: float | None = None

@@ -130,7 +130,12 @@ RULES: dict[str, tuple[str, str]] = {
 }
 HIGH_IS_GOOD = ("recall", "coverage", "captions")
 SPLITS = {"heldout": "held-out captions", "train": "training captions"}
-OUTCOMES = {"passed": ("✓", "passed"), "failed": ("✗", "failed"), "undecided": ("?", "undecided")}
+OUTCOMES = {
+    "passed": ("✓", "passed"),
+    "failed": ("✗", "failed"),
+    "undecided": ("?", "undecided"),
+    "not_applicable": ("–", "not applicable"),
+}
 
 
 def title_of(name: str) -> str:

@@ -76,13 +76,24 @@ class Inspection:
             for image, family in zip(self.items.ok, self.families, strict=True)
         ]
 
+    def split_sizes(self, captioned: bool) -> tuple[dict[str, int], dict[str, int]]:
+        """Images and families of each split; with `captioned`, only of images with captions in splits that have
+        some."""
+        images, families = {}, {}
+        rows = list(zip(self.rows(), self.items.ok, strict=True))
+        for name in SPLITS:
+            own = [(row["base"], bool(image.item.captions)) for row, image in rows if row["split"] == name]
+            if captioned and any(known for _, known in own):
+                own = [(family, known) for family, known in own if known]
+            images[name], families[name] = len(own), len({family for family, _ in own})
+        return images, families
+
     def metrics(self) -> dict[str, Any]:
         """What reports/prepare/metrics.json holds."""
-        rows = self.rows()
+        images, families = self.split_sizes(captioned=False)
         return {
-            "counts": self.items.counts()
-            | {name: sum(row["split"] == name for row in rows) for name in SPLITS},
-            "families": {name: sum(split == name for split in self.splits.values()) for name in SPLITS},
+            "counts": self.items.counts() | images,
+            "families": families,
             "clusters": self.clusters.summary(),
             "captions": len({text for image in self.items.ok for text in image.item.captions}),
             "failed_expectations": {name: len(self.report.failed(name)) for name in ("critical", "warning")},

@@ -42,7 +42,7 @@ from pipeline.prepare.intake import (
 from pipeline.prepare.reports import findings, problems_of, quarantine, report_rows, thumbnails, write_reports
 from pipeline.prepare.sources.links import OUTSIDE, roots_in_words
 from pipeline.prepare.sources.load import open_source
-from pipeline.prepare.splits import SPLITS, assign_splits
+from pipeline.prepare.splits import SPLITS, assign_splits, hardly_judged, shortage
 from pipeline.prepare.validation import CAPTIONS, Report
 from pipeline.text.load import load_text_encoder
 
@@ -79,8 +79,8 @@ def prepare(
     Raises:
         ConfigError, InputMissing: the source cannot be what `params.data` says.
         Busy: the source does not answer, or decoders are killed; another run continues.
-        BadData: too many files are unusable, or a critical expectation failed. Quarantine and reports
-            are written first; `data/prepared` stays as it was.
+        BadData: too many files are unusable, too few are left, or a critical expectation failed. Quarantine and
+            reports are written first; `data/prepared` stays as it was.
     """
     data = params.data
     inspection = examine(params, root, work, root / DATA_DOCS, map_tasks, processes, on_progress)
@@ -91,6 +91,7 @@ def prepare(
         log(line)
     gate_items(inspection, data, f"{QUARANTINE}/report.jsonl")
     gate_report(inspection.report)
+    gate_splits(inspection, data, log)
     meta: dict[str, Any] = {}
     with artifacts.commit_directory(root / PREPARED, meta) as folder:
         images, sums = stored_images(ok), stored_sums(ok)
@@ -149,6 +150,7 @@ def check(params: Params, root: Path, docs: Path | None, log: Log) -> None:
     artifacts.write_atomic(report, shards.dump_lines(report_rows(inspection)))
     gate_items(inspection, data, CHECKED)
     gate_report(inspection.report)
+    gate_splits(inspection, data, log)
     log(similar_families(metrics))
     parts = splits_in_words(metrics)
     log(f"prepare would write {parts} at {data.resolution} px, {metrics['captions']} captions")
@@ -235,6 +237,18 @@ def _gate_links(inspection: Inspection, data: Data, report: str) -> None:
         more = f", and {count} more lead outside" if count else ""
         fix = f"{roots_in_words([item.item.version for item in links]) or first.fix}; {report} lists all"
         raise BadData("E-DAT-004", data.source, f"{first.where} {first.problem}{more}", fix)
+
+
+def gate_splits(inspection: Inspection, data: Data, log: Log) -> None:
+    """Raise BadData for too few images or families for the later stages; log where a verdict needs more."""
+    missing = shortage(*inspection.split_sizes(captioned=False), data.split.model_dump())
+    if missing:
+        problem, fix = missing
+        doubles = len(inspection.items.duplicates)
+        also = f"; {doubles} more are exact duplicates" if doubles else ""
+        raise BadData("E-DAT-005", data.source, problem + also, fix)
+    if warning := hardly_judged(*inspection.split_sizes(captioned=True)):
+        log(warning)
 
 
 def gate_report(report: Report) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.adversarial.discriminator import Heads, PixelFeatures
 from pipeline.adversarial.few_step import pure_start
-from pipeline.adversarial.guards import Guards, GuardSettings, guard_tensors
+from pipeline.adversarial.guards import Guards, GuardSettings, guard_tensors, told_apart
 from pipeline.adversarial.step import (
     AdversarialSettings,
     AdversarialStep,
@@ -19,12 +19,13 @@ from pipeline.adversarial.step import (
 )
 from pipeline.data.dataset import Batch
 from pipeline.errors import StorageError
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.resample import pool
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
 from pipeline.training.faults import skipped
 from pipeline.training.state import Learner, TrainState
-from tests.builders import build_pyramid, captions
+from tests.builders import build_pyramid, captions, no_text
 
 SETTINGS = AdversarialSettings(
     seed=0,
@@ -147,3 +148,16 @@ def test_a_distance_that_is_not_finite_is_a_bad_state_and_is_not_remembered() ->
     distances[0] = math.inf
     with pytest.raises(StorageError, match="the model to refine: score is inf, which is not finite"):
         guards(state)
+
+
+@pytest.mark.parametrize("text", [no_text(4), captions(4).select(torch.zeros(4, dtype=torch.long))])
+def test_where_captions_tell_no_images_apart_there_is_no_caption_error(text: Conditioning) -> None:
+    """One-pass samples, which may be any image, would else always be further from the real one than their mean."""
+    images = torch.randint(0, 256, (4, 3, 16, 16), generator=generator_for(0, "images"), dtype=torch.uint8)
+    step = step_of(images, SETTINGS)
+    generator = Learner(step.student, (0.0, 0.99), {"ema": lambda nimg, batch: 0.9})
+    real = step.statistics.standardise(images.float())
+    guards = Guards(step, real, text, GuardSettings(min_spread=0.0, max_caption_error=1.3))
+    assert guards.measure(generator)[2] == 0
+    some = captions(4)._replace(mask=torch.tensor([[True], [True], [False], [False]]).expand(4, 3))
+    assert told_apart(some).tolist() == [True, True, False, False]

@@ -306,7 +306,7 @@ def test_missing_models_and_empty_splits_end_in_one_line(params: Params, tmp_pat
         run(params, tmp_path)
     write_models(tmp_path)
     write_prepared(tmp_path / "data/prepared", count=4)  # nothing in its test split
-    with pytest.raises(BadData, match="E-DAT-050 .*no image of the test split has a caption"):
+    with pytest.raises(BadData, match="E-DAT-050 .*no image is in the test split"):
         run(params, tmp_path)
 
 
@@ -326,6 +326,42 @@ def test_too_few_images_or_families_to_train_on_are_refused_before_anything_else
     index.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(BadData, match=f"E-DAT-051 .*{says}, needs 8 of 3"):
         run(params, tmp_path)
+
+
+@pytest.mark.parametrize("captions", ["none", "one for all"])
+def test_without_captions_to_tell_apart_all_but_captions_is_judged(
+    captions: str, params: Params, tmp_path: Path
+) -> None:
+    write_prepared(tmp_path / "data/prepared", count=24)
+    write_models(tmp_path)
+    index = tmp_path / "data/prepared/index.jsonl"
+    rows = [json.loads(line) for line in index.read_text().splitlines()]
+    ids = [] if captions == "none" else [0]
+    index.write_text("".join(json.dumps({**row, "captions": ids}) + "\n" for row in rows))
+    tracked, lines = run(with_evaluate(params, max_calls=2 * 20 * CALLS), tmp_path)
+    reason = "no image of the train split has a caption" if not ids else "all images have one caption"
+    assert any(reason in line for line in lines)
+    outcomes = {
+        rule.name: (rule.outcome, rule.reason)
+        for rule in Verdict.read(tmp_path / "reports/verdict.json").verdicts[0].rules
+    }
+    outcome, why = outcomes.pop("captions")
+    assert outcome == "not_applicable" and str(why).startswith(reason)
+    assert "not_applicable" not in {outcome for outcome, _ in outcomes.values()}
+    assert "train/refined_1/caption_rank" not in tracked and "train/refined_1/top_octave" in tracked
+    page = (tmp_path / "reports/evaluation/index.html").read_text()
+    assert "– not applicable" in page and reason in page
+    assert ("drawn without a caption" in page) == (not ids)
+
+
+def test_without_captions_the_two_sets_draw_other_images(tmp_path: Path) -> None:
+    write_prepared(tmp_path / "prepared", count=24)
+    dataset = PreparedDataset(tmp_path / "prepared")
+    for row in dataset.rows:
+        row["captions"] = []
+    heldout, train = conditions.build_caption_sets(dataset, 20, seed=0)
+    assert len({*heldout.seeds(0), *train.seeds(0)}) == 40
+    assert not dataset.text(heldout.caption_ids).mask.any()
 
 
 def test_every_family_is_chosen_once_before_any_comes_twice(tmp_path: Path) -> None:

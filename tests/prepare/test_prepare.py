@@ -147,7 +147,7 @@ def test_a_failed_critical_expectation_stops_the_stage_after_writing_docs(tmp_pa
 
 
 def test_images_without_captions_are_learned_without(tmp_path, tiny_tree) -> None:
-    raw_folder(tmp_path, count=8, bad=0)
+    raw_folder(tmp_path, count=12, bad=0)
     for path in sorted((tmp_path / "data/raw").glob("*/*.png")):
         path.rename(tmp_path / "data/raw" / path.name)
     metrics = stage.prepare(params_with(tiny_tree, source="folder"), tmp_path, tmp_path / "work")
@@ -157,6 +157,13 @@ def test_images_without_captions_are_learned_without(tmp_path, tiny_tree) -> Non
     rows = (tmp_path / "data/prepared/index.jsonl").read_text().splitlines()
     assert all(json.loads(row)["captions"] == [] for row in rows)
     assert not load_file(tmp_path / "data/prepared/text.safetensors")["mask"].any()
+
+
+def test_too_few_images_stop_the_stage_with_the_number_that_is_needed(tmp_path, tiny_tree) -> None:
+    raw_folder(tmp_path, count=8, bad=0)
+    with pytest.raises(BadData, match="E-DAT-005 folder: 5 images are for training, 8 are needed; 1 more"):
+        stage.prepare(params_with(tiny_tree, source="folder"), tmp_path, tmp_path / "work")
+    assert not (tmp_path / "data/prepared").exists()
 
 
 def test_a_subset_of_openmoji_keeps_variants_together(tmp_path, tiny_tree) -> None:
