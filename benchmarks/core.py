@@ -127,7 +127,7 @@ class Trainer:
         self.denoiser.eval()
         with self.learner.using(self.learner.emas["0.05"]):
             law = partial(draw_sigma, *HELD_OUT_LAW)
-            error = held_out_error(self.denoiser, images, text, law, 0, repeats=8)
+            error = held_out_error(self.denoiser, [(images, text)], law, 0, repeats=8)
             samples = [self._sample(text, range(k * len(test), (k + 1) * len(test))) for k in range(SAMPLES)]
         real = to_uint8(self.dataset.low_images(np.concatenate([test, val])))
         training = to_uint8(self.dataset.low_images(self.dataset.split("train")))

@@ -170,7 +170,7 @@ def plan(shape: Shape, resolution: int, num_steps: int, dtype: torch.dtype) -> P
         inputs = noisy, torch.ones(1), noisy, text
         kept = [kept_bytes(lambda: denoising_loss(denoiser, *inputs), denoiser)]
         trained_part = 1.0
-        if tiled := trained_tiles(denoiser):
+        if tiled := trained_tiles(denoiser, noisy.shape[2:]):
             shell, cut, count = tiled
             tiles = cut.from_index(torch.arange(count)), torch.ones(count)
             kept.append(kept_bytes(lambda: tiled_loss(shell, *inputs, cut, tiles), denoiser))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.config.params import Params, parse_params
 from pipeline.config.strict_yaml import read_yaml
 from pipeline.data import storage
 from pipeline.launch import execution
+from pipeline.prepare.buckets import buckets_of
 from pipeline.prepare.shards import box_sums, write_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,21 +81,42 @@ def write_prepared(
     write_dataset(path, images, rows, names, vectors, low_resolution, encoding)
 
 
+def write_bucketed(path: Path, sizes: list[tuple[int, int]], resolution: int = 16) -> None:
+    """A prepared data set of coloured images of these sizes (height, width) with faint noise, stored bucket by
+    bucket: 2/3 train, 1/6 val, 1/6 test."""
+    draw, order = np.random.default_rng(0), sorted(range(len(sizes)), key=lambda i: sizes[i])
+    images = [
+        (draw.integers(0, 250, (3, 1, 1)) + draw.integers(0, 3, (3, *sizes[i]))).astype(np.uint8)
+        for i in order
+    ]
+    splits = ["train", "val", "train", "train", "test", "train"]
+    rows: list[dict[str, object]] = [
+        {"id": str(n), "split": splits[n % 6], "base": str(n), "group": "g", "subgroup": "s", "captions": [n]}
+        for n in range(len(images))
+    ]
+    vectors = draw.standard_normal((len(images), 17, 384)).astype(np.float16)
+    write_dataset(
+        path, images, rows, [f"noise {n}" for n in range(len(images))], vectors, resolution=resolution
+    )
+
+
 def write_dataset(
     path: Path,
-    images: np.ndarray,
+    images: Sequence[np.ndarray],
     rows: list[dict[str, object]],
     names: list[str],
     vectors: np.ndarray,
     low_resolution: int = 8,
     encoding: str = "raw",
+    resolution: int | None = None,
 ) -> None:
-    """A prepared data set of images uint8 [n,3,R,R], with rows of index.jsonl, captions, and their vectors
-    float16 [captions, 1 + tokens, dim], the pooled one first."""
+    """A prepared data set of images uint8 [3,R,R], or in buckets where `resolution` is given, with rows of
+    index.jsonl, captions, and their vectors float16 [captions, 1 + tokens, dim], the pooled one first."""
     from safetensors.numpy import save_file
 
-    count, resolution = len(images), images.shape[-1]
-    meta = {
+    buckets = buckets_of(image.shape[:0:-1] for image in images)
+    count, bucketed, resolution = len(images), resolution is not None, resolution or images[0].shape[-1]
+    meta: dict[str, Any] = {
         "source": "synthetic",
         "resolution": resolution,
         "background": [255, 255, 255],
@@ -106,10 +129,12 @@ def write_dataset(
         "counts": {"n_in": count, "n_ok": count, "n_quarantined": 0, "n_duplicate": 0},
         "validation": {"digest": "0" * 64, "success": True, "warnings": []},
     }
+    if bucketed:
+        meta["buckets"] = [bucket._asdict() for bucket in buckets]
     with artifacts.commit_directory(path, meta) as folder:
-        sums = (box_sums(image, low_resolution) for image in images)
+        sums = (box_sums(image, resolution // low_resolution) for image in images)
         stored = (storage.encode(image, encoding) for image in images)
-        write_images(folder, stored, sums, count, resolution, encoding)
+        write_images(folder, stored, sums, buckets, encoding)
         (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "captions.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names))
         mask = np.zeros((len(names), vectors.shape[1] - 1), dtype=np.uint8)

@@ -24,6 +24,7 @@ from benchmarks.measure import Run, absent, build, interleave, ratio, show, sign
 from pipeline import artifacts
 from pipeline.data import storage
 from pipeline.data.dataset import Batches, PreparedDataset
+from pipeline.data.storage import Bucket
 from pipeline.prepare import shards
 
 BATCH = 64
@@ -41,8 +42,8 @@ def write_prepared(folder: Path, images: Bytes, encoding: str) -> None:
     ]
     with artifacts.commit_directory(folder, {"resolution": side}) as place:
         stored = (storage.encode(image, encoding) for image in images)
-        sums = (shards.box_sums(image, side // 2) for image in images)
-        shards.write_images(place, stored, sums, count, side, encoding)
+        sums = (shards.box_sums(image, 2) for image in images)
+        shards.write_images(place, stored, sums, [Bucket(side, side, count)], encoding)
         shards.write_index(place, rows, [(f"number {i}",) for i in range(count)])
         vectors = rng.standard_normal((count, 17, 384)).astype(np.float16)
         mask = np.ones((count, 16), np.uint8)

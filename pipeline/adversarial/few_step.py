@@ -15,6 +15,7 @@ from pipeline.diffusion.seeds import Draw, seeded_noise
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import SIGMA_DATA, CoreDenoiser, Denoiser, ShellDenoiser, pyramid_levels
+from pipeline.models.shape import SQUARE, Shape
 from pipeline.models.snapshot import Snapshot
 
 HANDOVER = 8  # where a shell starts, over the RMS of its high band
@@ -72,13 +73,14 @@ def generate_refined(
     seeds: Sequence[int],
     passes: int | None = None,
     batch_size: int = 64,
+    shape: Shape = SQUARE,
 ) -> Generated:
-    """One image per caption and seed, in `passes` (one of the snapshot's; by default its fewest)."""
+    """One image of `shape` per caption and seed, in `passes` (one of the snapshot's; by default its fewest)."""
     config, device = snapshot.config, next(snapshot.denoiser.parameters()).device
     assert config.sigma_start is not None, "not a refined model"
     nfe, images = passes or min(config.passes), []
     for part, rows in in_batches(text, seeds, batch_size):
-        draw = seeded_noise(rows, device)
+        draw = seeded_noise(rows, device, shape)
         x = few_step(snapshot.denoiser, part.to(device), draw, nfe, config.sigma_start)[-1]
         images.append(snapshot.statistics.to_uint8(x).cpu())
     return Generated(torch.cat(images), nfe)
@@ -91,8 +93,9 @@ def generate_images(
     settings: SamplerSettings | None = None,
     passes: int | None = None,
     batch_size: int = 64,
+    shape: Shape = SQUARE,
 ) -> Generated:
     """`generate_refined` in `passes`, or `generate` by `settings`, by the kind of the model."""
     if snapshot.config.is_refined:
-        return generate_refined(snapshot, text, seeds, passes, batch_size)
-    return generate(snapshot, text, seeds, settings, batch_size)
+        return generate_refined(snapshot, text, seeds, passes, batch_size, shape)
+    return generate(snapshot, text, seeds, settings, batch_size, shape=shape)

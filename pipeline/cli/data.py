@@ -59,6 +59,6 @@ def _show(args: argparse.Namespace) -> int:
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(args.num, len(rows))).astype(int))]
     ids = [dataset.caption_of(int(row)) for row in rows]
     captions = [dataset.captions[i] if i >= 0 else "" for i in ids]
-    draw_sheet(args.out, captions, dataset.images(rows))
+    draw_sheet(args.out, captions, dataset.pictures(rows))
     print(f"wrote {len(rows)} of {len(dataset.split(args.split))} images of {args.split} to {args.out}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -54,6 +55,11 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help="heun, dpmpp_2m, sde_dpmpp_2m or adaptive (the model's own default); not for refined models",
     )
     generate.add_argument("--resolution", type=int, help="px, of any level of the model (the finest)")
+    generate.add_argument(
+        "--size",
+        metavar="WIDTHxHEIGHT",
+        help="px, such as 160x96; best about as large as the model's squares",
+    )
     generate.set_defaults(run=_generate)
 
 
@@ -91,6 +97,15 @@ def _add_upscale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     upscale.set_defaults(run=_upscale)
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of a text such as 160x96. Raises ConfigError."""
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if found is None:
+        fix = "write it as WIDTHxHEIGHT, such as 160x96"
+        raise ConfigError("E-CFG-060", "--size", f"{text!r} is no size", fix)
+    return int(found[1]), int(found[2])
+
+
 def check_png(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise ConfigError("E-CFG-044", "--out", f"{str(path)!r} is no PNG file", "let it end in .png")
@@ -116,15 +131,22 @@ def _generate(args: argparse.Namespace) -> int:
     prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
     seeds = [seed for _ in args.prompts for seed in range(args.seed, args.seed + args.num)]
     images = generator.images(
-        prompts, seeds, args.steps, args.guidance, args.sampler, args.guide, args.resolution
+        prompts,
+        seeds,
+        args.steps,
+        args.guidance,
+        args.sampler,
+        args.guide,
+        args.resolution,
+        None if args.size is None else parse_size(args.size),
     )
     columns = args.num if len(args.prompts) > 1 else math.ceil(math.sqrt(args.num))
     artifacts.write_atomic(args.out, encode_png(tile(images, columns)))
-    size = images.shape[-1]
+    height, width = images.shape[2:]
     count = "1 image" if len(images) == 1 else f"{len(images)} images"
     passes = generator.passes(args.steps)
     effort = "" if passes is None else ", in 1 pass" if passes == 1 else f", in {passes} passes"
-    print(f"wrote {count} of {size}x{size} px to {args.out}{effort}")
+    print(f"wrote {count} of {width}x{height} px to {args.out}{effort}")
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from pipeline.config.sides import side_unit
 from pipeline.config.strict_yaml import Section, parse_section, read_yaml, require
 
 SOURCES = r"folder|archive|parquet|torchvision:[A-Za-z0-9]+|openmoji==\d+(\.\d+)*"
@@ -53,7 +54,7 @@ class Data(Section):
     path: str = Field(min_length=1)
     subset: tuple[str, ...]
     resolution: Size
-    fit: Literal["crop", "pad"]
+    fit: Literal["crop", "pad", "buckets"]
     background: Colour
     encoding: Literal["auto", "raw", "png"]
     text_encoder: str
@@ -62,6 +63,12 @@ class Data(Section):
     split: Split
     captions: Literal["auto", "metadata", "sidecar", "folder", "filename", "none"] = "auto"
     link_roots: tuple[str, ...] = ()
+    bucket_step: Annotated[int, Field(ge=0, le=16384)] = 0
+
+    @property
+    def step(self) -> int:
+        """px of which the sides of buckets are multiples."""
+        return self.bucket_step or max(self.resolution // 4, 1)
 
     @model_validator(mode="after")
     def _check(self) -> Data:
@@ -73,6 +80,8 @@ class Data(Section):
         require(bool(encoder), f"text_encoder: {self.text_encoder!r} is unknown. Fix: write {choices}")
         require(len(self.background) == 3, "background: needs 3 numbers (red, green, blue)")
         require(_power_of_two(self.resolution), f"resolution: {self.resolution} is not a power of two")
+        fits = self.fit != "buckets" or self.resolution % self.step == 0
+        require(fits, f"bucket_step: {self.step} does not divide resolution {self.resolution}. Fix: write 0")
         apt = self.source in {"folder", "archive"} or self.captions in {"auto", "none"}
         problem = (
             f"captions: {self.captions} has no effect with source {self.source}. Fix: write auto or none"
@@ -426,6 +435,15 @@ class Params(Section):
         ):
             fits = len(values) == octaves or (key != "shell.channels" and len(values) == 1)
             require(fits, f"{key}: {problem} data.resolution ({top})")
+        core = self.core.model_dump() | {"regions": self.regions.probability > 0}
+        unit = side_unit(low, core, self.shell.nets())
+        fits = self.data.fit != "buckets" or self.data.step % unit == 0
+        fix = f"write {unit}" if unit <= top else "write data.fit: crop"
+        problem = f"{self.data.step} px is not a multiple of {unit} px, which these networks need. Fix: {fix}"
+        require(fits, f"data.bucket_step: {problem}")
+        fits = self.data.fit != "buckets" or self.regions.probability == 0
+        problem = "cannot be combined with data.fit: buckets, since their maps are square. Fix: write 0.0"
+        require(fits, f"regions.probability: {problem}")
         small = self.regions.probability > 0 and low < 8
         require(
             not small, f"regions.probability: a core of {low} px has too few regions of 4 px; it needs 8 px"

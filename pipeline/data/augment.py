@@ -104,7 +104,7 @@ def _normal(u: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def apply(images: Tensor, transforms: Transforms) -> Tensor:
-    """Change float32 images [n,3,R,R] in 0 to 255; unchanged images keep their bits.
+    """Change float32 images [n,3,H,W] in 0 to 255; unchanged images keep their bits.
 
     Bilinear, with border pixels repeated outside. Hue is a rotation about the grey axis (Rec. 601 luma)."""
     device = images.device

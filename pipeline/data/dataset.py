@@ -1,12 +1,12 @@
 """Random access to a prepared data set, and the order in which training visits it.
 
 The position in the data is a function of `nimg` alone: image p of training is entry p mod n of permutation number
-p // n. Every image is seen once per epoch, and neither a resume nor the number of workers changes the order. Needs
-only torch, numpy and safetensors.
+p // n. Every image is seen once per epoch, and neither a resume nor the number of workers changes the order. Where
+images have several sizes, a batch holds one of them (order.py). Needs only torch, numpy and safetensors.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from pipeline.artifacts import read_manifest
 from pipeline.data.augment import Augment, Transforms, apply, draw
-from pipeline.data.storage import Pictures, open_array
-from pipeline.errors import InputMissing
+from pipeline.data.order import BatchOrder
+from pipeline.data.storage import Bucket, Pictures, open_array
+from pipeline.errors import ConfigError, InputMissing
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.shape import Images, Shape
 from pipeline.rng import generator_for
 
 
@@ -36,12 +38,23 @@ class PreparedDataset:
         lines = (self.path / "index.jsonl").read_text().splitlines()
         self.rows = [json.loads(line) for line in lines]
         self.captions = [json.loads(line) for line in (self.path / "captions.jsonl").read_text().splitlines()]
+        known = self.manifest["meta"].get("buckets")
+        square = Bucket(self.resolution, self.resolution, len(self.rows))
+        self.buckets = [Bucket(**each) for each in known] if known else [square]
+        self._ends = np.cumsum([bucket.count for bucket in self.buckets])
         names = sorted({file.name.split(".")[0] for file in self.path.glob("images-*.npy")})
         self._shards = [Pictures(self.path, name) for name in names]
         self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
         self._low = [open_array(file) for file in sorted(self.path.glob("low-*.npy"))]
-        self.low_resolution = int(self._low[0].shape[-1]) if self._low else self.resolution
+        low_width = int(self._low[0].shape[-1]) if self._low else self.buckets[0].width
+        self.low_resolution = self.resolution * low_width // self.buckets[0].width
         self._text = load_file(self.path / "text.safetensors")
+
+    def require_squares(self, what: str) -> None:
+        """Raise ConfigError where images have several sizes, which `what` cannot take."""
+        if self.buckets[0][:2] != (self.resolution, self.resolution) or len(self.buckets) > 1:
+            problem = f"{what} cannot take images that are not square yet"
+            raise ConfigError("E-CFG-058", "params.yaml: data.fit", problem, "write crop or pad")
 
     @property
     def text_encoder(self) -> dict[str, object]:
@@ -52,18 +65,53 @@ class PreparedDataset:
         """Row numbers of a split ("train", "val", "test"), int64 [n]."""
         return np.array([i for i, row in enumerate(self.rows) if row["split"] == name], dtype=np.int64)
 
+    def bucket_of(self, rows: np.ndarray) -> np.ndarray:
+        """The number, in `buckets`, of each row: int64 [n]."""
+        return np.searchsorted(self._ends, rows, side="right")
+
+    def shape_of(self, row: int) -> Shape:
+        """The shape of the image of a row."""
+        bucket = self.buckets[int(self.bucket_of(np.array([row]))[0])]
+        return Shape(bucket.height / self.resolution, bucket.width / self.resolution)
+
+    def by_bucket(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Positions in `rows` of those of each bucket that has any, in the order of `buckets`: int64 [m] each."""
+        numbers = self.bucket_of(rows)
+        return (np.flatnonzero(numbers == number) for number in np.unique(numbers))
+
+    def requests(self, rows: np.ndarray) -> Iterator[tuple[list[int], Conditioning, Shape]]:
+        """What to ask a model for to get images like those of some rows, a bucket at a time: positions in `rows`,
+        the encoded names of these, and their shape."""
+        for own in self.by_bucket(rows):
+            text = self.text([self.caption_of(row) for row in rows[own].tolist()])
+            yield own.tolist(), text, self.shape_of(int(rows[own[0]]))
+
     def images(self, rows: np.ndarray) -> Tensor:
-        """Images of some rows: uint8 [n,3,R,R]."""
-        out = np.empty((len(rows), 3, self.resolution, self.resolution), np.uint8)
+        """Images of some rows of one bucket: uint8 [n,3,H,W]."""
+        out = np.empty((len(rows), 3, *self._size(rows)), np.uint8)
         return self._gather([shard.row for shard in self._shards], rows, out)
 
+    def pictures(self, rows: np.ndarray) -> Images:
+        """Images of any rows: uint8 [n,3,H,W] or, where they are of several buckets, [3,H,W] each."""
+        if len(np.unique(self.bucket_of(rows))) < 2:
+            return self.images(rows)
+        return [self.images(rows[i : i + 1])[0] for i in range(len(rows))]
+
     def low_sums(self, rows: np.ndarray) -> Tensor:
-        """Box sums of some rows at `low_resolution`: uint16 [n,3,r,r], exact."""
-        out = np.empty((len(rows), 3, self.low_resolution, self.low_resolution), np.uint16)
+        """Box sums of some rows of one bucket at `low_resolution`: uint16 [n,3,h,w], exact."""
+        factor = self.resolution // self.low_resolution
+        out = np.empty((len(rows), 3, *(side // factor for side in self._size(rows))), np.uint16)
         return self._gather([shard.__getitem__ for shard in self._low], rows, out)
 
+    def _size(self, rows: np.ndarray) -> tuple[int, int]:
+        """(height, width) of the images of some rows, px."""
+        numbers = np.unique(self.bucket_of(rows))
+        assert len(numbers) < 2, "images of one bucket at a time"
+        bucket = self.buckets[int(numbers[0]) if len(numbers) else 0]
+        return bucket.height, bucket.width
+
     def low_images(self, rows: np.ndarray) -> Tensor:
-        """Exact box means of some rows at `low_resolution`, in 0 to 255: float32 [n,3,r,r]."""
+        """Exact box means of some rows of one bucket at `low_resolution`, in 0 to 255: float32 [n,3,h,w]."""
         return self.low_sums(rows).float() / self.box_pixels
 
     @property
@@ -103,13 +151,13 @@ class PreparedDataset:
 class Batch(NamedTuple):
     """Images and encoded captions in their compact stored form; `to` converts them to what networks take."""
 
-    images: Tensor  # uint8 [n,3,R,R], or uint16: sums over boxes of pixels
+    images: Tensor  # uint8 [n,3,H,W], or uint16: sums over boxes of pixels
     box_pixels: int  # pixels per box; 1 for plain images
     text: Conditioning  # float16
     transforms: Transforms | None  # augmentation
 
     def to(self, device: str | torch.device) -> tuple[Tensor, Conditioning]:
-        """Augmented images in 0 to 255, float32 [n,3,R,R], and float32 captions with the augmentation labels."""
+        """Augmented images in 0 to 255, float32 [n,3,H,W], and float32 captions with the augmentation labels."""
         images, text = self.images.to(device).float() / self.box_pixels, self.text.to(device).float()
         if self.transforms is None:
             return images, text
@@ -140,26 +188,14 @@ class Batches:
             )
         self.seed = seed
         self.shard_size = batch_size // shards
+        self._order = BatchOrder(dataset.bucket_of(self.rows), batch_size, seed)
         self.low = resolution is not None and resolution <= dataset.low_resolution < dataset.resolution
         self.augment = augment if augment is not None and augment.probability > 0 else None
-        self._orders: dict[int, np.ndarray] = {}
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            generator = generator_for(self.seed, "order", epoch)
-            order = torch.randperm(len(self.rows), generator=generator).numpy()
-            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1} | {epoch: order}
-        return self._orders[epoch]
 
     def places(self, nimg: int, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """(epochs, row numbers), int64 [B/shards] each, of one shard of the batch that starts at image `nimg`."""
-        first = nimg + shard * self.shard_size
-        epochs, offsets = np.divmod(np.arange(first, first + self.shard_size), len(self.rows))
-        rows = np.empty_like(offsets)
-        for epoch in np.unique(epochs):
-            own = epochs == epoch
-            rows[own] = self.rows[self._order(int(epoch))[offsets[own]]]
-        return epochs, rows
+        epochs, places = self._order.places(nimg + shard * self.shard_size, self.shard_size)
+        return epochs, self.rows[places]
 
     def at(self, nimg: int, shard: int) -> Batch:
         """B/shards images with one caption each, which is drawn by (seed, nimg, shard)."""

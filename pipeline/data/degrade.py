@@ -27,7 +27,7 @@ def degrade(images: Tensor, strengths: Degrade, generator: torch.Generator) -> T
     degraded = []
     for image, (blur, quality) in zip(images.cpu(), draws, strict=True):
         if strengths.blur > 0:
-            widest = 2 * ((image.shape[-1] - 1) // 2) + 1
+            widest = 2 * ((min(image.shape[1:]) - 1) // 2) + 1
             size = min(2 * math.ceil(3 * strengths.blur) + 1, widest)
             image = gaussian_blur(image, [size, size], [max(blur * strengths.blur, 1e-3)] * 2)
         if strengths.jpeg:

@@ -1,6 +1,6 @@
 """Images on disk with random access, through memory maps: raw, or PNG with a table of offsets.
 
-    NAME.npy                          uint8 [n, 3, R, R]
+    NAME.npy                          uint8 [n, 3, H, W]
     NAME.png.npy, NAME.offsets.npy    uint8 [bytes], int64 [n + 1]: image i lies at offsets[i] ... offsets[i + 1]
 
 Raw is read about forty times as fast; PNG takes 60% of the space for photographs, 3 to 12% for drawings
@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,16 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 
 
+class Bucket(NamedTuple):
+    """Consecutive images of one size, in px."""
+
+    height: int
+    width: int
+    count: int
+
+
 def encode(pixels: Bytes, encoding: str) -> Bytes:
-    """The stored form of uint8 [3, R, R]: unchanged (`raw`), or the bytes of a PNG file (`png`)."""
+    """The stored form of uint8 [3, H, W]: unchanged (`raw`), or the bytes of a PNG file (`png`)."""
     if encoding == "raw":
         return pixels
     from PIL import Image
@@ -32,7 +40,7 @@ def encode(pixels: Bytes, encoding: str) -> Bytes:
 
 
 def decode(stored: Bytes) -> Bytes:
-    """The inverse of `encode`: uint8 [3, R, R]."""
+    """The inverse of `encode`: uint8 [3, H, W]."""
     if stored.ndim == 3:
         return stored
     from kornia_rs.io import decode_image_png_u8
@@ -99,5 +107,5 @@ class Pictures:
         return self._data[self._offsets[row] : self._offsets[row + 1]]
 
     def row(self, row: int) -> Bytes:
-        """Image `row`: uint8 [3, R, R]."""
+        """Image `row`: uint8 [3, H, W]."""
         return decode(self.stored(row))

@@ -7,6 +7,7 @@ Its state still loses noise on the way to that estimate, so that its neighbours 
 noise level that they are conditioned on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,11 +51,14 @@ class ActiveTiles:
     """A shell that computes only the active tiles of a batch of images: a denoiser for `Guided`, which `with_exit`
     then wraps into one for a sampler."""
 
-    def __init__(self, shell: ShellDenoiser, num_images: int, early_exit: TileEarlyExit) -> None:
+    def __init__(
+        self, shell: ShellDenoiser, num_images: int, size: Sequence[int], early_exit: TileEarlyExit
+    ) -> None:
+        """`size`: (height, width) of the images, px."""
         self.shell, self.early_exit = shell, early_exit
-        self.tiling = tiling(shell, min(early_exit.tile, shell.resolution))
+        self.tiling = tiling(shell, size, early_exit.tile)
         # On the CPU, since it decides what runs.
-        self.active = torch.ones(num_images, self.tiling.side**2, dtype=torch.bool)
+        self.active = torch.ones(num_images, self.tiling.count, dtype=torch.bool)
 
     def __call__(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """Denoise the active tiles of [B,3,R,R]; the others of the result are not to be used. With guidance the
@@ -65,7 +69,10 @@ class ActiveTiles:
         below = shell.below.estimate(pool(noisy), sigma / 2, text)
         out = upsample(below.denoised)
         active = self.active.repeat(len(noisy) // len(self.active), 1)
-        fraction = active.sum(dim=1) * (tiles.window / tiles.resolution) ** 2
+        work = tiles.window**2 / (tiles.height * tiles.width)
+        if tiles.window > min(tiles.height, tiles.width):
+            work = 1.0  # windows do not fit: images are computed whole, or not at all
+        fraction = active.sum(dim=1) * work
 
         # Whole images.
         whole = fraction >= 1
@@ -93,10 +100,10 @@ class ActiveTiles:
             denoised = guided(noisy, sigma, text)
             if previous:
                 z, kept = previous.pop()
-                side, tile = self.tiling.side, self.tiling.tile
-                mask = self.active.view(-1, 1, side, side).to(noisy.device)
-                denoised = torch.where(F.interpolate(mask.float(), scale_factor=tile) > 0, denoised, kept)
-                error = predicted_error(noisy - z, denoised - kept, sigma, tile)
+                cut = self.tiling
+                mask = self.active.view(-1, 1, cut.rows, cut.columns).to(noisy.device)
+                denoised = torch.where(F.interpolate(mask.float(), scale_factor=cut.tile) > 0, denoised, kept)
+                error = predicted_error(noisy - z, denoised - kept, sigma, cut.tile)
                 self.active &= (error >= self.early_exit.tolerance).cpu()
             previous.append((noisy, denoised))
             return denoised

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import SIGMA_DATA
+from pipeline.models.shape import SQUARE, Shape
 from pipeline.models.snapshot import Snapshot
 
 HALF_A_GREY_LEVEL = 0.5 / 127.5 * SIGMA_DATA  # in standardised pixels, times the standard deviation of pixels
@@ -23,7 +24,7 @@ HALF_A_GREY_LEVEL = 0.5 / 127.5 * SIGMA_DATA  # in standardised pixels, times th
 class Generated(NamedTuple):
     """Images and the cost of each."""
 
-    images: Tensor  # uint8 [N,3,R,R] on the CPU
+    images: Tensor  # uint8 [N,3,R,R], or of another shape, on the CPU
     nfe: int  # denoiser calls for one image
     compute_fraction: float = 1.0  # of the work of the finest level; less than 1 with early exit
 
@@ -43,9 +44,10 @@ def generate(
     settings: SamplerSettings | None = None,
     batch_size: int = 64,
     steps: Sequence[int] | None = None,
+    shape: Shape = SQUARE,
 ) -> Generated:
-    """Make one image a caption and seed with a core or a fine-tuned model; `settings` None is the snapshot's own.
-    `steps` are those of each level, core first (see `schedule.grids`), in place of their number.
+    """Make one image of `shape` a caption and seed with a core or a fine-tuned model; `settings` None is the
+    snapshot's own. `steps` are those of each level, core first (see `schedule.grids`), in place of their number.
 
     With `early_exit` tiles leave the computation once their predicted error is half a grey level. Raises
     ConfigError where the snapshot lacks the weights of its guide, or cannot be sampled by ADAPTIVE."""
@@ -63,7 +65,14 @@ def generate(
     images, nfe = [], 0
     for part, rows in in_batches(text, seeds, batch_size):
         x, nfe = sample_pyramid(
-            snapshot.denoiser, part.to(device), rows, settings, snapshot.early, early_exit, steps=steps
+            snapshot.denoiser,
+            part.to(device),
+            rows,
+            settings,
+            snapshot.early,
+            early_exit,
+            steps=steps,
+            shape=shape,
         )
         images.append(snapshot.statistics.to_uint8(x).cpu())
     return Generated(torch.cat(images), nfe, early_exit.compute_fraction if early_exit else 1.0)

@@ -22,6 +22,7 @@ from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import PATCH, Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.resample import high_pass, upsample
+from pipeline.models.shape import SQUARE, Shape
 
 
 def to_next_octave(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
@@ -43,8 +44,9 @@ def sample_pyramid(
     sigma_max: float = 80.0,
     sigma_min: float = 0.002,
     steps: Sequence[int] | None = None,
+    shape: Shape = SQUARE,
 ) -> tuple[Tensor, int]:
-    """Sample coarse to fine, one image a seed and caption.
+    """Sample coarse to fine, one image of `shape` a seed and caption.
 
     `schedule.grids` gives the noise levels; with `steps` those of each level, in place of their number. Each
     shell of the pyramid takes over at its handover, and goes on with the history of a multistep method. A
@@ -54,8 +56,8 @@ def sample_pyramid(
     `early` is the same pyramid with early weights, for the guide of that name. `early_exit` carries out
     `settings.early_exit` on the finest level, and counts what was computed (not for ADAPTIVE).
 
-    Returns (standardised images [N,3,R,R], denoiser calls an image)."""
-    draw = seeded_noise(seeds, text.pooled.device)
+    Returns (standardised images [N,3,H,W], denoiser calls an image)."""
+    draw = seeded_noise(seeds, text.pooled.device, shape)
     pyramid = pyramid_levels(denoiser)
     guides = pyramid_levels(early) if early else [None] * len(pyramid)
     core, top = pyramid[0], denoiser.resolution
@@ -80,7 +82,7 @@ def sample_pyramid(
         )
         denoise: Denoise = guided
         if finest and early_exit is not None and isinstance(level, ShellDenoiser):
-            guided.denoiser = tiles = ActiveTiles(level, len(x), early_exit)
+            guided.denoiser = tiles = ActiveTiles(level, len(x), x.shape[2:], early_exit)
             denoise = tiles.with_exit(guided)
         x = integrate(settings.sampler, denoise, x, sigmas * unit, text, noise, history)
         nfe += guided.nfe

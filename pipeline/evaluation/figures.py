@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.evaluation.memorisation import ALIKE
 from pipeline.evaluation.metrics import Float64
 from pipeline.evaluation.wording import title_of
+from pipeline.models.shape import Images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,12 +68,16 @@ def _wrap(text: str, font: FreeTypeFont, width: int, lines: int) -> str:
 
 
 def _tile(image: Tensor, size: int) -> Image.Image:
-    """uint8 [3,R,R] at `size` px: pixels enlarged as squares, or averaged."""
+    """uint8 [3,H,W] in a square of `size` px: pixels enlarged as squares, or averaged."""
     from PIL import Image
 
     tile = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    enlarge = tile.width <= size
-    return tile.resize((size, size), Image.Resampling.NEAREST if enlarge else Image.Resampling.BOX)
+    longest = max(tile.size)
+    fitted = (round(tile.width * size / longest), round(tile.height * size / longest))
+    tile = tile.resize(fitted, Image.Resampling.NEAREST if longest <= size else Image.Resampling.BOX)
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(tile, ((size - tile.width) // 2, (size - tile.height) // 2))
+    return square
 
 
 def draw_captions(path: Path, captions: Sequence[str], real: Tensor, shown: Mapping[str, Tensor]) -> None:
@@ -105,8 +110,8 @@ def draw_captions(path: Path, captions: Sequence[str], real: Tensor, shown: Mapp
     sheet.save(path)
 
 
-def draw_sheet(path: Path, captions: Sequence[str], images: Tensor) -> None:
-    """Images, uint8 [n,3,R,R], in rows of 8, each with its caption below."""
+def draw_sheet(path: Path, captions: Sequence[str], images: Images) -> None:
+    """Images, uint8, in rows of 8, each with its caption below."""
     from PIL import Image, ImageDraw
 
     gap, text_height, font = 6, 54, _font(13)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.adversarial.losses import kernel_distance
+from pipeline.models.shape import Images, by_size
 
 Float64 = NDArray[np.float64]
 
@@ -240,21 +241,24 @@ class Sharpness:
     gradient: Float64
 
 
-def sharpness(images: Tensor) -> Sharpness:
-    """Measure uint8 images [N,3,R,R], few at a time: only the gradient magnitudes are kept of all."""
-    parts = [_sharpness(chunk) for chunk in images.split(CHUNK)]
-    power, laplacian, sizes = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Sharpness(power, laplacian, np.quantile(sizes, (np.arange(1024) + 0.5) / 1024))
+def sharpness(images: Images) -> Sharpness:
+    """Measure uint8 images, few at a time: only the gradient magnitudes are kept of all."""
+    of_each, sizes = np.zeros((2, len(images))), []
+    for places, alike in by_size(images):
+        parts = [_sharpness(chunk) for chunk in alike.split(CHUNK)]
+        power, laplacian, gradients = (np.concatenate(each) for each in zip(*parts, strict=True))
+        of_each[:, places] = power, laplacian
+        sizes.append(gradients)
+    return Sharpness(*of_each, np.quantile(np.concatenate(sizes), (np.arange(1024) + 0.5) / 1024))
 
 
 def _sharpness(images: Tensor) -> tuple[Float64, Float64, Float64]:
-    """`top_octave` and `laplacian` [n] of uint8 images [n,3,R,R], and all gradient magnitudes [n (R-2)^2]."""
+    """`top_octave` and `laplacian` [n] of uint8 images [n,3,H,W], and all gradient magnitudes [n (H-2) (W-2)]."""
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
-    grey = torch.einsum("nchw,c->nhw", images.double(), weights)  # [N, R, R]
-    R = grey.shape[-1]
+    grey = torch.einsum("nchw,c->nhw", images.double(), weights)  # [N, H, W]
     power = torch.fft.fft2(grey, norm="ortho").abs().square()
-    f = torch.fft.fftfreq(R, dtype=torch.float64)
-    radius = (f[:, None] ** 2 + f[None] ** 2).sqrt()  # cycles per pixel
+    y, x = (torch.fft.fftfreq(side, dtype=torch.float64) for side in grey.shape[1:])
+    radius = (y[:, None] ** 2 + x[None] ** 2).sqrt()  # cycles per pixel
     top = (radius >= 0.25) & (radius < 0.5)
     inner = grey[:, 1:-1, 1:-1]
     neighbours = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
     from pipeline.inference.upscaling import UpscaleSettings
     from pipeline.models.conditioning import Conditioning
+    from pipeline.models.shape import Shape
     from pipeline.models.snapshot import Snapshot
     from pipeline.text.encoder import TextEncoder
 
 
 MIN_STRENGTH, MAX_STRENGTH = 0.005, 0.5  # noise added to an image to upscale, as in training
 MAX_SEED = 2**63 - 1
+MAX_STRETCH = 4  # times the resolution of a model, of the sides of its images
 # Images that pass through the network together. The number is fixed, since kernels round by the shape of their
 # batch. On a CPU an image in a batch of four costs no more than in one of sixteen; a single one costs 1.7 times
 # what it could (docs/log.md).
@@ -60,9 +62,10 @@ class Generator:
         sampler: str | None = None,
         guide: str | None = None,
         resolution: int | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """One image per prompt and seed, uint8 [N,3,R,R]. Each depends on its own prompt and seed alone, bit
-        for bit on one machine, since batches are filled up to one size (BATCH).
+        """One image per prompt and seed, uint8 [N,3,R,R], or of `size`, (width, height). Each depends on its own
+        prompt and seed alone, bit for bit on one machine, since batches are filled up to one size (BATCH).
 
         num_steps: passes of a refined model (None: `default_passes`), else steps of the sampler.
         guidance, sampler, guide: without effect on a refined model.
@@ -74,11 +77,13 @@ class Generator:
         from pipeline.adversarial.few_step import generate_images
         from pipeline.diffusion.guidance import GUIDES
         from pipeline.diffusion.samplers import ADAPTIVE, SAMPLERS
+        from pipeline.models.shape import SQUARE
         from pipeline.models.snapshot import at_resolution
 
         assert len(prompts) == len(seeds) and prompts
         snapshot = self.snapshot if resolution is None else at_resolution(self.snapshot, resolution)
         steps = check_steps(snapshot, self.default_passes if num_steps is None else num_steps)
+        shape = SQUARE if size is None else shape_of(snapshot, size)
         check_name("sampler", sampler, (*SAMPLERS, ADAPTIVE))
         check_name("guide", guide, GUIDES)
         for seed in seeds:
@@ -96,7 +101,8 @@ class Generator:
         }
         chosen = {name: value for name, value in options.items() if value is not None}
         settings = dataclasses.replace(snapshot.config.sampling, **chosen)
-        generated = generate_images(snapshot, text, [seeds[row] for row in rows], settings, steps, batch)
+        own = [seeds[row] for row in rows]
+        generated = generate_images(snapshot, text, own, settings, steps, batch, shape)
         return generated.images[: len(prompts)]
 
     def upscale(
@@ -146,6 +152,21 @@ def load_generator(folder: str | Path, device: str = "cpu", default_passes: int 
     snapshot = load_snapshot(folder, device)
     encoder = encoder_of(snapshot.config.text_encoder, str(folder))
     return Generator(snapshot, encoder, default_passes)
+
+
+def shape_of(snapshot: Snapshot, size: tuple[int, int]) -> Shape:
+    """The shape of images of `size`, (width, height) in px, that a model makes. Raises ConfigError for sides that
+    it cannot have."""
+    from pipeline.config.sides import side_unit
+    from pipeline.models.shape import Shape
+
+    config, most = snapshot.config, MAX_STRETCH * snapshot.resolution
+    unit = side_unit(config.core.resolution, config.core.net, [shell.net for shell in config.shells])
+    if any(side % unit or not 0 < side <= most for side in size):
+        width, height = (min(max(round(side / unit), 1) * unit, most) for side in size)
+        problem = f"{size[0]}x{size[1]} px: sides of this model are multiples of {unit}, up to {most} px"
+        raise ConfigError("E-CFG-059", "size", problem, f"choose {width}x{height}")
+    return Shape(size[1] / snapshot.resolution, size[0] / snapshot.resolution)
 
 
 def check_steps(snapshot: Snapshot, num_steps: int | None) -> int | None:

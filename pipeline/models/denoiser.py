@@ -11,6 +11,10 @@ of the pyramid, and a map of one level gives the bits of that level as a number 
 "Regions"). In a shell the low band may have its own level, `low_sigma`; at sigma / 2, the level that pooling
 gives, the result has the bits of a shell that was not trained so (docs/method.md, "Upscaling").
 
+Images are R px wide and high, or have other sides of about the same area that the networks can halve
+(pipeline/config/sides.py): nothing but attention sees more than the surroundings of a pixel, and nothing knows its
+place.
+
 Everything here is float32; only the raw networks may run in bfloat16 (`dtype`). Images are standardised per
 channel to mean 0 and standard deviation `SIGMA_DATA`.
 """
@@ -69,9 +73,9 @@ class Difficulty(nn.Module):
         return (u.detach() + local).clamp(-10, 10)
 
 
-def expand(sigma: Tensor, resolution: int) -> Tensor:
-    """Levels of the pixels: [B] to [B,1,1,1], and a map [B,1,g,g] to [B,1,R,R]."""
-    return sigma[:, None, None, None] if sigma.ndim == 1 else resize(sigma, resolution)
+def expand(sigma: Tensor, width: int) -> Tensor:
+    """Levels of the pixels of images of `width` px: [B] to [B,1,1,1], and a map [B,1,g,g] to [B,1,R,R]."""
+    return sigma[:, None, None, None] if sigma.ndim == 1 else resize(sigma, width)
 
 
 def mean_square(x: Tensor, sigma: Tensor) -> Tensor:
@@ -99,7 +103,7 @@ class CoreDenoiser(nn.Module):
 
     def estimate(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Estimate:
         """Denoise [B,3,R,R] at sigma [B] or [B,1,g,g]; also return the decoder features."""
-        s = expand(sigma, self.resolution)
+        s = expand(sigma, noisy.shape[-1])
         norm = (s**2 + SIGMA_DATA**2).sqrt()
         c_skip, c_out, c_in = SIGMA_DATA**2 / norm**2, s * SIGMA_DATA / norm, 1 / norm
         out, features = self.net((c_in * noisy).to(self.dtype), *noise_conditioning(sigma, text))
@@ -128,7 +132,7 @@ class CoreDenoiser(nn.Module):
 
     def encoder_features(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> list[Tensor]:
         """Feature maps of each encoder level for noisy images [B,3,R,R]; a discriminator's input."""
-        c_in = 1 / (expand(sigma, self.resolution) ** 2 + SIGMA_DATA**2).sqrt()
+        c_in = 1 / (expand(sigma, noisy.shape[-1]) ** 2 + SIGMA_DATA**2).sqrt()
         return self.net.encode((c_in * noisy).to(self.dtype), *noise_conditioning(sigma, text))[1]
 
 
@@ -174,7 +178,7 @@ class ShellDenoiser(nn.Module):
     ) -> Estimate:
         """Add the high band to the estimate of the level below. `noisy` [B,3,R,R] has its high band at sigma, its
         low band at `low_sigma`, of the shape of sigma (None: sigma / 2)."""
-        s = expand(sigma, self.resolution)
+        s = expand(sigma, noisy.shape[-1])
         return self.octave(
             noisy, below, s, *noise_conditioning(sigma, text), self.band_conditioning(sigma, low_sigma)
         )

@@ -43,8 +43,7 @@ class KernelMix(nn.Module):
 
     def mixing_weights(self, x: Tensor, level: NoiseConditioning) -> Tensor:
         """pi, float32: [B,3,H,W], or [B,3,1,1] where they are the same everywhere."""
-        size = x.shape[-1]
-        grid = max(size // 4, 1)
+        grid = max(x.shape[-1] // 4, 1)
         logits = torch.zeros(len(x), SCALES, 1, 1, device=x.device)
         if self.by_level is not None:
             inputs = torch.stack([torch.ones_like(level.c_noise), level.c_noise], dim=1).to(self.by_level)
@@ -57,9 +56,9 @@ class KernelMix(nn.Module):
             content = F.silu(self.squeeze(resize(x, grid)).to(self.by_content))
             logits = logits + F.conv2d(content, self.by_content[:, :, None, None])
         weights = logits.softmax(dim=1)
-        if weights.shape[-1] == 1:
+        if weights[0, 0].numel() == 1:
             return weights
-        return F.interpolate(weights, size=(size, size), mode="bilinear", align_corners=False)
+        return F.interpolate(weights, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
     def forward(self, x: Tensor, level: NoiseConditioning) -> Tensor:
         """Mix [B,C,H,W], a SiLU; H and W are multiples of 4."""

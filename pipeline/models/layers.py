@@ -211,10 +211,10 @@ class RegionConv(nn.Module):
         self.conv = MPConv(REGION_FEATURES, channels, kernel=1)
         self.gain = nn.Parameter(torch.zeros([]))
 
-    def forward(self, regions: Tensor, size: int) -> Tensor:
-        """Map phi(r) [B,4,g,g] to float32 [B,C,size,size]; one patch to [B,C,1,1]."""
+    def forward(self, regions: Tensor, width: int) -> Tensor:
+        """Map phi(r) [B,4,g,g] to float32 [B,C,h,width]; one patch to [B,C,1,1]."""
         x = self.conv(regions) * self.gain
-        return resize(x, size) if x.shape[-1] > 1 else x
+        return resize(x, width) if x[0, 0].numel() > 1 else x
 
 
 class Block(nn.Module):

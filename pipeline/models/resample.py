@@ -14,11 +14,21 @@ def pool(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2)
 
 
-def resize(x: Tensor, size: int) -> Tensor:
-    """Double or halve a square map until it is `size` wide: [B,C,h,h] -> [B,C,size,size]."""
-    while x.shape[-1] < size:
+def resize(x: Tensor, width: int) -> Tensor:
+    """Double or halve a map until it is `width` wide: [B,C,h,w] -> [B,C,h width/w,width]."""
+    while x.shape[-1] < width:
         x = upsample(x)
-    while x.shape[-1] > size:
+    while x.shape[-1] > width:
+        x = pool(x)
+    return x
+
+
+def rescale(x: Tensor, resolution: int) -> Tensor:
+    """Double or halve images [B,C,H,W] until they have `resolution`, the power of two nearest to the root of their
+    area."""
+    while 2 * x.shape[-2] * x.shape[-1] < resolution**2:
+        x = upsample(x)
+    while x.shape[-2] * x.shape[-1] > 2 * resolution**2:
         x = pool(x)
     return x
 

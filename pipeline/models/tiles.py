@@ -9,6 +9,7 @@ Shapes: B images of R px, N tiles per image, T tiles picked, of `tile` px, in wi
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,17 +40,28 @@ class Tiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the images of one shell are divided into tiles; all in px. `tile`, `halo` and `resolution` are
-    multiples of the px of one position of every map that is divided."""
+    """How images of one size are divided into tiles; all in px. `tile`, `halo` and the sides are multiples of the
+    px of one position of every map that is divided."""
 
-    resolution: int
+    height: int
+    width: int
     tile: int
     halo: int
 
     @property
-    def side(self) -> int:
+    def rows(self) -> int:
+        """Rows of tiles in an image."""
+        return self.height // self.tile
+
+    @property
+    def columns(self) -> int:
         """Tiles in a row of an image."""
-        return self.resolution // self.tile
+        return self.width // self.tile
+
+    @property
+    def count(self) -> int:
+        """Tiles of an image."""
+        return self.rows * self.columns
 
     @property
     def window(self) -> int:
@@ -58,38 +70,40 @@ class Tiling:
 
     def all_tiles(self, images: int, device: torch.device) -> Tiles:
         """All tiles of a number of images."""
-        return self.from_index(torch.arange(images * self.side**2, device=device))
+        return self.from_index(torch.arange(images * self.count, device=device))
 
     def from_index(self, numbers: Tensor) -> Tiles:
         """Tiles by their numbers [T] in a batch: images, then rows, then columns."""
-        inside = numbers % self.side**2
-        return Tiles(numbers // self.side**2, inside // self.side, inside % self.side)
+        inside = numbers % self.count
+        return Tiles(numbers // self.count, inside // self.columns, inside % self.columns)
 
-    def _start(self, place: Tensor) -> Tensor:
-        return (place * self.tile - self.halo).clamp(0, self.resolution - self.window)
+    def _starts(self, tiles: Tiles) -> tuple[Tensor, Tensor]:
+        """Top and left of the windows."""
+        top, left = (place * self.tile - self.halo for place in (tiles.y, tiles.x))
+        return top.clamp(0, self.height - self.window), left.clamp(0, self.width - self.window)
 
     def windows(self, x: Tensor, tiles: Tiles) -> Tensor:
         """Windows of a map of any size: [B,C,h,h] to [T,C,w h/R,w h/R]."""
-        px = self.resolution // x.shape[-1]
-        return _gather(
-            x, tiles.rows, self._start(tiles.y) // px, self._start(tiles.x) // px, self.window // px
-        )
+        px = self.width // x.shape[-1]
+        top, left = self._starts(tiles)
+        return _gather(x, tiles.rows, top // px, left // px, self.window // px)
 
     def tiles(self, x: Tensor, tiles: Tiles) -> Tensor:
         """Tiles without halo of a map of any size: [B,C,h,h] to [T,C,tile h/R,tile h/R]."""
-        size = self.tile * x.shape[-1] // self.resolution
+        size = self.tile * x.shape[-1] // self.width
         return _gather(x, tiles.rows, tiles.y * size, tiles.x * size, size)
 
     def crop_halo(self, x: Tensor, tiles: Tiles) -> Tensor:
         """The tiles in their windows: [T,C,n,n] to [T,C,tile n/w,tile n/w]."""
         px = self.window // x.shape[-1]
-        y, left = ((at * self.tile - self._start(at)) // px for at in (tiles.y, tiles.x))
-        return _gather(x, torch.arange(len(x), device=x.device), y, left, self.tile // px)
+        top, left = self._starts(tiles)
+        y, across = (tiles.y * self.tile - top) // px, (tiles.x * self.tile - left) // px
+        return _gather(x, torch.arange(len(x), device=x.device), y, across, self.tile // px)
 
     def scatter(self, x: Tensor, parts: Tensor, tiles: Tiles) -> Tensor:
         """`x` [B,C,h,h] with the tiles `parts` [T,C,n,n] in their places; a new tensor."""
-        n, count = parts.shape[-1], self.side
-        cut = x.unflatten(3, (count, n)).unflatten(2, (count, n)).permute(0, 2, 4, 1, 3, 5)
+        n = parts.shape[-1]
+        cut = x.unflatten(3, (self.columns, n)).unflatten(2, (self.rows, n)).permute(0, 2, 4, 1, 3, 5)
         cut = cut.clone(memory_format=torch.contiguous_format)
         cut[tiles.rows, tiles.y, tiles.x] = parts
         return cut.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
@@ -129,10 +143,12 @@ def coarsest_px(shell: ShellDenoiser) -> int:
     return max(own, 2 * shell.below.net.patch)
 
 
-def tiling(shell: ShellDenoiser, tile: int = TILE) -> Tiling:
-    """Tiles of at least `tile` px for a shell; their windows may be larger than its images."""
-    px = coarsest_px(shell)
-    return Tiling(shell.resolution, max(tile, px), math.ceil(receptive_radius(shell.net) / px) * px)
+def tiling(shell: ShellDenoiser, size: Sequence[int], tile: int = TILE) -> Tiling:
+    """Tiles for a shell and its images of `size`, (height, width) in px: of `tile` px, or the most that divides
+    both sides; at least one position of the coarsest grid. Their windows may be larger than the images."""
+    px, (height, width) = coarsest_px(shell), size
+    halo = math.ceil(receptive_radius(shell.net) / px) * px
+    return Tiling(height, width, max(math.gcd(tile, height, width), px), halo)
 
 
 def tile_octave(
@@ -150,12 +166,12 @@ def tile_octave(
     bands = shell.band_conditioning(sigma, low_sigma)
 
     def windows(features: Tensor | None) -> Tensor | None:
-        if features is None or features.shape[-1] == 1:
+        if features is None or features[0, 0].numel() == 1:
             return None if features is None else features[tiles.rows]
-        grid = max(features.shape[-1], cut.resolution // coarsest_px(shell))
+        grid = max(features.shape[-1], cut.width // coarsest_px(shell))
         return cut.windows(resize(features, grid), tiles)
 
-    s = expand(sigma[tiles.rows], 1) if sigma.ndim == 1 else cut.windows(expand(sigma, cut.resolution), tiles)
+    s = expand(sigma[tiles.rows], 1) if sigma.ndim == 1 else cut.windows(expand(sigma, cut.width), tiles)
     low = Estimate(cut.windows(below.denoised, tiles), cut.windows(below.features, tiles))
     conditioning = c_noise[tiles.rows], text.select(tiles.rows), windows(regions), windows(bands)
     denoised, features = shell.octave(cut.windows(noisy, tiles), low, s, *conditioning)
@@ -165,15 +181,16 @@ def tile_octave(
 # --- Training.
 
 
-def trained_tiles(denoiser: Denoiser) -> tuple[ShellDenoiser, Tiling, int] | None:
-    """The shell, its tiling, and the number of tiles of each image to train on: their windows together have a
-    quarter of its px. None where whole images are trained: cores, shells below TILED_FROM px, and where windows
-    would not save half of the work."""
+def trained_tiles(denoiser: Denoiser, size: Sequence[int]) -> tuple[ShellDenoiser, Tiling, int] | None:
+    """The shell, its tiling, and the number of tiles to train on of each image of `size` (height, width): their
+    windows together have a quarter of its px. None where whole images are trained: cores, shells below TILED_FROM
+    px, and where windows would not fit or not save half of the work."""
     if not isinstance(denoiser, ShellDenoiser) or denoiser.resolution < TILED_FROM:
         return None
-    cut = tiling(denoiser)
-    whole, part = cut.resolution**2, cut.window**2
-    return (denoiser, cut, max(whole // (4 * part), 1)) if 2 * part <= whole else None
+    cut = tiling(denoiser, size)
+    whole, part = cut.height * cut.width, cut.window**2
+    saves = 2 * part <= whole and cut.window <= min(size)
+    return (denoiser, cut, max(whole // (4 * part), 1)) if saves else None
 
 
 def tile_probabilities(images: Tensor, variance: float, cut: Tiling) -> Tensor:
@@ -215,5 +232,5 @@ def assess_tiles(
     if sigma.ndim == 1:
         levels = sigma[tiles.rows]
     else:
-        levels = cut.tiles(resize(sigma, max(sigma.shape[-1], cut.side)), tiles)
+        levels = cut.tiles(resize(sigma, max(sigma.shape[-1], cut.columns)), tiles)
     return shell.high_error(estimate.denoised, cut.tiles(images, tiles), levels), estimate.features, levels

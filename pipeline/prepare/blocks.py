@@ -1,7 +1,8 @@
 """One block of items: read, decoded, measured, and committed to a folder of the cache.
 
-    images..., low.npy    the images as they are stored, and their box sums
-    items.jsonl           one row an item: id, version, and either row and measured, or problem and settled
+    images-WxH..., low-WxH.npy    images of a size as they are stored, and their box sums
+    items.jsonl                   one row an item: id, version, and either size, row and measured, or problem and
+                                  settled
 
 A problem is settled if a decoder found it in the item's bytes. No other is: the bytes could not be read, or the
 decoder was lost, which the machine may have caused. Such items are tried again, in this run and in the next.
@@ -10,6 +11,7 @@ decoder was lost, which the machine may have caused. Such items are tried again,
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,9 +25,9 @@ from pipeline import artifacts
 from pipeline.data import storage
 from pipeline.errors import BadData, Busy
 from pipeline.prepare.decoder import KILLED, LOSSES, Decoder, Task
-from pipeline.prepare.framing import DecodedImage, Pixels
+from pipeline.prepare.framing import DecodedImage, Pixels, Size
 from pipeline.prepare.measure import ImageMeasures, measure
-from pipeline.prepare.shards import box_sums
+from pipeline.prepare.shards import box_side, box_sums
 from pipeline.prepare.sources.patience import FEW, Patience
 from pipeline.prepare.sources.source import Item, Source
 
@@ -39,6 +41,11 @@ class Layout(NamedTuple):
     resolution: int
     low_resolution: int
     encoding: str
+
+    @property
+    def factor(self) -> int:
+        """px a side of the boxes whose sums are stored."""
+        return box_side(self.resolution, self.low_resolution)
 
 
 def key_of(item: Item) -> Key:
@@ -64,6 +71,12 @@ class EncodedImage(NamedTuple):
     stored: Pixels  # see `storage.encode`
     sums: NDArray[np.uint16]  # see `shards.box_sums`
     measured: ImageMeasures
+    size: Size
+
+
+def name_of(kind: str, size: Size) -> str:
+    """The name, in a block, of what is stored of images of a size."""
+    return f"{kind}-{size[0]}x{size[1]}"
 
 
 def encode_images(layout: Layout, images: list[DecodedImage]) -> list[EncodedImage]:
@@ -72,7 +85,10 @@ def encode_images(layout: Layout, images: list[DecodedImage]) -> list[EncodedIma
     planes = [np.ascontiguousarray(image.pixels.transpose(2, 0, 1)) for image in images]
     return [
         EncodedImage(
-            storage.encode(pixels, layout.encoding), box_sums(pixels, layout.low_resolution), numbers
+            storage.encode(pixels, layout.encoding),
+            box_sums(pixels, layout.factor),
+            numbers,
+            pixels.shape[:0:-1],
         )
         for pixels, numbers in zip(planes, measured, strict=True)
     ]
@@ -96,8 +112,11 @@ def make_block(
     rows = _rows(items, answers, reader.unread)
     name = artifacts.digest([key_of(item) for item in items])[:32]
     with artifacts.commit_directory(cache / f"block-{name}", {"items": len(items)}, forced=False) as folder:
-        storage.write(folder, "images", [image.stored for image in images], len(images), layout.encoding)
-        storage.write_array(folder / "low.npy", [image.sums for image in images], len(images))
+        for size in {image.size: None for image in images}:
+            own = [image for image in images if image.size == size]
+            stored, name = [image.stored for image in own], name_of("low", size)
+            storage.write(folder, name_of("images", size), stored, len(own), layout.encoding)
+            storage.write_array(folder / f"{name}.npy", [image.sums for image in own], len(own))
         (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "ascii")
     return len(items)
 
@@ -106,15 +125,16 @@ def _rows(
     items: Sequence[Item], answers: Sequence[EncodedImage | BadData], unread: set[str]
 ) -> Iterator[dict[str, Any]]:
     """The rows of items.jsonl; `unread` has the ids of items without bytes."""
-    count = 0
+    counts: Counter[Size] = Counter()
     for item, answer in zip(items, answers, strict=True):
         row: dict[str, Any] = {"id": item.id, "version": item.version}
         if isinstance(answer, BadData):
             settled = item.id not in unread and not _is_lost(answer)
             yield row | {"problem": list(answer.args), "settled": settled}
         else:
-            yield row | {"row": count, "measured": answer.measured._asdict()}
-            count += 1
+            number, measured = counts[answer.size], answer.measured._asdict()
+            yield row | {"size": list(answer.size), "row": number, "measured": measured}
+            counts[answer.size] += 1
 
 
 class _Reader:

@@ -48,16 +48,18 @@ class Clusters(NamedTuple):
         return {"families": self.families, "joined": joined, "largest": count, "largest_name": name}
 
 
-def join_similar(families: Sequence[str], sums: Iterable[NDArray[np.uint16]], resolution: int) -> Clusters:
+def join_similar(
+    families: Sequence[str], sums: Iterable[NDArray[np.uint16]], resolution: int, factor: int
+) -> Clusters:
     """Join all families of which two images look alike.
 
     Args:
         families: of each image.
-        sums: box sums of each image at `resolution` px, uint16 [3, r, r] (`shards.box_sums`).
+        sums: of each image of `resolution` px over boxes of `factor` px, uint16 [3, h, w] (`shards.box_sums`).
     """
     first: dict[str, int] = {}
     numbers = np.array([first.setdefault(name, len(first)) for name in families], np.int64)
-    means = box_means(sums, resolution, len(families))
+    means = box_means(sums, factor, min(resolution // factor, SIDE), len(families))
     pairs = numbers[similar_pairs(means, numbers)]
     of_family = connected(len(first), pairs)
     names = list(first)
@@ -83,15 +85,16 @@ def connected(count: int, pairs: Pairs | Sequence[tuple[int, int]]) -> list[int]
     return members
 
 
-def box_means(sums: Iterable[NDArray[np.uint16]], resolution: int, count: int) -> Means:
-    """Box means of `count` images of `resolution` px from their box sums, rounded: uint8 [n, 3, 16, 16]."""
-    means = np.zeros((count, 3, 1, 1), np.uint8)
+def box_means(sums: Iterable[NDArray[np.uint16]], factor: int, side: int, count: int) -> Means:
+    """Means of `side` x `side` equal parts of `count` images from their sums over boxes of `factor` px, rounded:
+    uint8 [n, 3, side, side]. Where a side of an image is no multiple of `side` boxes, boxes count in proportion."""
+    means = np.zeros((count, 3, side, side), np.uint8)
     for number, own in enumerate(sums):
-        side = min(own.shape[-1], SIDE)
-        if number == 0:
-            means = np.zeros((count, 3, side, side), np.uint8)
-        factor, pixels = own.shape[-1] // side, (resolution // side) ** 2
-        total = own.reshape(3, side, factor, side, factor).sum((2, 4), dtype=np.int64)
+        across, down = (math.lcm(length, side) for length in own.shape[:0:-1])
+        parts = own.repeat(down // own.shape[1], 1).repeat(across // own.shape[2], 2)
+        down, across = down // side, across // side  # parts of boxes in a part of the image
+        total = parts.reshape(3, side, down, side, across).sum((2, 4), dtype=np.int64)
+        pixels = down * across * factor**2
         means[number] = (2 * total + pixels) // (2 * pixels)
     return means
 

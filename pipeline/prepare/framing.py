@@ -1,4 +1,4 @@
-"""From a decoded image of any size to a square of the wanted resolution."""
+"""From a decoded image of any size to one of the wanted resolution: a square, or the nearest of some sizes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,39 @@ Size = tuple[int, int]  # width, height
 
 
 class Framing(NamedTuple):
-    """How an image of any shape becomes a square.
+    """How an image of any shape becomes one that networks take.
 
-    fit: "crop" takes the largest centred square, "pad" puts the whole image on the background colour.
+    fit: "crop" takes the largest centred square, "pad" puts the whole image on a square of the background colour,
+    "buckets" takes the largest centred part of the shape of the nearest of `sizes`.
     background: red, green, blue (0-255), also put behind transparent pixels.
     """
 
     resolution: int
     fit: str
     background: tuple[int, ...]
+    sizes: tuple[Size, ...] = ()
+
+    def size_for(self, size: Size) -> Size:
+        """The size, in px, of what is made of an image of `size`."""
+        if self.fit == "buckets":
+            return min(self.sizes, key=lambda target: elongation(size, target))
+        return self.resolution, self.resolution
+
+    def turned(self) -> Framing:
+        """The framing of images that are turned by a right angle afterwards."""
+        return self._replace(sizes=tuple(size[::-1] for size in self.sizes))
+
+
+def elongation(size: Size, target: Size) -> float:
+    """How many times as long as wide, or as wide as long, an image becomes if it is stretched to `target`."""
+    across, down = size[0] * target[1], size[1] * target[0]
+    return max(across, down) / min(across, down)
 
 
 class DecodedImage(NamedTuple):
     """A framed image, and what its file was like."""
 
-    pixels: Pixels  # [R, R, 3], sRGB
+    pixels: Pixels  # [H, W, 3], sRGB
     width: int  # px of the file, upright
     height: int
     mode: str  # Pillow's name of the file's pixel format, such as RGB, P or I;16
@@ -48,18 +66,25 @@ def crop_box(size: Size, framing: Framing) -> CropBox:
     if framing.fit == "pad":
         scale = framing.resolution / max(size)
         return CropBox(0, 0, width, height, (max(1, round(width * scale)), max(1, round(height * scale))))
-    side = min(size)
-    left, top = (width - side) // 2, (height - side) // 2
-    return CropBox(left, top, left + side, top + side, (framing.resolution, framing.resolution))
+    across, down = target = framing.size_for(size)
+    part_width = min(width, max(1, round(height * across / down)))
+    part_height = min(height, max(1, round(width * down / across)))
+    left, top = (width - part_width) // 2, (height - part_height) // 2
+    return CropBox(left, top, left + part_width, top + part_height, target)
 
 
 def pad(pixels: Pixels, framing: Framing) -> Pixels:
-    """Pixels in the middle of a square of the background colour: uint8 [R, R, 3]."""
+    """Pixels, where the fit is "pad", in the middle of a square of the background colour: uint8 [R, R, 3]."""
+    return centred(pixels, framing.resolution, framing.background) if framing.fit == "pad" else pixels
+
+
+def centred(pixels: Pixels, side: int, background: tuple[int, ...]) -> Pixels:
+    """Pixels in the middle of a square of one colour: uint8 [side, side, 3]."""
     height, width, _ = pixels.shape
-    if height == width:
+    if height == width == side:
         return pixels
-    square = np.full((framing.resolution, framing.resolution, 3), framing.background, np.uint8)
-    top, left = (framing.resolution - height) // 2, (framing.resolution - width) // 2
+    square = np.full((side, side, 3), background, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = pixels
     return square
 

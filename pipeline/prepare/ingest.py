@@ -25,8 +25,8 @@ from pipeline import artifacts
 from pipeline.config.params import Data
 from pipeline.data import storage
 from pipeline.errors import BadData, PipelineError
-from pipeline.prepare.blocks import Key, Layout, Work, block_maker, is_settled, key_of
-from pipeline.prepare.framing import Pixels
+from pipeline.prepare.blocks import Key, Layout, Work, block_maker, is_settled, key_of, name_of
+from pipeline.prepare.framing import Pixels, Size
 from pipeline.prepare.measure import ImageMeasures
 from pipeline.prepare.sources.source import Item, Source
 
@@ -48,7 +48,8 @@ OnProgress = Callable[[int, int], None]  # (done, total)
 
 @dataclass(frozen=True)
 class IngestedItem:
-    """The result for one item: an image, row `row` of its block, with its measures; or a problem.
+    """The result for one item: an image, row `row` of those of its size (width, height) in its block, with its
+    measures; or a problem.
 
     passing: whether the problem may be gone the next time.
     earlier: why an earlier run could not read or decode it, if so and this one could.
@@ -61,6 +62,7 @@ class IngestedItem:
     problem: BadData | None
     passing: bool = False
     earlier: BadData | None = None
+    size: Size = (0, 0)
 
 
 def run_locally(
@@ -71,12 +73,13 @@ def run_locally(
         yield from map(work, blocks)
 
 
-def cache_key(data: Data, layout: Layout) -> str:
-    """Digest of everything except the items that a stored image depends on: source, framing, code and libraries."""
+def cache_key(data: Data, layout: Layout, sizes: tuple[Size, ...]) -> str:
+    """Digest of everything except the items that a stored image depends on: source, framing (with the sizes of
+    buckets), code and libraries."""
     files = sorted(file for name in DECODING for file in [CODE / name, *(CODE / name).glob("*.py")])
     code = {str(file.relative_to(CODE)): artifacts.sha256_file(file) for file in files if file.is_file()}
     settings = data.model_dump(mode="json", include={"source", "path", "resolution", "fit", "background"})
-    settings |= {"layout": list(layout)}
+    settings |= {"layout": list(layout), "sizes": list(sizes)}
     return artifacts.digest(
         {
             "settings": settings,
@@ -153,7 +156,8 @@ def _ingested(
         return IngestedItem(item, block, -1, None, BadData(*row["problem"]), not is_settled(row))
     _, old = before.get(key_of(item), (block, row))
     earlier = BadData(*old["problem"]) if "problem" in old else None
-    return IngestedItem(item, block, row["row"], ImageMeasures(**row["measured"]), None, earlier=earlier)
+    measured, (width, height) = ImageMeasures(**row["measured"]), row["size"]
+    return IngestedItem(item, block, row["row"], measured, None, earlier=earlier, size=(width, height))
 
 
 def _remove_unused(cache: Path, used: set[Path]) -> None:
@@ -165,23 +169,30 @@ def _remove_unused(cache: Path, used: set[Path]) -> None:
 
 def stored_images(items: Iterable[IngestedItem]) -> Iterator[Pixels]:
     """The images, as they are stored, of items that have one."""
-    return _rows(items, lambda block: storage.Pictures(block, "images").stored)
+    return _rows(items, lambda block, size: storage.Pictures(block, name_of("images", size)).stored)
 
 
 def stored_sums(items: Iterable[IngestedItem]) -> Iterator[NDArray[np.uint16]]:
-    """Their box sums, uint16 [3, r, r]."""
-    return _rows(items, lambda block: np.load(block / "low.npy", mmap_mode="r").__getitem__)
+    """Their box sums, uint16 [3, h, w]."""
+
+    def open_sums(block: Path, size: Size) -> Callable[[int], NDArray[np.uint16]]:
+        sums: NDArray[np.uint16] = np.load(block / f"{name_of('low', size)}.npy", mmap_mode="r")
+        return sums.__getitem__
+
+    return _rows(items, open_sums)
 
 
 def images_of(items: Iterable[IngestedItem]) -> Iterator[Pixels]:
-    """The images, uint8 [R, R, 3]."""
+    """The images, uint8 [H, W, 3]."""
     for stored in stored_images(items):
         yield np.ascontiguousarray(storage.decode(stored).transpose(1, 2, 0))
 
 
-def _rows(items: Iterable[IngestedItem], open_block: Callable[[Path], Callable[[int], Any]]) -> Iterator[Any]:
-    """One row per item; a block is opened once for consecutive items."""
-    for block, run in groupby(items, key=lambda each: each.block):
-        read = open_block(block)
+def _rows(
+    items: Iterable[IngestedItem], open_block: Callable[[Path, Size], Callable[[int], Any]]
+) -> Iterator[Any]:
+    """One row per item; a block is opened once for consecutive items of one size."""
+    for (block, size), run in groupby(items, key=lambda each: (each.block, each.size)):
+        read = open_block(block, size)
         for each in run:
             yield read(each.row)

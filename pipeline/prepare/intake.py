@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.data.storage import Bucket
 from pipeline.errors import BadData, ConfigError
 from pipeline.prepare.clusters import Clusters, connected
 from pipeline.prepare.ingest import IngestedItem
@@ -52,6 +53,7 @@ class Inspection:
     encoder: TextEncoder
     encoding: str
     report: Report
+    buckets: tuple[Bucket, ...] = ()  # in the order of usable images; none where all images are square
 
     @property
     def notes(self) -> tuple[BadData, ...]:
@@ -91,13 +93,15 @@ class Inspection:
     def metrics(self) -> dict[str, Any]:
         """What reports/prepare/metrics.json holds."""
         images, families = self.split_sizes(captioned=False)
-        return {
+        found = {
             "counts": self.items.counts() | images,
             "families": families,
             "clusters": self.clusters.summary(),
             "captions": len({text for image in self.items.ok for text in image.item.captions}),
             "failed_expectations": {name: len(self.report.failed(name)) for name in ("critical", "warning")},
         }
+        sizes = {f"{bucket.width}x{bucket.height}": bucket.count for bucket in self.buckets}
+        return found | ({"buckets": sizes} if sizes else {})
 
 
 def select(items: Sequence[Item], subset: Sequence[str]) -> list[Item]:
@@ -149,10 +153,21 @@ def _measured(image: IngestedItem) -> ImageMeasures:
     return image.measured
 
 
+def side_of(image: IngestedItem, resolution: int) -> int:
+    """px of the shorter side of a file or, where its bucket is no square, of a square that would be reduced by as
+    much to `resolution`."""
+    measured, (width, height) = _measured(image), image.size
+    return min(measured.width * resolution // width, measured.height * resolution // height)
+
+
 def make_records(
-    images: Sequence[IngestedItem], families: Sequence[str], splits: dict[str, str], encoder: TextEncoder
+    images: Sequence[IngestedItem],
+    families: Sequence[str],
+    splits: dict[str, str],
+    encoder: TextEncoder,
+    resolution: int,
 ) -> list[Record]:
-    """The table that is validated, one record per image."""
+    """The table that is validated, one record per image of `resolution` px."""
     names = [image.item.captions[0] if image.item.captions else None for image in images]
     tokens = encoder.count_tokens([name or "" for name in names])
     texts = {text for image in images for text in image.item.captions}
@@ -175,7 +190,7 @@ def make_records(
             tokens=count,
             near_elsewhere=len(near[number] - {splits[family]}),
             aspect=round(max(_measured(image)[1:3]) / min(_measured(image)[1:3]), 4),
-            side=int(min(_measured(image)[1:3])),
+            side=side_of(image, resolution),
             **_measured(image)._asdict(),
         )
         for number, (image, family, name, count) in enumerate(

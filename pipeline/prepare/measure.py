@@ -34,12 +34,18 @@ class ImageMeasures(NamedTuple):
 
 
 def measure(images: Sequence[DecodedImage]) -> list[ImageMeasures]:
-    """Measure framed pixels, uint8 [R, R, 3] each, all of one size; many at once cost less each.
+    """Measure framed pixels, uint8 [H, W, 3] each; many of one size at once cost less each.
 
     An image has the same numbers in any batch and on any machine: all sums are exact.
     """
-    group = max(TOGETHER // images[0].pixels.size, 1) if images else 1
-    return [one for i in range(0, len(images), group) for one in _measure_group(images[i : i + group])]
+    measured: dict[int, ImageMeasures] = {}
+    for shape in {image.pixels.shape for image in images}:
+        numbers = [i for i, image in enumerate(images) if image.pixels.shape == shape]
+        group = max(TOGETHER // math.prod(shape), 1)
+        for start in range(0, len(numbers), group):
+            some = numbers[start : start + group]
+            measured |= zip(some, _measure_group([images[i] for i in some]), strict=True)
+    return [measured[i] for i in range(len(images))]
 
 
 def _measure_group(images: Sequence[DecodedImage]) -> Iterator[ImageMeasures]:

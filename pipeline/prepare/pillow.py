@@ -41,9 +41,13 @@ def orientation(image: Image.Image) -> int:
         return 1
 
 
+def is_sideways(turn: Image.Transpose | None) -> bool:
+    """Whether a turn swaps width and height."""
+    return turn is not None and turn.name not in {"FLIP_LEFT_RIGHT", "FLIP_TOP_BOTTOM", "ROTATE_180"}
+
+
 def turned_size(size: Size, turn: Image.Transpose | None) -> Size:
-    sideways = turn is not None and turn.name not in {"FLIP_LEFT_RIGHT", "FLIP_TOP_BOTTOM", "ROTATE_180"}
-    return size[::-1] if sideways else size
+    return size[::-1] if is_sideways(turn) else size
 
 
 def decode_with_pillow(image: Image.Image, turn: Image.Transpose | None, framing: Framing) -> Pixels:
@@ -52,7 +56,7 @@ def decode_with_pillow(image: Image.Image, turn: Image.Transpose | None, framing
     image = to_resamplable(image)
     grey = image.mode.startswith(("I", "F"))
     extrema = cast(tuple[float, float], image.getextrema()) if grey else None
-    image = _resampled(image, crop_box(image.size, framing))
+    image = _resampled(image, crop_box(image.size, framing.turned() if is_sideways(turn) else framing))
     if turn is not None:
         image = image.transpose(turn)
     if extrema is not None:

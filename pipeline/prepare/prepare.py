@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
 from pipeline.config.params import Data, Params
+from pipeline.data.storage import Bucket
 from pipeline.errors import BadData
 from pipeline.prepare import shards, validation
 from pipeline.prepare.blocks import Layout
+from pipeline.prepare.buckets import buckets_of, candidate_sizes, in_buckets
 from pipeline.prepare.clusters import join_similar
+from pipeline.prepare.framing import Size
 from pipeline.prepare.ingest import (
+    IngestedItem,
     OnProgress,
     TaskMapper,
     cache_key,
@@ -42,6 +46,7 @@ from pipeline.prepare.intake import (
 from pipeline.prepare.reports import findings, problems_of, quarantine, report_rows, thumbnails, write_reports
 from pipeline.prepare.sources.links import OUTSIDE, roots_in_words
 from pipeline.prepare.sources.load import open_source
+from pipeline.prepare.sources.source import Item
 from pipeline.prepare.splits import SPLITS, assign_splits, hardly_judged, shortage
 from pipeline.prepare.validation import CAPTIONS, Report
 from pipeline.text.load import load_text_encoder
@@ -95,7 +100,7 @@ def prepare(
     meta: dict[str, Any] = {}
     with artifacts.commit_directory(root / PREPARED, meta) as folder:
         images, sums = stored_images(ok), stored_sums(ok)
-        shards.write_images(folder, images, sums, len(ok), data.resolution, inspection.encoding)
+        shards.write_images(folder, images, sums, buckets_of(image.size for image in ok), inspection.encoding)
         unique = shards.write_index(folder, rows, [image.item.captions for image in ok])
         shards.write_text(folder, unique, inspection.encoder, work / "captions")
         meta |= {
@@ -111,6 +116,8 @@ def prepare(
             "counts": metrics["counts"],
             "validation": inspection.report.as_meta(),
         }
+        if inspection.buckets:
+            meta["buckets"] = [bucket._asdict() for bucket in inspection.buckets]
     return metrics
 
 
@@ -167,24 +174,35 @@ def examine(
 ) -> Inspection:
     """Read, decode, sort out, split and validate a source; see `prepare` for arguments and errors."""
     data = params.data
-    source = open_source(data, root)
+    sizes = candidate_sizes(data.resolution, data.step) if data.fit == "buckets" else ()
+    source = open_source(data, root, sizes)
     listing = source.listing()
     items = select(listing.items, data.subset)
     if data.captions == "none":
         items = [replace(item, captions=()) for item in items]
     encoding = shards.choose_encoding(data.encoding, len(items), data.resolution)
     layout = Layout(data.resolution, params.core.resolution, encoding)
-    cache = work / "pictures" / cache_key(data, layout)[:16]
-    ingested = ingest(source, items, layout, cache, map_tasks, processes, on_progress)
+
+    def take_in(items: Sequence[Item], sizes: tuple[Size, ...]) -> list[IngestedItem]:
+        own = open_source(data, root, sizes)
+        cache = work / "pictures" / cache_key(data, layout, sizes)[:16]
+        return ingest(own, items, layout, cache, map_tasks, processes, on_progress)
+
+    ingested = in_buckets(take_in, items, sizes) if sizes else take_in(items, sizes)
     sorted_items = sort_out(ingested)
-    clusters = join_similar(find_families(sorted_items.ok), stored_sums(sorted_items.ok), data.resolution)
+    ok = sorted_items.ok
+    buckets: tuple[Bucket, ...] = ()
+    if sizes:
+        ok.sort(key=lambda image: sizes.index(image.size))
+        buckets = buckets_of(image.size for image in ok)
+    clusters = join_similar(find_families(ok), stored_sums(ok), data.resolution, layout.factor)
     families = clusters.names
     splits = assign_splits(families, params.seed, data.split.model_dump())
-    captions = shards.unique_captions(image.item.captions for image in sorted_items.ok)
+    captions = shards.unique_captions(image.item.captions for image in ok)
     encoder = load_text_encoder(data.text_encoder, data.max_tokens, captions)
-    records = make_records(sorted_items.ok, families, splits, encoder)
+    records = make_records(ok, families, splits, encoder, data.resolution)
     report = validation.validate(records, data.resolution, data.max_tokens, docs)
-    return Inspection(source, listing, sorted_items, clusters, splits, encoder, encoding, report)
+    return Inspection(source, listing, sorted_items, clusters, splits, encoder, encoding, report, buckets)
 
 
 def splits_in_words(metrics: dict[str, Any]) -> str:

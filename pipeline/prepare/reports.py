@@ -18,7 +18,7 @@ from pipeline import artifacts
 from pipeline.config.params import Data
 from pipeline.errors import BadData, StorageError
 from pipeline.prepare import shards, validation
-from pipeline.prepare.framing import Pixels, tile
+from pipeline.prepare.framing import Pixels, centred, tile
 from pipeline.prepare.ingest import IngestedItem, images_of
 from pipeline.prepare.intake import DATA_DOCS, REPORTS, Inspection, SortedItems
 from pipeline.prepare.sources.files import listed
@@ -85,13 +85,18 @@ def contact_sheet(inspection: Inspection) -> Pixels | None:
         shown = [inspection.items.ok[numbers[i * len(numbers) // count]] for i in range(count)]
         line = [_shrink(image) for image in images_of(shown)]
         images += line + [line[0] * 0 + 224] * (-count % SHEET_COLUMNS) if line else []
+    side = max((max(image.shape) for image in images), default=0)
+    images = [centred(image, side, (224, 224, 224)) for image in images]
     return tile(images, SHEET_COLUMNS) if images else None
 
 
 def _shrink(image: Pixels) -> Pixels:
-    if image.shape[0] <= SHEET_PIXELS:
+    height, width, _ = image.shape
+    longest = max(height, width)
+    if longest <= SHEET_PIXELS:
         return image
-    return np.asarray(Image.fromarray(image).resize((SHEET_PIXELS, SHEET_PIXELS)), np.uint8)
+    size = (round(width * SHEET_PIXELS / longest), round(height * SHEET_PIXELS / longest))
+    return np.asarray(Image.fromarray(image).resize(size), np.uint8)
 
 
 def write_reports(root: Path, data: Data, metrics: dict[str, Any], inspection: Inspection) -> None:
@@ -133,7 +138,9 @@ def findings(inspection: Inspection, data: Data) -> list[str]:
     ]
     passed = [f"passed over, as no pictures: {listed(kinds, 20)}"] if kinds else []
     notes = notes_in_words(inspection.notes)
-    return [*captions, *passed, *notes, *attempts_in_words(inspection.items)]
+    sizes = [f"{count} of {width}x{height}" for height, width, count in inspection.buckets]
+    buckets = [f"buckets: {listed(sizes, 12)} px"] if sizes else []
+    return [*captions, *buckets, *passed, *notes, *attempts_in_words(inspection.items)]
 
 
 def captions_in_words(items: Sequence[Item], rule: str) -> list[str]:

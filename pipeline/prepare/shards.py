@@ -1,7 +1,8 @@
 """Writing a prepared data set: image shards, index, captions and their vectors.
 
-    images-00000...       uint8 [n, 3, R, R], at most 64 MiB a shard; raw or PNG (`pipeline.data.storage`)
-    low-00000.npy ...     uint16 [n, 3, r, r]: sums over the f x f boxes of an image, f = R / r; exact. r is the
+    images-00000...       uint8 [n, 3, H, W], at most 64 MiB a shard; raw or PNG (`pipeline.data.storage`). H and W
+                          are R or, where `data.fit` is buckets, those of the shard's bucket
+    low-00000.npy ...     uint16 [n, 3, h, w]: sums over the f x f boxes of an image, f = R / r; exact. r is the
                           resolution of the core, which trains without reading the images at full size
     index.jsonl           one row an image, in global order: id, split, base, group, subgroup, captions
     captions.jsonl        one JSON string a line; its line number is its id
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import storage
+from pipeline.data.storage import Bucket
 from pipeline.text.cache import encode_cached
 from pipeline.text.encoder import TextEncoder
 
@@ -42,11 +44,15 @@ def choose_encoding(wanted: str, count: int, resolution: int) -> str:
     return "raw" if count * 3 * resolution**2 <= RAW_BYTES else "png"
 
 
-def box_sums(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint16]:
-    """Sums over boxes: uint8 [3, R, R] to uint16 [3, r, r], r = max(`resolution`, R / 16)."""
-    side = pixels.shape[-1]
-    factor = min(side // resolution, MAX_FACTOR)
-    lines = pixels.reshape(3, side // factor, factor, side)
+def box_side(resolution: int, low_resolution: int) -> int:
+    """px a side of the boxes of `box_sums`, of images of `resolution`."""
+    return min(resolution // low_resolution, MAX_FACTOR)
+
+
+def box_sums(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint16]:
+    """Sums over boxes of `factor` x `factor` px: uint8 [3, H, W] to uint16 [3, H / factor, W / factor]."""
+    _, height, width = pixels.shape
+    lines = pixels.reshape(3, height // factor, factor, width)
     rows = lines[:, :, 0].astype(np.uint16)
     for i in range(
         1, factor
@@ -62,15 +68,16 @@ def write_images(
     folder: Path,
     images: Iterable[NDArray[np.uint8]],
     sums: Iterable[NDArray[np.uint16]],
-    count: int,
-    resolution: int,
+    buckets: Sequence[Bucket],
     encoding: str,
 ) -> None:
-    """Write `count` images, as stored, and their box sums, in shards."""
-    size = max(SHARD_BYTES // (3 * resolution**2), 1)
+    """Write images of `buckets`, as stored, and their box sums, in shards of one size each."""
     images, sums = iter(images), iter(sums)
-    for number, start in enumerate(range(0, count, size)):
-        n = min(size, count - start)
+    counts: list[int] = []
+    for height, width, count in buckets:
+        size = max(SHARD_BYTES // (3 * height * width), 1)
+        counts += [min(size, count - start) for start in range(0, count, size)]
+    for number, n in enumerate(counts):
         storage.write(folder, f"images-{number:05d}", islice(images, n), n, encoding)
         storage.write_array(folder / f"low-{number:05d}.npy", islice(sums, n), n)
 

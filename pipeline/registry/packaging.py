@@ -24,6 +24,7 @@ CODE = (
     "text/*.py",
     "config/__init__.py",
     "config/renamed.py",
+    "config/sides.py",
     "models/*.py",
     "diffusion/*.py",
     "adversarial/__init__.py",

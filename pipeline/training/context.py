@@ -6,7 +6,7 @@ workers (pipeline/workers) unpack that into the dataclasses used here.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +26,8 @@ from pipeline.models.config import Lineage, SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import Denoiser, set_dtype
 from pipeline.models.finite import require_finite_metrics
 from pipeline.models.kernels import mean_kernel_px, mixes
-from pipeline.models.resample import resize
+from pipeline.models.resample import rescale
+from pipeline.models.shape import in_order
 from pipeline.models.snapshot import Snapshot, Weights, at_resolution, describe, load_snapshot, save_snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for, key
@@ -133,10 +134,15 @@ class TrainContext(Generic[S]):
         return Batches(self.dataset, "train", s.seed, s.batch_size, s.shards, resolution, augment)
 
     def images_and_text(self, rows: Sequence[int]) -> tuple[Tensor, Conditioning]:
-        """uint8 images and the encoded names of some rows, on the device."""
+        """uint8 images and the encoded names of some rows of one bucket, on the device."""
         images = self.dataset.images(torch.tensor(rows, dtype=torch.int64).numpy())
         text = self.dataset.text([self.dataset.caption_of(row) for row in rows])
         return images.to(self.device), text.to(self.device)
+
+    def parts(self, rows: Sequence[int]) -> Iterator[tuple[Tensor, Conditioning]]:
+        """`images_and_text` of the rows of each bucket."""
+        chosen = np.array(rows, np.int64)
+        return (self.images_and_text(chosen[own].tolist()) for own in self.dataset.by_bucket(chosen))
 
     def pick(self, split: str, count: int) -> list[int]:
         """Up to `count` rows spread evenly over a split."""
@@ -254,8 +260,8 @@ class TrainContext(Generic[S]):
         """Plot the mean effective kernel against ln sigma, on held-out images; no file where kernels are off."""
         if not mixes(snapshot.denoiser):
             return
-        images, text = self.images_and_text(self.pick("val", GRID))
-        images = resize(snapshot.statistics.standardise(images), snapshot.resolution)
+        images, text = max(self.parts(self.pick("val", GRID)), key=lambda part: len(part[0]))
+        images = rescale(snapshot.statistics.standardise(images), snapshot.resolution)
         sigmas = torch.logspace(-2, 1, 13).tolist()
         noise = generator_for(self.settings.seed, "kernels", device=self.device)
         curves = mean_kernel_px(snapshot.denoiser, images, text, sigmas, noise)
@@ -263,11 +269,13 @@ class TrainContext(Generic[S]):
 
     def sample_grid(self, snapshot: Snapshot, path: Path, settings: SamplerSettings | None = None) -> None:
         """Save samples of 8 training captions (top) and 8 held-out captions (bottom), with fixed seeds."""
-        rows = [*self.pick("train", GRID), *self.pick("val", GRID)]
-        _, text = self.images_and_text(rows)
-        samples = self.generate(snapshot, text, range(len(rows)), settings)
+        rows = np.array([*self.pick("train", GRID), *self.pick("val", GRID)], np.int64)
+        samples: dict[int, Tensor] = {}
+        for seeds, text, shape in self.dataset.requests(rows):
+            made = self.generate(snapshot, text.to(self.device), seeds, settings, shape=shape)
+            samples |= zip(seeds, made.images, strict=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_grid(path, samples.images, columns=8)
+        save_grid(path, in_order(samples), columns=8)
 
 
 def check_parent(parent: Snapshot, run: TrainContext[S]) -> None:

@@ -66,3 +66,18 @@ class Recorded:
         self.graph.replay()
         assert self.static_output is not None
         return self.static_output
+
+
+class RecordedBySize:
+    """`Recorded`, with a recording of its own for inputs of other shapes: a bucket each."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self.recorded: dict[tuple[torch.Size, ...], Recorded] = {}
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        """Call, record or replay."""
+        shapes = tuple(leaf.shape for leaf in leaves(inputs))
+        if shapes not in self.recorded:
+            self.recorded[shapes] = Recorded(self.function)
+        return self.recorded[shapes](*inputs)

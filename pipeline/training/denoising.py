@@ -20,24 +20,25 @@ from pipeline.diffusion.noise import LowBand
 from pipeline.diffusion.regions import bridge_maps
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
-from pipeline.models.resample import resize
+from pipeline.models.resample import rescale
 from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import Tiles, draw_tiles, tile_probabilities, trained_tiles
 from pipeline.rng import generator_for, key
-from pipeline.training.cuda_graphs import Recorded
+from pipeline.training.cuda_graphs import RecordedBySize
 from pipeline.training.distributed import average_gradient, local_shards, sum_over_workers
 from pipeline.training.fit import Step
 from pipeline.training.schedule import StepSettings, linear_decay_lr
 from pipeline.training.state import TrainState
 
 DrawSigma = Callable[[int, torch.Generator], Tensor]
+ImagesAndText = tuple[Tensor, Conditioning]  # [n,3,H,W] and n captions
 DrawLow = Callable[[Tensor, Tensor, torch.Generator], LowBand]
 
 
 class DrawnBatch(NamedTuple):
     """One shard's batch after all random draws; computing the loss from it is deterministic."""
 
-    images: Tensor  # standardised, float32 [B,3,R,R]
+    images: Tensor  # standardised, float32 [B,3,H,W]
     sigma: Tensor  # [B] or [B,1,g,g]
     noise: Tensor  # [B,3,R,R]
     text: Conditioning
@@ -83,7 +84,7 @@ class DenoisingStep:
     losses: tuple[Callable[..., Loss], Callable[..., Loss]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.accumulate = Recorded(self.add_gradient) if self.settings.recorded else self.add_gradient
+        self.accumulate = RecordedBySize(self.add_gradient) if self.settings.recorded else self.add_gradient
         self.losses = denoising_loss, tiled_loss  # of whole images, of tiles
         if self.settings.compiled:
             one_graph = partial(torch.compile, fullgraph=True, dynamic=False)
@@ -112,7 +113,7 @@ class DenoisingStep:
             low = self.draw_low(
                 images, sigma, generator_for(s.seed, f"upscale{self.suffix}", nimg, shard, device)
             )
-        tiles, tiled = None, trained_tiles(self.denoiser)
+        tiles, tiled = None, trained_tiles(self.denoiser, images.shape[2:])
         if tiled is not None:
             shell, cut, count = tiled
             tiles = draw_tiles(
@@ -127,7 +128,7 @@ class DenoisingStep:
         if tiles is None:
             loss, error = of_images(self.denoiser, images, sigma, noise, text, low)
         else:
-            tiled = trained_tiles(self.denoiser)
+            tiled = trained_tiles(self.denoiser, images.shape[2:])
             assert tiled is not None
             shell, cut, _ = tiled
             loss, error = of_tiles(shell, images, sigma, noise, text, cut, tiles, low)
@@ -162,7 +163,7 @@ class DenoisingStep:
 
     def standardise(self, images: Tensor) -> Tensor:
         """Grey levels at the data's resolution to standardised pixels at the denoiser's, by exact 2x2 means."""
-        return resize(self.statistics.standardise(images), self.denoiser.resolution)
+        return rescale(self.statistics.standardise(images), self.denoiser.resolution)
 
     def __call__(self, state: TrainState) -> dict[str, Tensor]:
         """One update, skipped where it is not finite; returns metrics averaged over the batch."""
@@ -203,19 +204,19 @@ def in_turn(steps: Sequence[Step]) -> Step:
 
 @torch.no_grad()
 def held_out_error(
-    denoiser: Denoiser, images: Tensor, text: Conditioning, draw_sigma: DrawSigma, seed: int, repeats: int = 4
+    denoiser: Denoiser, parts: Sequence[ImagesAndText], draw_sigma: DrawSigma, seed: int, repeats: int = 4
 ) -> float:
-    """Mean weighted error on held-out images [n,3,R,R] (standardised), over `repeats` draws of noise and levels.
+    """Mean weighted error on held-out images (standardised), over `repeats` draws of noise and levels.
 
     The draws are the same every time, so errors on one data set are comparable."""
-    device, total = images.device, 0.0
+    slices = [(part, slice(i, i + 64)) for part in parts for i in range(0, len(part[0]), 64)]
+    total = 0.0
     for repeat in range(repeats):
-        for i, start in enumerate(range(0, len(images), 64)):
-            x = images[start : start + 64]
-            generator = generator_for(seed, "held-out", repeat, i, device)
+        for i, ((images, text), some) in enumerate(slices):
+            x = images[some]
+            generator = generator_for(seed, "held-out", repeat, i, x.device)
             sigma = draw_sigma(len(x), generator)
-            noise = torch.randn(x.shape, generator=generator, device=device)
+            noise = torch.randn(x.shape, generator=generator, device=x.device)
             noisy = x + sigma[:, None, None, None] * noise
-            error = denoiser.error(x, noisy, sigma, text.select(slice(start, start + 64)))
-            total += float(error.double().sum())
-    return total / (repeats * len(images))
+            total += float(denoiser.error(x, noisy, sigma, text.select(some)).double().sum())
+    return total / (repeats * sum(len(images) for images, _ in parts))

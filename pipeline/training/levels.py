@@ -21,7 +21,6 @@ from pipeline.data.degrade import Degrade, degrade
 from pipeline.diffusion.ema import power_decay
 from pipeline.diffusion.noise import LowBand, draw_low_band, lognormal_sigma, truncated_lognormal_sigma
 from pipeline.diffusion.regions import region_sigma
-from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SnapshotConfig
 from pipeline.models.denoiser import (
     PATCH,
@@ -42,6 +41,7 @@ from pipeline.training.denoising import (
     DenoisingStep,
     DrawLow,
     DrawSigma,
+    ImagesAndText,
     held_out_error,
     in_turn,
 )
@@ -179,17 +179,14 @@ class HeldOut:
 
     levels: Sequence[TrainedLevel]
     learners: Sequence[Learner]
-    images: Sequence[Tensor]  # standardised, of each level
-    text: Conditioning
+    parts: Sequence[Sequence[ImagesAndText]]  # of each level, standardised; a part holds images of one size
     seed: int
 
     def error(self, i: int, weights: Tensor) -> float:
         """Error of level i with some weights of its learner."""
         self.levels[-1].level.eval()
         with self.learners[i].using(weights):
-            return held_out_error(
-                self.levels[i].level, self.images[i], self.text, self.levels[i].noise.draw, self.seed
-            )
+            return held_out_error(self.levels[i].level, self.parts[i], self.levels[i].noise.draw, self.seed)
 
     @contextmanager
     def first_averages(self) -> Iterator[dict[str, float]]:
@@ -242,8 +239,9 @@ def train_levels(
     state = TrainState({f"net{level.suffix}": learner for level, learner in pairs}, extra=early.tensors())
     checkpoint.resume(growth.folder / "checkpoints", state)
     steps = [level.step(run, statistics) for level in levels]
-    images, text = run.images_and_text(run.pick("val", HELD_OUT))
-    held_out = HeldOut(levels, learners, [step.standardise(images) for step in steps], text, s.seed)
+    parts = list(run.parts(run.pick("val", HELD_OUT)))
+    standardised = [[(step.standardise(images), text) for images, text in parts] for step in steps]
+    held_out = HeldOut(levels, learners, standardised, s.seed)
     progress = run.progress(state.nimg, growth)
 
     def log_samples(state: TrainState) -> None:

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from pipeline.models.shape import Images, on_one_canvas
 
 GRID = 8  # training captions in a sample grid, and as many held-out ones
 
 
-def save_grid(path: Path, images: Tensor, columns: int) -> None:
-    """Write uint8 [N,3,R,R] as a PNG grid."""
+def save_grid(path: Path, images: Images, columns: int) -> None:
+    """Write uint8 images [3,H,W] as a PNG grid; smaller ones than others in the middle of their places."""
     from PIL import Image
     from torchvision.utils import make_grid
 
-    grid = make_grid(images, nrow=columns, padding=2, pad_value=255)
+    grid = make_grid(on_one_canvas(images), nrow=columns, padding=2, pad_value=255)
     Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
 
 

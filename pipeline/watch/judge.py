@@ -26,7 +26,8 @@ from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import run_main
 from pipeline.evaluation.metrics import log_power_gap, sharpness
 from pipeline.evaluation.statistics import Int64, spaced
-from pipeline.models.resample import resize
+from pipeline.models.resample import rescale
+from pipeline.models.shape import Images, in_order, map_images, on_one_canvas
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.processes import signal_on_parent_death
 from pipeline.watch import picture
@@ -50,25 +51,28 @@ def watched_rows(dataset: PreparedDataset) -> Int64:
     return rows if len(rows) else some_rows(dataset, "train", SAMPLES)
 
 
-def draw_samples(snapshot: Snapshot, dataset: PreparedDataset) -> Tensor:
-    """uint8 [SAMPLES,3,r,r] of the captions of `watched_rows`, in turn; seeds are the positions."""
-    ids = [dataset.caption_of(int(row)) for row in np.resize(watched_rows(dataset), SAMPLES)]
+def draw_samples(snapshot: Snapshot, dataset: PreparedDataset) -> Images:
+    """SAMPLES uint8 images of the captions and shapes of `watched_rows`, in turn; seeds are the positions."""
+    rows = np.resize(watched_rows(dataset), SAMPLES)
     own = snapshot.config.sampling
     # Other guides may need weights that only the finished model has.
     quick = replace(own, guide="unconditional", guidance=1.0, num_steps=min(own.num_steps, STEPS))
-    return generate_images(snapshot, dataset.text(ids), range(SAMPLES), quick).images
+    samples: dict[int, Tensor] = {}
+    for seeds, text, shape in dataset.requests(rows):
+        samples |= zip(seeds, generate_images(snapshot, text, seeds, quick, shape=shape).images, strict=True)
+    return in_order(samples)
 
 
-def real_images(dataset: PreparedDataset, resolution: int) -> Tensor:
-    """uint8 [n,3,r,r]: training images, halved by box means as in training."""
-    images = dataset.images(some_rows(dataset, "train", REAL))
-    return resize(images.float(), resolution).round().to(torch.uint8)
+def real_images(dataset: PreparedDataset, resolution: int) -> Images:
+    """uint8 training images, halved by box means as in training."""
+    images = dataset.pictures(some_rows(dataset, "train", REAL))
+    return map_images(lambda alike: rescale(alike.float(), resolution).round().to(torch.uint8), images)
 
 
-def compare(real: Tensor, fake: Tensor) -> dict[str, float]:
-    """Kernel distance and `log_power_gap` of two sets of uint8 images [n,3,r,r]."""
+def compare(real: Images, fake: Images, resolution: int) -> dict[str, float]:
+    """Kernel distance and `log_power_gap` of two sets of uint8 images of `resolution`."""
     return {
-        "watch/kid": RandomDistance(real)(fake),
+        "watch/kid": RandomDistance(real, resolution)(fake),
         "watch/top_octave": log_power_gap(sharpness(real).top_octave, sharpness(fake).top_octave),
     }
 
@@ -78,10 +82,10 @@ def judge(root: Path, path: Path) -> None:
     nimg, folder = int(path.name.removeprefix("nimg-")), path.parent
     dataset, snapshot = PreparedDataset(root / "data" / "prepared"), load_snapshot(path)
     samples = draw_samples(snapshot, dataset)
-    metrics = compare(real_images(dataset, snapshot.resolution), samples)
+    metrics = compare(real_images(dataset, snapshot.resolution), samples, snapshot.resolution)
     rows = watched_rows(dataset)
     shown = spaced(len(rows), SHOWN)
-    picture.save_row(folder, nimg, samples[shown])
+    picture.save_row(folder, nimg, on_one_canvas([samples[i] for i in shown.tolist()]))
     scores = folder / "scores.jsonl"
     records = [json.loads(line) for line in scores.read_text().splitlines()] if scores.exists() else []
     new = {"nimg": nimg, "time": time.time(), "resolution": snapshot.resolution, "metrics": metrics}

@@ -29,6 +29,7 @@ from pipeline.launch.worker import WorkerConfig
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import CoreDenoiser, Denoiser, pyramid_levels, set_dtype, set_recompute
+from pipeline.models.shape import SQUARE, Shape
 from pipeline.models.snapshot import Snapshot, load_snapshot, write_snapshot
 from pipeline.rng import key
 from pipeline.training import checkpoint
@@ -54,6 +55,7 @@ def refine(config: WorkerConfig) -> None:
     s = config.params.refine
     settings = unpack(AdversarialSettings, s, seed=config.params.seed)
     run = train_context("refine", config, s, settings, sample_in_fewest)
+    run.dataset.require_squares("refine")
     parent = load_snapshot(config.root / PARENT, run.device)
     check_parent_fits(parent, run, config.params)
     student = parent.denoiser.requires_grad_(True)  # without dropout, as what is exported
@@ -133,10 +135,14 @@ def export_best(
 
 
 def sample_in_fewest(
-    snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], settings: SamplerSettings | None = None
+    snapshot: Snapshot,
+    text: Conditioning,
+    seeds: Sequence[int],
+    settings: SamplerSettings | None = None,
+    shape: Shape = SQUARE,
 ) -> Generated:
     """Images for sample grids: a refined model has its settings built in, and makes them in its fewest passes."""
-    return generate_images(snapshot, text, seeds)
+    return generate_images(snapshot, text, seeds, shape=shape)
 
 
 def check_parent_fits(parent: Snapshot, run: Context, params: Params) -> None:

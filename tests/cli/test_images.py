@@ -56,6 +56,11 @@ def test_an_image_does_not_depend_on_its_place_or_company(tmp_path: Path, kind: 
             ["--guide", "bad"],
             "guide: 'bad' is unknown. Fix: choose one of: unconditional, early_weights, low_band",
         ),
+        (["--size", "32"], "--size: '32' is no size. Fix: write it as WIDTHxHEIGHT"),
+        (
+            ["--size", "44x24"],
+            "44x24 px: sides of this model are multiples of 8, up to 128 px. Fix: choose 48x24",
+        ),
         (["--guide", "low"], "guide: 'low' was renamed. Fix: write low_band"),
         (
             ["--sampler", "euler"],
@@ -78,6 +83,10 @@ def test_any_level_of_a_model_generates_images(root: Path, kind: str) -> None:
     main.run([*run, "--resolution", "16", "--out", "coarse.png"])
     np.testing.assert_array_equal(pixels("own.png"), pixels("fine.png"))
     assert pixels("coarse.png").shape == (16 + 4, 16 + 4, 3)
+    main.run([*run, "--size", "32x32", "--out", "square.png"])
+    main.run([*run, "--size", "40x24", "--out", "wide.png"])
+    np.testing.assert_array_equal(pixels("own.png"), pixels("square.png"))
+    assert pixels("wide.png").shape == (24 + 4, 40 + 4, 3)
 
 
 def test_a_teacher_is_sampled_in_steps_with_guidance(root: Path) -> None:

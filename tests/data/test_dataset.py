@@ -1,5 +1,6 @@
 """The order of training: a function of nimg, whatever the number of workers; box means for the core."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from pipeline.data.augment import Augment
 from pipeline.data.dataset import Batches, PreparedDataset
+from tests.conftest import write_bucketed
 
 
 @pytest.fixture()
@@ -39,6 +41,37 @@ def test_one_two_and_four_shards_give_the_same_order(dataset: PreparedDataset) -
 def test_an_order_that_starts_in_mid_epoch_is_the_rest_of_the_whole(dataset: PreparedDataset) -> None:
     whole = order(Batches(dataset, "train", 0, 8, 2), 2, 0, 6)
     assert order(Batches(dataset, "train", 0, 8, 2), 2, 24, 3) == whole[24:]
+
+
+def test_a_batch_holds_one_bucket_and_every_image_comes_before_any_of_its_bucket_comes_again(
+    tmp_path: Path,
+) -> None:
+    sizes = [
+        (16, 16),
+        (12, 20),
+        (16, 16),
+        (20, 12),
+        (12, 20),
+    ] * 12  # the rarest has fewer images than a batch
+    write_bucketed(tmp_path / "data", sizes)
+    dataset = PreparedDataset(tmp_path / "data")
+    whole = [Batches(dataset, "train", 0, 8, 1).places(nimg, 0) for nimg in range(0, 800, 8)]
+    for nimg in (0, 392, 800 - 8):  # from anywhere, in any number of shards
+        parts = [Batches(dataset, "train", 0, 8, 4).places(nimg, shard) for shard in range(4)]
+        for one, other in zip(whole[nimg // 8], map(np.concatenate, zip(*parts, strict=True)), strict=True):
+            assert np.array_equal(one, other)
+    counts = dict(Counter(dataset.bucket_of(dataset.split("train")).tolist()))
+    seen: dict[int, list[int]] = {bucket: [] for bucket in counts}
+    for epochs, rows in whole:
+        (bucket,) = set(dataset.bucket_of(rows).tolist())
+        assert epochs.tolist() == [(len(seen[bucket]) + i) // counts[bucket] for i in range(8)]
+        seen[bucket] += rows.tolist()
+    for bucket, rows in seen.items():
+        for start in range(0, len(rows) - counts[bucket] + 1, counts[bucket]):
+            assert len(set(rows[start : start + counts[bucket]])) == counts[bucket]
+        assert abs(len(rows) - 800 * counts[bucket] / len(dataset.split("train"))) <= 8 + len(counts), (
+            "none lags"
+        )
 
 
 def test_the_core_is_trained_on_exact_box_means(dataset: PreparedDataset) -> None:

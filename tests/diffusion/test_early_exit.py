@@ -1,6 +1,7 @@
 """Tiles that are finished: when, that they stay, and that the others are computed as if nothing had left."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -41,18 +42,18 @@ def shell() -> ShellDenoiser:
             p += 0.3 * torch.randn(p.shape)
             if name.endswith("out_gain"):
                 p.fill_(0.2)
-    assert tiling(made, TILE).window == 56
+    assert tiling(made, (128, 128), TILE).window == 56
     return made.requires_grad_(False)
 
 
 class Reference:
     """Whole images at every call; what is finished is masked. Written from the rule, without tiles."""
 
-    def __init__(self, shell: ShellDenoiser, num_images: int, early_exit: TileEarlyExit) -> None:
+    def __init__(
+        self, shell: ShellDenoiser, num_images: int, size: Sequence[int], early_exit: TileEarlyExit
+    ) -> None:
         self.shell, self.early_exit = shell, early_exit
-        self.open = torch.ones(
-            num_images, 1, shell.resolution // TILE, shell.resolution // TILE, dtype=torch.bool
-        )
+        self.open = torch.ones(num_images, 1, size[0] // TILE, size[1] // TILE, dtype=torch.bool)
 
     def __call__(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         return self.shell(noisy, sigma, text)
@@ -145,7 +146,7 @@ def test_a_picture_does_not_depend_on_what_is_finished_beside_it(
 
 def test_a_finished_tile_keeps_its_estimate_and_costs_nothing(shell: ShellDenoiser) -> None:
     early_exit = TileEarlyExit(math.inf, TILE)  # after the second call everything is
-    opened = ActiveTiles(shell, 1, early_exit)
+    opened = ActiveTiles(shell, 1, (128, 128), early_exit)
     denoise = opened.with_exit(opened)
     g = torch.Generator().manual_seed(0)
     z = [torch.randn(1, 3, 128, 128, generator=g) for _ in range(4)]
@@ -236,7 +237,7 @@ def test_the_level_below_sees_the_noise_that_it_is_told_of(
         return estimate(noisy, sigma, text)
 
     monkeypatch.setattr(shell.below, "estimate", watch)
-    opened = ActiveTiles(shell, 1, TileEarlyExit(math.inf, TILE))
+    opened = ActiveTiles(shell, 1, (128, 128), TileEarlyExit(math.inf, TILE))
     g = torch.Generator().manual_seed(2)
 
     def draw(_):

@@ -253,8 +253,8 @@ def test_a_picture_and_its_noise_do_not_depend_on_the_batch(
 ) -> None:
     drawn: dict[tuple[int, str, int], Tensor] = {}
 
-    def recorded(seeds: list[int], device: Any = "cpu") -> Draw:
-        draw = seeded_noise(seeds, device)
+    def recorded(seeds: list[int], *others: Any) -> Draw:
+        draw = seeded_noise(seeds, *others)
 
         def watch(purpose: str, resolution: int) -> Tensor:
             rows = draw(purpose, resolution)

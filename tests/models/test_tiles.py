@@ -56,12 +56,13 @@ def shell_of(
     return perturb(build_shell(core, 8, 0.04, {**shape, "regions": regions, "bands": bands}), 0.3)
 
 
-def drawn(shell: ShellDenoiser, n: int = 2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(images, of more detail on the left; one level an image; noise)."""
-    g = torch.Generator().manual_seed(seed)
-    images, noise = (torch.randn(n, 3, shell.resolution, shell.resolution, generator=g) for _ in range(2))
-    images = 0.4 * images * torch.linspace(1, 0, shell.resolution)
-    return images, (0.5 * torch.randn(n, generator=g) - 1).exp(), noise
+def drawn(shell: ShellDenoiser, height: int = 0, width: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """(images, of more detail on the left; one level an image; noise); two, square unless told otherwise."""
+    g = torch.Generator().manual_seed(0)
+    height, width = height or shell.resolution, width or shell.resolution
+    images, noise = (torch.randn(2, 3, height, width, generator=g) for _ in range(2))
+    images = 0.4 * images * torch.linspace(1, 0, width)
+    return images, (0.5 * torch.randn(2, generator=g) - 1).exp(), noise
 
 
 def levels_of(sigma: Tensor, grid: int) -> Tensor:
@@ -76,12 +77,14 @@ def test_a_tile_with_its_halo_equals_the_whole_pass(
     patch: int, below: int, blocks: int, kernels: str, regions: bool
 ) -> None:
     shell = shell_of(patch, below, blocks, kernels, regions, resolution=256)
-    cut = tiling(shell, 32)
-    assert cut.window < cut.resolution
-    images, sigma, noise = drawn(shell)
+    images, sigma, noise = drawn(shell) if regions else drawn(shell, 192, 320)
+    cut = tiling(shell, images.shape[2:], 32)
+    assert cut.window <= min(images.shape[2:])
     if regions:
         sigma = levels_of(sigma, shell.below.resolution // 4)
-    tiles = cut.from_index(torch.tensor([0, 36, 63, 64 + 5, 64 + 27]))  # corners, the middle, an edge
+    n = cut.count
+    numbers = [0, n // 2 + 4, n - 1, n + 5, 2 * n - cut.columns // 2]  # corners, the middle, edges
+    tiles = cut.from_index(torch.tensor(numbers))
     with torch.no_grad():
         low = shell.below.estimate(pool(images + noise), sigma / 2, captions(2))
         whole = shell.add_octave(images + noise, low, sigma, captions(2))
@@ -93,8 +96,8 @@ def test_a_tile_with_its_halo_equals_the_whole_pass(
 @pytest.mark.parametrize("regions", [False, True])
 def test_a_tile_is_told_of_its_low_band(regions: bool) -> None:
     shell = shell_of(patch=2, regions=regions, bands=True, resolution=256)
-    cut = tiling(shell, 32)
     images, sigma, noise = drawn(shell)
+    cut = tiling(shell, images.shape[2:], 32)
     if regions:
         sigma = levels_of(sigma, shell.below.resolution // 4)
     held = sigma * torch.tensor([0.1, 4.0]).view(-1, *[1] * (sigma.ndim - 1))
@@ -114,7 +117,7 @@ def test_a_tile_is_told_of_its_low_band(regions: bool) -> None:
 @pytest.mark.parametrize("side", [1, 4])
 def test_tiles_go_back_to_their_places(side: int) -> None:
     x = torch.randn(2, 3, 32, 32)
-    cut = Tiling(64, 64 // side, 0)
+    cut = Tiling(64, 64, 64 // side, 0)
     tiles = cut.all_tiles(2, x.device)
     some = cut.from_index(torch.tensor([0, 2 * side**2 - 1]))
     assert torch.equal(cut.scatter(torch.zeros_like(x), cut.tiles(x, tiles), tiles), x)
@@ -160,7 +163,7 @@ def test_weighted_tiles_have_the_loss_and_gradient_of_whole_images_on_average(re
         return torch.cat([g.flatten() for g in found if g is not None])
 
     loss, error = denoising_loss(shell, images, sigma, noise, captions(2))
-    cut = tiling(shell, 32)
+    cut = tiling(shell, images.shape[2:], 32)
     chance = tile_probabilities(images, shell.high_band_variance, cut)
     weight = 1 / (chance.shape[1] * chance.flatten())
     tiles = cut.all_tiles(2, images.device)
@@ -177,16 +180,16 @@ def test_weighted_tiles_have_the_loss_and_gradient_of_whole_images_on_average(re
 def test_tiles_are_drawn_as_often_as_they_are_likely() -> None:
     shell = shell_of(resolution=128)
     images, _, _ = drawn(shell)
-    cut, n = tiling(shell, 32), 20000
+    cut, n = tiling(shell, images.shape[2:], 32), 20000
     chance = tile_probabilities(images, shell.high_band_variance, cut)
     tiles, weight = draw_tiles(chance, n, cut, torch.Generator().manual_seed(0))
-    number = (tiles.rows * cut.side + tiles.y) * cut.side + tiles.x
+    number = tiles.rows * cut.count + tiles.y * cut.columns + tiles.x
     found = torch.bincount(number, minlength=chance.numel()).double()
     expected = n * chance.flatten().double()
     free = chance.numel() - len(chance)  # as many draws an image, whatever they are
     chi_square = float(((found - expected) ** 2 / expected).sum())
     assert abs(chi_square - free) < 4 * math.sqrt(2 * free)
-    torch.testing.assert_close(weight, 1 / (cut.side**2 * chance.flatten()[number]))
+    torch.testing.assert_close(weight, 1 / (cut.count * chance.flatten()[number]))
     # Their weights make up for it: a mean over draws of a number of each tile is that over tiles.
     value = torch.randn(chance.numel(), generator=torch.Generator().manual_seed(1))
     terms = (weight * value[number]).double()
@@ -198,18 +201,20 @@ def test_detail_is_drawn_more_often_than_a_flat_tile() -> None:
     images = torch.zeros(1, 3, 128, 128)
     images[..., :64, :64] = torch.randn(3, 64, 64)
     variance = float(torch.randn(3, 64, 64).square().mean())
-    chance = tile_probabilities(images, variance, Tiling(128, 64, 0))[0]
+    chance = tile_probabilities(images, variance, Tiling(128, 128, 64, 0))[0]
     assert chance.sum() == pytest.approx(1)
     assert float(chance[0] / chance[1]) == pytest.approx(1 + 1 / MIN_PROBABILITY, rel=0.05)
     assert torch.equal(chance[1:], chance[1].expand(3))
 
 
 def test_shells_of_256_px_and_more_are_trained_on_tiles_that_save_half_of_the_work() -> None:
-    assert trained_tiles(shell_of(resolution=128)) is None
-    assert trained_tiles(shell_of(patch=4, blocks=1, resolution=256)) is None  # windows of 192 px
+    assert trained_tiles(shell_of(resolution=128), (128, 128)) is None
+    assert trained_tiles(shell_of(patch=4, blocks=1, resolution=256), (256, 256)) is None  # windows of 192 px
+    found = trained_tiles(shell_of(resolution=256), (192, 320))
+    assert found is not None and (found[1].rows, found[1].columns) == (3, 5)
     counts = []
     for resolution in (256, 512, 1024):
-        found = trained_tiles(shell_of(blocks=3, resolution=resolution))
+        found = trained_tiles(shell_of(blocks=3, resolution=resolution), (resolution, resolution))
         assert found is not None and found[1].window == 64 + 2 * 34
         counts.append(found[2])
     assert counts == [1, 3, 15]

@@ -11,7 +11,7 @@ from pipeline.config.params import load_params
 from pipeline.prepare.clusters import box_means, connected, join_similar, similar_pairs
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.intake import select
-from pipeline.prepare.shards import box_sums
+from pipeline.prepare.shards import box_side, box_sums
 from pipeline.prepare.sources.openmoji import OpenMoji
 from pipeline.prepare.splits import assign_splits
 
@@ -33,7 +33,7 @@ def join(images, names=None):
     """Names of the clusters of images, uint8 [n, 3, R, R]."""
     names = names or [str(number) for number in range(len(images))]
     size = images.shape[-1]
-    return join_similar(names, (box_sums(image, size) for image in images), size)
+    return join_similar(names, (box_sums(image, 1) for image in images), size, 1)
 
 
 def test_a_slightly_changed_image_is_found_also_mirrored() -> None:
@@ -82,12 +82,12 @@ def test_many_images_of_one_key_cost_no_more_than_a_window_each() -> None:
 @pytest.mark.parametrize("core", [16, 32])
 def test_box_means_do_not_depend_on_the_resolution_of_the_core(core) -> None:
     image = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
-    means = box_means([box_sums(image, core)], 64, 1)[0]
+    means = box_means([box_sums(image, 64 // core)], 64 // core, 16, 1)[0]
     assert np.array_equal(means, np.floor(image.reshape(3, 16, 4, 16, 4).mean((2, 4)) + 0.5))
 
 
 def test_no_image_and_one_image_have_no_pairs() -> None:
-    assert join_similar([], [], 16).names == [] and join(pictures(1)).names == ["0"]
+    assert join_similar([], [], 16, 1).names == [] and join(pictures(1)).names == ["0"]
     assert connected(4, [(2, 3), (1, 3)]) == [0, 1, 1, 1] and connected(0, []) == []
 
 
@@ -101,8 +101,9 @@ def test_the_demo_has_enough_families_to_learn_from_and_to_judge_by() -> None:
         if pixels.tobytes() not in images:
             images[pixels.tobytes()] = np.ascontiguousarray(pixels)
             names.append(item.family)
-    sums = (box_sums(pixels, params.core.resolution) for pixels in images.values())
-    found = join_similar(names, sums, data.resolution)
+    factor = box_side(data.resolution, params.core.resolution)
+    sums = (box_sums(pixels, factor) for pixels in images.values())
+    found = join_similar(names, sums, data.resolution, factor)
     assert 250 <= len(set(found.names)) < found.families and found.largest[0] <= 10
     splits = assign_splits(found.names, params.seed, data.split.model_dump())
     families, counts = Counter(splits.values()), Counter(splits[name] for name in found.names)

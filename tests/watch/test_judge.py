@@ -24,9 +24,9 @@ def textures(n: int, seed: int) -> torch.Tensor:
 
 def test_real_images_score_zero_and_blurred_ones_are_further_away_and_less_sharp() -> None:
     real = textures(256, seed=0)
-    same = judge.compare(real, textures(64, seed=1))
+    same = judge.compare(real, textures(64, seed=1), real.shape[-1])
     blurred = F.avg_pool2d(textures(64, seed=1).float(), 3, 1, 1).to(torch.uint8)
-    worse = judge.compare(real, blurred)
+    worse = judge.compare(real, blurred, real.shape[-1])
     assert abs(same["watch/kid"]) < 0.1 < worse["watch/kid"]
     assert abs(same["watch/top_octave"]) < 0.1
     assert worse["watch/top_octave"] < -1

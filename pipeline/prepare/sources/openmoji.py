@@ -177,7 +177,7 @@ class OpenMoji:
 
         Its width and height are those drawn: an SVG has no pixels of its own.
         """
-        resolution, _, background = self._framing
+        resolution, background = self._framing.resolution, self._framing.background
         try:
             svg = content.decode("utf-8")
         except UnicodeDecodeError as exc:

@@ -1,0 +1,65 @@
+"""Images that keep their shape: training in buckets, a resume in mid-epoch, stages that cannot take them yet."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import ConfigError
+from pipeline.workers.finetune import finetune
+from pipeline.workers.pretrain import pretrain
+from pipeline.workers.refine import refine
+from tests.conftest import write_bucketed
+from tests.workers.test_workers import config_of
+
+WORKERS = {"pretrain": pretrain, "finetune": finetune, "refine": refine}
+STAGES = {"pretrain": "core", "finetune": "finetuned"}
+
+
+@pytest.fixture(scope="module")
+def tree(tiny_tree: dict[str, Any]) -> dict[str, Any]:
+    return {**tiny_tree, "data": {**tiny_tree["data"], "fit": "buckets"}}
+
+
+@pytest.fixture(scope="module")
+def trained(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with all models that take images of several sizes; runs in root/runs."""
+    root = tmp_path_factory.mktemp("buckets")
+    write_bucketed(root / "data/prepared", [(16, 16), (12, 20), (20, 12), (12, 20)] * 9)
+    for stage, kind in STAGES.items():
+        WORKERS[stage](config_of(tree, root, root / "runs" / stage))
+        shutil.copytree(root / "runs" / stage / "result/model", root / "models" / kind)
+    return root
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_in_buckets_that_stops_in_mid_epoch_ends_with_the_bits_of_an_unbroken_one(
+    trained: Path, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def stop(name: str, nimg: int) -> None:
+        if name == "step" and nimg == 40:
+            raise KeyboardInterrupt
+
+    config = config_of(tree, trained, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.context.failpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            WORKERS[stage](config)
+    WORKERS[stage](config)
+    names = ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json", "reports/samples.png")
+    for name in names:
+        ours, theirs = tmp_path / "run/result" / name, trained / "runs" / stage / "result" / name
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+def test_the_sheet_of_samples_shows_the_shapes_of_their_images(trained: Path) -> None:
+    sheet = np.asarray(Image.open(trained / "runs/finetune/result/reports/samples.png"))
+    assert sheet.shape == (2 + 2 * 22, 2 + 8 * 22, 3), "16 pictures on canvases of 20 x 20 px"
+
+
+def test_a_stage_that_needs_squares_says_so(trained: Path, tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="E-CFG-058 params.yaml: data.fit: refine cannot take images that"):
+        refine(config_of(tree, trained, tmp_path / "run"))
