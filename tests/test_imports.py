@@ -21,8 +21,8 @@ ROWS = (
     ("adversarial",),
     ("training", "prepare"),
     ("diffusion", "data"),
-    ("models", "text", "compute", "presets"),
-    ("config", "artifacts", "tracking"),
+    ("models", "text", "compute", "presets", "tracking"),
+    ("config", "artifacts"),
     ("errors", "rng", "processes", "progress"),
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.cli import data, images, models, params
+from pipeline.cli import data, images, models, params, tracking
 from pipeline.errors import run_main
 
 
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="crescendo", description="Everything around `dvc repro`: data, presets, promotion, images."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, params, models, images):
+    for module in (data, params, models, images, tracking):
         module.add_commands(commands)
     return parser
 

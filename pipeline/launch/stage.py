@@ -44,6 +44,8 @@ from pipeline.launch.watch import ProgressWatch
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.processes import signal_on_parent_death
 from pipeline.tracking import stage_run
+from pipeline.tracking.sync import send_waiting
+from pipeline.training.records import read_records
 
 RUNS_VARIABLE = "CRESCENDO_RUNS"
 STATES = ("result", "checkpoints", "*/checkpoints")  # in the folder of a run that has begun
@@ -131,8 +133,16 @@ class Stage:
             self._exported.append(target)
             metrics = self.root / target / "metrics.json"
             if metrics.is_file():
-                self.log_metrics(_numbers(json.loads(metrics.read_text(encoding="utf-8"))))
+                numbers = _numbers(json.loads(metrics.read_text(encoding="utf-8")))
+                self.log_metrics(
+                    {f"result/{name}": value for name, value in numbers.items()}, self.last_nimg()
+                )
                 self.log_artifact(self.root / target)
+
+    def last_nimg(self) -> int:
+        """Training images at the newest record of progress; 0 for a stage that trains nothing."""
+        records = read_records(self.run_dir / "progress.jsonl")
+        return int(records[-1]["nimg"]) if records else 0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of the stage as a whole to the tracker."""
@@ -181,12 +191,21 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
     fingerprint = stage_fingerprint(name, root, deps)
     inputs = {path: digest for path, digest in deps.items() if not is_code(path)}
     run_dir = runs_folder(root, profile) / name / fingerprint[:16]
-    with artifacts.lease(run_dir / "lease"):
+    with artifacts.lease(run_dir / stage_run.LEASE):
         fresh = not any(path for state in STATES for path in run_dir.glob(state))
         tracker = stage_run.start_stage_run(
-            name, root, stage_params(name, root), inputs, fingerprint=fingerprint, fresh=fresh
+            name,
+            root,
+            stage_params(name, root),
+            inputs,
+            folder=run_dir,
+            fingerprint=fingerprint,
+            fresh=fresh,
         )
         with tracker:
+            if tracker.run_id is not None:  # the server answers
+                for sync in send_waiting(root, run_dir.parents[1]):
+                    print(f"sent to MLflow from {sync.folder}: {sync.waiting}", file=sys.stderr)
             yield Stage(name, params, profile, root, run_dir, fingerprint, inputs, tracker)
             tracker.log_outputs(
                 {path: digest_path(root / path) for path in outputs(name, root) if (root / path).exists()}

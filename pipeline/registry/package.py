@@ -185,7 +185,9 @@ class Registry:
         tags = {**tags, DIGEST_TAG: digest, **default}
         with self._failing():
             client, experiment = self._connection
-            run, _ = runs.child_run(client, experiment, self.root, "promote", "promote", digest)
+            run, _ = runs.child_run(
+                client, experiment, runs.this_pipeline(self.root), "promote", "promote", digest
+            )
             model_id, uri = log_model(snapshot, run, tags, default_passes)
             client.set_terminated(run)
             if _aliases(client, name) is None:

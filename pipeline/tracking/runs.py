@@ -8,7 +8,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.tracking.store import connect, store_exists
 
@@ -33,15 +33,25 @@ def git_commit(root: Path) -> str | None:
     return answer.stdout.strip() or None
 
 
-def pipeline_id(root: Path) -> str:
-    """Identity of the parent run: digest of the git commit, params.yaml and `DVC_EXP_NAME`."""
-    params = root / "params.yaml"
+class Pipeline(NamedTuple):
+    """What a parent run stands for: one version of code and parameters. id: a digest of both."""
+
+    id: str
+    name: str
+    commit: str | None
+
+
+def this_pipeline(root: Path) -> Pipeline:
+    """The pipeline at `root`; its id is a digest of the git commit, params.yaml and `DVC_EXP_NAME`."""
+    params, commit = root / "params.yaml", git_commit(root)
+    experiment = os.environ.get("DVC_EXP_NAME") or None
     identity = {
-        "commit": git_commit(root),
+        "commit": commit,
         "params": hashlib.sha256(params.read_bytes() if params.is_file() else b"").hexdigest(),
-        "experiment": os.environ.get("DVC_EXP_NAME") or None,
+        "experiment": experiment,
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    name = experiment or (f"pipeline-{commit[:7]}" if commit else "pipeline")
+    return Pipeline(hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(), name, commit)
 
 
 def _equal(key: str, value: str) -> str:
@@ -79,40 +89,49 @@ def find_or_create_run(
     return run_ids[0]
 
 
-def parent_run(client: MlflowClient, experiment: str, root: Path) -> str:
-    """Id of the pipeline's parent run, found by the tag `crescendo.pipeline`, or created."""
-    commit = git_commit(root)
-    name = os.environ.get("DVC_EXP_NAME") or (f"pipeline-{commit[:7]}" if commit else "pipeline")
-    identity = {"crescendo.kind": "pipeline", "crescendo.pipeline": pipeline_id(root)}
-    tags = {"mlflow.source.git.commit": commit} if commit else {}
-    return find_or_create_run(client, experiment, identity, name, tags)
+def parent_run(client: MlflowClient, experiment: str, pipeline: Pipeline) -> str:
+    """Id of a pipeline's parent run, found by the tag `crescendo.pipeline`, or created."""
+    identity = {"crescendo.kind": "pipeline", "crescendo.pipeline": pipeline.id}
+    tags = {"mlflow.source.git.commit": pipeline.commit} if pipeline.commit else {}
+    return find_or_create_run(client, experiment, identity, pipeline.name, tags)
 
 
 def child_run(
     client: MlflowClient,
     experiment: str,
-    root: Path,
+    pipeline: Pipeline,
     kind: str,
     name: str,
     key: str,
     unfinished: bool = False,
+    known: str | None = None,
 ) -> tuple[str, str]:
-    """(run id, parent id) of the run of `kind` called `name` with the fingerprint `key`, found or created.
+    """(run id, parent id) of the run of `kind` called `name` with the fingerprint `key`: the one with the id
+    `known`, if it exists, else found or created.
 
     A run that another pipeline started (another commit or params file, but the same stage fingerprint) is continued
     under its own parent; this pipeline's parent refers to it by the tag `stage.<name>`.
     """
-    parent = parent_run(client, experiment, root)
-    run = find_or_create_run(
-        client,
-        experiment,
-        {"crescendo.kind": kind, "crescendo.stage": name, "crescendo.run": key},
-        name,
-        {"mlflow.parentRunId": parent, "crescendo.pipeline": pipeline_id(root)},
-        unfinished,
-    )
+    parent = parent_run(client, experiment, pipeline)
+    if known is not None and _exists(client, known):
+        run = known
+    else:
+        identity = {"crescendo.kind": kind, "crescendo.stage": name, "crescendo.run": key}
+        tags = {"mlflow.parentRunId": parent, "crescendo.pipeline": pipeline.id}
+        run = find_or_create_run(client, experiment, identity, name, tags, unfinished)
     client.set_tag(parent, f"stage.{name}", run)
     return run, parent
+
+
+def _exists(client: MlflowClient, run: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_run(run).info.lifecycle_stage) == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
 
 
 def find_producer(client: MlflowClient, experiment: str, path: str, digest: str) -> str | None:

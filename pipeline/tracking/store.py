@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+from pipeline.errors import one_line
 from pipeline.tracking import relocation
 
 if TYPE_CHECKING:
@@ -128,6 +129,18 @@ def failures() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, SQLAlchemyError, OSError)
+
+
+def server_name(root: Path) -> str:
+    """The tracking server as messages and spools name it; the store of the repository itself is only STORE, since
+    its folder may move."""
+    uri = tracking_uri(root)
+    return STORE if database_of(uri) == root.resolve() / STORE else public_uri(uri)
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(one_line(f"warning: tracking: {message}"), file=sys.stderr, flush=True)
 
 
 def one_line_of(error: Exception, limit: int = 160) -> str:
