@@ -81,8 +81,18 @@ def entry_paths(entries: Sequence[Any]) -> list[str]:
 
 
 def dependencies(stage: str, root: Path) -> dict[str, str]:
-    """{path: digest} of all dependencies of `stage`, including code."""
-    names = entry_paths(stage_section(stage, root).get("deps", []))
+    """{path: digest} of all dependencies of `stage`, including code.
+
+    Raises InputMissing for one that is not there."""
+    stages = read_stages(root)
+    names = entry_paths(stages[stage].get("deps", []))
+    made = {path for each in stages.values() for path in entry_paths(each.get("outs", []))}
+    for path in names:
+        if "://" not in path and path not in made and not (root / path).exists():
+            fix = "put it there (`git checkout` or `dvc pull`, if they know it), or correct its path in params.yaml"
+            raise InputMissing(
+                "E-INP-032", path, f"is missing, which stage {stage} reads and none makes", fix
+            )
     return {path: digest_url(path) if "://" in path else digest_path(root / path) for path in names}
 
 

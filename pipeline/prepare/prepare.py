@@ -92,7 +92,7 @@ def prepare(
     metrics, rows, ok = inspection.metrics(), inspection.rows(), inspection.items.ok
     quarantine(root / QUARANTINE, inspection)
     write_reports(root, data, metrics, inspection)
-    for line in findings(inspection, data):
+    for line in told(inspection, data):
         log(line)
     gate_items(inspection, data, f"{QUARANTINE}/report.jsonl")
     gate_report(inspection.report)
@@ -145,13 +145,8 @@ def check(params: Params, root: Path, docs: Path | None, log: Log) -> None:
     counts = metrics["counts"]
     log(f"{data.source}: {counts['n_in']} images, {counts['n_ok']} usable, "
         f"{counts['n_quarantined']} to quarantine, {counts['n_duplicate']} duplicates")  # fmt: skip
-    for code, lines in sorted(problems.items()):
-        log(f"  {len(lines)} x {code}: {lines[0]}")
-    for line in findings(inspection, data):
+    for line in told(inspection, data):
         log(f"  {line}")
-    for outcome in (*inspection.report.failed("critical"), *inspection.report.failed("warning")):
-        if outcome.name != CAPTIONS:  # of which `findings` tells
-            log(f"  {outcome.severity}: {outcome.failure}")
     report = root / CHECKED
     report.parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_atomic(report, shards.dump_lines(report_rows(inspection)))
@@ -161,6 +156,18 @@ def check(params: Params, root: Path, docs: Path | None, log: Log) -> None:
     log(similar_families(metrics))
     parts = splits_in_words(metrics)
     log(f"prepare would write {parts} at {data.resolution} px, {metrics['captions']} captions")
+
+
+def told(inspection: Inspection, data: Data) -> list[str]:
+    """What a user should know before training, a line each: what is left out, `findings`, failed expectations."""
+    left_out = sorted(problems_of(inspection).items())
+    failed = (*inspection.report.failed("critical"), *inspection.report.failed("warning"))
+    return [
+        *(f"{len(lines)} x {code}: {lines[0]}" for code, lines in left_out),
+        *findings(inspection, data),
+        # Of images without captions `findings` tells.
+        *(f"{each.severity}: {each.failure}" for each in failed if each.name != CAPTIONS),
+    ]
 
 
 def examine(

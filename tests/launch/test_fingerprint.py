@@ -38,5 +38,5 @@ def test_what_lies_behind_a_url_is_known_by_names_and_sizes() -> None:
 
 def test_a_missing_dependency_is_named(project: Path) -> None:
     (project / "code.py").unlink()
-    with pytest.raises(InputMissing, match=r"code\.py: is missing"):
+    with pytest.raises(InputMissing, match=r"E-INP-032 code\.py: is missing, which stage toy reads"):
         fingerprint.stage_fingerprint("toy", project)

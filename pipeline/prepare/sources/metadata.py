@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,11 +16,20 @@ from pipeline.errors import BadData
 from pipeline.prepare.sources.files import File, Tree, Unread, listed, printable
 from pipeline.prepare.sources.matching import Names
 from pipeline.prepare.sources.patience import Patience, away
-from pipeline.prepare.sources.tables import CAPTION_COLUMNS, FILE_COLUMNS, Row, names_files, rows_of
+from pipeline.prepare.sources.tables import (
+    FILE_COLUMNS,
+    Row,
+    caption_column,
+    cut_captions,
+    like_captions,
+    names_files,
+    rows_of,
+)
 from pipeline.text.captions import MAX_CAPTION, normalise
 
 Texts = dict[str, list[str]]
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.tsv", "metadata.json")
+SEPARATED = {".csv", ".tsv", ".txt"}
 TABLES = {".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".parquet"}
 MAX_METADATA = 256 * 2**20
 MAX_TABLES = 1000  # that are looked into although their names do not say that they are metadata
@@ -41,17 +50,35 @@ def clean_captions(texts: Iterable[str], where: str) -> tuple[str, ...]:
 
 @dataclass
 class Table:
-    """What a metadata file says: texts by file name, its columns, and those that the texts are from."""
+    """What a metadata file says: texts by file name, its columns and whether they hold words, those that the texts
+    are from, and lines whose caption seems to be cut."""
 
     texts: Texts = field(default_factory=dict)
-    columns: dict[str, None] = field(default_factory=dict)
+    columns: dict[str, bool] = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)
+    cut: list[tuple[int, str]] = field(default_factory=list)
 
-    @property
-    def others(self) -> str:
-        """The columns that are neither names nor captions, in words."""
-        names = [name for name in self.columns if name not in self.used and not names_files(name)]
-        return ", ".join(names)[:200] or "no other"
+    def notes(self, at: str) -> Iterator[BadData]:
+        """On what looks like captions and is not read. `at` is the file."""
+        if others := like_captions((name for name, words in self.columns.items() if words), self.used):
+            yield unread_columns(at, others, self.used)
+        if self.cut:
+            number, line = self.cut[0]
+            problem = (
+                f"has {len(self.cut)} lines whose caption may be cut, such as line {number}, {line[:80]!r}"
+            )
+            yield BadData("E-CAP-013", at, problem, "put texts with separators in quotes")
+
+
+def unread_columns(at: str, others: Sequence[str], used: Collection[str]) -> BadData:
+    """A note on columns of words that look like captions, beside those that are read."""
+    problem = f"has columns that may be captions and are not read: {', '.join(others)[:200]}"
+    read = f"{', '.join(used)} is read; " if used else ""
+    return BadData("E-CAP-012", at, problem, f"{read}name the one with captions text")
+
+
+def _has_words(cell: object) -> bool:
+    return any(char.isalpha() for text in texts_of(cell) or () for char in text)
 
 
 def _never(name: str) -> bool:
@@ -67,7 +94,8 @@ def read_table(content: bytes, where: str, is_image: Callable[[str], bool] = _ne
     table = Table()
     found = ""  # the column that names files, where only its content tells
     for at, row in rows_of(content, where):
-        table.columns |= dict.fromkeys(row)
+        for name, cell in row.items():
+            table.columns[name] = table.columns.get(name, False) or _has_words(cell)
         column = _file_column(row) or found
         if not column:
             strings = ((key, cell) for key, cell in row.items() if isinstance(cell, str))
@@ -76,6 +104,8 @@ def read_table(content: bytes, where: str, is_image: Callable[[str], bool] = _ne
         table.texts.setdefault(name, []).extend(texts)
         if source:
             table.used[source] = None
+    if posixpath.splitext(where)[1].lower() in SEPARATED:
+        table.cut = cut_captions(content, where, table.used)
     return table
 
 
@@ -107,12 +137,6 @@ def _described(row: Row, name_column: str, at: str) -> tuple[str, list[str], str
     if texts is None:
         raise BadData("E-CAP-004", at, f"has a {column} that is not text", "write a text, or a list of texts")
     return name, texts, column
-
-
-def caption_column(columns: Iterable[str]) -> str:
-    """The column that holds captions, by its name; empty where there is none."""
-    known = set(columns)
-    return next((column for column in CAPTION_COLUMNS if column in known), "")
 
 
 def texts_of(value: object) -> list[str] | None:
@@ -157,6 +181,8 @@ class Described:
         """Use a table, or note why not; raise that if it certainly is metadata."""
         at = f"{self._where}/{printable(file.name)}"
         folder = posixpath.dirname(file.name)
+        if posixpath.basename(folder) == "annotations":  # of COCO, beside the folders of images
+            folder = posixpath.dirname(folder)
         names = self._by_folder.setdefault(folder, Names(folder, self._images))
         try:
             table = self._read(file, at, names)
@@ -171,6 +197,7 @@ class Described:
                 self.notes.append(BadData("E-CAP-006", at, f"is not read: {exc.problem}", exc.fix))
             return
         self.names.add(file.name)
+        self.notes += table.notes(at)
         ways = f"; {left_out} of its names left out" if left_out else ""
         origin = f"{printable(file.name)} (column {', '.join(table.used)}{ways})"
         twice = 0

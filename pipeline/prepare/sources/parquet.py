@@ -1,7 +1,8 @@
 """Images in Parquet files, one or a folder of them, as Hugging Face's `datasets` writes them, and similar.
 
 The first column named like an image holds the files' bytes, plain or as {bytes, path}; the first named like a
-caption holds a text, several, or a class. Listing reads captions only; images are read a row group at a time.
+caption holds a text, several, or a class. Capitals and blanks in names do not count. Listing reads captions only;
+images are read a row group at a time.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import MAX_BYTES
 from pipeline.prepare.sources.files import File, PerProcess, damage, original, printable
 from pipeline.prepare.sources.local import LocalTree
-from pipeline.prepare.sources.metadata import clean_captions, texts_of
+from pipeline.prepare.sources.metadata import clean_captions, texts_of, unread_columns
 from pipeline.prepare.sources.source import Item, Listing
-from pipeline.prepare.sources.tables import CAPTION_COLUMNS
+from pipeline.prepare.sources.tables import caption_column, column_name, like_captions
 from pipeline.text.captions import plain_english
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp")
@@ -35,20 +36,31 @@ class _Columns(NamedTuple):
     caption: str | None
     label: str | None
     classes: tuple[str, ...]  # The names of label's values, if they are known.
+    unread: tuple[str, ...]  # Columns of texts that may be captions.
 
 
 def _columns(schema: Any, where: str) -> _Columns:
     """Which columns of an Arrow schema to read. Raises BadData E-PAR-002 if none holds images' bytes."""
-    names = set(schema.names)
-    image = next((name for name in IMAGE_COLUMNS if name in names), None)
+    names = {column_name(name): name for name in reversed(schema.names)}
+    image = next((names[name] for name in IMAGE_COLUMNS if name in names), None)
     if image is None:
         problem = f"has no column of images, but {', '.join(schema.names)[:200]}"
         raise BadData("E-PAR-002", where, problem, f"name it {IMAGE_COLUMNS[0]}")
     if not _holds_bytes(schema.field(image).type):
         problem = f"column {image!r} holds {str(schema.field(image).type)[:80]}, not the bytes of files"
         raise BadData("E-PAR-002", where, problem, "write each image as bytes, or as {bytes, path}")
-    caption = next((name for name in CAPTION_COLUMNS if name in names), None)
-    return _Columns(image, caption, LABEL if LABEL in names else None, _classes(schema.metadata or {}))
+    caption, label = names.get(caption_column(names)), names.get(LABEL)
+    texts = [field.name for field in schema if _holds_texts(field.type) and field.name not in {image, label}]
+    unread = like_captions(texts, {name for name in (caption, label) if name})
+    return _Columns(image, caption, label, _classes(schema.metadata or {}), tuple(unread))
+
+
+def _holds_texts(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        return _holds_texts(kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -107,20 +119,24 @@ class Parquet:
     def listing(self) -> Listing:
         """All rows by file and number. Raises InputMissing if there is not a file, BadData for a bad one."""
         files = self._files()
-        items = tuple(item for file in files for item in self._items(file))
+        notes: list[BadData] = []
+        items = tuple(item for file in files for item in self._items(file, notes))
         if not items:
             raise InputMissing(
                 "E-INP-065", self._name, "holds no images", "put .parquet files with rows there"
             )
-        return Listing(items)
+        return Listing(items, tuple(notes))
 
-    def _items(self, file: File) -> Iterator[Item]:
+    def _items(self, file: File, notes: list[BadData]) -> Iterator[Item]:
         where = self._where(file.name)
         if file.flaw is not None:
             raise file.flaw
         row = 0
         with damage("E-PAR-001", where, _REPAIR), _open(self._path(file.name)) as table:
             columns = _columns(table.schema_arrow, where)
+            if columns.unread:
+                used = [name for name in (columns.caption, columns.label) if name]
+                notes.append(unread_columns(where, columns.unread, used[:1]))
             wanted = sorted({column for column in (columns.caption, columns.label) if column})
             for group in range(table.num_row_groups):
                 count = table.metadata.row_group(group).num_rows
@@ -216,12 +232,13 @@ def _item(name: str, where: str, version: str, cells: dict[str, Any], columns: _
         captions = _texts(cells, columns.caption, columns.classes, where)
     except BadData as exc:
         flaw = exc
-    return Item(name, where, version, None, group, group, captions, flaw)
+    origin = f"column {columns.caption}" if captions else ""
+    return Item(name, where, version, None, group, group, captions, flaw, origin)
 
 
 def _texts(cells: dict[str, Any], column: str | None, classes: Sequence[str], where: str) -> tuple[str, ...]:
     value = cells.get(column) if column else None
-    if column == LABEL and type(value) is int:
+    if column and column_name(column) == LABEL and type(value) is int:
         return clean_captions([class_name(value, classes)], where)
     texts = texts_of(value)
     if texts is None:

@@ -10,9 +10,9 @@ from functools import partial
 
 from pipeline.errors import BadData
 from pipeline.prepare.sources.files import File, Tree, Unread, printable
-from pipeline.prepare.sources.metadata import caption_column, clean_captions, texts_of
+from pipeline.prepare.sources.metadata import clean_captions, texts_of
 from pipeline.prepare.sources.patience import Patience
-from pipeline.prepare.sources.tables import column_name, decode_text
+from pipeline.prepare.sources.tables import caption_column, column_name, decode_text
 
 SIDECARS = (".txt", ".caption", ".json")
 MAX_SIDECAR = 64 * 1024

@@ -1,4 +1,4 @@
-"""Rows of tables that describe images: JSON lines, JSON, CSV and its kin, Parquet.
+"""Rows of tables that describe images: JSON lines, JSON (also COCO's), CSV and its kin, Parquet.
 
 Text is UTF-8 or, with its byte order mark, UTF-16; nothing else is guessed. Names of columns come in lower case and
 with underscores, so that `File Name` is `file_name`.
@@ -11,7 +11,8 @@ import csv
 import io
 import json
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import BadData
@@ -26,11 +27,13 @@ FILE_COLUMNS = (
     "file_name", "filename", "file", "image", "image_file", "image_path", "image_name", "img", "img_path", "path",
     "filepath", "file_path", "key",
 )  # fmt: skip
+_LIKE_CAPTIONS = re.compile("caption|text|prompt|descri|sentence|title|tags|^alt")
 SEPARATORS = ",;\t|"
 _FIX_LINES = 'write {"file_name": "a.png", "text": "a caption"}'
 _FIX_JSON = (
     'write a list of {"file_name": "a.png", "text": "a caption"}, or {"a.png": {"caption": "a caption"}}'
 )
+_FIX_COCO = "give it `images` with id and file_name, and `annotations` with image_id and caption"
 _FIX_TABLE = "give it the columns file_name and text"
 Row = Mapping[str, Any]
 Rows = Iterator[tuple[str, Row]]  # where it is, for messages; cells by column
@@ -39,6 +42,18 @@ Rows = Iterator[tuple[str, Row]]  # where it is, for messages; cells by column
 def column_name(name: object) -> str:
     """`File Name ` as `file_name`."""
     return str(name).strip().casefold().replace(" ", "_").replace("-", "_")
+
+
+def caption_column(columns: Iterable[str]) -> str:
+    """The column that holds captions, by its name; empty where there is none."""
+    known = set(columns)
+    return next((column for column in CAPTION_COLUMNS if column in known), "")
+
+
+def like_captions(columns: Iterable[str], used: Collection[str]) -> list[str]:
+    """Columns of texts that look like captions by their names, and are not `used`; where none is, all."""
+    others = [name for name in columns if name not in used and not names_files(column_name(name))]
+    return [name for name in others if not used or _LIKE_CAPTIONS.search(column_name(name))]
 
 
 def names_files(column: str) -> bool:
@@ -97,7 +112,8 @@ def _line_rows(content: bytes, where: str) -> Rows:
 
 
 def _json_rows(content: bytes, where: str) -> Rows:
-    """A list of objects; an object of objects or texts by file, as kohya's scripts write it; or JSON lines."""
+    """A list of objects; COCO's captions; an object of objects or texts by file, as kohya's scripts write it; or
+    JSON lines."""
     text = _decoded(content, where)
     first = text.strip().partition("\n")[0].strip()
     if first.startswith("{") and first.endswith("}") and "\n" in text.strip():
@@ -107,6 +123,10 @@ def _json_rows(content: bytes, where: str) -> Rows:
     if isinstance(tree, list):
         for number, row in enumerate(tree, start=1):
             yield f"{where} row {number}", _object(row, f"{where} row {number}", _FIX_JSON)
+    elif isinstance(tree, dict) and all(
+        isinstance(tree.get(name), list) for name in ("images", "annotations")
+    ):
+        yield from _coco_rows(tree, where)
     elif isinstance(tree, dict) and tree and all(isinstance(cell, dict | str) for cell in tree.values()):
         for name, cell in tree.items():
             about = _object(cell, where, _FIX_JSON) if isinstance(cell, dict) else {"text": cell}
@@ -116,6 +136,46 @@ def _json_rows(content: bytes, where: str) -> Rows:
         if isinstance(tree, dict) and tree:
             problem += f", but has the keys {', '.join(map(str, tree))[:200]}"
         raise BadData("E-CAP-004", where, problem, _FIX_JSON)
+
+
+def _coco_rows(tree: Mapping[str, Any], where: str) -> Rows:
+    """One row for each of COCO's annotations, which name an image by its number."""
+    images = [
+        _object(image, f"{where} image {number}", _FIX_COCO)
+        for number, image in enumerate(tree["images"], start=1)
+    ]
+    names = {str(image.get("id")): image.get("file_name") for image in images}
+    for number, annotation in enumerate(tree["annotations"], start=1):
+        at = f"{where} annotation {number}"
+        row = _object(annotation, at, _FIX_COCO)
+        image = str(row.get("image_id"))
+        if image not in names:
+            raise BadData("E-CAP-004", at, f"is of image {image[:80]}, which `images` lacks", _FIX_COCO)
+        others = {key: cell for key, cell in row.items() if key not in {"id", "image_id"}}
+        yield at, {**others, "file_name": names[image]}
+
+
+def cut_captions(content: bytes, where: str, columns: Collection[str]) -> list[tuple[int, str]]:
+    """Lines of a table with separators, without quotes, in which the caption, in one of `columns`, seems to go on
+    in the next field: that begins with a blank, or has no name in the header. Number and line of each."""
+    lines = _decoded(content, where).splitlines()
+    header = next((line for line in lines if line.strip()), "")
+    separator = _separator(header.strip(), where)
+    titles = header.split(separator)
+    names = [column_name(title.strip('"')) for title in titles]
+    place = next((i for i, name in enumerate(names) if name in columns), len(names))
+    spaced = any(title.startswith(" ") for title in titles[1:])
+
+    def cut(line: str) -> bool:
+        cells = line.split(separator)
+        if '"' in line or len(cells) != len(names) or line is header:
+            return False
+        before, after = cells[1 : place + 1], list(zip(names, cells, strict=True))[place + 1 :]
+        blank = not spaced and not any(cell.startswith(" ") for cell in before)
+        return any((blank and cell.startswith(" ") and cell.strip()) or (not name and cell.strip())
+                   for name, cell in after)  # fmt: skip
+
+    return [(number, line) for number, line in enumerate(lines, start=1) if cut(line)]
 
 
 def _separator(header: str, where: str) -> str:

@@ -162,7 +162,10 @@ REFUSED = {
     "names that fit two images": ("meta.csv", "file_name,text\na/000.png,x\nb/000.png,y\n", "E-CAP-007"),
     "no rows": ("metadata.jsonl", "\n", "E-CAP-007 .*holds no rows"),
     "only a header": ("metadata.csv", "file_name,text\n", "E-CAP-007 .*holds no rows"),
-    "COCO": ("captions.json", '{"images": [], "annotations": []}', "E-CAP-004 .*keys images, annotations"),
+    "COCO without images": ("captions.json", '{"images": [], "annotations": [{"image_id": 3}]}',
+        "E-CAP-004 .* annotation 1: is of image 3, which `images` lacks. Fix: give it `images`"),
+    "COCO without captions": ("captions.json", '{"images": [{"id": 3, "file_name": "000.png"}], "annotations": '
+        '[{"image_id": 3, "bbox": []}]}', "E-CAP-009 .*has no column of captions, but bbox, file_name"),
     "a number": ("metadata.json", "3", "E-CAP-004 .*is neither a list"),
     "broken JSON": ("metadata.json", "[{]", "E-CAP-004 .*is not JSON"),
     "a list of texts": ("metadata.json", '["a"]', "E-CAP-004 .* row 1: is not a JSON object"),
@@ -176,6 +179,49 @@ def test_metadata_that_cannot_be_read_whole_stop(raw, case) -> None:
     with pytest.raises(BadData, match=words) as caught:
         listing(raw)
     assert caught.value.exit_status == 65 and len(str(caught.value).splitlines()) == 1
+
+
+def test_captions_of_coco_are_read_from_beside_the_folders_of_images(tmp_path) -> None:
+    raw = tmp_path / "raw"
+    for name in ("val2017/1.png", "val2017/2.png"):
+        put(raw, name, "image")
+    images = [{"id": 7, "file_name": "1.png"}, {"id": 8, "file_name": "2.png"}]
+    texts = [(8, "b"), (7, "a"), (8, "c")]
+    annotations = [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(texts)]
+    tree = {"info": {}, "images": images, "annotations": annotations}
+    put(raw, "annotations/captions_val2017.json", json.dumps(tree))
+    found = listing(raw)
+    assert [item.captions for item in found.items] == [("a",), ("b", "c")] and found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("file_name,text,source\n000.png,red, round,web\n", None),  # an error, as it has more fields
+        ("file_name,text,source\n000.png,red, round\n001.png,blue,web\n002.png,a,b\n", [2]),
+        ("file_name,text,\n000.png,red,round\n001.png,blue,\n", [2]),
+        ("file_name, text, source\n000.png, red, web\n", []),
+        ('file_name,text,source\n000.png,"red, round",web\n001.png,red,\n', []),
+        ("text,file_name\nred,000.png\n", []),
+    ],
+)
+def test_captions_that_seem_cut_at_a_comma_are_counted_with_an_example(raw, text, cut) -> None:
+    put(raw, "metadata.csv", text)
+    if cut is None:
+        with pytest.raises(BadData, match="E-CAP-008"):
+            listing(raw)
+        return
+    told = [str(note) for note in listing(raw).notes if note.code == "E-CAP-013"]
+    assert len(told) == len(cut)
+    for note, number in zip(told, cut, strict=True):
+        assert f"has {len(cut)} lines whose caption may be cut, such as line {number}, '000.png,red," in note
+
+
+def test_other_columns_that_look_like_captions_are_named(raw) -> None:
+    put(raw, "metadata.jsonl", lines(blip_caption="x", caption_length=3, url="u"))
+    (note,) = listing(raw).notes
+    assert str(note).startswith("E-CAP-012 raw/metadata.jsonl: has columns that may be captions and are not")
+    assert "are not read: blip_caption. Fix: text is read; name" in str(note)
 
 
 @pytest.mark.parametrize("rule", ["sidecar", "folder", "filename", "none"])

@@ -86,6 +86,23 @@ def test_captions_come_from_the_first_column_named_like_one(tmp_path, columns, e
     assert captions(tmp_path) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected", "words"),
+    [
+        ({"Text": ["a"], "url": ["u"]}, ("a",), ""),
+        ({"text": ["a"], "blip_caption": ["b"], "url": ["u"], "text_length": [1]}, ("a",), "blip_caption"),
+        ({"label": [3], "alt": [["a", "b"]]}, ("class 3",), "alt"),
+        ({"beschreibung": ["a"], "width": [3]}, (), "beschreibung"),
+    ],
+)
+def test_columns_that_may_be_captions_and_are_not_read_are_named(tmp_path, columns, expected, words) -> None:
+    write(tmp_path / "a.parquet", {"image": structs(1), **columns})
+    found = Parquet(tmp_path, "a.parquet", FRAMING).listing()
+    assert found.items[0].captions == expected
+    problem = f"E-CAP-012 a.parquet: has columns that may be captions and are not read: {words}. Fix: "
+    assert [str(note).startswith(problem) for note in found.notes] == ([True] if words else [])
+
+
 def test_a_caption_that_is_unusable_flaws_its_row_only(tmp_path) -> None:
     write(tmp_path / "a.parquet", {"image": structs(2), "text": ["x" * 2000, "fine"]})
     bad, good = Parquet(tmp_path, "a.parquet", FRAMING).listing().items
