@@ -103,7 +103,6 @@ SHARED_CODES = {
     "E-CFG-020": "a model to start from that is of the wrong resolution",
     "E-CFG-043": "a number of images out of range",
     "E-IMG-001": "an empty image file",
-    "E-IMG-002": "an image file with too many bytes",
     "E-IMG-004": "an image with too many pixels",
     "E-IMG-005": "a damaged image file",
 }

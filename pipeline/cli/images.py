@@ -157,15 +157,16 @@ def _upscale(args: argparse.Namespace) -> int:
     from pipeline.inference.generator import encode_png
     from pipeline.inference.upscaling import UpscaleSettings
     from pipeline.prepare import images
+    from pipeline.prepare.limits import MAX_BYTES, MAX_PIXELS
     from pipeline.progress import ProgressBar
 
     check_png(args.out)
     with open(args.image, "rb") as file:
-        content = file.read(images.MAX_BYTES + 1)
+        content = file.read(MAX_BYTES + 1)
     pixels, alpha = images.decode_full_size(content, str(args.image))
     height, width = (args.factor * side for side in pixels.shape[:2])
-    if height * width > images.MAX_PIXELS:
-        problem = f"would have {width}x{height} pixels, the limit is {images.MAX_PIXELS}"
+    if height * width > MAX_PIXELS:
+        problem = f"would have {width}x{height} pixels, the limit is {MAX_PIXELS}"
         raise BadData("E-IMG-004", str(args.out), problem, "scale the image down, or choose --factor 2")
     generator = load_upscaler(Path.cwd()) if args.model is None else load_model(args.model, Path.cwd())
     config = generator.snapshot.config

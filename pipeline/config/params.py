@@ -63,6 +63,8 @@ class Data(Section):
     split: Split
     captions: Literal["auto", "metadata", "sidecar", "folder", "filename", "none"] = "auto"
     link_roots: tuple[str, ...] = ()
+    max_pixels: Annotated[int, Field(ge=64, le=10**9)] = 64 * 10**6
+    max_bytes: Annotated[int, Field(ge=64, le=2**30)] = 64 * 2**20
     bucket_step: Annotated[int, Field(ge=0, le=16384)] = 0
 
     @property

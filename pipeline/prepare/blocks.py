@@ -4,8 +4,9 @@
     items.jsonl                   one row an item: id, version, and either size, row and measured, or problem and
                                   settled
 
-A problem is settled if a decoder found it in the item's bytes. No other is: the bytes could not be read, or the
-decoder was lost, which the machine may have caused. Such items are tried again, in this run and in the next.
+A problem is settled if a decoder found it in the item's bytes. No other is: the bytes could not be read, the
+decoder was lost, which the machine may have caused, or a plug-in is not installed. Such items are tried again, the
+lost ones already in this run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pipeline.errors import BadData, Busy
 from pipeline.prepare.decoder import KILLED, LOSSES, Decoder, Task
 from pipeline.prepare.framing import DecodedImage, Pixels, Size
 from pipeline.prepare.measure import ImageMeasures, measure
+from pipeline.prepare.photos import NO_PLUGIN
 from pipeline.prepare.shards import box_side, box_sums
 from pipeline.prepare.sources.patience import FEW, Patience
 from pipeline.prepare.sources.source import Item, Source
@@ -61,7 +63,8 @@ def is_settled(row: dict[str, Any]) -> bool:
 @contextmanager
 def block_maker(source: Source, layout: Layout, cache: Path, processes: int) -> Iterator[Work]:
     """`make_block` with decoding processes of its own."""
-    with Decoder(source.decode, processes, finish=partial(encode_images, layout)) as decoder:
+    finish = partial(encode_images, layout)
+    with Decoder(source.decode, processes, source.limits, finish=finish) as decoder:
         yield partial(make_block, source, layout, cache, decoder)
 
 
@@ -129,7 +132,7 @@ def _rows(
     for item, answer in zip(items, answers, strict=True):
         row: dict[str, Any] = {"id": item.id, "version": item.version}
         if isinstance(answer, BadData):
-            settled = item.id not in unread and not _is_lost(answer)
+            settled = item.id not in unread and answer.code not in {*LOSSES, NO_PLUGIN}
             yield row | {"problem": list(answer.args), "settled": settled}
         else:
             number, measured = counts[answer.size], answer.measured._asdict()
@@ -148,7 +151,8 @@ class _Reader:
     def read(self, item: Item) -> Task | BadData:
         """The bytes and the name of an item, or what was wrong."""
         try:
-            return self._patience.read(partial(self._source.read, item), item.where), item.where
+            read = partial(self._source.read, item, self._source.limits.max_bytes)
+            return self._patience.read(read, item.where), item.where
         except BadData as problem:
             self.unread.add(item.id)
             return problem

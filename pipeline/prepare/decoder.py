@@ -15,13 +15,16 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from pipeline.errors import BadData
+from pipeline.prepare import photos
 from pipeline.prepare.images import check_bytes
-from pipeline.processes import signal_on_parent_death
+from pipeline.prepare.limits import USUAL, Limits
+from pipeline.processes import end_with_creator, signal_on_parent_death
 
 T = TypeVar("T")
 Task = tuple[bytes, str]  # the bytes of a file, and its name for messages
@@ -51,8 +54,9 @@ class Decoder(Generic[T]):
     Args:
         work: what to do with (bytes, name); may raise BadData.
         processes: how many decode at once.
-        seconds: processor time an item may take.
-        megabytes: memory an item may take, beyond that of a fresh process.
+        limits: of the bytes and pixels of an item.
+        seconds: processor time an item may take; by default what `limits` calls for.
+        megabytes: memory an item may take, beyond that of a fresh process; by default what `limits` calls for.
         finish: applied there to the list of results of a chunk, for work that is cheaper in batches.
 
     `work` and `finish` must pickle.
@@ -62,15 +66,17 @@ class Decoder(Generic[T]):
         self,
         work: Work,
         processes: int,
-        seconds: float = 2.0,
-        megabytes: int = 512,
+        limits: Limits = USUAL,
+        seconds: float | None = None,
+        megabytes: int | None = None,
         finish: Finish[T] = list,
     ) -> None:
         self._work = work
         self._finish = finish
         self._processes = processes
-        self._seconds = seconds
-        self._megabytes = megabytes
+        self._limits = limits
+        self._seconds = seconds or limits.seconds
+        self._megabytes = megabytes or limits.megabytes
         self._pool = self._new_pool()
 
     def __enter__(self) -> Self:
@@ -90,7 +96,7 @@ class Decoder(Generic[T]):
         """
         sent: deque[tuple[Chunk, ProcessFuture[list[T | BadData]]]] = deque()
         try:
-            for chunk in _chunks(tasks):
+            for chunk in _chunks(tasks, self._limits):
                 sent.append((chunk, self._send(_sound(chunk))))
                 if len(sent) > 2 * self._processes:
                     yield from self._answers(*sent[0])
@@ -108,8 +114,8 @@ class Decoder(Generic[T]):
 
     def _new_pool(self) -> ProcessPool:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-        start = ((self._work, self._finish), self._megabytes)
+        context.set_forkserver_preload([*PRELOAD, *photos.PLUGINS.values()])  # passes over what is not there
+        start = ((self._work, self._finish), self._megabytes, self._limits.max_pixels)
         return ProcessPool(self._processes, initializer=_confine, initargs=start, context=context)
 
     def _send(self, chunk: Sequence[Task]) -> ProcessFuture[list[T | BadData]]:
@@ -134,19 +140,19 @@ class Decoder(Generic[T]):
         remedy = "export it again, or remove it"
         if isinstance(exc, TimeoutError) or exc.exitcode == -signal.SIGPROF:
             problem = f"took longer than {self._seconds:g} s to decode"
-            return BadData("E-IMG-009", where, problem, f"scale it down, {remedy}")
+            return BadData("E-IMG-009", where, problem, f"scale it down, {remedy}, or raise data.max_pixels")
         if exc.exitcode == -signal.SIGKILL:
             problem = "lost its decoder, which was killed from outside"
             return BadData(KILLED, where, problem, "free some memory, and run it again")
         return BadData("E-IMG-008", where, f"crashed its decoder: {_cause(exc.exitcode)}", remedy)
 
 
-def _chunks(tasks: Iterable[Task | BadData]) -> Iterator[Chunk]:
+def _chunks(tasks: Iterable[Task | BadData], limits: Limits) -> Iterator[Chunk]:
     """Consecutive tasks: at most CHUNK, and at most CHUNK_BYTES unless a task alone has more. Tasks that fail
     `check_bytes` become their BadData."""
     chunk: Chunk = []
     size = 0
-    for task in map(_checked, tasks):
+    for task in map(partial(_checked, limits), tasks):
         more = 0 if isinstance(task, BadData) else len(task[0])
         if chunk and (len(chunk) == CHUNK or size + more > CHUNK_BYTES):
             yield chunk
@@ -157,10 +163,10 @@ def _chunks(tasks: Iterable[Task | BadData]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _checked(task: Task | BadData) -> Task | BadData:
+def _checked(limits: Limits, task: Task | BadData) -> Task | BadData:
     if not isinstance(task, BadData):
         try:
-            check_bytes(*task)
+            check_bytes(*task, limits)
         except BadData as exc:
             return exc
     return task
@@ -177,13 +183,18 @@ def _cause(status: int) -> str:
 # --- In the decoder's process.
 
 
-def _confine(work: object, megabytes: int) -> None:
+def _confine(work: object, megabytes: int, max_pixels: int) -> None:
     """Give this process its limits. `work` comes along to have its modules imported before."""
     import torch
+    from PIL import Image
 
     for module in PRELOAD:  # What is imported later would count against the items.
         importlib.import_module(module)
+    for kind in photos.PLUGINS:
+        photos.plugin(kind)
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # of which Pillow allows the double
     signal_on_parent_death(signal.SIGKILL)
+    end_with_creator()
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handlers wait for C code to return.
     quiet = os.open(os.devnull, os.O_WRONLY)  # Image libraries print what they find.
@@ -221,6 +232,8 @@ def _attempt(work: Work, content: bytes, where: str, seconds: float, megabytes: 
         return BadData(*exc.args)
     except MemoryError:
         problem = f"needs more than {megabytes} MB to decode"
-        return BadData("E-IMG-010", where, problem, "scale it down, or export it in another format")
+        return BadData(
+            "E-IMG-010", where, problem, "scale it down, export it as JPEG, or raise data.max_pixels"
+        )
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.prepare.limits import USUAL, Limits
+
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]  # width, height
 
@@ -18,12 +20,14 @@ class Framing(NamedTuple):
     fit: "crop" takes the largest centred square, "pad" puts the whole image on a square of the background colour,
     "buckets" takes the largest centred part of the shape of the nearest of `sizes`.
     background: red, green, blue (0-255), also put behind transparent pixels.
+    limits: of the image's file.
     """
 
     resolution: int
     fit: str
     background: tuple[int, ...]
     sizes: tuple[Size, ...] = ()
+    limits: Limits = USUAL
 
     def size_for(self, size: Size) -> Size:
         """The size, in px, of what is made of an image of `size`."""
@@ -49,6 +53,8 @@ class DecodedImage(NamedTuple):
     width: int  # px of the file, upright
     height: int
     mode: str  # Pillow's name of the file's pixel format, such as RGB, P or I;16
+    peak: int = 255  # the largest value of the pixels, without padding
+    several: bool = False  # whether the file holds more images than this one
 
 
 class CropBox(NamedTuple):

@@ -25,6 +25,7 @@ from pipeline import artifacts
 from pipeline.config.params import Data
 from pipeline.data import storage
 from pipeline.errors import BadData, PipelineError
+from pipeline.prepare import photos
 from pipeline.prepare.blocks import Key, Layout, Work, block_maker, is_settled, key_of, name_of
 from pipeline.prepare.framing import Pixels, Size
 from pipeline.prepare.measure import ImageMeasures
@@ -37,11 +38,13 @@ DECODING = (  # what a decoded image depends on
     "framing.py",
     "fast_decode.py",
     "pillow.py",
+    "photos.py",
+    "limits.py",
     "measure.py",
     "decoder.py",
     "sources",
 )
-LIBRARIES = ("numpy", "pillow", "torchvision", "kornia-rs", "resvg-py")
+LIBRARIES = ("numpy", "pillow", "torchvision", "kornia-rs", "resvg-py", *photos.LIBRARIES)
 TaskMapper = Callable[[Callable[[], AbstractContextManager[Work]], Sequence[list[Item]]], Iterable[int]]
 OnProgress = Callable[[int, int], None]  # (done, total)
 
@@ -78,15 +81,23 @@ def cache_key(data: Data, layout: Layout, sizes: tuple[Size, ...]) -> str:
     buckets), code and libraries."""
     files = sorted(file for name in DECODING for file in [CODE / name, *(CODE / name).glob("*.py")])
     code = {str(file.relative_to(CODE)): artifacts.sha256_file(file) for file in files if file.is_file()}
-    settings = data.model_dump(mode="json", include={"source", "path", "resolution", "fit", "background"})
+    fields = {"source", "path", "resolution", "fit", "background", "max_bytes", "max_pixels"}
+    settings = data.model_dump(mode="json", include=fields)
     settings |= {"layout": list(layout), "sizes": list(sizes)}
     return artifacts.digest(
         {
             "settings": settings,
             "code": code,
-            "libraries": {name: metadata.version(name) for name in LIBRARIES},
+            "libraries": {name: _version(name) for name in LIBRARIES},
         }
     )
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:  # an extra
+        return ""
 
 
 def ingest(

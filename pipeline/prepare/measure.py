@@ -31,6 +31,8 @@ class ImageMeasures(NamedTuple):
     entropy: float  # bits, of the histogram of grey levels: 0 (one level) to 8
     sharpness: float  # variance of the 5-point Laplacian of grey levels
     phash: str  # 64-bit perceptual hash (of the low frequencies), 16 hexadecimal digits
+    peak: int  # the largest value, without padding
+    several: bool  # whether the file holds more images
 
 
 def measure(images: Sequence[DecodedImage]) -> list[ImageMeasures]:
@@ -66,6 +68,8 @@ def _measure_group(images: Sequence[DecodedImage]) -> Iterator[ImageMeasures]:
             entropy=round(entropy, 4),
             sharpness=round(sharpness, 4),
             phash=phash,
+            peak=image.peak,
+            several=image.several,
         )
 
 

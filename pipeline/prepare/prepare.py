@@ -17,8 +17,8 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.config.params import Data, Params
 from pipeline.data.storage import Bucket
-from pipeline.errors import BadData
-from pipeline.prepare import shards, validation
+from pipeline.errors import BadData, InputMissing
+from pipeline.prepare import photos, shards, validation
 from pipeline.prepare.blocks import Layout
 from pipeline.prepare.buckets import buckets_of, candidate_sizes, in_buckets
 from pipeline.prepare.clusters import join_similar
@@ -82,7 +82,7 @@ def prepare(
         log: called with each line that a user should see.
 
     Raises:
-        ConfigError, InputMissing: the source cannot be what `params.data` says.
+        ConfigError, InputMissing: the source cannot be what `params.data` says, or an extra is not installed.
         Busy: the source does not answer, or decoders are killed; another run continues.
         BadData: too many files are unusable, too few are left, or a critical expectation failed. Quarantine and
             reports are written first; `data/prepared` stays as it was.
@@ -229,12 +229,13 @@ def similar_families(metrics: dict[str, Any]) -> str:
 
 
 def gate_items(inspection: Inspection, data: Data, report: str) -> None:
-    """Raise BadData if a link leads outside, no image is usable, or a larger part than `max_bad_fraction` is not.
-    `report` is the file that lists what is wrong."""
+    """Raise BadData if a link leads outside, no image is usable, or a larger part than `max_bad_fraction` is not;
+    InputMissing if a plug-in is missing. `report` is the file that lists what is wrong."""
     items = inspection.items
     counts = items.counts()
     bad, total = counts["n_quarantined"], counts["n_in"]
     _gate_links(inspection, data, report)
+    _gate_plugins(inspection, data)
     if items.ok and bad <= data.max_bad_fraction * total:
         return
     first, fix = "", f"see {report}"
@@ -274,6 +275,14 @@ def gate_splits(inspection: Inspection, data: Data, log: Log) -> None:
         raise BadData("E-DAT-005", data.source, problem + also, fix)
     if warning := hardly_judged(*inspection.split_sizes(captioned=True)):
         log(warning)
+
+
+def _gate_plugins(inspection: Inspection, data: Data) -> None:
+    """Raise InputMissing E-INP-069 if images lack a plug-in: what is used must not depend on the machine."""
+    problems = [item.problem for item in inspection.items.quarantined if item.problem]
+    if names := [problem.where for problem in problems if problem.code == photos.NO_PLUGIN]:
+        problem = f"{len(names)} images need the extra photos ({photos.counted(names)}), such as {names[0]}"
+        raise InputMissing("E-INP-069", data.source, problem, f"{photos.INSTALL}, or export them as JPEG")
 
 
 def gate_report(report: Report) -> None:

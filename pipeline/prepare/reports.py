@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline import artifacts
 from pipeline.config.params import Data
 from pipeline.errors import BadData, StorageError
-from pipeline.prepare import shards, validation
+from pipeline.prepare import photos, shards, validation
 from pipeline.prepare.framing import Pixels, centred, tile
 from pipeline.prepare.ingest import IngestedItem, images_of
 from pipeline.prepare.intake import DATA_DOCS, REPORTS, Inspection, SortedItems
@@ -27,6 +27,7 @@ from pipeline.prepare.sources.source import Item, Source
 SHEET = {"train": 64, "val": 16, "test": 32}  # images of each split on the contact sheet
 SHEET_COLUMNS = 16
 SHEET_PIXELS = 96  # side of the largest image on it
+DARK = 64  # the largest value of an image that is nearly black; 14 bits in 16 reach it
 MANY, NEARLY_ALL = 10, 0.9  # images with one caption, and their part of those with any, that are odd
 MAX_KEPT = 2**30  # bytes of a file that is put into quarantine
 
@@ -61,7 +62,10 @@ def _problem(item: IngestedItem) -> BadData:
 
 
 def _keep(source: Source, item: Item, folder: Path, code: str) -> dict[str, Any]:
-    """Write an item's bytes to `<code>/<sha256>.<ext>`; there are none where it is not a plain file."""
+    """Write an item's bytes to `<code>/<sha256>.<ext>`; there are none where it is not a plain file. Nothing is
+    wrong with raw files and those that lack a plug-in, which stay where they are."""
+    if code in {photos.RAW, photos.NO_PLUGIN}:
+        return {"sha256": None, "kept": None}
     try:
         content = source.read(item, MAX_KEPT)
     except (BadData, StorageError, OSError):  # the row says why
@@ -140,7 +144,23 @@ def findings(inspection: Inspection, data: Data) -> list[str]:
     notes = notes_in_words(inspection.notes)
     sizes = [f"{count} of {width}x{height}" for height, width, count in inspection.buckets]
     buckets = [f"buckets: {listed(sizes, 12)} px"] if sizes else []
-    return [*captions, *buckets, *passed, *notes, *attempts_in_words(inspection.items)]
+    pictures = pictures_in_words(inspection.items)
+    return [*captions, *buckets, *passed, *pictures, *notes, *attempts_in_words(inspection.items)]
+
+
+def pictures_in_words(items: SortedItems) -> list[str]:
+    """What is odd about the files themselves: raw ones, several images in one, hardly any light."""
+    lines = []
+    if raw := [each.item.where for each in items.quarantined if _problem(each).code == photos.RAW]:
+        lines.append(f"warning: {photos.raw_in_words(raw)}: {listed(raw, 3)}")
+    measured = [(each.item.where, each.measured) for each in items.ok if each.measured is not None]
+    if several := [where for where, one in measured if one.several]:
+        files = "1 file holds" if len(several) == 1 else f"{len(several)} files hold"
+        lines.append(f"note: {files} several images, of which the first is taken: {listed(several, 3)}")
+    if dark := [f"{where} ({one.peak})" for where, one in measured if one.peak <= DARK]:
+        cause = "as where 10, 12 or 14 bits lie in 16 and are not scaled"
+        lines.append(f"warning: {_images(dark)} no value above {DARK} of 255, {cause}: {listed(dark, 3)}")
+    return lines
 
 
 def captions_in_words(items: Sequence[Item], rule: str) -> list[str]:
@@ -177,7 +197,9 @@ def notes_in_words(notes: Sequence[BadData]) -> list[str]:
 def attempts_in_words(items: SortedItems) -> list[str]:
     """What could not be read or decoded this time though it may be all right, and what is there again."""
     lines = []
-    if passing := [each for each in items.quarantined if each.passing]:
+    if passing := [
+        each for each in items.quarantined if each.passing and _problem(each).code != photos.NO_PLUGIN
+    ]:
         names = listed([f"{each.item.where} ({_problem(each).problem})" for each in passing], 3)
         problem = f"{len(passing)} could not be read or decoded now"
         lines.append(f"{problem}; the next run tries again (dvc repro -f prepare): {names}")

@@ -62,6 +62,8 @@ class Record:
     entropy: float
     sharpness: float
     phash: str
+    peak: int
+    several: bool
 
 
 @dataclass(frozen=True)

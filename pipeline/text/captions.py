@@ -69,7 +69,7 @@ _FLAWS = {
     r"|\{\{.*?\}\}|\$\{.*?\}|\[\d+(?:;\d+)*m",
     "a web address": r"(?i:https?://|www\.\w|\b[\w-]+\.(?:com|org|net|io|ru|cn|jp|de|info)\b)",
     "an e-mail address": r"[\w.+-]+@[\w-]+\.\w",
-    "a file name": r"(?i:\w\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|avif)\b)",
+    "a file name": r"(?i:\w\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|avif|heic|heif|jxl)\b)",
     "looks like a secret": r"\bAKIA[0-9A-Z]{16}\b|\bgh[opsur]_\w{36}|\bgithub_pat_\w{22}|\bhf_[A-Za-z]{30}"
     r"|\bsk-[\w-]{20}|\bxox[abprs]-[\w-]{10}|\bAIza[\w-]{35}|\beyJ[\w-]{10,}\.eyJ|-----BEGIN [A-Z ]*KEY",
     "one character repeated": r"([^\d\s])\1{4}",

@@ -14,13 +14,22 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw
 
+from pipeline.prepare import photos
 from pipeline.prepare.framing import DecodedImage
 from pipeline.prepare.images import FORMATS
 
+PLUGINS = {"HEIC": "HEIF", "JPEG XL": "JXL"}  # Pillow's names of what the extra `photos` decodes
+KINDS = (*FORMATS, *(kind for name, kind in PLUGINS.items() if photos.plugin(name)))
 RESOLUTION = 32
 BACKGROUND = (255, 255, 255)
 SIDE = 48
-SETTINGS = {"WEBP": {"lossless": True}, "AVIF": {"speed": 10}, "JPEG": {"quality": 95}}
+SETTINGS = {
+    "WEBP": {"lossless": True},
+    "AVIF": {"speed": 10},
+    "JXL": {"lossless": True},
+    "HEIF": {"quality": 90},
+    "JPEG": {"quality": 95},
+}
 RED, BLUE = (250, 10, 10), (10, 10, 250)
 
 Check = Callable[[DecodedImage], bool]
@@ -142,7 +151,7 @@ def close_to(image: Image.Image, off: float = 2.0) -> Check:
 
 def samples(draw: np.random.Generator) -> dict[str, tuple[Image.Image, bytes]]:
     """A valid file of each accepted format, and what it shows."""
-    images = {kind: textured(draw) for kind in FORMATS}
+    images = {kind: textured(draw) for kind in KINDS}
     return {kind: (image, encode(image, kind)) for kind, image in images.items()}
 
 
@@ -279,7 +288,7 @@ def small() -> Iterator[Case]:
         for kind in ("PNG", "JPEG", "BMP"):
             content = encode(Image.new("RGB", (width, height)), kind)
             yield Case(f"{width}x{height}.{kind.lower()}", content, "bad", codes=tiny)
-    for kind in FORMATS:
+    for kind in KINDS:
         content = encode(Image.new("RGB", (8, 8), RED), kind)
         yield Case(f"8x8.{kind.lower()}", content, "ok", seen(RED, 12))
         yield Case(

@@ -10,6 +10,7 @@ TOKENS = (
     b"\xff\xd8", b"\xff\xd9", b"\xff\xc0", b"\xff\xc2", b"\xff\xc4", b"\xff\xda", b"\xff\xdb", b"\xff\xdd\0\4\0\1",
     b"\xff\xe1", b"\xff\xe2", b"Exif\0\0", b"MPF\0", b"Adobe\0", b"RIFF", b"WEBP", b"VP8 ", b"VP8L", b"VP8X",
     b"ANMF", b"ALPH", b"GIF87a", b"GIF89a", b"!\xf9\4", b"!\xff\x0b", b",", b";", b"BM", b"II*\0", b"MM\0*",
+    b"heic", b"mif1", b"hvcC", b"irot", b"grid", b"jxlc", b"jxlp", b"\xff\x0a",
     b"ftyp", b"ispe", b"iloc", b"mdat", b"meta", b"%!PS", b"<svg",
 )  # fmt: skip
 

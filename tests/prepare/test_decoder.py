@@ -11,8 +11,9 @@ import pytest
 from deeds import act, count_together
 
 from pipeline.errors import BadData, ConfigError
-from pipeline.prepare import decoder, images
+from pipeline.prepare import decoder
 from pipeline.prepare.decoder import Decoder
+from pipeline.prepare.limits import USUAL, Limits
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,7 +98,7 @@ def test_a_bug_in_the_work_comes_through_and_leaves_the_decoder_usable(acting) -
 
 
 def test_empty_and_oversized_files_are_not_even_sent(acting, monkeypatch) -> None:
-    monkeypatch.setattr(images, "MAX_BYTES", 4)
+    monkeypatch.setattr(acting, "_limits", Limits(max_bytes=4))
     results = list(acting.map(tasks("good", "", "oversized", "fine")))
     assert [getattr(result, "code", result) for result in results] == [
         "GOOD", "E-IMG-001", "E-IMG-002", "FINE",
@@ -112,9 +113,9 @@ def test_chunks_are_bounded_in_number_and_bytes(monkeypatch) -> None:
     monkeypatch.setattr(decoder, "CHUNK", 3)
     monkeypatch.setattr(decoder, "CHUNK_BYTES", 10)
     sizes = [1, 1, 1, 1, 9, 2, 20, 1]
-    chunks = list(decoder._chunks([(bytes(size), "") for size in sizes]))
+    chunks = list(decoder._chunks([(bytes(size), "") for size in sizes], USUAL))
     assert [[len(content) for content, _ in chunk] for chunk in chunks] == [[1, 1, 1], [1, 9], [2], [20], [1]]
-    assert list(decoder._chunks([])) == []
+    assert list(decoder._chunks([], USUAL)) == []
 
 
 def test_a_decoder_killed_while_idle_is_replaced() -> None:

@@ -28,7 +28,7 @@ WORK = partial(weigh, framing=Framing(RESOLUTION, "crop", BACKGROUND))
 def is_one_line(error, where):
     """Whether an error reads as errors must."""
     line = str(error)
-    shape = rf"E-IMG-0(0[1-9]|10) {re.escape(where)}: .+\. Fix: .+"
+    shape = rf"E-IMG-0(0[1-9]|10|1[5-8]) {re.escape(where)}: .+\. Fix: .+"
     return bool(re.fullmatch(shape, line)) and line.isprintable() and len(line) < 400
 
 

@@ -12,6 +12,7 @@ from pipeline.errors import BadData
 from pipeline.prepare import fast_decode, images
 from pipeline.prepare.framing import Framing, box_mean, tile
 from pipeline.prepare.images import decode_square
+from pipeline.prepare.limits import Limits
 from pipeline.prepare.pillow import scale_to_bytes
 
 WHITE = (255, 255, 255)
@@ -340,9 +341,15 @@ def test_files_that_are_no_images_are_refused() -> None:
     assert refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "E-IMG-003"
 
 
-def test_too_many_bytes_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr(images, "MAX_BYTES", 10)
-    assert refused(encoded(noise())) == "E-IMG-002"
+def test_limits_are_those_that_are_set() -> None:
+    content = encoded(noise())
+    for limits, code in (
+        (Limits(max_bytes=10), "E-IMG-002"),
+        (Limits(max_pixels=SIDE * SIDE - 1), "E-IMG-004"),
+    ):
+        with pytest.raises(BadData, match=rf"{code}.*or raise data.max_"):
+            decode_square(content, "raw/a.png", Framing(SIDE, "crop", WHITE, limits))
+    decode_square(content, "raw/a.png", Framing(SIDE, "crop", WHITE, Limits(len(content), SIDE * SIDE)))
 
 
 def png_header(width, height):

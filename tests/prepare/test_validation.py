@@ -12,7 +12,7 @@ GOOD = [
         id=f"i{n}", split=("train", "train", "val", "test")[n % 4], family=f"b{n}", group="g", subgroup="s",
         caption=f"face {n}", num_captions=1, caption_flaws="", tokens=4, near_elsewhere=0, aspect=1.0, side=64,
         pixels=f"p{n}", width=64, height=64, mode="RGB", mean=200.0, std=50.0, entropy=2.0, sharpness=90.0,
-        phash=f"{n:016x}",
+        phash=f"{n:016x}", peak=255, several=False,
     )
     for n in range(40)
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from pipeline.errors import BadData, InputMissing
+from pipeline.prepare.limits import too_many_bytes
 from pipeline.prepare.sources.files import (
     File,
     PerProcess,
@@ -26,7 +27,6 @@ from pipeline.prepare.sources.files import (
     kind_of_ignored,
     missing,
     printable,
-    too_large,
 )
 
 MAX_MEMBERS = 1_000_000
@@ -133,7 +133,7 @@ class _ArchiveTree:
         if file.flaw is not None:
             raise BadData(*file.flaw.args)  # A new one: each keeps the frames that it went through.
         if file.size > limit:
-            raise too_large(where, file.size, limit)
+            raise too_many_bytes(where, file.size, limit)
         with damage("E-ARC-017", where, "pack the archive again"):
             content = self._content(place)
             if len(content) != file.size:

@@ -116,10 +116,6 @@ def missing(where: str) -> Unread:
     return Unread("E-IMG-011", where, "is no longer there", "put it back, or run it again")
 
 
-def too_large(where: str, size: int, limit: int) -> BadData:
-    return BadData("E-IMG-002", where, f"has {size} bytes, the limit is {limit}", "scale it down")
-
-
 def reason(exc: BaseException) -> str:
     """A short reason: the first line of `exc`, or its class."""
     return (str(exc).split("\n")[0] or type(exc).__name__)[:120]

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.errors import BadData, InputMissing
-from pipeline.prepare import images
+from pipeline.prepare import images, photos
 from pipeline.prepare.framing import DecodedImage, Framing
-from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.limits import MAX_BYTES
 from pipeline.prepare.sources.captions import Captions
 from pipeline.prepare.sources.files import File, Tree, listed, original, printable
 from pipeline.prepare.sources.links import link_roots
@@ -80,6 +80,7 @@ class TreeSource:
         self._tree = tree
         self._name = name.rstrip("/")
         self._framing = framing
+        self.limits = framing.limits
         self._rule = captions
 
     def listing(self) -> Listing:
@@ -89,6 +90,8 @@ class TreeSource:
         """
         files = self._tree.files()
         image_files = [file for file in files if not is_document(file.name)]
+        raw_twins = photos.raw_twins(file.name for file in image_files)
+        image_files = [file for file in image_files if file.name not in raw_twins]
         if not image_files:
             packed = sum(kind_of(file.name) in ARCHIVES for file in files)
             problem = f"holds no images, but {packed} archives" if packed else "holds no images"
@@ -103,12 +106,16 @@ class TreeSource:
         flaws = [file.flaw for file in documents if file.flaw is not None]
         notes = (*flaws, *captions.notes(), *_archives(self._name, documents))
         unused = Counter(kind_of(file.name) for file in documents if file.name not in captions.used)
-        return Listing(items, notes, dict(sorted((unused + self._tree.ignored).items())))
+        twins = Counter(f"{kind_of(name)} beside its picture" for name in raw_twins)
+        return Listing(items, notes, dict(sorted((unused + twins + self._tree.ignored).items())))
 
     def _item(self, file: File, skip: int, captions: Captions) -> Item:
         groups = list(map(printable, _folders(file.name, self._shards)[skip:]))
         texts: tuple[str, ...] = ()
         flaw, origin = file.flaw, ""
+        where = f"{self._name}/{printable(file.name)}"
+        if flaw is None and photos.is_raw_name(file.name):
+            flaw = photos.raw_file(where, kind_of(file.name))
         if flaw is None:
             try:
                 texts, origin = captions.of(file.name, groups)
@@ -116,7 +123,7 @@ class TreeSource:
                 flaw = exc
         return Item(
             id=printable(file.name),
-            where=f"{self._name}/{printable(file.name)}",
+            where=where,
             version=file.version,
             family=None,
             group=groups[0] if groups else "",

@@ -8,12 +8,14 @@ from pathlib import Path
 from pipeline.config.params import SOURCES, Data
 from pipeline.errors import ConfigError
 from pipeline.prepare.framing import Framing, Size
+from pipeline.prepare.limits import Limits
 from pipeline.prepare.sources.source import Source
 
 
 def open_source(data: Data, root: Path, sizes: tuple[Size, ...] = ()) -> Source:
     """The source that the `data` section names; paths are relative to `root`. `sizes` are those of buckets."""
-    framing = Framing(data.resolution, data.fit, data.background, sizes)
+    limits = Limits(data.max_bytes, data.max_pixels)
+    framing = Framing(data.resolution, data.fit, data.background, sizes, limits)
     kind, _, name = data.source.partition(":")
     if kind == "folder":
         from pipeline.prepare.sources.folder import Folder

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.prepare.limits import too_many_bytes
 from pipeline.prepare.sources.files import (
     File,
     by_name,
@@ -18,7 +19,6 @@ from pipeline.prepare.sources.files import (
     missing,
     not_a_plain_file,
     printable,
-    too_large,
 )
 from pipeline.prepare.sources.links import Links
 
@@ -89,7 +89,7 @@ class LocalTree:
             if not stat.S_ISREG(status.st_mode):
                 raise not_a_plain_file(where)
             if status.st_size > limit:
-                raise too_large(where, status.st_size, limit)
+                raise too_many_bytes(where, status.st_size, limit)
             with open(path, "rb", opener=_open_unfollowed) as file:
                 content = file.read(status.st_size)
         except (FileNotFoundError, NotADirectoryError):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline.errors import BadData, ConfigError, InputMissing
 from pipeline.prepare.framing import DecodedImage, Framing, Pixels, box_mean
-from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.limits import MAX_BYTES
 from pipeline.prepare.sources.source import Item, Listing
 from pipeline.text.captions import plain_english
 
@@ -148,6 +148,7 @@ class OpenMoji:
             raise ConfigError("E-CFG-011", "params.yaml: data.source", problem, fix)
         self._version = version
         self._framing = framing
+        self.limits = framing.limits
 
     def listing(self) -> Listing:
         """All colour SVGs by code point; those that Unicode does not name have no caption."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pipeline.errors import BadData, InputMissing
 from pipeline.prepare import images
 from pipeline.prepare.framing import DecodedImage, Framing
-from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.limits import MAX_BYTES, too_many_bytes
 from pipeline.prepare.sources.files import File, PerProcess, damage, original, printable
 from pipeline.prepare.sources.local import LocalTree
 from pipeline.prepare.sources.metadata import clean_captions, texts_of, unread_columns
@@ -99,6 +99,7 @@ class Parquet:
         self._place = root / path
         self._name = path.rstrip("/")
         self._framing = framing
+        self.limits = framing.limits
         self._last: PerProcess[dict[str, _Reader]] = PerProcess()  # Of one file.
         if not self._place.exists():
             raise InputMissing(
@@ -158,8 +159,7 @@ class Parquet:
             fix = "write the images' bytes into the file (embed_external_files), or remove this row"
             raise BadData("E-IMG-001", item.where, problem, fix)
         if len(content) > limit:
-            problem = f"has {len(content)} bytes, the limit is {limit}"
-            raise BadData("E-IMG-002", item.where, problem, "scale it down")
+            raise too_many_bytes(item.where, len(content), limit)
         return bytes(content)
 
     def _cell(self, name: str, row: int, where: str) -> Any:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from pipeline.errors import InputMissing, PipelineError, StorageError
+from pipeline.prepare.limits import too_many_bytes
 from pipeline.prepare.sources.files import (
     File,
     PerProcess,
@@ -16,7 +17,6 @@ from pipeline.prepare.sources.files import (
     missing,
     printable,
     reason,
-    too_large,
 )
 
 _TAGS = (
@@ -76,7 +76,7 @@ class RemoteTree:
         try:
             size = store.size(f"{path}/{name}") or 0
             if size > limit:
-                raise too_large(where, size, limit)
+                raise too_many_bytes(where, size, limit)
             content: bytes = store.cat_file(f"{path}/{name}")
             if len(content) < size:
                 raise EOFError(f"{len(content)} of {size} bytes")
@@ -88,7 +88,7 @@ class RemoteTree:
             fix = "check the network and your credentials, then run it again"
             raise StorageError("E-IO-060", where, f"cannot be read ({reason(exc)})", fix) from None
         if len(content) > limit:
-            raise too_large(where, len(content), limit)
+            raise too_many_bytes(where, len(content), limit)
         return content
 
 

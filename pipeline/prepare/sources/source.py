@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pipeline.errors import BadData
 from pipeline.prepare.framing import DecodedImage
-from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.limits import MAX_BYTES, Limits
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ class Listing:
 
 
 class Source(Protocol):
-    """A place that images come from. `licence` of the images, if known."""
+    """A place that images come from. `licence` of the images, if known; `limits` of their files."""
 
     licence: str | None
+    limits: Limits
 
     def listing(self) -> Listing:
         """What is there, without decoding any image. Raises InputMissing, ConfigError, BadData."""

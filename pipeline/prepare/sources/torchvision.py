@@ -22,7 +22,7 @@ from PIL import Image
 from pipeline.errors import BadData, ConfigError, InputMissing, PipelineError
 from pipeline.prepare import images
 from pipeline.prepare.framing import DecodedImage, Framing
-from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.limits import MAX_BYTES
 from pipeline.prepare.sources.files import PerProcess, reason
 from pipeline.prepare.sources.parquet import class_name
 from pipeline.prepare.sources.source import Item, Listing
@@ -204,6 +204,7 @@ class Torchvision:
             fix = f"use one of {', '.join(_SETS)}"
             raise ConfigError("E-CFG-018", "params.yaml: data.source", f"torchvision:{name} is unknown", fix)
         self._framing = framing
+        self.limits = framing.limits
         binary = _BINARY.get(name)
         self._samples: _Samples = _LibrarySamples(root / path, path, name)
         if binary is not None and (root / path / binary.folder).is_dir():

@@ -22,7 +22,7 @@ from PIL import Image
 from pipeline.config.params import Data
 from pipeline.errors import BadData, InputMissing, PipelineError
 from pipeline.prepare.framing import Framing
-from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.limits import MAX_BYTES
 from pipeline.prepare.sources import archive_trees
 from pipeline.prepare.sources.archive import Archive
 from pipeline.prepare.sources.folder import Folder

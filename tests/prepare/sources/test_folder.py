@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.errors import BadData, InputMissing, StorageError
 from pipeline.prepare.framing import Framing
-from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.limits import MAX_BYTES
 from pipeline.prepare.sources.files import original, printable
 from pipeline.prepare.sources.folder import Folder
 from pipeline.prepare.sources.metadata import read_metadata

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.errors import BadData, InputMissing
 from pipeline.prepare.framing import Framing
-from pipeline.prepare.images import MAX_BYTES
+from pipeline.prepare.limits import MAX_BYTES
 from pipeline.prepare.sources import parquet
 from pipeline.prepare.sources.parquet import Parquet
 
