@@ -31,7 +31,7 @@ from benchmarks import measure
 from pipeline import artifacts
 from pipeline.config.params import load_params
 from pipeline.errors import run_main
-from pipeline.evaluation.verdict import Outcome, Rule, Verdict
+from pipeline.evaluation.verdict import Rule, RuleOutcome, Verdict
 from pipeline.presets import change_params
 from pipeline.tracking import store
 
@@ -58,7 +58,7 @@ class Spread:
     passes: int
     rule: str
     values: list[float | None]
-    outcomes: list[Outcome]
+    outcomes: list[RuleOutcome]
     mean: float | None
     spread: float | None
     sampling_error: float | None

@@ -27,7 +27,10 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         description="Generates one image per prompt and seed, as a PNG grid.",
     )
     generate.add_argument(
-        "prompts", nargs="+", metavar="PROMPT", help='what to show, such as "grinning face"'
+        "prompts",
+        nargs="+",
+        metavar="PROMPT",
+        help='what to show, such as "grinning face"; "" for no caption',
     )
     generate.add_argument("--num", type=int, default=16, help="images per prompt (16)")
     generate.add_argument(

@@ -58,10 +58,10 @@ def shortage(
     if images["train"] < MIN_TRAIN:
         about = math.ceil(MIN_TRAIN / shares["train"])
         problem = f"{images['train']} images are for training, {MIN_TRAIN} are needed"
-        return (
-            problem,
-            f"add images (about {about} in all are enough), or raise data.split.train in params.yaml",
+        fix = (
+            f"add images until about {about} families, now {found}, look different, or raise data.split.train"
         )
+        return problem, fix
     return None
 
 

@@ -76,7 +76,7 @@ def counted(count):
 def test_what_is_too_little_is_said_with_the_number_that_is_needed(count, says) -> None:
     found = shortage(*counted(count), SHARES)
     assert found is not None and found[0] == says
-    assert "about 12 in all" in found[1] or count < 5
+    assert f"until about 12 families, now {count}, look different" in found[1] or count < 5
 
 
 def test_few_images_are_enough_to_train_but_not_for_a_verdict() -> None:

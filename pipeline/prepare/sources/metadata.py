@@ -181,7 +181,8 @@ class Described:
         """Use a table, or note why not; raise that if it certainly is metadata."""
         at = f"{self._where}/{printable(file.name)}"
         folder = posixpath.dirname(file.name)
-        if posixpath.basename(folder) == "annotations":  # of COCO, beside the folders of images
+        alone = not any(image.startswith(f"{folder}/") for image in self._images)
+        if posixpath.basename(folder) == "annotations" and alone:  # COCO's, beside the folders of images
             folder = posixpath.dirname(folder)
         names = self._by_folder.setdefault(folder, Names(folder, self._images))
         try:
