@@ -93,6 +93,12 @@ class Busy(PipelineError):
     exit_status = STOPPED
 
 
+class Stopped(PipelineError):
+    """Somebody asked a run to stop, and it did, with a checkpoint."""
+
+    exit_status = STOPPED
+
+
 class AccessError(PipelineError):
     """The operating system or a server refused permission."""
 
@@ -140,11 +146,13 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and exit with its status, or with the status of the exception it raised.
 
-    SIGTERM is treated as Ctrl-C: the program unwinds and exits with 75.
+    SIGTERM and, unless it is ignored, SIGHUP are treated as Ctrl-C: the program unwinds and exits with 75.
     """
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _interrupt)
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, _interrupt)
         status = main() or OK
         sys.stdout.flush()
     except BrokenPipeError:

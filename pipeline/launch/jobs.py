@@ -22,6 +22,7 @@ from pipeline.errors import Busy, PipelineError, StorageError, one_line
 from pipeline.launch.execution import RAY_ENV, execute
 from pipeline.launch.failures import FAILURE, failure_record, raise_failure
 from pipeline.launch.fingerprint import digest_path
+from pipeline.launch.stopping import stop_with_checkpoint
 from pipeline.launch.watch import POLL_SECONDS
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.tracking import store
@@ -102,7 +103,8 @@ def _running_job(client: Any, run_dir: str) -> str | None:
 
 
 def _wait_for(client: Any, job: str, stage: str, run_dir: Path) -> None:
-    """Return once `job` has succeeded; Ctrl-C or SIGTERM stops the job, too."""
+    """Return once `job` has succeeded. The first Ctrl-C or SIGTERM asks it to stop, through the run folder
+    (stopping.py); the second one stops it at once."""
     from ray.job_submission import JobStatus
 
     try:
@@ -199,7 +201,8 @@ def run_job(run_dir: Path) -> None:
     worker: Worker = getattr(importlib.import_module(module), function)
     profile = ComputeProfile.model_validate(body["profile"])
     try:
-        execute(body["stage"], worker, WorkerConfig.from_dict(body["config"]), profile)
+        with stop_with_checkpoint(body["stage"], run_dir):
+            execute(body["stage"], worker, WorkerConfig.from_dict(body["config"]), profile)
     except (PipelineError, OSError) as exc:
         artifacts.write_atomic(run_dir / FAILURE, json.dumps(failure_record(exc)))
         raise

@@ -129,7 +129,10 @@ class Judging:
     def _settle(self, status: int) -> None:
         """What follows the end of a judge."""
         self._process = None
+        overtaken = not self._snapshot.exists()  # The worker keeps the newest only.
         shutil.rmtree(self._snapshot, ignore_errors=True)
+        if status and overtaken:
+            return
         if status:
             lines = (self.folder / "judge.log").read_text(errors="replace").splitlines()
             reason = lines[-1] if lines else f"ended with status {status}"

@@ -40,12 +40,13 @@ from pipeline.launch.fingerprint import (
 )
 from pipeline.launch.jobs import link_storage, run_as_job
 from pipeline.launch.judging import Judge, Judging
+from pipeline.launch.stopping import stop_with_checkpoint
 from pipeline.launch.watch import ProgressWatch
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.processes import signal_on_parent_death
 from pipeline.tracking import stage_run
 from pipeline.tracking.sync import send_waiting
-from pipeline.training.records import read_records
+from pipeline.training.records import STOP, read_records
 
 RUNS_VARIABLE = "CRESCENDO_RUNS"
 STATES = ("result", "checkpoints", "*/checkpoints")  # in the folder of a run that has begun
@@ -108,7 +109,8 @@ class Stage:
             return
         progress = ProgressWatch(self.name, self.run_dir, self.tracker)
         judging = Judging(self.name, self.root, self.run_dir, judge, self.tracker)
-        with judging, progress:
+        (self.run_dir / STOP).unlink(missing_ok=True)
+        with judging, progress, stop_with_checkpoint(self.name, self.run_dir):
             if self.profile.address and not inside_ray_job():
                 run_as_job(self.name, worker, config, self.profile, list(self.inputs))
             else:

@@ -40,6 +40,7 @@ from pipeline.training.records import notice, read_records
 from pipeline.training.reports import GRID, save_grid, save_kernels, write_curves
 from pipeline.training.schedule import StepSettings
 from pipeline.training.state import TrainState
+from pipeline.training.stop import Stops
 
 S = TypeVar("S", bound=StepSettings)
 
@@ -164,7 +165,8 @@ class TrainContext(Generic[S]):
             return step(state)
 
         saver = Checkpoints(folder, self.intervals.checkpoint_images, s.batch_size, faults)
-        fit(state, step_or_fail, s.batch_size, s.num_images, [faults, *hooks, saver])
+        stops = Stops(self.stage, self.folder, self.intervals.log_images, growth.start, faults)
+        fit(state, step_or_fail, s.batch_size, s.num_images, [faults, *hooks, saver, stops])
         faults.settled(state)
         checkpoint.save(folder, state)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pipeline.errors import one_line
 
 NOTICES = "notices.jsonl"
+STOP = "stop"  # a file in a run folder that asks the run to stop
 Record = dict[str, Any]
 
 
