@@ -18,7 +18,7 @@ from pipeline.errors import InputMissing
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import CoreDenoiser
 from pipeline.models.layers import unit_rms
-from pipeline.models.resample import high_pass, resize
+from pipeline.models.resample import high_pass, rescale
 from pipeline.models.statistics import Statistics
 
 LITE0_STAGES = (2, 4, 10, 15)  # last block at 1/4, 1/8, 1/16 and 1/32 of the input
@@ -30,7 +30,7 @@ class Perturbation(NamedTuple):
     that only content differs."""
 
     sigma: Tensor  # [B], noise for CoreFeatures
-    noise: Tensor  # [B,3,r,r], r the core's resolution
+    noise: Tensor  # [B,3,h,w], as images have where the core sees them
     shift: tuple[int, int]  # px, cyclic translation for Lite0Features and PixelFeatures
 
 
@@ -53,7 +53,7 @@ class CoreFeatures:
     def __call__(self, images: Tensor, text: Conditioning, perturbation: Perturbation) -> list[Tensor]:
         """Feature maps, finest first, computed without the text, which only the heads see."""
         sigma = perturbation.sigma
-        noisy = resize(images, self.core.resolution) + sigma[:, None, None, None] * perturbation.noise
+        noisy = rescale(images, self.core.resolution) + sigma[:, None, None, None] * perturbation.noise
         features = self.core.encoder_features(noisy, sigma, text.drop_captions())
         return [f.float() for f in features]
 

@@ -17,7 +17,8 @@ from pipeline.diffusion.seeds import Draw, seeded_noise
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.finite import require_finite_metrics
-from pipeline.models.resample import pool
+from pipeline.models.resample import pool, rescale
+from pipeline.models.shape import Images, Shape, by_size, in_order, mean_over
 from pipeline.training.distributed import broadcast, rank_and_size
 from pipeline.training.state import Learner, TrainState
 
@@ -42,40 +43,61 @@ class Guards:
 
     Where captions do not tell images apart (`told_apart`), there is no caption error.
 
-    images: real ones, standardised [n,3,R,R]; text: their captions. distance: of standardised samples from real
+    images: real ones, standardised; text: their captions. distance: of standardised samples from real
     images; None: the kernel distance from `images` in the features of the discriminator."""
 
     step: AdversarialStep
-    images: Tensor
+    images: Images
     text: Conditioning
     settings: GuardSettings
-    distance: Callable[[Tensor], float] | None = None
+    distance: Callable[[Images], float] | None = None
 
-    def pooled_features(self, images: Tensor) -> Tensor:
-        """Spatial means of the frozen features of [n,3,R,R], almost without noise: [n,d]."""
-        n, size = len(images), pyramid_levels(self.step.student)[0].resolution
-        sigma = torch.full((n,), 0.05, device=images.device)
-        clean = Perturbation(sigma, torch.zeros(n, 3, size, size, device=images.device), (0, 0))
-        return torch.cat([f.mean(dim=(2, 3)) for f in self.step.features(images, self.text, clean)], dim=1)
+    def pooled_features(self, images: Images) -> Tensor:
+        """Spatial means of the frozen features of n images, almost without noise: [n,d]."""
+        pooled: dict[int, Tensor] = {}
+        for places, alike in by_size(images):
+            sigma = torch.full((len(alike),), 0.05, device=alike.device)
+            noise = torch.zeros_like(rescale(alike, pyramid_levels(self.step.student)[0].resolution))
+            text = self.text.select(torch.tensor(places))
+            maps = self.step.features(alike, text, Perturbation(sigma, noise, (0, 0)))
+            pooled |= zip(places, torch.cat([f.mean(dim=(2, 3)) for f in maps], dim=1), strict=True)
+        return torch.stack([pooled[place] for place in range(len(images))])
+
+    def samples(self) -> Images:
+        """One-pass samples of the student, of the captions and shapes of the images."""
+        student, made = self.step.student, dict[int, Tensor]()
+        for places, alike in by_size(self.images):
+            draw: Draw = seeded_noise(places, alike.device, Shape.of(alike, student.resolution))
+            text = self.text.select(torch.tensor(places))
+            estimates = few_step(student, text, draw, 1, self.step.settings.sigma_start)
+            made |= zip(places, estimates[-1], strict=True)
+        return in_order(made)
+
+    def caption_error(self, samples: Images) -> Tensor:
+        """RMSE of twice pooled samples to their real partners; 0 where captions do not tell these apart."""
+        shown, away = told_apart(self.text), []
+        for (places, own), (_, real) in zip(by_size(samples), by_size(self.images), strict=True):
+            known = shown[torch.tensor(places)]
+            if known.any():
+                error = (pool(pool(own[known])) - pool(pool(real[known]))).square().mean()
+                away.append((error, int(known.sum())))
+        return mean_over(away).sqrt() if away else torch.zeros((), device=shown.device)
 
     @torch.no_grad()
     def measure(self, learner: Learner) -> Tensor:
         """(distance, spread relative to the real images, caption error, or 0) of the averaged student: [3]."""
-        draw: Draw = seeded_noise(range(len(self.images)), self.images.device)
         with learner.using(learner.emas["ema"]):
-            samples = few_step(self.step.student, self.text, draw, 1, self.step.settings.sigma_start)[-1]
+            samples = self.samples()
         real, fake = self.pooled_features(self.images), self.pooled_features(samples)
         mean, std = real.mean(dim=0), real.std(dim=0) + 1e-6
         real, fake = (real - mean) / std, (fake - mean) / std
-        shown = told_apart(self.text)
-        error = (pool(pool(samples[shown])) - pool(pool(self.images[shown]))).square().mean().sqrt()
         spread = (mean_pairwise_distance(fake) / mean_pairwise_distance(real)).double()
         score = (
             kernel_distance(fake, real)
             if self.distance is None
             else spread.new_tensor(self.distance(samples))
         )
-        return torch.stack([score, spread, error.double() if shown.any() else spread.new_zeros(())])
+        return torch.stack([score, spread, self.caption_error(samples).double()])
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Check now; updates state.extra and, on a rollback, the student. Returns metrics."""

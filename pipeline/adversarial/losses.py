@@ -32,14 +32,14 @@ def difference_penalty(logits: Tensor, perturbed: Tensor, weight: float, std: fl
 
 
 def marginal_distance(fake: Tensor, real: Tensor) -> Tensor:
-    """How far the values of the images [B,3,R,R], and those of the high band of each octave down to 4 px, are
-    distributed from the real ones: the mean of 1-D Wasserstein distances over standard deviations.
+    """How far the values of the images [B,3,H,W], and those of the high band of each octave down to 4 px or an odd
+    side, are distributed from the real ones: the mean of 1-D Wasserstein distances over standard deviations.
 
     Each distribution is that of one channel and band over the whole batch: nothing says where in an image a value
     belongs. As the sliced distance on Laplacian pyramids (Karras et al., arXiv 1710.10196), for single pixels; the
     marginals of a pyramid as a description of images: Heeger and Bergen, SIGGRAPH 1995."""
     distances = [_wasserstein(fake, real)]
-    while fake.shape[-1] >= COARSEST:
+    while min(fake.shape[2:]) >= COARSEST and not any(side % 2 for side in fake.shape[2:]):
         distances.append(_wasserstein(high_pass(fake), high_pass(real)))
         fake, real = pool(fake), pool(real)
     return torch.stack(distances).mean()

@@ -15,7 +15,8 @@ from pipeline.diffusion.generate import in_batches
 from pipeline.diffusion.seeds import seeded_noise
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
-from pipeline.models.resample import high_pass, resize
+from pipeline.models.resample import high_pass, rescale
+from pipeline.models.shape import SQUARE, Images, Shape, by_size, mean_over
 from pipeline.models.snapshot import Snapshot
 
 BATCH = 64
@@ -24,18 +25,22 @@ MAX_FACTOR = 1.1  # and its inverse: an octave that is further off is wrong in o
 
 @torch.no_grad()
 def match_octaves(
-    snapshot: Snapshot, real: Tensor, text: Conditioning, seeds: Sequence[int]
+    snapshot: Snapshot, real: Images, text: Conditioning, seeds: Sequence[int]
 ) -> dict[int, float]:
     """Scale what each shell adds, coarse to fine, so that its octave has the mean power that it has in `real`.
 
-    real: standardised images [N,3,R,R] of the captions. Power is the mean over the N images, one sample of each
+    real: N standardised images of the captions. Power is the mean over the N images, one sample of each
     caption and seed in every number of passes that the model has. Returns the factors by resolution: 1 for an
     octave that is off by more than MAX_FACTOR."""
-    factors = {}
+    factors, groups = {}, by_size(real)
     for level in pyramid_levels(snapshot.denoiser)[1:]:
         assert isinstance(level, ShellDenoiser)
-        wanted = high_pass(resize(real, level.resolution)).square().mean()
-        powers = [sampled_power(level, snapshot, text, seeds, passes) for passes in snapshot.config.passes]
+        bands = [high_pass(rescale(alike, level.resolution)) for _, alike in groups]
+        wanted = mean_over([(band.square().mean(), len(band)) for band in bands])
+        shapes = [(places, Shape.of(alike, snapshot.resolution)) for places, alike in groups]
+        powers = [
+            sampled_power(level, snapshot, text, seeds, passes, shapes) for passes in snapshot.config.passes
+        ]
         factor = float((wanted.double().cpu() / torch.stack(powers).mean()).sqrt())
         if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
             factor = 1.0
@@ -45,14 +50,24 @@ def match_octaves(
 
 
 def sampled_power(
-    level: Denoiser, snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], passes: int
+    level: Denoiser,
+    snapshot: Snapshot,
+    text: Conditioning,
+    seeds: Sequence[int],
+    passes: int,
+    shapes: Sequence[tuple[Sequence[int], Shape]] = (),
 ) -> Tensor:
-    """Mean square of the high band of samples of a level, in the range of pixels: float64 scalar."""
+    """Mean square of the high band of samples of a level, in the range of pixels: float64 scalar.
+
+    shapes: places of the samples of each shape; all are square where there are none."""
     sigma, device = snapshot.config.sigma_start, next(level.parameters()).device
     assert sigma is not None, "not a refined model"
     total = torch.zeros((), dtype=torch.float64)
-    for part, rows in in_batches(text, seeds, BATCH):
-        drawn = few_step(level, part.to(device), seeded_noise(rows, device), passes, sigma)[-1]
-        samples = snapshot.statistics.standardise(snapshot.statistics.to_uint8(drawn))
-        total += high_pass(samples).square().mean(dim=(1, 2, 3)).double().sum().cpu()
+    for places, shape in shapes or [(range(len(seeds)), SQUARE)]:
+        own_text, own_seeds = text.select(torch.tensor(places)), [seeds[place] for place in places]
+        for part, rows in in_batches(own_text, own_seeds, BATCH):
+            draw = seeded_noise(rows, device, shape)
+            drawn = few_step(level, part.to(device), draw, passes, sigma)[-1]
+            samples = snapshot.statistics.standardise(snapshot.statistics.to_uint8(drawn))
+            total += high_pass(samples).square().mean(dim=(1, 2, 3)).double().sum().cpu()
     return total / len(seeds)

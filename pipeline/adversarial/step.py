@@ -25,7 +25,8 @@ from pipeline.adversarial.losses import (
 from pipeline.data.dataset import Batches
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, pyramid_levels
-from pipeline.models.resample import pool, resize
+from pipeline.models.resample import pool, rescale
+from pipeline.models.shape import Shape
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
 from pipeline.training.distributed import average_gradient, local_shards, sum_over_workers
@@ -87,24 +88,25 @@ class PairedBatch(NamedTuple):
 
     text: Conditioning
     perturbation: Perturbation
-    real: Tensor  # [B,3,R,R]
-    fake: Tensor  # [B,3,R,R], with graph
+    real: Tensor  # [B,3,H,W]
+    fake: Tensor  # [B,3,H,W], with graph
     fake_features: list[Tensor]  # with graph
     real_features: list[Tensor]
     anchor: Tensor  # scalar, with graph
     marginals: Tensor  # scalar, with graph
 
 
-def phase_error(fake: Tensor, real: Tensor, resolution: int) -> Tensor:
-    """Mean squared error of [B,3,R,R] at half the core's `resolution`, of every phase of its grid on its own.
+def phase_error(fake: Tensor, real: Tensor, fold: int) -> Tensor:
+    """Mean squared error of [B,3,H,W] at half the core's resolution, of every phase of its grid on its own; `fold`
+    px of an image are one of the core.
 
     A pooled error alone is blind to a pattern that repeats within a pixel of the core, as are discriminators on
-    pooled images; the optimiser then drifts into a dither. A phase, which is every (R/resolution)-th pixel, sees
+    pooled images; the optimiser then drifts into a dither. A phase, which is every `fold`-th pixel, sees
     such a pattern as an offset, while the exact position of an edge within its neighbourhood remains free.
     Without images it is 0."""
     if not len(real):
         return real.new_zeros(())
-    return pool(F.pixel_unshuffle(fake - real, real.shape[-1] // resolution)).square().mean()
+    return pool(F.pixel_unshuffle(fake - real, fold)).square().mean()
 
 
 @dataclass
@@ -135,10 +137,11 @@ class AdversarialStep:
         real = self.statistics.standardise(images)
         generator = generator_for(s.seed, "adversarial", nimg, shard, device)
         core_resolution = pyramid_levels(self.student)[0].resolution
+        fold, shape = self.student.resolution // core_resolution, Shape.of(real, self.student.resolution)
 
         def normal(resolution: int) -> Tensor:
-            shape = (len(real), 3, resolution, resolution)
-            return torch.randn(shape, generator=generator, device=device)
+            size = (len(real), 3, *shape.at(resolution))
+            return torch.randn(size, generator=generator, device=device)
 
         def draw(purpose: str, resolution: int) -> Tensor:
             return normal(resolution)
@@ -146,18 +149,18 @@ class AdversarialStep:
         # Some see their real partner through the noise, and are held to it. The others start as sampling does.
         partners = len(real) - round(s.noise_starts * len(real))
         noise = normal(core_resolution)
-        seen = resize(real[:partners], core_resolution) + s.sigma_start * noise[:partners]
+        seen = rescale(real[:partners], core_resolution) + s.sigma_start * noise[:partners]
         start = torch.cat([seen, pure_start(noise[partners:], s.sigma_start)])
         fake = few_step(self.student, text, draw, passes, s.sigma_start, start)[-1]
         perturbation = Perturbation(
             sigma=(torch.randn(len(real), generator=generator, device=device) - 2).exp(),
             noise=normal(core_resolution),
-            shift=self.draw_shift(generator, real.shape[-1]),
+            shift=self.draw_shift(generator, self.student.resolution),
         )
         with torch.no_grad():
             real_features = self.features(real, text, perturbation)
         # In this order, which is that of the sums in the backward pass.
-        anchor = phase_error(fake[:partners], real[:partners], core_resolution)
+        anchor = phase_error(fake[:partners], real[:partners], fold)
         anchor = anchor * (partners / len(real))
         marginals = marginal_distance(fake, real)
         fake_features = self.features(fake, text, perturbation)

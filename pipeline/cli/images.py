@@ -105,7 +105,7 @@ def parse_size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if found is None:
         fix = "write it as WIDTHxHEIGHT, such as 160x96"
-        raise ConfigError("E-CFG-060", "--size", f"{text!r} is no size", fix)
+        raise ConfigError("E-CFG-059", "--size", f"{text!r} is no size", fix)
     return int(found[1]), int(found[2])
 
 

@@ -19,7 +19,7 @@ from pipeline.artifacts import read_manifest
 from pipeline.data.augment import Augment, Transforms, apply, draw
 from pipeline.data.order import BatchOrder
 from pipeline.data.storage import Bucket, Pictures, open_array
-from pipeline.errors import ConfigError, InputMissing
+from pipeline.errors import InputMissing
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.shape import Images, Shape
 from pipeline.rng import generator_for
@@ -49,12 +49,6 @@ class PreparedDataset:
         low_width = int(self._low[0].shape[-1]) if self._low else self.buckets[0].width
         self.low_resolution = self.resolution * low_width // self.buckets[0].width
         self._text = load_file(self.path / "text.safetensors")
-
-    def require_squares(self, what: str) -> None:
-        """Raise ConfigError where images have several sizes, which `what` cannot take."""
-        if self.buckets[0][:2] != (self.resolution, self.resolution) or len(self.buckets) > 1:
-            problem = f"{what} cannot take images that are not square yet"
-            raise ConfigError("E-CFG-058", "params.yaml: data.fit", problem, "write crop or pad")
 
     @property
     def text_encoder(self) -> dict[str, object]:

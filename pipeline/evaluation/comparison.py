@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import damage, metrics, qualification, retrieval, statistics
@@ -20,6 +20,7 @@ from pipeline.evaluation.metrics import Float64
 from pipeline.evaluation.qualification import Qualification
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.statistics import Int64
+from pipeline.models.shape import Images, map_images, take
 
 MAX_REFERENCE = 4000  # real training images that sets are compared with; copies are sought among all
 MAX_DAMAGED = 600  # of them, for the margins
@@ -29,7 +30,7 @@ MAX_DAMAGED = 600  # of them, for the margins
 class RealImages:
     """At most MAX_REFERENCE real training images, and what was fitted on them."""
 
-    images: Tensor  # uint8 [n,3,R,R]
+    images: Images  # uint8 [3,H,W] each
     families: list[str]
     groups: list[str]
     captions: list[int]  # caption ids, -1 for none
@@ -54,7 +55,7 @@ def measure_real(dataset: PreparedDataset, extractors: Sequence[Extractor], seed
     if len(rows) > MAX_REFERENCE:
         chosen = statistics.generator(seed, "reference").choice(len(rows), MAX_REFERENCE, replace=False)
         rows = rows[np.sort(chosen)]
-    images = dataset.images(rows)
+    images = dataset.pictures(rows)
     families = [family_of(dataset.rows[row]) for row in rows]
     ids = [dataset.caption_of(int(row)) for row in rows]
     raw = {extractor.name: extractor(images) for extractor in extractors}
@@ -104,14 +105,16 @@ def kid_margin(extractor: Extractor, real: RealImages, margin: Margin) -> float:
     samples. Pairs of one family are left out."""
     some = statistics.spaced(len(real.images), MAX_DAMAGED)
     (families,), total = statistics.number_families([real.families[i] for i in some])
-    white, images = real.whitening[extractor.name], real.images[some]
+    white, images = real.whitening[extractor.name], take(real.images, some)
     clean = white(real.raw[extractor.name][some])
 
-    def kid(damaged: Tensor) -> float:
+    def kid(damaged: Images) -> float:
         fake = white(extractor(damaged))
         return float(statistics.kid_by_family(clean, families, fake, families, np.ones((1, total)))[0])
 
-    return max(kid(damage.jpeg(images, margin.jpeg)), kid(damage.add_noise(images, margin.noise, seed=0)))
+    compressed = map_images(partial(damage.jpeg, quality=margin.jpeg), images)
+    noisy = map_images(partial(damage.add_noise, std=margin.noise, seed=0), images)
+    return max(kid(compressed), kid(noisy))
 
 
 def kid_margins(
@@ -162,7 +165,7 @@ def compare(
     `describe(qualified extractors, noise floors)` gives the description of the evidence."""
     qualified = [e for e, q in zip(extractors, qualifications, strict=True) if q.qualified]
     images = {
-        each.split: {"real": each.images[each.which]} | {n: s.images for n, s in samples[each.split].items()}
+        each.split: {"real": take(each.images, each.which)} | {n: s.images for n, s in samples[each.split].items()}
         for each in caption_sets
     }
     found = search_copies(images, dataset, real.rows)
@@ -189,14 +192,14 @@ def compare(
 
 
 def measure(
-    images: Tensor,
+    images: Images,
     real: RealImages,
     extractors: Sequence[Extractor],
     qualified: Sequence[Extractor],
     judge: CaptionJudge | None,
     near: Neighbours,
 ) -> ImageMeasures:
-    """Measure uint8 images [N,3,R,R] of a caption set, which have the neighbours `near`. Captions are judged, if
+    """Measure N uint8 images of a caption set, which have the neighbours `near`. Captions are judged, if
     there is a judge, from the features of all extractors; the evidence holds those of qualified ones."""
     raw = {each.name: each(images) for each in extractors}
     features = {each.name: real.whitening[each.name](raw[each.name]) for each in qualified}

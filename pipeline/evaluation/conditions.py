@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import BadData
 from pipeline.evaluation import statistics
 from pipeline.evaluation.statistics import Int64
+from pipeline.models.shape import Images
 from pipeline.rng import key
 
 SPLITS = {"heldout": "test", "train": "train"}  # caption sets, and the splits that they come from
@@ -38,7 +38,7 @@ class CaptionSet:
     caption_ids: list[int]
     families: list[str]
     groups: list[str]
-    images: Tensor  # uint8 [n,3,R,R]
+    images: Images  # uint8 [3,H,W] each
     which: Int64  # [N]
     draw: Int64  # [N] number of the image among those of equal captions
 
@@ -106,7 +106,7 @@ def build_caption_set(
         caption_ids=ids,
         families=[family_of(dataset.rows[row]) for row in rows],
         groups=[group_of(dataset.rows[row]) for row in rows],
-        images=dataset.images(rows),
+        images=dataset.pictures(rows),
         which=which,
         draw=number_repeats([captions[i] for i in which]),
     )

@@ -24,6 +24,7 @@ from pipeline.diffusion.schedule import grids, steps_by_level
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import pyramid_levels
+from pipeline.models.shape import SQUARE, Shape
 from pipeline.models.snapshot import Snapshot
 
 EIGHT = 8  # calls of the fine-tuned model's setting for a small fixed budget
@@ -46,14 +47,19 @@ class Contender:
     steps: tuple[int, ...] | None = None
 
     def sample(
-        self, snapshot: Snapshot, text: Conditioning, seeds: Sequence[int], batch_size: int = 64
+        self,
+        snapshot: Snapshot,
+        text: Conditioning,
+        seeds: Sequence[int],
+        batch_size: int = 64,
+        shape: Shape = SQUARE,
     ) -> Generated:
-        """One image per caption and seed; `nfe` counts the calls of all levels."""
+        """One image of `shape` per caption and seed; `nfe` counts the calls of all levels."""
         if snapshot.config.is_refined:
-            images = generate_refined(snapshot, text, seeds, self.passes, batch_size).images
+            images = generate_refined(snapshot, text, seeds, self.passes, batch_size, shape).images
             passes = self.passes or min(snapshot.config.passes)
             return Generated(images, passes + len(snapshot.config.shells))
-        return generate(snapshot, text, seeds, self.settings, batch_size, self.steps)
+        return generate(snapshot, text, seeds, self.settings, batch_size, self.steps, shape)
 
     def describe(self) -> str:
         """How it is sampled, as in `4+4 steps, guidance off`; empty for the snapshot's own setting."""

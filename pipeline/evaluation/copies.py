@@ -15,9 +15,10 @@ from pipeline.evaluation.conditions import family_of, group_of
 from pipeline.evaluation.evidence import Reference
 from pipeline.evaluation.memorisation import ALIKE, Neighbours, TrainingImages, thumbnails
 from pipeline.evaluation.statistics import Int64, number_families, spaced
+from pipeline.models.shape import Images, squashed
 
 MAX_COPIES = 200  # training images that are damaged, to measure how many copies are found
-Images = Mapping[str, Mapping[str, Tensor]]  # uint8 [N,3,R,R] by caption set and contender
+ImageSets = Mapping[str, Mapping[str, Images]]  # uint8, by caption set and contender
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,24 @@ class CopySearch:
     power: dict[str, float]
 
 
-def search_copies(images: Images, dataset: PreparedDataset, some: Int64) -> CopySearch:
+def search_copies(images: ImageSets, dataset: PreparedDataset, some: Int64) -> CopySearch:
     """Search all training images at once, since their variants cost as much as their distances. The reference
-    and the damaged ones are those of `some` rows: of all of them it would cost the square of their number."""
-    rows, real = dataset.split("train"), dataset.images(some)
+    and the damaged ones are those of `some` rows: of all of them it would cost the square of their number.
+
+    Images of other shapes are stretched to squares, so that all are compared with all."""
+
+    def squares(numbers: Int64) -> Tensor:
+        return squashed(dataset.pictures(numbers), dataset.resolution)
+
+    rows, real = dataset.split("train"), squares(some)
     (of_all, of_some), _ = number_families(
         *([family_of(dataset.rows[i]) for i in each] for each in (rows, some))
     )
-    training = TrainingImages(lambda numbers: dataset.images(rows[numbers]), of_all)
+    training = TrainingImages(lambda numbers: squares(rows[numbers]), of_all)
     planted = plant_copies(real)
     places = [(split, name) for split, by_name in images.items() for name in by_name]
-    shown = [*(images[split][name] for split, name in places), *planted.values(), real]
+    drawn = (squashed(images[split][name], dataset.resolution) for split, name in places)
+    shown = [*drawn, *planted.values(), real]
     sizes = [len(each) for each in shown]
     left_out = np.concatenate([np.full(sum(sizes[:-1]), -1), of_some])
     near = training.nearest(torch.cat([thumbnails(each) for each in shown]), left_out)

@@ -1,6 +1,6 @@
 """Damage of known strength, to plant in real images: a distance that does not see it cannot be trusted.
 
-Every function maps uint8 images [N,3,R,R] to new ones of the same shape, and gives the same bits each time.
+Every function maps uint8 images [N,3,H,W] to new ones of the same shape, and gives the same bits each time.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def sharpen(images: Tensor, amount: float) -> Tensor:
 def dither(images: Tensor, levels: int) -> Tensor:
     """Reduced to `levels` values per channel (at least 2), by ordered dithering with Bayer's 4x4 matrix."""
     assert levels >= 2
-    R = images.shape[-1]
-    repeats = math.ceil(R / 4)
-    threshold = ((BAYER + 0.5) / 16).repeat(repeats, repeats)[:R, :R].to(images.device)
+    height, width = images.shape[2:]
+    repeats = math.ceil(height / 4), math.ceil(width / 4)
+    threshold = ((BAYER + 0.5) / 16).repeat(repeats)[:height, :width].to(images.device)
     step = 255 / (levels - 1)
     return _to_uint8((images / step + threshold).floor() * step)
 
@@ -51,9 +51,10 @@ def jpeg(images: Tensor, quality: int) -> Tensor:
 
 def shift(images: Tensor, px: int) -> Tensor:
     """Moved by `px` pixels to the right and down (negative: left and up); the edge is repeated."""
-    R = images.shape[-1]
-    place = (torch.arange(R, device=images.device) - px).clamp(0, R - 1)
-    return images[..., place, :][..., place]
+    down, across = (
+        (torch.arange(side, device=images.device) - px).clamp(0, side - 1) for side in images.shape[2:]
+    )
+    return images[..., down, :][..., across]
 
 
 def noise_like(images: Tensor, seed: int) -> Tensor:
@@ -64,8 +65,8 @@ def noise_like(images: Tensor, seed: int) -> Tensor:
 
 
 def _gaussian(images: Tensor, sigma_px: float) -> Tensor:
-    """float32 images [N,3,R,R], convolved with a Gaussian that is cut off at 3 standard deviations, or R - 1."""
-    radius = min(math.ceil(3 * sigma_px), images.shape[-1] - 1)
+    """float32 images [N,3,H,W], convolved with a Gaussian cut off at 3 standard deviations, or a side less 1."""
+    radius = min(math.ceil(3 * sigma_px), min(images.shape[2:]) - 1)
     x = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.exp(-0.5 * (x / sigma_px) ** 2)
     kernel = (kernel / kernel.sum()).repeat(3, 1)  # [3, 2 radius + 1]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from pipeline.config.params import Params
 from pipeline.data.dataset import PreparedDataset
@@ -26,7 +27,9 @@ from pipeline.evaluation.contenders import (
     measure_cost,
 )
 from pipeline.evaluation.features import Extractor, to_resolution
+from pipeline.evaluation.samples import batches_of
 from pipeline.evaluation.verdict import Baseline
+from pipeline.models.shape import in_order
 from pipeline.models.snapshot import Snapshot, load_snapshot
 
 TEACHER, CHAMPION = "finetuned", "champion"
@@ -158,14 +161,17 @@ def _choice_distance(
     """KID to the training images of CHOICE_IMAGES samples of training captions, with seeds that nothing else
     uses."""
     captions = build_caption_set(dataset, "choice", "train", CHOICE_IMAGES, params.seed)
-    text = dataset.text([captions.caption_ids[i] for i in captions.which])
+    batches = list(batches_of(captions, dataset, params.seed, params.evaluate.batch_size, "choice"))
     drawn = [captions.families[i] for i in captions.which]
     (unit_real, unit_fake), total = statistics.number_families(real.families, drawn)
-    white, seeds = real.white(extractor.name), captions.seeds(params.seed, "choice")
+    white = real.white(extractor.name)
 
     def distance(contender: Contender) -> float:
-        images = contender.sample(teacher, text, seeds, params.evaluate.batch_size).images
-        fake = real.whitening[extractor.name](extractor(to_resolution(images, dataset.resolution)))
+        images: dict[int, Tensor] = {}
+        for places, text, seeds, shape in batches:
+            made = contender.sample(teacher, text, seeds, params.evaluate.batch_size, shape).images
+            images |= zip(places, to_resolution(made, dataset.resolution, shape), strict=True)
+        fake = real.whitening[extractor.name](extractor(in_order(images)))
         return float(statistics.kid_by_family(white, unit_real, fake, unit_fake, np.ones((1, total)))[0])
 
     return distance

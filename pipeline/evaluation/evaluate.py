@@ -63,7 +63,6 @@ def evaluate(
         ConfigError: the champion has another text encoder, or a model cannot be sampled by its settings.
     """
     dataset = PreparedDataset(root / "data" / "prepared")
-    dataset.require_squares("evaluate")
     check_images(dataset)
     extractors, unavailable = load_extractors(params.evaluate.extractors, dataset, device)
     for missing in unavailable:

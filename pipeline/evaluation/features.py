@@ -23,6 +23,7 @@ from pipeline.adversarial.random_features import RandomFeatures
 from pipeline.adversarial.whitening import Standardiser as Standardiser
 from pipeline.adversarial.whitening import Whitening as Whitening
 from pipeline.errors import InputMissing
+from pipeline.models.shape import SQUARE, Images, Shape, by_size
 
 Float64 = NDArray[np.float64]
 
@@ -34,7 +35,7 @@ LITE2_RESOLUTIONS = 96, 260
 class Extractor:
     """A frozen feature extractor.
 
-    `embed` maps float32 images [B,3,R,R] in 0..255 to features float32 [B,dim]. `sha256` digests its weights.
+    `embed` maps float32 images [B,3,H,W] in 0..255 to features float32 [B,dim]. `sha256` digests its weights.
     `related_to_discriminator`: a model trained against a discriminator of the refine stage may please it, too.
     `details`: numbers to report beside it.
     """
@@ -47,14 +48,18 @@ class Extractor:
     dim: int = field(kw_only=True)
     details: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
-    def __call__(self, images: Tensor, batch_size: int = 64) -> Float64:
-        """Features of uint8 images [N,3,R,R]: float64 [N,d]."""
-        assert images.dtype == torch.uint8, "the same steps for real and generated images"
-        with torch.inference_mode():
-            batches = [
-                self.embed(batch.to(self.device).float()).double().cpu() for batch in images.split(batch_size)
-            ]
-        return torch.cat(batches).numpy()
+    def __call__(self, images: Images, batch_size: int = 64) -> Float64:
+        """Features of uint8 images: float64 [N,d]."""
+        features = np.zeros((len(images), self.dim))
+        for places, alike in by_size(images):
+            assert alike.dtype == torch.uint8, "the same steps for real and generated images"
+            with torch.inference_mode():
+                batches = [
+                    self.embed(batch.to(self.device).float()).double().cpu()
+                    for batch in alike.split(batch_size)
+                ]
+            features[places] = torch.cat(batches).numpy()
+        return features
 
 
 # --- randconv: a random convolutional pyramid.
@@ -99,10 +104,10 @@ def lite2(resolution: int, device: str = "cpu") -> Extractor:
 # --- The evaluation resolution.
 
 
-def to_resolution(images: Tensor, resolution: int) -> Tensor:
-    """uint8 images [N,3,r,r] at the evaluation resolution, by bicubic interpolation, rounded and clipped."""
-    if images.shape[-1] == resolution:
+def to_resolution(images: Tensor, resolution: int, shape: Shape = SQUARE) -> Tensor:
+    """uint8 images [N,3,h,w] of `shape` at the evaluation resolution, by bicubic interpolation, rounded, clipped."""
+    size = shape.at(resolution)
+    if tuple(images.shape[2:]) == size:
         return images
-    size = (resolution, resolution)
     resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)

@@ -80,8 +80,8 @@ def _tile(image: Tensor, size: int) -> Image.Image:
     return square
 
 
-def draw_captions(path: Path, captions: Sequence[str], real: Tensor, shown: Mapping[str, Tensor]) -> None:
-    """Rows: the real images, then each model's; columns: captions, written above. All uint8 [n,3,R,R]."""
+def draw_captions(path: Path, captions: Sequence[str], real: Images, shown: Mapping[str, Images]) -> None:
+    """Rows: the real images, then each model's; columns: captions, written above. All uint8."""
     from PIL import Image, ImageDraw
 
     count = min(GRID_CAPTIONS, len(captions))
@@ -132,9 +132,9 @@ def draw_sheet(path: Path, captions: Sequence[str], images: Images) -> None:
 
 def draw_neighbours(
     path: Path,
-    samples: Tensor,
+    samples: Images,
     captions: Sequence[str],
-    nearest: Tensor,
+    nearest: Images,
     nearest_captions: Sequence[str],
     rho: Float64,
     pairs: int = 12,

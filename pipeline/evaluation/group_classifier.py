@@ -22,6 +22,7 @@ from torch.nn.utils import skip_init
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation.conditions import group_of
 from pipeline.evaluation.features import Extractor
+from pipeline.models.shape import squashed
 from pipeline.rng import generator_for
 
 RESOLUTION = 64  # px, the largest input; larger images are averaged over boxes
@@ -82,6 +83,7 @@ class Classifier(nn.Module):
     def __init__(self, resolution: int, num_groups: int, generator: torch.Generator) -> None:
         """`resolution` of its images, px; weights by He's initialisation."""
         super().__init__()
+        self.resolution = resolution
         num_stages = min(max(resolution.bit_length() - 3, 1), 4)
         widths = (24, 48, 96, 96)[:num_stages]
         self.dim = 2 * sum(widths)  # number of features
@@ -99,7 +101,9 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Feature maps [B, width, r, r] of images [B,3,R,R] in 0..255, fine to coarse."""
+        """Feature maps [B, width, r, r] of images in 0..255, [B,3,R,R] or stretched to that, fine to coarse."""
+        if images.shape[2] != images.shape[3]:
+            images = F.adaptive_avg_pool2d(images, self.resolution)
         x = (_box(images) - 127.5) / 63.75
         maps = []
         for conv in self.convs:
@@ -180,7 +184,8 @@ def _box(images: Tensor) -> Tensor:
 def _small_images(dataset: PreparedDataset, rows: Sequence[int]) -> Tensor:
     """uint8 images of some rows, at most RESOLUTION px; few at a time are read in full."""
     parts = [
-        _box(dataset.images(np.asarray(rows[i : i + 256])).float()).round() for i in range(0, len(rows), 256)
+        _box(squashed(dataset.pictures(np.asarray(rows[i : i + 256])), dataset.resolution).float()).round()
+        for i in range(0, len(rows), 256)
     ]
     return torch.cat(parts).to(torch.uint8)
 

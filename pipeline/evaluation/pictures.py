@@ -20,6 +20,7 @@ from pipeline.evaluation.conditions import CaptionSet
 from pipeline.evaluation.memorisation import ALIKE
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.wording import title_of
+from pipeline.models.shape import Images
 
 MAX_PX = 96  # of a picture; larger ones are averaged over boxes
 MAX_PIXELS = 800_000  # of all pictures of the comparisons together: the page is to be mailed
@@ -61,12 +62,14 @@ class Suspect:
 
 
 def picture(image: Tensor, caption: str, what: str) -> Picture:
-    """uint8 [3,R,R], without loss up to MAX_PX."""
+    """uint8 [3,H,W], without loss up to MAX_PX a side."""
     from PIL import Image
 
     shown = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    if shown.width > MAX_PX:
-        shown = shown.resize((MAX_PX, MAX_PX), Image.Resampling.BOX)
+    longest = max(shown.size)
+    if longest > MAX_PX:
+        size = (round(shown.width * MAX_PX / longest), round(shown.height * MAX_PX / longest))
+        shown = shown.resize(size, Image.Resampling.BOX)
     file = io.BytesIO()
     shown.save(file, "WEBP", lossless=True, quality=75, method=4)
     source = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
@@ -93,8 +96,9 @@ def compare_captions(names: Sequence[str], samples: Mapping[str, Samples], capti
     return Grid(caption_set.split, [title_of(name) for name in columns], rows)
 
 
-def _pixels(images: Tensor) -> int:
-    return min(images.shape[-1], MAX_PX) ** 2
+def _pixels(images: Images) -> int:
+    """Of the first picture, at most."""
+    return min(max(images[0].shape[1:]), MAX_PX) ** 2
 
 
 def find_suspects(

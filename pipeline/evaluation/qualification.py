@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.evaluation import damage, statistics
 from pipeline.evaluation.features import Extractor, Whitening
 from pipeline.evaluation.metrics import Float64, Metric
+from pipeline.models.shape import Images, map_images, take
 
 MAX_IMAGES = 128  # images that are damaged
 MAX_REFERENCE = 600  # training images that they are compared with
@@ -51,10 +52,10 @@ def qualify(
     whitening: Whitening,
     reference: Float64,
     reference_families: Sequence[str],
-    images: Tensor,
+    images: Images,
     families: Sequence[str],
 ) -> Qualification:
-    """Judge `extractor` on whitened features [n,k] of training images, and held-out uint8 images [m,3,R,R].
+    """Judge `extractor` on whitened features [n,k] of training images, and m held-out uint8 images.
 
     No family may be in both. Of more images than MAX_REFERENCE and MAX_IMAGES, evenly spaced ones are used."""
     some = statistics.spaced(len(reference), MAX_REFERENCE)
@@ -64,15 +65,15 @@ def qualify(
     )
     counts = statistics.resample_counts(num_families, statistics.generator(0, "qualification"))
 
-    def kid(damaged: Tensor) -> Metric:
+    def kid(damaged: Images) -> Metric:
         white = whitening(extractor(damaged))
         return statistics.KidSamples.measure(reference[some], family_a, white, family_b, counts).metric
 
-    real = images[held_out]
+    real = take(images, held_out)
     table = {REAL: kid(real)}
     for ladder in LADDERS.values():
-        table |= {case: kid(change(real)) for case, change in ladder}
-    table[NOTHING] = kid(damage.noise_like(real, seed=0))
+        table |= {case: kid(map_images(change, real)) for case, change in ladder}
+    table[NOTHING] = kid(map_images(partial(damage.noise_like, seed=0), real))
     reason = find_disorder(table)
     return Qualification(extractor.name, not reason, reason, tuple(table.items()))
 

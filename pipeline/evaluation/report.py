@@ -65,7 +65,7 @@ def _draw_neighbours(
         path,
         samples["heldout"][name].images,
         [held_out.captions[i] for i in held_out.which],
-        dataset.images(found.row),
+        dataset.pictures(found.row),
         [pictures.name_of(dataset, int(row)) for row in found.row],
         found.rho,
     )

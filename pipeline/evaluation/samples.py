@@ -6,20 +6,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.dataset import PreparedDataset
-from pipeline.diffusion.generate import in_batches
 from pipeline.errors import StorageError
 from pipeline.evaluation import metrics
 from pipeline.evaluation.conditions import CaptionSet
 from pipeline.evaluation.contenders import Contender
 from pipeline.evaluation.features import to_resolution
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.shape import SQUARE, Images, Shape, in_order
 from pipeline.models.snapshot import Snapshot, load_snapshot
 
 
@@ -31,11 +31,12 @@ class SampleTask:
     contender: Contender
     text: Conditioning
     seeds: Sequence[int]
+    shape: Shape = SQUARE
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """The images of a task: uint8 [n,3,R,R] as numpy, calls per image, and seconds."""
+    """The images of a task: uint8 [n,3,H,W] as numpy, calls per image, and seconds."""
 
     number: int
     images: np.ndarray[Any, np.dtype[np.uint8]]
@@ -53,7 +54,7 @@ TaskMapper = Callable[
 class Samples:
     """Images of one contender for one caption set, in the order of `CaptionSet.which`."""
 
-    images: Tensor  # uint8 [N,3,R,R], at the resolution of the data
+    images: Images  # uint8, at the resolution of the data
     nfe: int
     seconds: float  # of one process, all batches
 
@@ -79,7 +80,7 @@ def sampler(folders: Mapping[str, tuple[str, str]], device: str) -> Iterator[Wor
         if name not in loaded:
             loaded[name] = _load(*folders[name], device)
         start = time.perf_counter()
-        result = task.contender.sample(loaded[name], task.text, task.seeds, len(task.seeds))
+        result = task.contender.sample(loaded[name], task.text, task.seeds, len(task.seeds), task.shape)
         seconds = time.perf_counter() - start
         return SampleResult(task.number, result.images.numpy(), result.nfe, seconds)
 
@@ -113,16 +114,13 @@ def sample_all(
     log: Callable[[str], None],
 ) -> dict[str, dict[str, Samples]]:
     """Samples by caption set and contender. Batches are the same wherever they are computed."""
-    asked = {
-        each.split: (dataset.text([each.caption_ids[i] for i in each.which]), each.seeds(seed))
-        for each in caption_sets
-    }
+    asked = {each.split: list(batches_of(each, dataset, seed, batch_size)) for each in caption_sets}
     tasks: list[SampleTask] = []
     places: list[tuple[str, str]] = []
     for contender in contenders:
-        for split, (text, seeds) in asked.items():
-            for part, own in in_batches(text, seeds, batch_size):
-                tasks.append(SampleTask(len(tasks), contender, part, own))
+        for split, batches in asked.items():
+            for batch in batches:
+                tasks.append(SampleTask(len(tasks), contender, batch.text, batch.seeds, batch.shape))
                 places.append((split, contender.name))
     results: dict[int, SampleResult] = {}
     for result in map_tasks(make, tasks):
@@ -134,14 +132,40 @@ def sample_all(
         split, name = places[number]
         grouped.setdefault(split, {}).setdefault(name, []).append(results[number])
     return {
-        split: {name: _join(parts, dataset.resolution) for name, parts in by_name.items()}
+        split: {name: _join(parts, asked[split], dataset.resolution) for name, parts in by_name.items()}
         for split, by_name in grouped.items()
     }
 
 
-def _join(parts: Sequence[SampleResult], resolution: int) -> Samples:
-    images = torch.from_numpy(np.concatenate([part.images for part in parts]))
-    return Samples(to_resolution(images, resolution), parts[0].nfe, sum(part.seconds for part in parts))
+class CaptionBatch(NamedTuple):
+    """Captions and seeds of images of one shape; `places` of these images in `CaptionSet.which`."""
+
+    places: Sequence[int]
+    text: Conditioning
+    seeds: Sequence[int]
+    shape: Shape
+
+
+def batches_of(
+    captions: CaptionSet, dataset: PreparedDataset, seed: int, batch_size: int, purpose: str = "evaluate"
+) -> Iterator[CaptionBatch]:
+    """What to draw of a caption set: images of the shapes of their captions' own, one shape a batch."""
+    seeds, rows = captions.seeds(seed, purpose), captions.rows[captions.which]
+    for own in dataset.by_bucket(rows):
+        text = dataset.text([captions.caption_ids[captions.which[i]] for i in own])
+        shape = dataset.shape_of(int(rows[own[0]]))
+        for start in range(0, len(own), batch_size):
+            some = slice(start, start + batch_size)
+            places = own[some].tolist()
+            yield CaptionBatch(places, text.select(some), [seeds[i] for i in places], shape)
+
+
+def _join(parts: Sequence[SampleResult], batches: Sequence[CaptionBatch], resolution: int) -> Samples:
+    images: dict[int, Tensor] = {}
+    for part, batch in zip(parts, batches, strict=True):
+        drawn = to_resolution(torch.from_numpy(part.images), resolution, batch.shape)
+        images |= zip(batch.places, drawn, strict=True)
+    return Samples(in_order(images), parts[0].nfe, sum(part.seconds for part in parts))
 
 
 def throughput(samples: Mapping[str, Mapping[str, Samples]]) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def shape_of(snapshot: Snapshot, size: tuple[int, int]) -> Shape:
     if any(side % unit or not 0 < side <= most for side in size):
         width, height = (min(max(round(side / unit), 1) * unit, most) for side in size)
         problem = f"{size[0]}x{size[1]} px: sides of this model are multiples of {unit}, up to {most} px"
-        raise ConfigError("E-CFG-059", "size", problem, f"choose {width}x{height}")
+        raise ConfigError("E-CFG-058", "size", problem, f"choose {width}x{height}")
     return Shape(size[1] / snapshot.resolution, size[0] / snapshot.resolution)
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +22,11 @@ class Shape(NamedTuple):
     def at(self, resolution: int) -> tuple[int, int]:
         """(height, width) in px at a level of the pyramid."""
         return round(self.height * resolution), round(self.width * resolution)
+
+    @classmethod
+    def of(cls, images: Tensor, resolution: int) -> "Shape":
+        """The shape of images [...,H,W] of a resolution."""
+        return cls(images.shape[-2] / resolution, images.shape[-1] / resolution)
 
 
 SQUARE = Shape(1.0, 1.0)
@@ -41,6 +48,26 @@ def in_order(images: Mapping[int, Tensor]) -> Images:
     return torch.stack(ordered) if len({image.shape for image in ordered}) == 1 else ordered
 
 
+def take(images: Images, places: Sequence[int] | NDArray[np.int64]) -> Images:
+    """The images at some places."""
+    if isinstance(images, Tensor):
+        return images[torch.as_tensor(places)]
+    return in_order(dict(enumerate(images[int(place)] for place in places)))
+
+
+def squashed(images: Images, resolution: int) -> Tensor:
+    """uint8 images as squares [N,3,R,R], stretched by area means where they are not."""
+
+    def squash(alike: Tensor) -> Tensor:
+        if alike.shape[2] == alike.shape[3]:
+            return alike
+        return F.adaptive_avg_pool2d(alike.float(), resolution).round().to(torch.uint8)
+
+    stretched = map_images(squash, images)
+    assert isinstance(stretched, Tensor)
+    return stretched
+
+
 def on_one_canvas(images: Images, colour: int = 255) -> Tensor:
     """Images in the middle of canvases of one grey, as high as the highest and as wide as the widest: [N,3,H,W]."""
     if isinstance(images, Tensor):
@@ -52,6 +79,12 @@ def on_one_canvas(images: Images, colour: int = 255) -> Tensor:
         sides = [across // 2, across - across // 2, down // 2, down - down // 2]
         padded.append(F.pad(image, sides, value=colour))
     return torch.stack(padded)
+
+
+def mean_over(means: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """The mean of float32 means over so many images each, as float32."""
+    total = torch.stack([mean.double() * count for mean, count in means]).sum()
+    return (total / sum(count for _, count in means)).float()
 
 
 def map_images(change: Callable[[Tensor], Tensor], images: Images) -> Images:

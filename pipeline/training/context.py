@@ -27,7 +27,7 @@ from pipeline.models.denoiser import Denoiser, set_dtype
 from pipeline.models.finite import require_finite_metrics
 from pipeline.models.kernels import mean_kernel_px, mixes
 from pipeline.models.resample import rescale
-from pipeline.models.shape import in_order
+from pipeline.models.shape import Images, in_order, map_images
 from pipeline.models.snapshot import Snapshot, Weights, at_resolution, describe, load_snapshot, save_snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for, key
@@ -139,6 +139,14 @@ class TrainContext(Generic[S]):
         images = self.dataset.images(torch.tensor(rows, dtype=torch.int64).numpy())
         text = self.dataset.text([self.dataset.caption_of(row) for row in rows])
         return images.to(self.device), text.to(self.device)
+
+    def pictures_and_text(self, rows: Sequence[int]) -> tuple[Images, Conditioning]:
+        """uint8 images and the encoded names of any rows, on the device."""
+        images = map_images(
+            lambda alike: alike.to(self.device), self.dataset.pictures(np.array(rows, np.int64))
+        )
+        text = self.dataset.text([self.dataset.caption_of(row) for row in rows])
+        return images, text.to(self.device)
 
     def parts(self, rows: Sequence[int]) -> Iterator[tuple[Tensor, Conditioning]]:
         """`images_and_text` of the rows of each bucket."""

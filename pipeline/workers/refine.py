@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline.adversarial.discriminator import (
@@ -29,7 +30,7 @@ from pipeline.launch.worker import WorkerConfig
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import CoreDenoiser, Denoiser, pyramid_levels, set_dtype, set_recompute
-from pipeline.models.shape import SQUARE, Shape
+from pipeline.models.shape import SQUARE, Images, Shape, by_size, in_order, map_images
 from pipeline.models.snapshot import Snapshot, load_snapshot, write_snapshot
 from pipeline.rng import key
 from pipeline.training import checkpoint
@@ -55,7 +56,6 @@ def refine(config: WorkerConfig) -> None:
     s = config.params.refine
     settings = unpack(AdversarialSettings, s, seed=config.params.seed)
     run = train_context("refine", config, s, settings, sample_in_fewest)
-    run.dataset.require_squares("refine")
     parent = load_snapshot(config.root / PARENT, run.device)
     check_parent_fits(parent, run, config.params)
     student = parent.denoiser.requires_grad_(True)  # without dropout, as what is exported
@@ -68,11 +68,13 @@ def refine(config: WorkerConfig) -> None:
     learners = {"generator": generator, "discriminator": discriminator}
     state = TrainState(learners, extra=guard_tensors(generator))
     checkpoint.resume(run.folder / "checkpoints", state)
-    images, text = run.images_and_text(run.pick("train", s.check_samples))
-    distance = RandomDistance(run.dataset.images(np.array(run.pick("train", REAL))))
-    to_uint8 = parent.statistics.to_uint8
-    by_kid = (lambda samples: distance(to_uint8(samples).cpu())) if s.select_by == "kid" else None
-    guards = Guards(step, parent.statistics.standardise(images), text, unpack(GuardSettings, s), by_kid)
+    images, text = run.pictures_and_text(run.pick("train", s.check_samples))
+    real = run.dataset.pictures(np.array(run.pick("train", REAL)))
+    distance, statistics = RandomDistance(real, parent.resolution), parent.statistics
+    to_uint8 = partial(map_images, lambda samples: statistics.to_uint8(samples).cpu())
+    by_kid = (lambda samples: distance(to_uint8(samples))) if s.select_by == "kid" else None
+    standardised = map_images(statistics.standardise, images)
+    guards = Guards(step, standardised, text, unpack(GuardSettings, s), by_kid)
     progress = run.progress(state.nimg)
     if state.nimg == 0:
         progress.write(0, guards(state))
@@ -112,10 +114,12 @@ def export_best(
     unrefined = load_snapshot(parent, run.device)
     set_dtype(unrefined.denoiser, run.dtype)
     rows = run.pick("train", CHOICE)
-    images, text = run.images_and_text(rows)
+    images, text = run.pictures_and_text(rows)
     seeds = [key(run.settings.seed, "choice", row) for row in rows]
-    factors = match_octaves(refined, refined.statistics.standardise(images), text, seeds)
-    distances = compare_passes(refined, unrefined, text, seeds, distance)
+    standardised = map_images(refined.statistics.standardise, images)
+    factors = match_octaves(refined, standardised, text, seeds)
+    shapes = [(places, Shape.of(alike, refined.resolution)) for places, alike in by_size(images)]
+    distances = compare_passes(refined, unrefined, text, seeds, shapes, distance)
     metrics = {
         "lr_scale": guard.lr_scale,
         "rollbacks": guard.rollbacks,
@@ -164,7 +168,7 @@ def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> Adversar
         assert isinstance(core, CoreDenoiser)
         frozen.append(CoreFeatures(core))
     if "lite0" in names:
-        reference, _ = run.images_and_text(run.pick("train", REFERENCE))
+        reference, _ = max(run.parts(run.pick("train", REFERENCE)), key=lambda part: len(part[0]))
         frozen.append(Lite0Features(parent.statistics, parent.statistics.standardise(reference)))
     if "pixels" in names:
         frozen.append(PixelFeatures(fold=parent.resolution // core.resolution))
@@ -192,18 +196,28 @@ def compare_passes(
     unrefined: Snapshot,
     text: Conditioning,
     seeds: Sequence[int],
-    distance: Callable[[Tensor], float],
+    shapes: Sequence[tuple[list[int], Shape]],
+    distance: Callable[[Images], float],
 ) -> dict[int, Distances]:
-    """Distances by number of passes, of samples of these captions and seeds.
+    """Distances by number of passes, of samples of these captions and seeds; `shapes` has the places of each shape.
 
     Each shell makes one step. The unrefined model has no guidance, which would double its cost; its shells repeat
     the levels below, so that it costs a little more all the same."""
     plain = replace(unrefined.config.sampling, guidance=1.0, early_exit=False)
     shells = [1] * len(refined.config.shells)
+
+    def sampled(make: Callable[..., Generated], snapshot: Snapshot, **settings: Any) -> Images:
+        samples: dict[int, Tensor] = {}
+        for places, shape in shapes:
+            own_text, own_seeds = text.select(torch.tensor(places)), [seeds[place] for place in places]
+            made = make(snapshot, own_text, own_seeds, shape=shape, **settings)
+            samples |= zip(places, made.images, strict=True)
+        return in_order(samples)
+
     return {
         n: Distances(
-            distance(generate_refined(refined, text, seeds, n).images),
-            distance(generate(unrefined, text, seeds, plain, steps=[n, *shells]).images),
+            distance(sampled(generate_refined, refined, passes=n)),
+            distance(sampled(generate, unrefined, settings=plain, steps=[n, *shells])),
         )
         for n in refined.config.passes
     }

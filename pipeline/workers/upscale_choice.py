@@ -10,6 +10,7 @@ from pipeline.adversarial.random_features import RandomDistance
 from pipeline.inference.upscaling import PLAIN_STEPS, UpscaleSettings, upscale
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.resample import pool
+from pipeline.models.shape import Images, in_order, map_images
 from pipeline.models.snapshot import Snapshot
 from pipeline.training.context import TrainContext
 
@@ -25,22 +26,23 @@ def measure_upscaling(
     2x2 boxes are the halved image in all, so that only the detail is compared. Empty for a model without shells."""
     if not refined.config.shells:
         return {}
-    images, text = run.images_and_text(run.pick("val", HELD_OUT))
+    images, text = run.pictures_and_text(run.pick("val", HELD_OUT))
     text = text.select(slice(0, 1)).drop_captions()
-    halved = pool(images.float()).round().to(torch.uint8)
+    originals = map_images(Tensor.cpu, images)
+    halved = map_images(lambda alike: pool(alike.float()).round().to(torch.uint8), originals)
     ways = {0: (unrefined, PLAIN_STEPS), 1: (refined, 1), PLAIN_STEPS: (refined, PLAIN_STEPS)}
     return {
-        f"{METRIC}{n}": distance.paired(doubled(snapshot, halved, text, steps), images.cpu())
+        f"{METRIC}{n}": distance.paired(doubled(snapshot, halved, text, steps), originals)
         for n, (snapshot, steps) in ways.items()
     }
 
 
-def doubled(snapshot: Snapshot, images: Tensor, text: Conditioning, steps: int) -> Tensor:
-    """Images uint8 [n,3,R,R] at [n,3,2R,2R], on the CPU; `text` is one caption."""
+def doubled(snapshot: Snapshot, images: Images, text: Conditioning, steps: int) -> Images:
+    """uint8 images on the CPU, twice as high and wide; `text` is one caption."""
     settings = UpscaleSettings(num_steps=steps)
-    pixels = [image.permute(1, 2, 0).numpy() for image in images.cpu()]
+    pixels = [image.permute(1, 2, 0).numpy() for image in images]
     large = [upscale(snapshot, image, text, seed, settings) for seed, image in enumerate(pixels)]
-    return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in large])
+    return in_order(dict(enumerate(torch.from_numpy(image).permute(2, 0, 1) for image in large)))
 
 
 def steps_to_upscale(metrics: Mapping[str, float]) -> int | None:

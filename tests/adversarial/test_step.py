@@ -78,7 +78,7 @@ def test_a_start_from_noise_shows_nothing_of_the_real_image_and_is_not_anchored_
         a, b = pair(one, share), pair(other, share)
         same = [torch.equal(x, y) for x, y in zip(a.fake, b.fake, strict=True)]
         assert same == [False] * partners + [True] * (4 - partners)
-        wanted = phase_error(a.fake[:partners], a.real[:partners], 8) * partners / 4
+        wanted = phase_error(a.fake[:partners], a.real[:partners], 2) * partners / 4
         assert torch.equal(a.anchor, wanted) and (bool(a.anchor.detach() > 0)) == (partners > 0)
         assert a.marginals > 0
 
@@ -93,11 +93,11 @@ def test_the_anchor_sees_a_dither_that_pooling_hides_and_leaves_edges_their_plac
     real[..., 6:10] = 1
     dither = 0.2 * (1 - 2 * (torch.arange(16) % 2)).expand_as(real)
     assert pool(dither).abs().max() < 1e-7
-    assert phase_error(real + dither, real, 8) == pytest.approx(0.04, rel=1e-5)
+    assert phase_error(real + dither, real, 2) == pytest.approx(0.04, rel=1e-5)
     moved = real.roll(1, dims=3)
-    assert phase_error(moved, real, 8) < 0.6 * (moved - real).square().mean()
+    assert phase_error(moved, real, 2) < 0.6 * (moved - real).square().mean()
     noise = torch.randn(real.shape, generator=generator_for(0, "noise"))
-    assert phase_error(noise, real, 16) == (pool(noise) - pool(real)).square().mean()
+    assert phase_error(noise, real, 1) == (pool(noise) - pool(real)).square().mean()
 
 
 @pytest.mark.parametrize("culprit", ["discriminator_loss", "generator_loss"])

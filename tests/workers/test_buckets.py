@@ -1,5 +1,9 @@
-"""Images that keep their shape: training in buckets, a resume in mid-epoch, stages that cannot take them yet."""
+"""Images that keep their shape, in all stages: a resume in mid-epoch, samples of the shapes of their captions."""
 
+import base64
+import io
+import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import ConfigError
+from pipeline.config.params import parse_params
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
 from pipeline.workers.refine import refine
@@ -16,7 +21,7 @@ from tests.conftest import write_bucketed
 from tests.workers.test_workers import config_of
 
 WORKERS = {"pretrain": pretrain, "finetune": finetune, "refine": refine}
-STAGES = {"pretrain": "core", "finetune": "finetuned"}
+STAGES = {"pretrain": "core", "finetune": "finetuned", "refine": "refined"}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,11 @@ def test_the_sheet_of_samples_shows_the_shapes_of_their_images(trained: Path) ->
     assert sheet.shape == (2 + 2 * 22, 2 + 8 * 22, 3), "16 pictures on canvases of 20 x 20 px"
 
 
-def test_a_stage_that_needs_squares_says_so(trained: Path, tree: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="E-CFG-058 params.yaml: data.fit: refine cannot take images that"):
-        refine(config_of(tree, trained, tmp_path / "run"))
+def test_samples_are_judged_in_the_shapes_of_their_captions(trained: Path, tree: dict[str, Any]) -> None:
+    log: list[str] = []
+    numbers = evaluate(parse_params(tree), trained, log.append)
+    assert all(math.isfinite(value) for value in numbers.values()) and "heldout/finetuned/top_octave" in numbers
+    page = (trained / "reports/evaluation/index.html").read_text()
+    encoded = re.findall("data:image/webp;base64,([^\"]+)", page)
+    sizes = {Image.open(io.BytesIO(base64.b64decode(each))).size for each in encoded}
+    assert sizes == {(16, 16), (20, 12), (12, 20)}
