@@ -41,7 +41,7 @@ class PreparedDataset:
         known = self.manifest["meta"].get("buckets")
         square = Bucket(self.resolution, self.resolution, len(self.rows))
         self.buckets = [Bucket(**each) for each in known] if known else [square]
-        self._ends = np.cumsum([bucket.count for bucket in self.buckets])
+        self._ends = np.cumsum([bucket.num_images for bucket in self.buckets])
         names = sorted({file.name.split(".")[0] for file in self.path.glob("images-*.npy")})
         self._shards = [Pictures(self.path, name) for name in names]
         self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])

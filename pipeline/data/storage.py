@@ -25,7 +25,7 @@ class Bucket(NamedTuple):
 
     height: int
     width: int
-    count: int
+    num_images: int
 
 
 def encode(pixels: Bytes, encoding: str) -> Bytes:

@@ -165,7 +165,8 @@ def compare(
     `describe(qualified extractors, noise floors)` gives the description of the evidence."""
     qualified = [e for e, q in zip(extractors, qualifications, strict=True) if q.qualified]
     images = {
-        each.split: {"real": take(each.images, each.which)} | {n: s.images for n, s in samples[each.split].items()}
+        each.split: {"real": take(each.images, each.which)}
+        | {n: s.images for n, s in samples[each.split].items()}
         for each in caption_sets
     }
     found = search_copies(images, dataset, real.rows)

@@ -50,15 +50,17 @@ class Extractor:
 
     def __call__(self, images: Images, batch_size: int = 64) -> Float64:
         """Features of uint8 images: float64 [N,d]."""
-        features = np.zeros((len(images), self.dim))
-        for places, alike in by_size(images):
+        places: list[int] = []
+        batches: list[Tensor] = []
+        for own, alike in by_size(images):
             assert alike.dtype == torch.uint8, "the same steps for real and generated images"
+            places += own
             with torch.inference_mode():
-                batches = [
+                batches += [
                     self.embed(batch.to(self.device).float()).double().cpu()
                     for batch in alike.split(batch_size)
                 ]
-            features[places] = torch.cat(batches).numpy()
+        features: Float64 = torch.cat(batches).numpy()[np.argsort(places)]
         return features
 
 
@@ -105,7 +107,7 @@ def lite2(resolution: int, device: str = "cpu") -> Extractor:
 
 
 def to_resolution(images: Tensor, resolution: int, shape: Shape = SQUARE) -> Tensor:
-    """uint8 images [N,3,h,w] of `shape` at the evaluation resolution, by bicubic interpolation, rounded, clipped."""
+    """uint8 images [N,3,h,w] of `shape` at the evaluation resolution: bicubic interpolation, rounded, clipped."""
     size = shape.at(resolution)
     if tuple(images.shape[2:]) == size:
         return images

@@ -246,10 +246,11 @@ def sharpness(images: Images) -> Sharpness:
     of_each, sizes = np.zeros((2, len(images))), []
     for places, alike in by_size(images):
         parts = [_sharpness(chunk) for chunk in alike.split(CHUNK)]
-        power, laplacian, gradients = (np.concatenate(each) for each in zip(*parts, strict=True))
-        of_each[:, places] = power, laplacian
+        *both, gradients = (np.concatenate(each) for each in zip(*parts, strict=True))
+        of_each[:, places] = both
         sizes.append(gradients)
-    return Sharpness(*of_each, np.quantile(np.concatenate(sizes), (np.arange(1024) + 0.5) / 1024))
+    power, laplacian = of_each
+    return Sharpness(power, laplacian, np.quantile(np.concatenate(sizes), (np.arange(1024) + 0.5) / 1024))
 
 
 def _sharpness(images: Tensor) -> tuple[Float64, Float64, Float64]:

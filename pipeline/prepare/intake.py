@@ -100,7 +100,7 @@ class Inspection:
             "captions": len({text for image in self.items.ok for text in image.item.captions}),
             "failed_expectations": {name: len(self.report.failed(name)) for name in ("critical", "warning")},
         }
-        sizes = {f"{bucket.width}x{bucket.height}": bucket.count for bucket in self.buckets}
+        sizes = {f"{bucket.width}x{bucket.height}": bucket.num_images for bucket in self.buckets}
         return found | ({"buckets": sizes} if sizes else {})
 
 

@@ -41,7 +41,7 @@ def test_octaves_that_are_a_few_percent_off_get_the_power_of_real_ones() -> None
     snapshot, wanted = refined(), samples_of(refined())
     for shell, factor in zip(shells_of(snapshot), (0.95, 1.04), strict=True):
         shell.net.out_gain *= factor
-    factors = match_octaves(snapshot, wanted, captions(COUNT), range(COUNT))
+    factors = match_octaves(snapshot, wanted, captions(COUNT).doubled(), [*range(COUNT)] * 2)
     assert list(factors) == [16, 32]
     assert list(factors.values()) == pytest.approx([1 / 0.95, 1 / 1.04], rel=0.01)
     for shell in shells_of(snapshot):

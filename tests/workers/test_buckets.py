@@ -68,8 +68,10 @@ def test_the_sheet_of_samples_shows_the_shapes_of_their_images(trained: Path) ->
 def test_samples_are_judged_in_the_shapes_of_their_captions(trained: Path, tree: dict[str, Any]) -> None:
     log: list[str] = []
     numbers = evaluate(parse_params(tree), trained, log.append)
-    assert all(math.isfinite(value) for value in numbers.values()) and "heldout/finetuned/top_octave" in numbers
+    assert (
+        all(math.isfinite(value) for value in numbers.values()) and "heldout/finetuned/top_octave" in numbers
+    )
     page = (trained / "reports/evaluation/index.html").read_text()
-    encoded = re.findall("data:image/webp;base64,([^\"]+)", page)
+    encoded = re.findall('data:image/webp;base64,([^"]+)', page)
     sizes = {Image.open(io.BytesIO(base64.b64decode(each))).size for each in encoded}
     assert sizes == {(16, 16), (20, 12), (12, 20)}
