@@ -182,13 +182,15 @@ class Described:
         at = f"{self._where}/{printable(file.name)}"
         folder = posixpath.dirname(file.name)
         alone = not any(image.startswith(f"{folder}/") for image in self._images)
-        if posixpath.basename(folder) == "annotations" and alone:  # COCO's, beside the folders of images
+        of_coco = posixpath.basename(folder) == "annotations" and alone  # beside the folders of images
+        if of_coco:
             folder = posixpath.dirname(folder)
         names = self._by_folder.setdefault(folder, Names(folder, self._images))
         try:
             table = self._read(file, at, names)
             found, left_out = names.match(table.texts)
-            if not certain and not (found and table.used):
+            certain &= bool(found) or not of_coco  # it may be of another part: train2017 beside val2017
+            if not certain and not of_coco and not (found and table.used):
                 return
             _check(table, found, names, at)
         except BadData as exc:

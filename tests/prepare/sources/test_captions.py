@@ -190,8 +190,12 @@ def test_captions_of_coco_are_read_from_beside_the_folders_of_images(tmp_path) -
     annotations = [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(texts)]
     tree = {"info": {}, "images": images, "annotations": annotations}
     put(raw, "annotations/captions_val2017.json", json.dumps(tree))
+    put(raw, "annotations/captions_train2017.json", json.dumps(tree).replace(".png", "0.png"))
     found = listing(raw)
-    assert [item.captions for item in found.items] == [("a",), ("b", "c")] and found.notes == ()
+    assert [item.captions for item in found.items] == [("a",), ("b", "c")]
+    (note,) = found.notes
+    words = "E-CAP-006 raw/annotations/captions_train2017.json: is not read: names no image that is here"
+    assert str(note).startswith(words)
 
 
 @pytest.mark.parametrize(
