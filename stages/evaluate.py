@@ -4,6 +4,7 @@ import sys
 
 import torch
 
+from pipeline import artifacts
 from pipeline.config.params import load_params
 from pipeline.errors import run_main
 from pipeline.evaluation.entry import Champion
@@ -15,22 +16,27 @@ from pipeline.registry.pins import pinned_baseline
 
 
 def main() -> None:
-    """Sample, measure, judge and report."""
+    """Sample, measure, judge and report, or only export a finished run."""
     params = load_params()
     with open_stage("evaluate", params) as stage:
         gpu = torch.cuda.is_available()
         # On one machine a process with all threads is as fast as workers that share its cores, and starts at once.
         spread = inside_ray_job() and not gpu
-        metrics = evaluate(
-            params,
-            stage.root,
-            lambda line: print(f"evaluate: {line}", file=sys.stderr),
-            device="cuda" if gpu else "cpu",
-            map_tasks=stage.map_tasks if spread else run_locally,
-            champion=pinned_champion(stage),
+        if not stage.exports_finished():
+            with artifacts.commit_directory(stage.run_dir / "result", {"stage": "evaluate"}) as result:
+                metrics = evaluate(
+                    params,
+                    stage.root,
+                    result,
+                    lambda line: print(f"evaluate: {line}", file=sys.stderr),
+                    device="cuda" if gpu else "cpu",
+                    map_tasks=stage.map_tasks if spread else run_locally,
+                    champion=pinned_champion(stage),
+                )
+            stage.log_metrics(metrics)
+        stage.export(
+            {"result/evaluation": "reports/evaluation", "result/verdict.json": "reports/verdict.json"}
         )
-        stage.log_metrics(metrics)
-        stage.log_artifact("reports/evaluation")
         stage.log_artifact("reports/verdict.json")
 
 

@@ -9,11 +9,16 @@ from pipeline.launch import execution
 from pipeline.launch.stage import open_stage
 from pipeline.prepare import intake, prepare
 from pipeline.progress import ProgressBar
+from pipeline.project import find_root
 
 
 def main() -> None:
     """Prepare the data, or explain in one line why that failed."""
     params = load_params()
+    if params.data.source.startswith("torchvision:"):
+        (find_root() / params.data.path).mkdir(
+            parents=True, exist_ok=True
+        )  # what is missing is downloaded there
     with open_stage("prepare", params) as stage:
         processes = execution.cpu_count() if stage.profile.workers == 0 else 1
         work = stage.run_dir.parent / "cache"

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 from pipeline.config.params import load_params
 from pipeline.errors import run_main
@@ -17,7 +16,7 @@ def main() -> None:
     with open_stage("refine", params) as stage:
         stage.run(refine.refine, judge=Judge(params.evaluate.watch_images.refine))
         stage.export({"result/model": "models/refined", "result/reports": "reports/refine"})
-    metrics = json.loads(Path("reports/refine/metrics.json").read_text())
+    metrics = json.loads((stage.root / "reports/refine/metrics.json").read_text())
     lines = refine.describe_choice(refine.unflat(metrics)) + upscale_choice.describe(metrics)
     for line in lines:
         print(f"refine: {line}", file=sys.stderr)

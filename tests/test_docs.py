@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    *(ROOT / folder / "README.md" for folder in ("infra", "benchmarks", "data/raw")),
+    *(ROOT / folder / "README.md" for folder in ("infra", "benchmarks", "data")),
 ]
 FOLDERS = ("pipeline", "stages", "tests", "benchmarks", "infra", "docs", "presets")
 HISTORY = ("docs/log.md", "CHANGELOG.md")  # they name files as they were called at the time

@@ -23,11 +23,11 @@ ROWS = (
     ("diffusion", "data"),
     ("models", "text", "compute", "presets", "tracking"),
     ("config", "artifacts"),
-    ("errors", "rng", "processes", "progress"),
+    ("errors", "rng", "processes", "progress", "project"),
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 NOT_COMPARED = (
-    "launch", "tracking", "registry", "cli", "compute", "presets", "processes", "progress", "errors",
+    "launch", "tracking", "registry", "cli", "compute", "presets", "processes", "progress", "project", "errors",
 )  # fmt: skip
 STAGES = ("prepare", "pretrain", "finetune", "refine", "evaluate")  # in order
 CORE = sorted(

@@ -42,7 +42,7 @@ def test_bad_parameters_and_a_missing_source_are_one_line(bare: Path) -> None:
 
 def test_a_full_disk_is_one_line_and_prepare_goes_on_when_there_is_room(bare: Path) -> None:
     """In a mount namespace, `data` is a file system of 64 KiB."""
-    mount = "mount -t tmpfs -o size=64k none data && mkdir data/raw"
+    mount = "mount -t tmpfs -o size=64k none data && touch data/README.md"
     script = f"{mount} && python -m stages.prepare; code=$?; ls data; exit $code"
     done = run(f"unshare --map-root-user --mount sh -c '{script}'", bare, status=74, env=PROCESS)
     assert "disk full" in last_line(done)

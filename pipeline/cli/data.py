@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.cli.images import MAX_IMAGES, check_png
 from pipeline.errors import ConfigError
+from pipeline.project import find_root, from_root
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,9 +39,10 @@ def _check(args: argparse.Namespace) -> int:
     from pipeline.prepare.prepare import check
     from pipeline.prepare.sources.load import data_of
 
-    params, root = load_params(), Path.cwd()
+    params, root = load_params(), find_root()
     if args.source is not None:
-        params = params.model_copy(update={"data": data_of(params.data, args.source, root)})
+        source = from_root(args.source, root)
+        params = params.model_copy(update={"data": data_of(params.data, source, root)})
     check(params, root, args.docs, print)
     return 0
 
@@ -54,7 +56,7 @@ def _show(args: argparse.Namespace) -> int:
     if not 1 <= args.num <= MAX_IMAGES:
         raise ConfigError("E-CFG-043", "--num", f"{args.num} is out of range", f"choose 1 to {MAX_IMAGES}")
     check_png(args.out)
-    dataset = PreparedDataset(Path("data/prepared"))
+    dataset = PreparedDataset(find_root() / "data/prepared")
     rows = dataset.split(args.split)
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(args.num, len(rows))).astype(int))]
     ids = [dataset.caption_of(int(row)) for row in rows]

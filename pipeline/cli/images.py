@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.cli.models import load_model, load_upscaler
 from pipeline.errors import BadData, ConfigError
+from pipeline.project import find_root
 
 MAX_IMAGES = 4096  # one grid, held in memory
 
@@ -126,7 +127,7 @@ def _generate(args: argparse.Namespace) -> int:
         raise ConfigError("E-CFG-045", "--guidance", f"{args.guidance} is out of range", "choose 0 or more")
     for seed in (args.seed, args.seed + args.num - 1):
         check_seed(seed)
-    generator = load_model(args.model, Path.cwd())
+    generator = load_model(args.model, find_root())
     if generator.snapshot.config.is_refined:
         for option in ("guidance", "guide", "sampler"):
             if getattr(args, option) is not None:
@@ -171,7 +172,8 @@ def _upscale(args: argparse.Namespace) -> int:
     if height * width > MAX_PIXELS:
         problem = f"would have {width}x{height} pixels, the limit is {MAX_PIXELS}"
         raise BadData("E-IMG-004", str(args.out), problem, "scale the image down, or choose --factor 2")
-    generator = load_upscaler(Path.cwd()) if args.model is None else load_model(args.model, Path.cwd())
+    root = find_root()
+    generator = load_upscaler(root) if args.model is None else load_model(args.model, root)
     config = generator.snapshot.config
     if not (config.is_refined or config.learned_to_upscale):
         hint = "finetune.upscale_probability above 0 makes it better at that"

@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.project import find_root, locate
+
 if TYPE_CHECKING:
     from pipeline.inference.generator import Generator
     from pipeline.registry.package import Registry
@@ -34,7 +36,7 @@ def _promote(args: argparse.Namespace) -> int:
     from pipeline.config.params import load_params
     from pipeline.registry.promote import promote
 
-    promote(Path.cwd(), load_params().promotion.name, args.allow_candidate)
+    promote(find_root(), load_params().promotion.name, args.allow_candidate)
     return 0
 
 
@@ -44,7 +46,7 @@ def load_model(model: str | None, root: Path) -> Generator:
 
     if model is not None and not model.startswith("models:"):
         print(f"model: {model}")
-        return load_generator(model)
+        return load_generator(locate(model, root))
     uri = model or _best(root)
     if uri is None:
         from pipeline.registry.promote import MODEL

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from pipeline.project import find_root, from_root
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,12 +42,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _preset(args: argparse.Namespace) -> int:
     from pipeline.presets import apply_preset, presets
 
-    known = presets(Path.cwd())
+    root = find_root()
+    known = presets(root)
     if args.name is None:
         for name, first in known.items():
             print(f"{name:<12} {first}")
         return 0
-    for line in apply_preset(Path.cwd(), args.name):
+    for line in apply_preset(root, args.name):
         print(line)
     return 0
 
@@ -55,6 +57,7 @@ def _pin(args: argparse.Namespace) -> int:
     from pipeline.registry.pins import pin, pin_baseline
 
     change = pin if args.baseline is None else pin_baseline
-    for line in change(Path.cwd(), args.model if args.baseline is None else args.baseline):
+    root = find_root()
+    for line in change(root, from_root(args.model if args.baseline is None else args.baseline, root)):
         print(line)
     return 0

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.config.sides import side_unit
 from pipeline.config.strict_yaml import Section, parse_section, read_yaml, require
+from pipeline.project import find_root
 
 SOURCES = r"folder|archive|parquet|torchvision:[A-Za-z0-9]+|openmoji==\d+(\.\d+)*"
 ENCODERS = r"minilm|label|clip:\S+"
@@ -480,14 +481,15 @@ class Params(Section):
         return self
 
 
-def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
-    """Read and check params.yaml.
+def load_params(path: str | os.PathLike[str] | None = None) -> Params:
+    """Read and check params.yaml; by default that of the project that the working directory lies in.
 
     Raises:
         ConfigError: unknown key, wrong type, out of range, contradiction, not YAML.
         InputMissing: there is no such file.
     """
-    return parse_params(read_yaml(Path(path)), source=Path(path).name)
+    file = find_root() / "params.yaml" if path is None else Path(path)
+    return parse_params(read_yaml(file), source=file.name)
 
 
 def parse_params(tree: Mapping[str, Any], source: str = "params.yaml") -> Params:

@@ -46,12 +46,13 @@ from pipeline.evaluation.verdict import PassVerdict, Verdict, fewest_passed
 def evaluate(
     params: Params,
     root: Path,
+    reports: Path,
     log: Callable[[str], None] = print,
     device: str = "cpu",
     map_tasks: TaskMapper = run_locally,
     champion: Champion | None = None,
 ) -> dict[str, float]:
-    """Evaluate the models below `root`; write reports/evaluation/ and reports/verdict.json there.
+    """Evaluate the models below `root`; write evaluation/ and verdict.json to `reports`.
 
     Reads data/prepared, models/finetuned and models/refined. `map_tasks` samples, here or on several
     machines. Returns the numbers to track: `passed` (0 or 1) and `SPLIT/CONTENDER/METRIC` for every value in
@@ -85,7 +86,7 @@ def evaluate(
     describe = partial(_describe, params, field, real, extractors, uncaptioned)
     comparison = compare(samples, caption_sets, dataset, real, extractors, qualifications, describe, log)
     log("judging, and writing the report")
-    with artifacts.commit_directory(root / "reports" / "evaluation", {"kind": "evaluation"}) as folder:
+    with artifacts.commit_directory(reports / "evaluation", {"kind": "evaluation"}) as folder:
         path = folder / "evidence.safetensors"
         comparison.evidence.save(path)
         evidence = Evidence.load(path)  # as whoever judges again will read it
@@ -96,7 +97,7 @@ def evaluate(
         (folder / "summary.json").write_text(as_json(summarise(results)), encoding="utf-8")
         (folder / "throughput.json").write_text(as_json(throughput(samples)), encoding="utf-8")
         report.write(folder, results, comparison, samples, caption_sets, dataset)
-    artifacts.write_atomic(root / "reports" / "verdict.json", as_json(verdict.to_json()))
+    artifacts.write_atomic(reports / "verdict.json", as_json(verdict.to_json()))
     return {"passed": float(verdict.outcome == "passed")} | flatten(results)
 
 

@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from pipeline.launch.stopping import stop_with_checkpoint
 from pipeline.launch.watch import ProgressWatch
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.processes import signal_on_parent_death
+from pipeline.project import find_root, home_of
 from pipeline.tracking import stage_run
 from pipeline.tracking.sync import send_waiting
 from pipeline.training.records import STOP, read_records
@@ -68,7 +69,6 @@ class Stage:
     fingerprint: str
     inputs: dict[str, str]
     tracker: stage_run.StageRun
-    _exported: list[str] = field(default_factory=list)
 
     def worker_config(self, init: Path | None = None, watch_images: int = 0) -> WorkerConfig:
         """What each worker gets."""
@@ -97,6 +97,13 @@ class Stage:
             return False
         return True
 
+    def exports_finished(self) -> bool:
+        """`finished`, and says that the run is only exported."""
+        done = self.finished()
+        if done:
+            print(f"{self.name}: run {self.run_dir.name} is finished; exporting it", file=sys.stderr)
+        return done
+
     def run(self, worker: Worker, init: Path | None = None, judge: Judge | None = None) -> None:
         """Train: `worker(config)` in one process or many, from the last checkpoint, to `run_dir/result`.
 
@@ -104,8 +111,7 @@ class Stage:
         `judge` measures the averaged model meanwhile; the result does not depend on it."""
         judge = judge or Judge(interval=0)
         config = self.worker_config(init, judge.interval)
-        if self.finished():
-            print(f"{self.name}: run {self.run_dir.name} is finished; exporting it", file=sys.stderr)
+        if self.exports_finished():
             return
         progress = ProgressWatch(self.name, self.run_dir, self.tracker)
         judging = Judging(self.name, self.root, self.run_dir, judge, self.tracker)
@@ -132,7 +138,6 @@ class Stage:
         """Copy folders of the run folder to outputs, each atomically: {"result/model": "models/core"}."""
         for source, target in mapping.items():
             copy_into_place(self.run_dir / source, self.root / target)
-            self._exported.append(target)
             metrics = self.root / target / "metrics.json"
             if metrics.is_file():
                 numbers = _numbers(json.loads(metrics.read_text(encoding="utf-8")))
@@ -160,11 +165,13 @@ def _numbers(tree: Mapping[str, Any]) -> dict[str, float]:
 
 
 def runs_folder(root: Path, profile: ComputeProfile) -> Path:
-    """$CRESCENDO_RUNS, or `runs` on the profile's shared storage, or `runs` in the repository."""
+    """$CRESCENDO_RUNS, or `runs` on the profile's shared storage, or `runs` in the repository.
+
+    An experiment that DVC runs in a folder of its own shares those of the project."""
     folder = os.environ.get(RUNS_VARIABLE)
     if folder:
         return Path(folder).resolve()
-    return Path(profile.storage, "runs") if profile.storage else root / "runs"
+    return Path(profile.storage, "runs") if profile.storage else home_of(root) / "runs"
 
 
 def stop_with_dvc() -> None:
@@ -183,7 +190,7 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
         InputMissing, StorageError: a dependency is missing or does not verify.
     """
     stop_with_dvc()
-    root = (root or Path.cwd()).resolve()
+    root = (root or find_root()).resolve()
     profile = load_profile(root)
     if profile.storage and inside_ray_job():
         paths = entry_paths(stage_section(name, root).get("deps", [])) + outputs(name, root)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from pipeline.errors import one_line
+from pipeline.project import home_of
 from pipeline.tracking import relocation
 
 if TYPE_CHECKING:
@@ -24,13 +25,13 @@ STORE = "mlflow.db"  # in the repository root, without a tracking server
 
 
 def tracking_uri(root: Path) -> str:
-    """`MLFLOW_TRACKING_URI` if set, else a SQLite file in the repository root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / STORE}"
+    """`MLFLOW_TRACKING_URI` if set, else a SQLite file in the repository root, which experiments share."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home_of(root) / STORE}"
 
 
 def store_exists(root: Path) -> bool:
     """False if nothing can have been tracked: no server is set and the default file does not exist."""
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (root / STORE).is_file()
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (home_of(root) / STORE).is_file()
 
 
 def public_uri(uri: str) -> str:

@@ -76,7 +76,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(params: Params, root: Path, **changes: Any) -> tuple[dict[str, float], list[str]]:
     """What `evaluate` returns and logs."""
     lines: list[str] = []
-    return evaluate(params, root, log=lines.append, **changes), lines
+    return evaluate(params, root, root / "reports", log=lines.append, **changes), lines
 
 
 @pytest.fixture(scope="module")

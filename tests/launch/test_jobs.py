@@ -128,7 +128,13 @@ def test_stages_submitted_by_hand_read_and_write_the_shared_storage(
     for name in ("dvc.yaml", ".rayignore"):
         shutil.copy(ROOT / name, checkout)
     params = config_of(tiny_tree, checkout, tmp_path / "unused").params.model_dump(mode="json")
-    params["data"] = {**params["data"], "source": "folder", "subset": [], "text_encoder": "label"}
+    params["data"] = {
+        **params["data"],
+        "source": "folder",
+        "path": "data/raw",
+        "subset": [],
+        "text_encoder": "label",
+    }
     YAML(typ="safe").dump(params, checkout / "params.yaml")
     (checkout / "infra/compute").mkdir(parents=True)
     (checkout / "infra/compute/nfs.yaml").write_text(f"workers: 1\nstorage: {storage}\n")

@@ -150,7 +150,9 @@ class Folder(TreeSource):
     ) -> None:
         """`roots` is `data.link_roots`. Raises InputMissing if there is no such folder."""
         if "://" not in path and not (root / path).is_dir():
-            raise InputMissing("E-INP-021", path, "is not a folder", "make it and put images there")
+            raise InputMissing(
+                "E-INP-021", path, "is not a folder", "write path: data/raw, and put images there"
+            )
         tree: Tree = (
             RemoteTree(path)
             if "://" in path
