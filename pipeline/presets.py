@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
-from pipeline.config.params import parse_params
+from pipeline.config.params import load_params, parse_params
 from pipeline.config.strict_yaml import parse_yaml, read_yaml
 from pipeline.errors import ConfigError
 
@@ -29,7 +29,11 @@ def apply_preset(root: Path, name: str) -> list[str]:
         fix = f"choose one of: {', '.join(known) or 'none'}"
         raise ConfigError("E-CFG-017", "presets", f"there is no preset {name!r}", fix)
     changes = read_yaml(root / "presets" / f"{name}.yaml")
-    return change_params(root, changes, f"params.yaml with presets/{name}.yaml")
+    lines = change_params(root, changes, f"params.yaml with presets/{name}.yaml")
+    data = load_params(root / "params.yaml").data
+    if data.source.startswith("torchvision:"):  # is downloaded there, and DVC expects the folder before
+        (root / data.path).mkdir(parents=True, exist_ok=True)
+    return lines
 
 
 def change_params(root: Path, changes: Mapping[str, Any], what: str) -> list[str]:

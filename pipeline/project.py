@@ -6,6 +6,7 @@ Standard library only.
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 ROOT_HOLDS = ("params.yaml", "dvc.yaml", "stages")
@@ -28,6 +29,18 @@ def from_root(typed: str, root: Path) -> str:
 def locate(typed: str, root: Path) -> str:
     """A path that was typed, as seen from the working directory: what lies there, else what lies below the root."""
     return typed if Path(typed).exists() else os.path.relpath(root / typed)
+
+
+def is_tracked(path: str, root: Path) -> bool:
+    """Whether git or DVC keeps a path below the root; True of what they could not keep."""
+    place = Path(os.path.normpath(root / path))
+    if "://" in path or not place.is_relative_to(root) or not (root / ".git").exists():
+        return True
+    above = [each for each in (place, *place.parents) if each.is_relative_to(root) and each != root]
+    if any(each.with_name(f"{each.name}.dvc").is_file() for each in above):
+        return True
+    command = ["git", "-C", str(root), "ls-files", "--", str(place)]
+    return bool(subprocess.run(command, capture_output=True, check=False, timeout=10).stdout)
 
 
 def home_of(root: Path) -> Path:

@@ -9,16 +9,16 @@ from pipeline.launch import execution
 from pipeline.launch.stage import open_stage
 from pipeline.prepare import intake, prepare
 from pipeline.progress import ProgressBar
-from pipeline.project import find_root
+from pipeline.project import is_tracked
+
+UNTRACKED = (
+    "{0} is not tracked: clones, and `dvc exp run --temp` or `--queue`, lack it; `dvc add {0}` tracks it"
+)
 
 
 def main() -> None:
     """Prepare the data, or explain in one line why that failed."""
     params = load_params()
-    if params.data.source.startswith("torchvision:"):
-        (find_root() / params.data.path).mkdir(
-            parents=True, exist_ok=True
-        )  # what is missing is downloaded there
     with open_stage("prepare", params) as stage:
         processes = execution.cpu_count() if stage.profile.workers == 0 else 1
         work = stage.run_dir.parent / "cache"
@@ -29,6 +29,8 @@ def main() -> None:
                 print(f"prepare: {line}", file=sys.stderr)
 
             metrics = prepare.prepare(params, stage.root, work, stage.map_tasks, processes, bar, log)
+        if not is_tracked(params.data.path, stage.root):
+            log(UNTRACKED.format(params.data.path))
         counts = metrics["counts"]
         stage.log_metrics({name: float(value) for name, value in counts.items()})
         stage.tracker.set_tags({"crescendo.validation": prepare.validation_digest(stage.root)})

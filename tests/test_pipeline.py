@@ -109,9 +109,31 @@ def test_the_tracker_finds_a_run_of_every_stage_by_its_outputs(checkout: Path) -
     assert (checkout / "runs/pretrain/watch.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_change_reruns_what_follows_from_it_and_can_be_compared(checkout: Path) -> None:
-    ran = run("dvc exp run -n slower -S finetune.lr=0.005 2>&1", checkout, env=PROCESS).stdout
+def test_a_clone_has_everything_and_keeps_it_when_the_source_is_missing(
+    checkout: Path, tmp_path: Path
+) -> None:
+    run(
+        f"mkdir data/raw && touch data/raw/a.png && dvc add -q data/raw && dvc remote add -dq here {tmp_path}/r",
+        checkout,
+    )
+    run("git add data .dvc && git commit -qm images && dvc push -q", checkout)
+    run(f"git clone -q --depth 1 file://{checkout} {tmp_path}/clone", checkout)
+    run(f"git worktree add -q {tmp_path}/tree", checkout)
+    for folder in (tmp_path / "clone", tmp_path / "tree"):
+        run("dvc pull -q", folder)
+        assert stages_run(run("dvc repro", folder).stdout) == []
+        assert (folder / "data/raw/a.png").exists()
+    text = (folder / "params.yaml").read_text().replace("data/README.md", "data/none")
+    (folder / "params.yaml").write_text(text)
+    assert "data/none" in run("dvc repro", folder, status=255).stderr
+    assert (folder / "data/prepared/manifest.json").exists()
+
+
+def test_a_change_reruns_what_follows_from_it_and_going_back_computes_nothing(checkout: Path) -> None:
+    """In a folder of DVC's own, which is removed afterwards."""
+    ran = run("dvc exp run --temp -n slower -S finetune.lr=0.005 2>&1", checkout, env=PROCESS).stdout
     assert stages_run(ran) == ["finetune", "refine", "evaluate"]
+    run("dvc exp apply slower", checkout)
     changed = json.loads(run("dvc metrics diff --json", checkout).stdout)
     assert "reports/finetune/metrics.json" in changed
     assert "reports/pretrain/metrics.json" not in changed
@@ -120,5 +142,7 @@ def test_a_change_reruns_what_follows_from_it_and_can_be_compared(checkout: Path
     for curve in ("loss", "generator_loss", "samples"):
         assert curve in page
     assert "slower" in run("dvc exp show --csv", checkout).stdout
-    run("git checkout -q . && dvc checkout -q && rm -r dvc_plots", checkout)
-    assert stages_run(run("dvc repro", checkout).stdout) == []
+    run("git checkout -q params.yaml && rm -r dvc_plots", checkout)
+    back = run("dvc repro 2>&1", checkout, env=PROCESS).stdout
+    assert back.count("is finished; exporting it") == len(stages_run(back)) == 3
+    assert run("git status --porcelain", checkout).stdout.split() == ["??", "log"]
