@@ -112,10 +112,8 @@ def test_the_tracker_finds_a_run_of_every_stage_by_its_outputs(checkout: Path) -
 def test_a_clone_has_everything_and_keeps_it_when_the_source_is_missing(
     checkout: Path, tmp_path: Path
 ) -> None:
-    run(
-        f"mkdir data/raw && touch data/raw/a.png && dvc add -q data/raw && dvc remote add -dq here {tmp_path}/r",
-        checkout,
-    )
+    run("mkdir data/raw && touch data/raw/a.png && dvc add -q data/raw", checkout)
+    run(f"dvc remote add -dq here {tmp_path}/remote", checkout)
     run("git add data .dvc && git commit -qm images && dvc push -q", checkout)
     run(f"git clone -q --depth 1 file://{checkout} {tmp_path}/clone", checkout)
     run(f"git worktree add -q {tmp_path}/tree", checkout)
