@@ -13,6 +13,7 @@ from pipeline.config.strict_yaml import read_yaml
 from pipeline.errors import ConfigError, InputMissing
 
 CHECKPOINT_FORMAT = 3  # A new number starts new runs, instead of failing to load old checkpoints.
+INTERVALS = ("log_images", "sample_images", "watch_images")  # of what only looks at a run
 CODE = ("pipeline", "stages")
 IGNORED = ("__pycache__", "*.pyc", "*.tmp-*", "*.old-*")  # as .dvcignore has them
 
@@ -53,9 +54,14 @@ def digest_path(path: Path) -> str:
         artifacts.verify_directory(path)
         return artifacts.directory_digest(path)
     if path.is_dir():
-        files = (file for file in path.rglob("*") if file.is_file() and not _ignored(file.relative_to(path)))
-        return artifacts.digest({str(file.relative_to(path)): artifacts.sha256_file(file) for file in files})
+        return artifacts.digest(digest_files(path))
     raise InputMissing("E-INP-031", str(path), "is missing", "run `dvc repro`, which creates or fetches it")
+
+
+def digest_files(folder: Path) -> dict[str, str]:
+    """{relative path: digest} of the files below a folder."""
+    files = (file for file in folder.rglob("*") if file.is_file() and not _ignored(file.relative_to(folder)))
+    return {str(file.relative_to(folder)): artifacts.sha256_file(file) for file in files}
 
 
 def _ignored(path: Path) -> bool:
@@ -113,9 +119,31 @@ def stage_params(stage: str, root: Path) -> dict[str, Any]:
     return {name: _lookup(tree, name) for name in stage_section(stage, root).get("params", [])}
 
 
-def stage_fingerprint(stage: str, root: Path, deps: Mapping[str, str] | None = None) -> str:
-    """Digest of what DVC compares for `stage` (its dependencies and parameters) and the checkpoint format."""
+def stage_identity(stage: str, root: Path, deps: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What makes a run of `stage`: what DVC compares (its dependencies and parameters), without how often something
+    is logged or drawn, and the checkpoint format."""
     compared = dict(deps if deps is not None else dependencies(stage, root))
-    return artifacts.digest(
-        {"stage": stage, "deps": compared, "params": stage_params(stage, root), "format": CHECKPOINT_FORMAT}
-    )
+    params = {name: _without_intervals(value) for name, value in stage_params(stage, root).items()}
+    return {"stage": stage, "deps": compared, "params": params, "format": CHECKPOINT_FORMAT}
+
+
+def _without_intervals(value: Any) -> Any:
+    """A section, or value, of params.yaml without INTERVALS."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: item for key, item in value.items() if key not in INTERVALS}
+
+
+def stage_fingerprint(stage: str, root: Path, deps: Mapping[str, str] | None = None) -> str:
+    """Digest of `stage_identity`."""
+    return artifacts.digest(stage_identity(stage, root, deps))
+
+
+def code_files(root: Path, deps: Mapping[str, str]) -> dict[str, str]:
+    """{path: digest} of the single files of code among dependencies."""
+    files = {}
+    for path in filter(is_code, deps):
+        folder = root / path
+        found = {"": deps[path]} if folder.is_file() else digest_files(folder)
+        files |= {str(Path(path, name)): digest for name, digest in found.items()}
+    return files

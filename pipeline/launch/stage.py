@@ -27,14 +27,17 @@ from pipeline.artifacts import copy_into_place
 from pipeline.compute import ComputeProfile, load_profile
 from pipeline.config.params import Params
 from pipeline.errors import StorageError
+from pipeline.launch import history
 from pipeline.launch.execution import cpu_count, execute, inside_ray_job, map_under_ray, ray_session
 from pipeline.launch.fingerprint import (
+    code_files,
     dependencies,
     digest_path,
     entry_paths,
     is_code,
     outputs,
     stage_fingerprint,
+    stage_identity,
     stage_params,
     stage_section,
 )
@@ -50,7 +53,6 @@ from pipeline.tracking.sync import send_waiting
 from pipeline.training.records import STOP, read_records
 
 RUNS_VARIABLE = "CRESCENDO_RUNS"
-STATES = ("result", "checkpoints", "*/checkpoints")  # in the folder of a run that has begun
 
 
 @dataclass
@@ -201,7 +203,10 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
     inputs = {path: digest for path, digest in deps.items() if not is_code(path)}
     run_dir = runs_folder(root, profile) / name / fingerprint[:16]
     with artifacts.lease(run_dir / stage_run.LEASE):
-        fresh = not any(path for state in STATES for path in run_dir.glob(state))
+        fresh = not history.has_begun(run_dir)
+        made_from = {**stage_identity(name, root, deps), "files": code_files(root, deps)}
+        if line := history.begin(name, run_dir, made_from):
+            print(line, file=sys.stderr)
         tracker = stage_run.start_stage_run(
             name,
             root,

@@ -26,12 +26,6 @@ CANDIDATES = 9  # widths, from half the smallest tracked one to twice the larges
 MAX_RESIDUAL = 0.1  # of the approximation of a width, relative to the norm of its profile
 
 
-def moments_of(num_images: int, batch_size: int, count: int) -> list[int]:
-    """The values of nimg at which averages are stored: after `count` evenly spread updates, including the last."""
-    steps = num_images // batch_size
-    return sorted({-(-k * steps // count) * batch_size for k in range(1, count + 1)})
-
-
 class Averages:
     """A hook that stores the averages of `learner` when nimg is in `moments`, and combines them afterwards."""
 

@@ -6,6 +6,7 @@ a value that is not finite, and none is read.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,8 +29,9 @@ def path_of(folder: Path, nimg: int) -> Path:
     return folder / f"nimg-{nimg:012d}"
 
 
-def save(folder: Path, state: TrainState) -> None:
-    """Commit the state at its `nimg` and remove old checkpoints; a no-op on all workers but the first.
+def save(folder: Path, state: TrainState, shared: Callable[[int], bool] = lambda nimg: False) -> None:
+    """Commit the state at its `nimg` and remove old checkpoints; a no-op on all workers but the first. The newest
+    one whose nimg is `shared` with longer runs, which may begin there, is kept as well.
 
     Raises StorageError, and keeps the checkpoints that there are, where a value is not finite."""
     if rank_and_size()[0]:
@@ -39,8 +41,11 @@ def save(folder: Path, state: TrainState) -> None:
     tensors = {name: tensor.cpu().clone() for name, tensor in state.tensors().items()}
     with artifacts.commit_directory(path, {"nimg": state.nimg}) as temporary:
         save_file(tensors, temporary / "state.safetensors")
-    for old in sorted(folder.glob("nimg-????????????"))[:-KEEP]:
-        artifacts.remove(old)
+    stored = sorted(folder.glob("nimg-????????????"))
+    kept = [path for path in stored if shared(int(path.name[-12:]))][-1:]
+    for old in stored[:-KEEP]:
+        if old not in kept:
+            artifacts.remove(old)
 
 
 def newest(folder: Path) -> int:

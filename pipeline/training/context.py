@@ -31,7 +31,6 @@ from pipeline.models.shape import Images, in_order, map_images
 from pipeline.models.snapshot import Snapshot, Weights, at_resolution, describe, load_snapshot, save_snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for, key
-from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.faults import Faults
 from pipeline.training.fit import Hook, Step, fit
@@ -172,11 +171,11 @@ class TrainContext(Generic[S]):
             failpoint("step", growth.start + state.nimg)
             return step(state)
 
-        saver = Checkpoints(folder, self.intervals.checkpoint_images, s.batch_size, faults)
+        saver = Checkpoints(folder, self.intervals.checkpoint_images, s.batch_size, s.num_images, faults)
         stops = Stops(self.stage, self.folder, self.intervals.log_images, growth.start, faults)
         fit(state, step_or_fail, s.batch_size, s.num_images, [faults, *hooks, saver, stops])
         faults.settled(state)
-        checkpoint.save(folder, state)
+        saver.save(state)
 
     def samples(self, nimg: int) -> list[str]:
         """Id and digest (sha256 of the stored pixels) of each image of the batch that begins at `nimg`."""

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -22,6 +23,7 @@ from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.faults import Faults, Readback, skipped
 from pipeline.training.records import notice, truncate
+from pipeline.training.schedule import before_decay
 from pipeline.training.state import TrainState
 
 
@@ -41,16 +43,21 @@ def due(nimg: int, interval: int, batch_size: int) -> bool:
 
 
 class Checkpoints:
-    """Save a checkpoint every `interval` images, but not within a row of skipped steps."""
+    """Save a checkpoint every `interval` images of a run of `num_images`, but not within a row of skipped steps."""
 
-    def __init__(self, folder: Path, interval: int, batch_size: int, faults: Faults) -> None:
+    def __init__(self, folder: Path, interval: int, batch_size: int, num_images: int, faults: Faults) -> None:
         self.folder, self.interval, self.batch_size, self.faults = folder, interval, batch_size, faults
+        self.shared = partial(before_decay, batch_size=batch_size, num_images=num_images)
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Save when due."""
         if due(state.nimg, self.interval, self.batch_size) and self.faults.settled(state):
-            checkpoint.save(self.folder, state)
+            self.save(state)
             self.faults.origin = {}
+
+    def save(self, state: TrainState) -> None:
+        """Save now."""
+        checkpoint.save(self.folder, state, self.shared)
 
 
 class Snapshots:

@@ -34,7 +34,7 @@ from pipeline.models.denoiser import (
 from pipeline.models.snapshot import Snapshot, Weights, write_snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.training import checkpoint
-from pipeline.training.averages import Averages, moments_of
+from pipeline.training.averages import Averages
 from pipeline.training.context import GrowthRound, TrainContext
 from pipeline.training.denoising import (
     DenoisingSettings,
@@ -49,6 +49,7 @@ from pipeline.training.distributed import rank_and_size
 from pipeline.training.first_averages import EarlyWeights, first_average, first_averages
 from pipeline.training.fit import Hook
 from pipeline.training.hooks import Every
+from pipeline.training.schedule import moments_of
 from pipeline.training.state import Learner, TrainState
 
 SIGMA_MAX = 80.0  # of the core

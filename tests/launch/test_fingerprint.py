@@ -23,6 +23,16 @@ def test_the_fingerprint_follows_code_inputs_and_the_stages_own_params_only(proj
     assert fingerprint.outputs("toy", project) == ["out", "other"]
 
 
+def test_how_often_something_is_logged_or_drawn_makes_no_other_run(project: Path) -> None:
+    def of(section: str) -> str:
+        (project / "params.yaml").write_text(f"seed: 1\ntoy: {{init: data/in, lr: {section}}}\n")
+        return fingerprint.stage_fingerprint("toy", project)
+
+    first = of("{log_images: 8, sample_images: 8, batch_size: 8}")
+    assert of("{log_images: 16, sample_images: 24, batch_size: 8}") == first
+    assert of("{log_images: 8, sample_images: 8, batch_size: 16}") != first
+
+
 def test_what_lies_behind_a_url_is_known_by_names_and_sizes() -> None:
     import fsspec
 

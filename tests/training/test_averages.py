@@ -20,7 +20,8 @@ from pipeline.models.denoiser import CoreDenoiser, build_core
 from pipeline.models.layers import MPConv
 from pipeline.models.snapshot import load_snapshot
 from pipeline.rng import generator_for
-from pipeline.training.averages import Averages, moments_of
+from pipeline.training.averages import Averages
+from pipeline.training.schedule import moments_of
 from pipeline.training.state import Learner, TrainState
 from pipeline.workers import pretrain
 

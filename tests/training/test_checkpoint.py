@@ -33,6 +33,13 @@ def saved(folder: Path, *clocks: int) -> TrainState:
     return state
 
 
+def test_the_newest_one_that_longer_runs_share_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    state = fresh()
+    for state.nimg in (8, 16, 24, 32, 40):
+        checkpoint.save(tmp_path, state, lambda nimg: nimg <= 16)
+    assert sorted(int(path.name[-12:]) for path in tmp_path.iterdir()) == [16, 32, 40]
+
+
 def file_of(folder: Path, nimg: int) -> Path:
     return folder / f"nimg-{nimg:012d}" / "state.safetensors"
 

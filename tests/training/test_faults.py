@@ -83,7 +83,7 @@ def trained(folder: Path, bad: Bad, kill_at: int = -1, images: int = IMAGES) -> 
         return step(bad, state)
 
     progress = Progress(folder / "progress.jsonl", 4 * BATCH, BATCH, images, state.nimg)
-    saver = Checkpoints(folder / "checkpoints", CHECKPOINT, BATCH, faults)
+    saver = Checkpoints(folder / "checkpoints", CHECKPOINT, BATCH, images, faults)
     fit(state, step_or_die, BATCH, images, [faults, progress, saver])
     faults.settled(state)
     checkpoint.save(folder / "checkpoints", state)

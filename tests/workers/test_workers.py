@@ -18,6 +18,7 @@ from pipeline.adversarial.random_features import RandomDistance
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.errors import ConfigError, StorageError
+from pipeline.launch.continuation import continue_from
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import load_snapshot, save_snapshot
@@ -120,6 +121,24 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_longer_run_goes_on_from_before_the_decay_of_a_shorter_one_with_the_bits_of_one_from_scratch(
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path, stage: str
+) -> None:
+    longer = {**tiny_tree, stage: {**tiny_tree[stage], "num_images": 64}}
+    nimg = continue_from(trained / "runs" / stage, tmp_path / "on", longer[stage], (48, 64))
+    assert nimg == 32
+    for name in ("on", "scratch"):
+        WORKERS[stage](config_of(longer, trained, tmp_path / name))
+    for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json"):
+        ours, theirs = (tmp_path / run / "result" / name for run in ("on", "scratch"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    states = [
+        next((tmp_path / run).glob("**/nimg-000000000064/state.safetensors")) for run in ("on", "scratch")
+    ]
+    assert states[0].read_bytes() == states[1].read_bytes()
+
+
 def all_finite(run_dir: Path) -> bool:
     """Whether what a run has stored is finite, its numbers too."""
     stored = [load_file(path) for path in run_dir.rglob("*.safetensors")]
@@ -177,7 +196,7 @@ def test_a_model_that_is_not_finite_is_not_exported_and_the_run_goes_on_from_its
     config = config_of(tiny_tree, tiny_root, tmp_path / "run")
     save = checkpoint.save
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", lambda folder, state: (save(folder, state), spoil(state)))
+        patch.setattr(checkpoint, "save", lambda *args: (save(*args), spoil(args[1])))
         with pytest.raises(
             StorageError, match=r"E-IO-023 .*are not finite. Fix: run it again: it continues from"
         ):
