@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pipeline.errors import Busy, StorageError
+from pipeline.project import find_root
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,7 +25,7 @@ def _sync(args: argparse.Namespace) -> int:
     from pipeline.tracking.store import server_name
     from pipeline.tracking.sync import send_waiting
 
-    root = Path.cwd()
+    root = find_root()
     lost = []
     for sync in send_waiting(root, runs_folder(root, load_profile(root))):
         if not sync.complete:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.errors import Busy, StorageError
+from pipeline.tracking.stage_run import LEASE
 from pipeline.training.records import read_records
 from pipeline.training.schedule import before_decay, moments_of
 
@@ -31,7 +32,7 @@ def continue_from(
 
     section: the stage's parameters. lengths: training images of the other run, and of this one (of a round)."""
     try:
-        with artifacts.lease(other / "lease"):
+        with artifacts.lease(other / LEASE):
             rounds = [path.parent for path in other.glob("to-*/checkpoints")]
             first = min(rounds, key=lambda path: int(path.name.removeprefix("to-")), default=other)
             checkpoint = _newest_shared(first, section, lengths)
