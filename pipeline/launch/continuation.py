@@ -18,7 +18,7 @@ from pipeline import artifacts
 from pipeline.errors import Busy, StorageError
 from pipeline.tracking.stage_run import LEASE
 from pipeline.training.records import read_records
-from pipeline.training.schedule import before_decay, moments_of
+from pipeline.training.schedule import before_decay, due, moments_of
 
 RECORDS = ("progress.jsonl", "watch/scores.jsonl")
 PICTURES = ("samples/nimg-*.png", "watch/rows/nimg-*.png")
@@ -53,6 +53,8 @@ def _newest_shared(folder: Path, section: Mapping[str, Any], lengths: Sequence[i
     """The newest checkpoint of a round that runs of these lengths share, and that verifies."""
     for path in sorted(folder.glob("checkpoints/nimg-????????????"), reverse=True):
         nimg, batch_size = int(path.name[-12:]), int(section["batch_size"])
+        if not due(nimg, int(section["checkpoint_images"]), batch_size):
+            continue  # written as the run was stopped; an unbroken one would not have it to go back to
         moments = _moments(section, lengths[1], nimg)
         stored = set(_moments(section, lengths[0], nimg))
         if stored.issuperset(moments) and all(before_decay(nimg, batch_size, each) for each in lengths):

@@ -172,7 +172,7 @@ class TrainContext(Generic[S]):
             return step(state)
 
         saver = Checkpoints(folder, self.intervals.checkpoint_images, s.batch_size, s.num_images, faults)
-        stops = Stops(self.stage, self.folder, self.intervals.log_images, growth.start, faults)
+        stops = Stops(self.stage, self.folder, self.intervals.log_images, growth.start, faults, saver.save)
         fit(state, step_or_fail, s.batch_size, s.num_images, [faults, *hooks, saver, stops])
         faults.settled(state)
         saver.save(state)

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -23,7 +22,7 @@ from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.faults import Faults, Readback, skipped
 from pipeline.training.records import notice, truncate
-from pipeline.training.schedule import before_decay
+from pipeline.training.schedule import before_decay, due
 from pipeline.training.state import TrainState
 
 
@@ -37,17 +36,12 @@ class Intervals:
     watch_images: int = 0
 
 
-def due(nimg: int, interval: int, batch_size: int) -> bool:
-    """True once per `interval` images: at the first step that reaches each multiple."""
-    return nimg // interval > (nimg - batch_size) // interval
-
-
 class Checkpoints:
     """Save a checkpoint every `interval` images of a run of `num_images`, but not within a row of skipped steps."""
 
     def __init__(self, folder: Path, interval: int, batch_size: int, num_images: int, faults: Faults) -> None:
         self.folder, self.interval, self.batch_size, self.faults = folder, interval, batch_size, faults
-        self.shared = partial(before_decay, batch_size=batch_size, num_images=num_images)
+        self.num_images = num_images
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Save when due."""
@@ -58,6 +52,12 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Save now."""
         checkpoint.save(self.folder, state, self.shared)
+
+    def shared(self, nimg: int) -> bool:
+        """Whether longer runs have the same checkpoint."""
+        return due(nimg, self.interval, self.batch_size) and before_decay(
+            nimg, self.batch_size, self.num_images
+        )
 
 
 class Snapshots:

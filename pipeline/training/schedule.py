@@ -18,6 +18,11 @@ class StepSettings:
     warmup_images: int
 
 
+def due(nimg: int, interval: int, batch_size: int) -> bool:
+    """True once per `interval` images: at the first step that reaches each multiple."""
+    return nimg // interval > (nimg - batch_size) // interval
+
+
 DECAY = 0.3  # of the run, its end
 
 

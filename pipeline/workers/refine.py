@@ -36,7 +36,8 @@ from pipeline.rng import key
 from pipeline.training import checkpoint
 from pipeline.training.context import TrainContext, check_parent
 from pipeline.training.distributed import rank_and_size
-from pipeline.training.hooks import Every, due
+from pipeline.training.hooks import Every
+from pipeline.training.schedule import due
 from pipeline.training.state import Learner, TrainState
 from pipeline.workers.settings import lineage_of, nets_of, train_context, unpack
 from pipeline.workers.upscale_choice import measure_upscaling, steps_to_upscale

@@ -12,7 +12,10 @@ from pipeline.training.schedule import before_decay, linear_decay_lr
 
 LENGTHS = [8, 16, 48, 64, 100, 640, 36800]
 MADE: dict[str, Any] = {
-    "params": {"seed": 0, "pretrain": {"num_images": 48, "batch_size": 8, "lr": 0.1}},
+    "params": {
+        "seed": 0,
+        "pretrain": {"num_images": 48, "batch_size": 8, "checkpoint_images": 16, "lr": 0.1},
+    },
     "deps": {"data/prepared": "a", "pipeline/models": "b"},
     "files": {"pipeline/models/unet.py": "c"},
     "format": 3,
@@ -69,14 +72,14 @@ def test_a_run_of_another_length_begins_with_the_newest_checkpoint_before_both_d
     snapshots = {"ema_snapshots": changes.get("ema_snapshots", 0)}
     old = {**MADE, "params": {"pretrain": MADE["params"]["pretrain"] | snapshots}}
     history.begin("pretrain", stage / "old", old)
-    store_checkpoints(stage / "old", 16, 32, 48)
+    store_checkpoints(stage / "old", 16, 24, 32, 40, 48)
     (stage / "old/averages/nimg-000000000032").mkdir(parents=True)
     new = {**MADE, "params": {"pretrain": {**old["params"]["pretrain"], **changes, "num_images": wanted}}}
     line = history.begin("pretrain", stage / "new", new) or ""
     assert f"pretrain.num_images 48 -> {wanted}" in line
     found = [path.name for path in stage.glob("new/checkpoints/*")]
     assert found == ([] if shared is None else [f"nimg-{shared:012d}"])
-    assert len(list(stage.glob("old/checkpoints/*"))) == 3
+    assert len(list(stage.glob("old/checkpoints/*"))) == 5
     assert len(list(stage.glob("new/averages/*"))) == (1 if snapshots["ema_snapshots"] else 0)
     if shared is not None:
         assert f"continues from image {shared} of runs/pretrain/old" in line

@@ -14,8 +14,7 @@ from pipeline.models.layers import MPConv
 from pipeline.rng import generator_for
 from pipeline.training import checkpoint
 from pipeline.training.distributed import local_shards
-from pipeline.training.hooks import due
-from pipeline.training.schedule import linear_decay_lr
+from pipeline.training.schedule import due, linear_decay_lr
 from pipeline.training.state import Learner, TrainState
 
 

@@ -1,6 +1,7 @@
 """A run that is asked to stop writes a checkpoint at its next record of progress."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pipeline.training.stop import Stops
 def test_it_stops_when_a_record_is_due_but_not_within_a_row_of_skipped_steps(tmp_path: Path) -> None:
     state = TrainState({"net": Learner(nn.Linear(2, 2), (0.9, 0.99))})
     faults = Faults(tmp_path / "checkpoints", tmp_path, 4, 100, lambda nimg: [])
-    stops = Stops("finetune", tmp_path, 8, 100, faults)
+    stops = Stops("finetune", tmp_path, 8, 100, faults, partial(checkpoint.save, faults.checkpoints))
     sound, bad = ({"gradient_norm": torch.tensor(value)} for value in (1.0, math.nan))
     state.nimg = 8
     stops(state, sound)  # nobody asked
