@@ -13,9 +13,9 @@ from pathlib import Path
 from pipeline.errors import InputMissing
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.sources.archive_trees import open_archive
-from pipeline.prepare.sources.files import File, Tree, missing, printable
+from pipeline.prepare.sources.files import File, Tree, missing
 from pipeline.prepare.sources.folder import TreeSource
-from pipeline.prepare.sources.local import LocalTree
+from pipeline.prepare.sources.places import Place, name_in, open_place
 
 SHARDS = (".tar", ".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
@@ -28,34 +28,37 @@ def is_shard(name: str) -> bool:
 class _Shards:
     """The files in all archives of a folder, below the names of their archives."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, name
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._trees: dict[str, Tree] = {}
         self.ignored: Counter[str] = Counter()
 
-    def __reduce__(self) -> tuple[type[_Shards], tuple[Path, str]]:
-        return type(self), (self._folder, self._name)
+    def __reduce__(self) -> tuple[type[_Shards], tuple[Place]]:
+        return type(self), (self._place,)
 
-    def _tree(self, shard: str) -> Tree:
+    def _tree(self, shard: str, path: Path) -> Tree:
         if shard not in self._trees:
-            self._trees[shard] = open_archive(self._folder / shard, f"{self._name}/{printable(shard)}")
+            self._trees[shard] = open_archive(path, name_in(self._place, shard))
         return self._trees[shard]
 
     def files(self) -> list[File]:
         """See `Tree.files`."""
-        here = LocalTree(self._folder, self._name)
+        found = self._place.files()
+        shards = [file for file in found if is_shard(file.name)]
+        flaw = next((file.flaw for file in shards if file.flaw is not None), None)
+        if flaw is not None:
+            raise flaw
+        others = Counter(Path(file.name).suffix.lower() for file in found if not is_shard(file.name))
         files: list[File] = []
-        others: Counter[str] = Counter()
-        for file in here.files():
-            if not is_shard(file.name):
-                others[Path(file.name).suffix.lower()] += 1
-            elif file.flaw is not None:
-                raise file.flaw
-            else:
-                tree = self._tree(file.name)
-                files += [member._replace(name=f"{file.name}/{member.name}") for member in tree.files()]
-                others += tree.ignored
-        self.ignored = others + here.ignored
+        for shard, path in self._place.paths([file.name for file in shards]):
+            tree = self._tree(shard, path)
+            files += [member._replace(name=f"{shard}/{member.name}") for member in tree.files()]
+            others += tree.ignored
+        if not shards:
+            raise InputMissing(
+                "E-INP-068", self._place.name, "holds no archives", "put .tar or .zip files there"
+            )
+        self.ignored = others + self._place.ignored
         return files
 
     def read(self, name: str, limit: int) -> bytes:
@@ -63,20 +66,22 @@ class _Shards:
         parts = name.split("/")
         for count in range(1, len(parts)):
             shard = "/".join(parts[:count])
-            if is_shard(shard) and (self._folder / shard).is_file():
-                return self._tree(shard).read("/".join(parts[count:]), limit)
-        raise missing(f"{self._name}/{printable(name)}")
+            if is_shard(shard) and self._place.has(shard):
+                tree = self._tree(shard, self._place.path(shard))
+                return tree.read("/".join(parts[count:]), limit)
+        raise missing(name_in(self._place, name))
 
 
 class Archive(TreeSource):
-    """The images in the archive `root / path`, or in all archives of that folder."""
+    """The images in the archive `root / path`, or in all archives of that folder; either may be behind a URL."""
 
     def __init__(self, root: Path, path: str, framing: Framing, captions: str = "auto") -> None:
         """Raises InputMissing if there is no such file, BadData if it is not an archive."""
-        place = root / path
-        if not place.is_dir():
-            super().__init__(open_archive(place, path), path, framing, captions)
+        place = open_place(root, path)
+        if not place.single:
+            super().__init__(_Shards(place), path, framing, captions, shards=True)
             return
-        if not any(is_shard(file.name) for file in place.rglob("*")):
-            raise InputMissing("E-INP-068", path, "holds no archives", "put .tar or .zip files there")
-        super().__init__(_Shards(place, path.rstrip("/")), path, framing, captions, shards=True)
+        names = [file.name for file in place.files()]
+        if not names:
+            raise InputMissing("E-INP-063", path, "is not a file", "put a zip or tar archive there")
+        super().__init__(open_archive(place.path(names[0]), path), path, framing, captions)

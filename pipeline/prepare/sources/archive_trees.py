@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from pipeline.errors import BadData, InputMissing
+from pipeline.errors import BadData
 from pipeline.prepare.limits import too_many_bytes
 from pipeline.prepare.sources.files import (
     File,
@@ -284,12 +284,7 @@ def _tar_flaw(info: tarfile.TarInfo) -> tuple[str, str, str] | None:
 
 
 def open_archive(path: Path, name: str) -> Tree:
-    """The archive in a file, zip or tar by its first bytes.
-
-    Raises InputMissing if there is no such file, BadData E-ARC-003 if it is neither zip nor tar.
-    """
-    if not path.is_file():
-        raise InputMissing("E-INP-063", name, "is not a file", "put a zip or tar archive there")
+    """The archive in a file, zip or tar by its first bytes. Raises BadData E-ARC-003 if it is neither."""
     with path.open("rb") as file:
         start = file.read(tarfile.BLOCKSIZE)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):

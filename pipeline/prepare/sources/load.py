@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.params import SOURCES, Data
@@ -38,17 +39,16 @@ def open_source(data: Data, root: Path, sizes: tuple[Size, ...] = ()) -> Source:
     return OpenMoji(data.source.partition("==")[2], framing)
 
 
-def _kind_of_folder(path: Path) -> str:
+def _kind_of_folder(names: Sequence[str]) -> str:
     """A folder of archives alone, or of Parquet files with images, is a source of its own kind."""
     from pipeline.prepare.sources.archive import is_shard
     from pipeline.prepare.sources.folder import is_document
 
-    files = [file for file in path.iterdir() if not file.name.startswith(".")] if path.is_dir() else []
-    if not all(is_document(file.name) for file in files):
+    if not all(is_document(name) for name in names):
         return "folder"
-    if any(is_shard(file.name) for file in files):
+    if any(is_shard(name) for name in names):
         return "archive"
-    return "parquet" if any(file.suffix == ".parquet" for file in files) else "folder"
+    return "parquet" if any(name.endswith(".parquet") for name in names) else "folder"
 
 
 def data_of(data: Data, source: str, root: Path) -> Data:
@@ -59,8 +59,12 @@ def data_of(data: Data, source: str, root: Path) -> Data:
     path = root / source
     if re.fullmatch(SOURCES, source) and not path.exists():
         return data.model_copy(update={"source": source, "subset": ()})
-    if "://" in source or path.is_dir():
-        kind = _kind_of_folder(path)
+    if "://" in source:
+        from pipeline.prepare.sources.places import open_place
+
+        kind = _kind_of_folder([file.name for file in open_place(root, source).files()])
+    elif path.is_dir():
+        kind = _kind_of_folder([file.name for file in path.iterdir() if not file.name.startswith(".")])
     elif path.is_file():
         kind = "parquet" if path.suffix == ".parquet" else "archive"
     else:

@@ -19,8 +19,8 @@ from pipeline.prepare import images
 from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.limits import MAX_BYTES, too_many_bytes
 from pipeline.prepare.sources.files import File, PerProcess, damage, original, printable
-from pipeline.prepare.sources.local import LocalTree
 from pipeline.prepare.sources.metadata import clean_captions, texts_of, unread_columns
+from pipeline.prepare.sources.places import name_in, open_place
 from pipeline.prepare.sources.source import Item, Listing
 from pipeline.prepare.sources.tables import caption_column, column_name, like_captions
 from pipeline.text.captions import plain_english
@@ -96,55 +96,44 @@ class Parquet:
 
     def __init__(self, root: Path, path: str, framing: Framing) -> None:
         """Raises InputMissing if there is neither."""
-        self._place = root / path
-        self._name = path.rstrip("/")
+        self._place = open_place(root, path)
         self._framing = framing
         self.limits = framing.limits
         self._last: PerProcess[dict[str, _Reader]] = PerProcess()  # Of one file.
-        if not self._place.exists():
+        if "://" not in path and not (root / path).exists():
             raise InputMissing(
                 "E-INP-064", path, "is not there", "put a .parquet file, or a folder of them, there"
             )
 
-    def _files(self) -> list[File]:
-        if not self._place.is_dir():
-            return [_only(self._place)]
-        return [file for file in LocalTree(self._place, self._name).files() if file.name.endswith(".parquet")]
-
-    def _path(self, name: str) -> Path:
-        return self._place / name if self._place.is_dir() else self._place
-
-    def _where(self, name: str) -> str:
-        return f"{self._name}/{printable(name)}" if self._place.is_dir() else self._name
-
     def listing(self) -> Listing:
         """All rows by file and number. Raises InputMissing if there is not a file, BadData for a bad one."""
-        files = self._files()
+        files = {file.name: file for file in self._place.files() if file.name.endswith(".parquet")}
+        flaw = next((file.flaw for file in files.values() if file.flaw is not None), None)
+        if flaw is not None:
+            raise flaw
         notes: list[BadData] = []
-        items = tuple(item for file in files for item in self._items(file, notes))
+        paths = self._place.paths(list(files))
+        items = tuple(item for name, path in paths for item in self._items(files[name], path, notes))
         if not items:
             raise InputMissing(
-                "E-INP-065", self._name, "holds no images", "put .parquet files with rows there"
+                "E-INP-065", self._place.name, "holds no images", "put .parquet files with rows there"
             )
         return Listing(items, tuple(notes))
 
-    def _items(self, file: File, notes: list[BadData]) -> Iterator[Item]:
-        where = self._where(file.name)
-        if file.flaw is not None:
-            raise file.flaw
-        row = 0
-        with damage("E-PAR-001", where, _REPAIR), _open(self._path(file.name)) as table:
-            columns = _columns(table.schema_arrow, where)
+    def _items(self, file: File, path: Path, notes: list[BadData]) -> Iterator[Item]:
+        name, row = name_in(self._place, file.name), 0
+        with damage("E-PAR-001", name, _REPAIR), _open(path) as table:
+            columns = _columns(table.schema_arrow, name)
             if columns.unread:
                 used = [name for name in (columns.caption, columns.label) if name]
-                notes.append(unread_columns(where, columns.unread, used[:1]))
+                notes.append(unread_columns(name, columns.unread, used[:1]))
             wanted = sorted({column for column in (columns.caption, columns.label) if column})
             for group in range(table.num_row_groups):
                 count = table.metadata.row_group(group).num_rows
                 read = table.read_row_group(group, columns=wanted).to_pylist() if wanted else [{}] * count
                 for cells in read:
                     yield _item(
-                        f"{printable(file.name)}:{row}", f"{where}:{row}", file.version, cells, columns
+                        f"{printable(file.name)}:{row}", f"{name}:{row}", file.version, cells, columns
                     )
                     row += 1
 
@@ -167,7 +156,7 @@ class Parquet:
         with damage("E-PAR-001", where, _REPAIR):
             if name not in last:
                 last.clear()
-                last[name] = _Reader(self._path(name), self._where(name))
+                last[name] = _Reader(self._place.path(name), name_in(self._place, name))
             try:
                 return last[name].cell(row)
             except OSError:
@@ -177,11 +166,6 @@ class Parquet:
     def decode(self, content: bytes, where: str) -> DecodedImage:
         """See `images.decode_square`."""
         return images.decode_square(content, where, self._framing)
-
-
-def _only(path: Path) -> File:
-    status = path.stat()
-    return File(path.name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def _open(path: Path) -> Any:

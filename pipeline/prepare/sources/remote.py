@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import posixpath
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputMissing, PipelineError, StorageError
@@ -90,6 +93,23 @@ class RemoteTree:
         if len(content) > limit:
             raise too_many_bytes(where, len(content), limit)
         return content
+
+    def fetch(self, file: File, path: Path) -> None:
+        """Copy a file to `path`, as a whole or not at all. Raises StorageError where the store does not answer."""
+        store, folder = self._store.get(self._open)
+        where, partial = f"{self._name}/{printable(file.name)}", path.with_suffix(".part")
+        try:
+            store.get_file(f"{folder}/{file.name}", str(partial))
+            if partial.stat().st_size != file.size:
+                raise EOFError(f"{partial.stat().st_size} of {file.size} bytes")
+        except FileNotFoundError:
+            raise missing(where) from None
+        except Exception as exc:  # Each store has its own.
+            if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+                raise
+            fix = "check the network and your credentials, then run it again"
+            raise StorageError("E-IO-060", where, f"cannot be fetched ({reason(exc)})", fix) from None
+        os.replace(partial, path)
 
 
 def _ignored(name: str) -> str:

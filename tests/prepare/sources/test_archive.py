@@ -199,7 +199,7 @@ def test_a_folder_of_archives_is_one_source(tmp_path, kind) -> None:
 def test_a_folder_without_archives_is_no_source_of_them(tmp_path) -> None:
     (tmp_path / "shards").mkdir()
     with pytest.raises(InputMissing, match="E-INP-068 shards: holds no archives"):
-        Archive(tmp_path, "shards", FRAMING)
+        Archive(tmp_path, "shards", FRAMING).listing()
 
 
 # Members that are refused, each with its own line, while the others are used.

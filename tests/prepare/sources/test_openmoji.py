@@ -80,7 +80,7 @@ def test_pictures_fill_the_background_and_have_soft_edges(items) -> None:
     content = source.read(items["1F600"])
     picture = source.decode(content, "1F600.svg")
     assert picture.pixels.shape == (32, 32, 3) and picture.pixels.dtype == np.uint8
-    assert picture[1:] == (32, 32, "SVG")
+    assert picture[1:4] == (32, 32, "SVG")
     assert picture.pixels[0, 0].tolist() == [10, 20, 30]
     assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) > 50
     assert np.array_equal(picture.pixels, source.decode(content, "1F600.svg").pixels)
