@@ -135,10 +135,11 @@ def _send_inputs(client: MlflowClient, run: str, entry: Entry, root: Path) -> No
     """Tags with the digests {path: digest} of inputs, and with the runs that produced them."""
     experiment = client.get_run(run).info.experiment_id
     for path, digest in entry["inputs"].items():
-        client.set_tag(run, f"input.{path}", digest)
+        name = path.replace("://", ":/")  # as MLflow wants keys
+        client.set_tag(run, f"input.{name}", digest)
         producer = find_producer(client, experiment, path, digest)
         if producer is not None and producer != run:
-            client.set_tag(run, f"producer.{path}", producer)
+            client.set_tag(run, f"producer.{name}", producer)
 
 
 def _send_image(client: MlflowClient, run: str, entry: Entry, root: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_restarted_stage_continues_its_run_and_replayed_metrics_are_there_once
 
 def test_stages_share_a_parent_and_name_the_producers_of_their_inputs(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("seed: 0\n")
-    with stage_run.start_stage_run("pretrain", tmp_path, {}, {}) as core:
+    with stage_run.start_stage_run("pretrain", tmp_path, {}, {"s3://a/b": "far"}) as core:
         core.log_outputs({"models/core": "abc"})
     with stage_run.start_stage_run("finetune", tmp_path, {}, {"models/core": "abc"}) as shell:
         shell.log_metrics({"loss": float("inf")}, step=3, timestamp=1.0)
@@ -46,6 +46,7 @@ def test_stages_share_a_parent_and_name_the_producers_of_their_inputs(tmp_path: 
     assert core.run_id and shell.run_id
     one, two = (client.get_run(run).data.tags for run in (core.run_id, shell.run_id))
     assert one["mlflow.parentRunId"] == two["mlflow.parentRunId"]
+    assert one["input.s3:/a/b"] == "far"
     assert two["producer.models/core"] == core.run_id
     assert two["infinite.loss"] == "inf at nimg 3"
 

@@ -38,7 +38,7 @@ class Place(Protocol):
         ...
 
     def has(self, name: str) -> bool:
-        """Whether a file is there, of a URL at the last call of `files`."""
+        """Whether a file is there; of a URL, when it was listed last."""
         ...
 
     def paths(self, names: Sequence[str]) -> Iterator[tuple[str, Path]]:
@@ -114,6 +114,8 @@ class Copies:
 
     def has(self, name: str) -> bool:
         """See `Place.has`."""
+        if not self._files:  # in another process than the one that listed them
+            self.files()
         return name in self._files
 
     def paths(self, names: Sequence[str]) -> Iterator[tuple[str, Path]]:
@@ -130,7 +132,7 @@ class Copies:
 
     def path(self, name: str) -> Path:
         """See `Place.path`."""
-        if name not in self._files:
+        if not self.has(name):
             raise missing(name_in(self, name))
         version = f"{self.name}\n{name}\n{self._files[name].version}"
         copy = self._folder / hashlib.sha256(version.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -152,12 +152,13 @@ def test_every_kind_of_source_is_read_from_an_object_store(
 
 
 def test_another_process_reads_a_source_that_was_listed_here(tmp_path: Path, bucket: str) -> None:
-    source = open_far(tmp_path, f"{bucket}/shards")
+    source = Archive(tmp_path, f"{bucket}/shards", FRAMING)
+    sent = pickle.dumps(source)  # before it is listed
     items = source.listing().items
     for name in copies(tmp_path):
         (tmp_path / places.COPIES / name).unlink()
     with get_context("spawn").Pool(1) as pool:
-        assert pool.map(pickle.loads(pickle.dumps(source)).read, items) == [png(1), png(2)]
+        assert pool.map(pickle.loads(sent).read, items) == [png(1), png(2)]
 
 
 def test_a_file_that_changed_is_fetched_again_and_one_that_went_is_missing(
