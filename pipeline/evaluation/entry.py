@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.config.params import Params
+from pipeline.config.sides import side_unit
 from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import ConfigError
 from pipeline.evaluation import statistics
@@ -147,12 +148,20 @@ def passes_to_measure(refined: Snapshot, wanted: Sequence[int], log: Callable[[s
 
 
 def check_champion(snapshot: Snapshot, champion: Champion, dataset: PreparedDataset) -> None:
-    """Raise ConfigError where the champion reads captions by another text encoder than the data's."""
+    """Raise ConfigError where the champion reads captions by another text encoder than the data's, or cannot make
+    images of the data's sizes."""
     known, given = snapshot.config.text_encoder, dataset.text_encoder
     if known.get("sha256") != given.get("sha256") or known.get("dim") != given.get("dim"):
         problem = f"{champion.address} has the text encoder {known.get('name')}, the data {given.get('name')}"
         fix = "run `crescendo pin --baseline teacher`, or prepare the data with its encoder"
         raise ConfigError("E-CFG-055", "params.yaml: evaluate.baseline", problem, fix)
+    config = snapshot.config
+    unit = side_unit(config.core.resolution, config.core.net, [shell.net for shell in config.shells])
+    for height, width, _ in dataset.buckets if len(dataset.buckets) > 1 else ():
+        if any(side * snapshot.resolution % (unit * dataset.resolution) for side in (height, width)):
+            problem = f"{champion.address} cannot make images of {width}x{height} px, as the data have"
+            fix = "run `crescendo pin --baseline teacher`, or choose another data.bucket_step"
+            raise ConfigError("E-CFG-060", "params.yaml: evaluate.baseline", problem, fix)
 
 
 def _choice_distance(

@@ -20,7 +20,7 @@ from pipeline.prepare.sources.source import Item
 
 TakeIn = Callable[[Sequence[Item], tuple[Size, ...]], list[IngestedItem]]
 MAX_ASPECT = 3.0  # of a bucket; a longer image is cropped
-MAX_BUCKETS = 8  # networks are compiled once for each
+MAX_BUCKETS = 8  # torch.compile makes a network for each, and no more of one function
 MIN_SHARE, MIN_IMAGES = 0.02, 8  # of all images, in a bucket: its batches hold no others
 
 

@@ -4,13 +4,16 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.config.params import parse_params
+from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import ConfigError
 from pipeline.prepare.buckets import MAX_BUCKETS, MIN_IMAGES, candidate_sizes, choose_sizes
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.images import decode_square
+from pipeline.prepare.prepare import prepare
 
 
 def test_sides_are_multiples_of_the_step_and_areas_near_the_square_one() -> None:
@@ -44,6 +47,29 @@ def test_an_image_keeps_its_shape_also_where_its_file_is_turned() -> None:
         assert decoded.pixels.shape == (96, 160, 3) and (decoded.width, decoded.height) == (300, 180)
         assert abs(np.diff(decoded.pixels[48, :, 0].astype(int)) - 1.6).max() < 1.7, "nothing cut off"
         assert decoded.pixels[48, 0, 0] <= 2 and decoded.pixels[48, -1, 0] >= 253
+
+
+def test_the_stage_stores_bucket_after_bucket_and_says_which(tiny_tree, tmp_path) -> None:
+    sizes = {"square": (24, 24, 20), "wide": (30, 18, 10), "tall": (18, 36, 3)}  # of the last, too few
+    for name, (width, height, count) in sizes.items():
+        for number in range(count):
+            pixels = np.random.default_rng([width, number]).integers(
+                0, 256, (height, width, 3), dtype=np.uint8
+            )
+            path = tmp_path / "data/raw" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    changes = {"source": "folder", "subset": [], "fit": "buckets", "text_encoder": "label"}
+    params, lines = parse_params({**tiny_tree, "data": {**tiny_tree["data"], **changes}}), []
+    metrics = prepare(params, tmp_path, tmp_path / "work", log=lines.append)
+    assert metrics["buckets"] == {"16x16": 23, "20x12": 10}
+    assert "buckets: 23 of 16x16, 10 of 20x12 px" in lines
+    dataset = PreparedDataset(tmp_path / "data/prepared")
+    assert dataset.buckets == [(16, 16, 23), (12, 20, 10)]
+    wide = np.array([i for i, row in enumerate(dataset.rows) if row["group"] == "wide"])
+    assert dataset.images(wide).shape == (10, 3, 12, 20) and dataset.shape_of(int(wide[0])) == (0.75, 1.25)
+    means = torch.nn.functional.avg_pool2d(dataset.images(wide).float(), 2)
+    assert torch.equal(dataset.low_images(wide), means)
 
 
 def test_a_step_that_the_networks_cannot_take_is_refused_with_the_one_they_can(tiny_tree) -> None:
