@@ -19,7 +19,7 @@ def test_decode_table_has_every_contender() -> None:
 def test_prepare_table_counts_what_is_decoded_again(monkeypatch) -> None:
     monkeypatch.setattr(prepare, "Bound", lambda cores: nullcontext(lambda work, *args: work(*args)))
     monkeypatch.setattr(validation, "validate", lambda *_: validation.Report(()))  # which takes seconds
-    text = prepare.prepare_table(count=8, repeats=1, px=64, cores=(1,))
+    text = prepare.prepare_table(count=60, repeats=1, px=64, cores=(1,))
     assert "1 decoded" in text
     assert "Pillow, np.save" in text
 
