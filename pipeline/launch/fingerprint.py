@@ -141,7 +141,7 @@ def stage_fingerprint(stage: str, root: Path, deps: Mapping[str, str] | None = N
 
 def code_files(root: Path, deps: Mapping[str, str]) -> dict[str, str]:
     """{path: digest} of the single files of code among dependencies."""
-    files = {}
+    files: dict[str, str] = {}
     for path in filter(is_code, deps):
         folder = root / path
         found = {"": deps[path]} if folder.is_file() else digest_files(folder)
