@@ -45,6 +45,6 @@ def test_few_images_without_captions_end_in_a_model_and_a_verdict(
         run_dir.mkdir(parents=True)
         train(WorkerConfig(params, tmp_path, run_dir, precision="float32", threads=1))
         shutil.copytree(run_dir / "result/model", tmp_path / "models" / kind)
-    evaluate(params, tmp_path, log=lambda line: None)
+    evaluate(params, tmp_path, tmp_path / "reports", log=lambda line: None)
     (*_, last) = Verdict.read(tmp_path / "reports/verdict.json").verdicts
     assert {rule.name: rule.outcome for rule in last.rules}["captions"] == "not_applicable"
