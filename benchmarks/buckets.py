@@ -86,7 +86,7 @@ def compose(folder: Path, copies: int) -> None:
 def params_of(fit: str, num_images: int) -> Params:
     """params.yaml for these pictures, at 64 px: a small core of 32 px and one shell."""
     tree = read_yaml(Path(__file__).parents[1] / "params.yaml")
-    tree["data"] |= {"source": "folder", "subset": [], "resolution": 64, "fit": fit, "max_bad_fraction": 1.0}
+    tree["data"] |= {"source": "folder", "path": "data/raw", "subset": [], "resolution": 64, "fit": fit}
     tree["core"] |= {"channels": 24, "channel_mult": [1, 2, 4]}
     tree["shell"] |= {"patch": 2, "channels": [16]}
     tree["sampling"] |= {"num_steps": STEPS}

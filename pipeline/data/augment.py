@@ -113,7 +113,7 @@ def apply(images: Tensor, transforms: Transforms) -> Tensor:
     geometry = (transforms.log_scale, transforms.angle, transforms.shift_x, transforms.shift_y)
     moved = np.flatnonzero(np.any([values != 0 for values in geometry], axis=0))
     if len(moved):
-        maps = _matrices(transforms, moved).to(device)
+        maps = _matrices(transforms, moved, images.shape[2] / images.shape[3]).to(device)
         grid = F.affine_grid(maps, [len(moved), *images.shape[1:]], align_corners=False)
         images[moved] = F.grid_sample(images[moved], grid, padding_mode="border", align_corners=False)
     turned = np.flatnonzero(transforms.hue != 0)
@@ -123,12 +123,14 @@ def apply(images: Tensor, transforms: Transforms) -> Tensor:
     return images
 
 
-def _matrices(transforms: Transforms, rows: NDArray[np.int64]) -> Tensor:
-    """Inverse maps, from output to input coordinates in [-1, 1]: float32 [n, 2, 3]."""
+def _matrices(transforms: Transforms, rows: NDArray[np.int64], aspect: float) -> Tensor:
+    """Inverse maps, from output to input coordinates in [-1, 1], of images of `aspect` height / width: float32
+    [n, 2, 3]."""
     size, angle = 2.0 ** transforms.log_scale[rows], transforms.angle[rows]
     cos, sin = np.cos(angle) / size, np.sin(angle) / size
     x, y = -2 * transforms.shift_x[rows], -2 * transforms.shift_y[rows]
-    top, bottom = [cos, sin, cos * x + sin * y], [-sin, cos, -sin * x + cos * y]
+    down, across = sin * aspect, sin / aspect  # rotations are of pixels, coordinates of halves of the sides
+    top, bottom = [cos, down, cos * x + down * y], [-across, cos, -across * x + cos * y]
     return torch.from_numpy(np.stack([*top, *bottom], axis=1).reshape(-1, 2, 3).astype(np.float32))
 
 

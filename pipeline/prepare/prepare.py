@@ -190,9 +190,9 @@ def examine(
     encoding = shards.choose_encoding(data.encoding, len(items), data.resolution)
     layout = Layout(data.resolution, params.core.resolution, encoding)
 
-    def take_in(items: Sequence[Item], sizes: tuple[Size, ...]) -> list[IngestedItem]:
-        own = open_source(data, root, sizes)
-        cache = work / "pictures" / cache_key(data, layout, sizes)[:16]
+    def take_in(items: Sequence[Item], kept: tuple[Size, ...]) -> list[IngestedItem]:
+        own = source if kept == sizes else open_source(data, root, kept)
+        cache = work / "pictures" / cache_key(data, layout, kept)[:16]
         return ingest(own, items, layout, cache, map_tasks, processes, on_progress)
 
     ingested = in_buckets(take_in, items, sizes) if sizes else take_in(items, sizes)

@@ -85,3 +85,11 @@ def test_hue_turns_colours_and_leaves_greys() -> None:
     assert third.argmax() != 0
     full = apply(red.clone(), only(hue=2 * math.pi))
     torch.testing.assert_close(full, red, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_what_is_round_stays_round_when_turned_in_any_shape_of_image(size: tuple[int, int]) -> None:
+    y, x = (torch.arange(side) - (side - 1) / 2 for side in size)
+    disc = (255 * torch.exp(-(y[:, None] ** 2 + x[None] ** 2) / 25)).expand(1, 3, *size)
+    turned = apply(disc.clone(), only(angle=math.radians(50)))
+    torch.testing.assert_close(turned, disc, atol=6.0, rtol=0)
