@@ -59,7 +59,13 @@ def test_the_stage_stores_bucket_after_bucket_and_says_which(tiny_tree, tmp_path
             path = tmp_path / "data/raw" / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
-    changes = {"source": "folder", "subset": [], "fit": "buckets", "text_encoder": "label"}
+    changes = {
+        "source": "folder",
+        "path": "data/raw",
+        "subset": [],
+        "fit": "buckets",
+        "text_encoder": "label",
+    }
     params, lines = parse_params({**tiny_tree, "data": {**tiny_tree["data"], **changes}}), []
     metrics = prepare(params, tmp_path, tmp_path / "work", log=lines.append)
     assert metrics["buckets"] == {"16x16": 23, "20x12": 10}
