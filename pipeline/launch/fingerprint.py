@@ -8,14 +8,32 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from pipeline import artifacts
-from pipeline.config.strict_yaml import read_yaml
+from pipeline.config.strict_yaml import Section, parse_section, read_yaml
 from pipeline.errors import ConfigError, InputMissing
 
 CHECKPOINT_FORMAT = 3  # A new number starts new runs, instead of failing to load old checkpoints.
 INTERVALS = ("log_images", "sample_images", "watch_images")  # of what only looks at a run
 CODE = ("pipeline", "stages")
 IGNORED = ("__pycache__", "*.pyc", "*.tmp-*", "*.old-*")  # as .dvcignore has them
+
+
+class _Stage(Section):
+    """What is read of a stage in dvc.yaml; DVC checks the rest."""
+
+    model_config = ConfigDict(extra="allow")
+
+    deps: tuple[str | dict[str, Any], ...] = ()
+    outs: tuple[str | dict[str, Any], ...] = ()
+    params: tuple[str, ...] = ()
+
+
+class _Pipeline(Section):
+    model_config = ConfigDict(extra="allow")
+
+    stages: dict[str, _Stage]
 
 
 def read_stages(root: Path) -> dict[str, Any]:
@@ -31,6 +49,7 @@ def read_stages(root: Path) -> dict[str, Any]:
             return {fill(key): fill(item) for key, item in value.items()}
         return value
 
+    parse_section(_Pipeline, tree, "dvc.yaml")
     stages: dict[str, Any] = fill(tree["stages"])
     return stages
 
@@ -75,10 +94,12 @@ def is_code(path: str) -> bool:
 
 
 def digest_url(url: str) -> str:
-    """Digest of names, sizes and versions of all files below a URL. Raises InputMissing if it is unreachable."""
-    from pipeline.prepare.sources.remote import RemoteTree
+    """Digest of names, sizes and versions of the file at a URL, or of all below. Raises InputMissing where it is
+    unreachable."""
+    from pipeline.prepare.sources.places import open_place
 
-    return artifacts.digest([[file.name, file.size, file.version] for file in RemoteTree(url).files()])
+    files = open_place(Path(), url).files()
+    return artifacts.digest([[file.name, file.size, file.version] for file in files])
 
 
 def entry_paths(entries: Sequence[Any]) -> list[str]:
@@ -90,9 +111,8 @@ def dependencies(stage: str, root: Path) -> dict[str, str]:
     """{path: digest} of all dependencies of `stage`, including code.
 
     Raises InputMissing for one that is not there."""
-    stages = read_stages(root)
-    names = entry_paths(stages[stage].get("deps", []))
-    made = {path for each in stages.values() for path in entry_paths(each.get("outs", []))}
+    names = entry_paths(stage_section(stage, root).get("deps", []))
+    made = {path for each in read_stages(root).values() for path in entry_paths(each.get("outs", []))}
     for path in names:
         if "://" not in path and path not in made and not (root / path).exists():
             fix = "put it there (`git checkout` or `dvc pull`, if they know it), or correct its path in params.yaml"
@@ -108,8 +128,12 @@ def outputs(stage: str, root: Path) -> list[str]:
 
 
 def stage_section(stage: str, root: Path) -> dict[str, Any]:
-    """The entry of `stage` in dvc.yaml."""
-    section: dict[str, Any] = read_stages(root)[stage]
+    """The entry of `stage` in dvc.yaml. Raises ConfigError where there is none."""
+    stages = read_stages(root)
+    if stage not in stages:
+        problem = f"has no stage {stage}, but {', '.join(stages) or 'none at all'}"
+        raise ConfigError("E-CFG-031", "dvc.yaml", problem, "add it (git log -p shows what it was)")
+    section: dict[str, Any] = stages[stage]
     return section
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import InputMissing
+from pipeline.errors import ConfigError, InputMissing
 from pipeline.launch import fingerprint
 
 
@@ -42,8 +42,31 @@ def test_what_lies_behind_a_url_is_known_by_names_and_sizes() -> None:
     assert fingerprint.digest_url("memory://bucket") == before
     store.pipe("/bucket/b.png", b"two")
     assert fingerprint.digest_url("memory://bucket") != before
+    one = fingerprint.digest_url("memory://bucket/a.png")
+    store.pipe("/bucket/pictures.zip", b"one")
+    archive = fingerprint.digest_url("memory://bucket/pictures.zip")
+    store.pipe("/bucket/pictures.zip", b"other")
+    assert len({one, archive, fingerprint.digest_url("memory://bucket/pictures.zip")}) == 3
     with pytest.raises(InputMissing, match="E-INP-061 nowhere://bucket"):
         fingerprint.digest_url("nowhere://bucket")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: 3", "E-CFG-002 dvc.yaml: stages: 3 is not valid"),
+        ("{}", "E-CFG-003 dvc.yaml: stages: missing key"),
+        ("stages: {toy: 5}", "E-CFG-002 dvc.yaml: stages.toy: 5 is not valid"),
+        ("stages: {toy: {deps: 7}}", "E-CFG-002 dvc.yaml: stages.toy.deps: 7 is not valid"),
+        ("stages: {toy: {params: [{other.yaml: [a]}]}}", "E-CFG-002 dvc.yaml: stages.toy.params"),
+        ("stages: {other: {}}", "E-CFG-031 dvc.yaml: has no stage toy, but other"),
+    ],
+)
+def test_a_broken_dvc_yaml_is_one_line(project: Path, text: str, message: str) -> None:
+    (project / "dvc.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        fingerprint.stage_fingerprint("toy", project)
+    assert str(caught.value).startswith(message)
 
 
 def test_a_missing_dependency_is_named(project: Path) -> None:
