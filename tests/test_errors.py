@@ -61,12 +61,19 @@ def exit_of(body):
         ("open('/does/not/exist')", 74, "E-IO-002 /does/not/exist"),
         ("raise KeyboardInterrupt", 75, "stopped"),
         ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)", 75, "stopped"),
+        ("os.kill(os.getpid(), signal.SIGHUP); time.sleep(30)", 75, "stopped"),
     ],
 )
 def test_run_main_ends_with_one_line_and_the_right_status(body, status, words) -> None:
     code, stderr = exit_of(body)
     assert code == status
     assert words in stderr and len(stderr.splitlines()) == (1 if words else 0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o000, 0o002), (0o022, 0o022), (0o077, 0o077)])
+def test_nothing_is_writable_by_everybody(before: int, after: int) -> None:
+    code, stderr = exit_of(f"os.umask({before}); run_main(lambda: print(oct(os.umask(0)), file=sys.stderr))")
+    assert (code, stderr) == (0, f"{oct(after)}\n")
 
 
 def test_a_bug_shows_its_traceback_and_status_70() -> None:
