@@ -146,8 +146,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and exit with its status, or with the status of the exception it raised.
 
-    SIGTERM and, unless it is ignored, SIGHUP are treated as Ctrl-C: the program unwinds and exits with 75. No file is
-    made writable by everybody, whatever the umask.
+    SIGTERM and, unless it is ignored, SIGHUP are treated as Ctrl-C: the program unwinds and exits with 75. No file
+    is made writable by everybody, whatever the umask.
     """
     os.umask(os.umask(0o022) | 0o002)
     try:
