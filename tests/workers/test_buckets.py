@@ -72,6 +72,7 @@ def test_samples_are_judged_in_the_shapes_of_their_captions(trained: Path, tree:
         all(math.isfinite(value) for value in numbers.values()) and "heldout/finetuned/top_octave" in numbers
     )
     page = (trained / "reports/evaluation/index.html").read_text()
+    assert "3 shapes of about 16 × 16 pixels" in page
     encoded = re.findall('data:image/webp;base64,([^"]+)', page)
     sizes = {Image.open(io.BytesIO(base64.b64decode(each))).size for each in encoded}
     assert sizes == {(16, 16), (20, 12), (12, 20)}
