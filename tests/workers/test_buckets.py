@@ -67,7 +67,7 @@ def test_the_sheet_of_samples_shows_the_shapes_of_their_images(trained: Path) ->
 
 def test_samples_are_judged_in_the_shapes_of_their_captions(trained: Path, tree: dict[str, Any]) -> None:
     log: list[str] = []
-    numbers = evaluate(parse_params(tree), trained, log.append)
+    numbers = evaluate(parse_params(tree), trained, trained / "reports", log.append)
     assert (
         all(math.isfinite(value) for value in numbers.values()) and "heldout/finetuned/top_octave" in numbers
     )
