@@ -10,8 +10,11 @@ from pathlib import Path
 from pipeline.errors import BadData, ConfigError, StorageError
 from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.images import decode_square
+from pipeline.prepare.limits import Limits
 from pipeline.prepare.sources.files import missing
 from pipeline.prepare.sources.folder import Folder
+
+QUICK = Limits(max_pixels=10**6)  # so the decoders of such images are given two seconds
 
 
 def act(content, where):
@@ -98,7 +101,7 @@ class Deadly(Folder):
     """A folder whose decoders die of the images listed in a file, as `how` says, until it is emptied."""
 
     def __init__(self, root: Path, how: str) -> None:
-        super().__init__(root, "raw", Framing(16, "crop", (255, 255, 255)))
+        super().__init__(root, "raw", Framing(16, "crop", (255, 255, 255), limits=QUICK))
         self._list, self._how = root / "deadly.json", how
 
     def decode(self, content, where):

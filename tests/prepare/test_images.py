@@ -348,8 +348,9 @@ def test_limits_are_those_that_are_set() -> None:
         (Limits(max_pixels=SIDE * SIDE - 1), "E-IMG-004"),
     ):
         with pytest.raises(BadData, match=rf"{code}.*or raise data.max_"):
-            decode_square(content, "raw/a.png", Framing(SIDE, "crop", WHITE, limits))
-    decode_square(content, "raw/a.png", Framing(SIDE, "crop", WHITE, Limits(len(content), SIDE * SIDE)))
+            decode_square(content, "raw/a.png", Framing(SIDE, "crop", WHITE, limits=limits))
+    just = Limits(len(content), SIDE * SIDE)
+    decode_square(content, "raw/a.png", Framing(SIDE, "crop", WHITE, limits=just))
 
 
 def png_header(width, height):

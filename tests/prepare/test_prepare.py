@@ -25,7 +25,7 @@ def one_encoder(request):
 
 
 def params_with(tree, **data):
-    return parse_params({**tree, "data": {**tree["data"], "subset": [], **data}})
+    return parse_params({**tree, "data": {**tree["data"], "subset": [], "path": "data/raw", **data}})
 
 
 def raw_folder(root, count=40, bad=1) -> None:
