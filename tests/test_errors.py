@@ -40,7 +40,8 @@ def test_an_error_is_one_line_whatever_the_file_is_called() -> None:
 def exit_of(body):
     """Status and stderr of a process that runs `body` as its main."""
     program = (
-        f"import os, signal, time\nfrom pipeline.errors import *\ndef main():\n    {body}\nrun_main(main)"
+        "import os, signal, time\nfrom pipeline.errors import *\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        f"def main():\n    {body}\nrun_main(main)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stderr

@@ -58,7 +58,7 @@ def test_no_permission_is_one_line(bare: Path) -> None:
 def test_a_stopped_stage_ends_with_75_and_continues(bare: Path) -> None:
     """SIGTERM in the middle of pretrain; then the same command ends in the bits of an unbroken run."""
     write_prepared(bare / "data/prepared", resolution=32)
-    write_params(bare, pretrain={"num_images": 480, "sample_images": 480})
+    write_params(bare, pretrain={"num_images": 240, "sample_images": 240})
     run("python -m stages.pretrain", bare, env=PROCESS)
     files = ("models/core/model.safetensors", "reports/pretrain/curves.csv")
     whole = [(bare / name).read_bytes() for name in files]

@@ -35,7 +35,13 @@ def test_few_images_without_captions_end_in_a_model_and_a_verdict(
     alone: int, alike: int, tiny_tree: dict[str, Any], tmp_path: Path
 ) -> None:
     write_pictures(tmp_path / "data/raw", alone, alike)
-    data = {**tiny_tree["data"], "source": "folder", "subset": [], "text_encoder": "label"}
+    data = {
+        **tiny_tree["data"],
+        "source": "folder",
+        "path": "data/raw",
+        "subset": [],
+        "text_encoder": "label",
+    }
     budget = {**tiny_tree["evaluate"], "max_calls": 1000}
     params = parse_params({**tiny_tree, "data": data, "evaluate": budget})
     metrics = prepare(params, tmp_path, tmp_path / "work")
