@@ -16,7 +16,7 @@ from pipeline.diffusion.seeds import seeded_noise
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.resample import high_pass, rescale
-from pipeline.models.shape import SQUARE, Images, Shape, by_size, mean_over
+from pipeline.models.shape import Images, Shape, by_size, mean_over
 from pipeline.models.snapshot import Snapshot
 
 BATCH = 64
@@ -55,15 +55,15 @@ def sampled_power(
     text: Conditioning,
     seeds: Sequence[int],
     passes: int,
-    shapes: Sequence[tuple[Sequence[int], Shape]] = (),
+    shapes: Sequence[tuple[Sequence[int], Shape]],
 ) -> Tensor:
     """Mean square of the high band of samples of a level, in the range of pixels: float64 scalar.
 
-    shapes: places of the samples of each shape; all are square where there are none."""
+    shapes: places of the samples of each shape."""
     sigma, device = snapshot.config.sigma_start, next(level.parameters()).device
     assert sigma is not None, "not a refined model"
     total = torch.zeros((), dtype=torch.float64)
-    for places, shape in shapes or [(range(len(seeds)), SQUARE)]:
+    for places, shape in shapes:
         own_text, own_seeds = text.select(torch.tensor(places)), [seeds[place] for place in places]
         for part, rows in in_batches(own_text, own_seeds, BATCH):
             draw = seeded_noise(rows, device, shape)

@@ -29,15 +29,13 @@ def _sync(args: argparse.Namespace) -> int:
     lost = []
     for sync in send_waiting(root, runs_folder(root, load_profile(root))):
         if not sync.complete:
-            problem, fix = (
-                f"MLflow does not answer; {sync.waiting} still wait",
-                "start it, and run this again",
-            )
-            raise Busy("E-BUSY-041", server_name(root), f"{problem} in {sync.folder}", fix)
+            problem = f"MLflow does not answer; {sync.waiting} still wait in {sync.folder}"
+            raise Busy("E-BUSY-041", server_name(root), problem, "start it, and run this again")
         print(f"{sync.folder}: {sync.waiting} sent")
         lost += [sync.folder] * bool(sync.lost)
     if lost:
-        problem = "not all could be sent (see above)"
-        raise StorageError("E-IO-045", ", ".join(map(str, lost)), problem, "nothing: the rest was sent")
-    print("MLflow has everything")
+        problem = "what is named above can never be sent, since its files are gone or MLflow refused it"
+        fix = "log those files by hand if they matter; all else was sent"
+        raise StorageError("E-IO-045", ", ".join(map(str, lost)), problem, fix)
+    print("nothing waits for MLflow")
     return 0

@@ -32,13 +32,10 @@ def stop_with_checkpoint(stage: str, run_dir: Path) -> Iterator[None]:
     def ask(number: int, frame: FrameType | None) -> None:
         restore()
         (run_dir / STOP).touch()
-        line = (
-            f"{stage}: stopping at the next record of progress, with a checkpoint; once more stops at once\n"
-        )
-        with contextlib.suppress(
-            OSError
-        ):  # The terminal may be gone. Not print, which may be interrupted itself.
-            os.write(2, line.encode())
+        what = "stopping at the next record of progress, with a checkpoint; once more stops at once"
+        # The terminal may be gone. Not print, which may be what the signal interrupts.
+        with contextlib.suppress(OSError):
+            os.write(2, f"{stage}: {what}\n".encode())
 
     for number in replaced:
         signal.signal(number, ask)

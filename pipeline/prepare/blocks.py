@@ -117,9 +117,9 @@ def make_block(
     with artifacts.commit_directory(cache / f"block-{name}", {"items": len(items)}, forced=False) as folder:
         for size in {image.size: None for image in images}:
             own = [image for image in images if image.size == size]
-            stored, name = [image.stored for image in own], name_of("low", size)
+            stored, sums = [image.stored for image in own], [image.sums for image in own]
             storage.write(folder, name_of("images", size), stored, len(own), layout.encoding)
-            storage.write_array(folder / f"{name}.npy", [image.sums for image in own], len(own))
+            storage.write_array(folder / f"{name_of('low', size)}.npy", sums, len(own))
         (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "ascii")
     return len(items)
 

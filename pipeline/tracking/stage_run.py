@@ -16,6 +16,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ class Sender:
 
     def send_all(self) -> bool:
         """Send what waits, in order; False if the server does not answer."""
+        if self._spool.waiting:
+            quiet_mlflow()
         while self._spool.waiting:
             first = self._spool.waiting[0]
             if not self._send(first.entry):
@@ -56,7 +59,6 @@ class Sender:
 
     def _send(self, entry: Entry) -> bool:
         """True if the entry is finished: sent, or refused for good and therefore dropped."""
-        quiet_mlflow()
         try:
             client, run, parent = self._open(entry)
             if entry["kind"] == "begin":
@@ -68,7 +70,8 @@ class Sender:
             else:
                 entries.send(client, run, entry, self._root)
         except Gone as error:
-            self._lose(f"not logged: {error}")
+            if not self._is_replaced(entry):
+                self._lose(f"not logged: {error}")
         except failures() as error:
             if getattr(error, "error_code", "") not in REFUSED:
                 self._on_failure(error)
@@ -88,6 +91,12 @@ class Sender:
             self._opened = client, run, parent
             self._spool.opened(run)
         return self._opened
+
+    def _is_replaced(self, entry: Entry) -> bool:
+        """Whether the same file waits once more, as it was later: MLflow keeps one of a name."""
+        same = (entry["kind"], entry["path"], entry.get("folder"))
+        later = (waiting.entry for waiting in islice(self._spool.waiting, 1, None))
+        return any((each["kind"], each.get("path"), each.get("folder")) == same for each in later)
 
     def _lose(self, message: str) -> None:
         self.lost += 1

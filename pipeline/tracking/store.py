@@ -133,10 +133,10 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def server_name(root: Path) -> str:
-    """The tracking server as messages and spools name it; the store of the repository itself is only STORE, since
-    its folder may move."""
+    """The tracking server as messages and spools name it; the store of the repository itself, which experiments
+    share, is only STORE, since its folder may move."""
     uri = tracking_uri(root)
-    return STORE if database_of(uri) == root.resolve() / STORE else public_uri(uri)
+    return STORE if database_of(uri) == home_of(root) / STORE else public_uri(uri)
 
 
 def warn(message: str) -> None:

@@ -10,11 +10,13 @@ from pipeline.adversarial.octaves import match_octaves, sampled_power
 from pipeline.diffusion.seeds import seeded_noise
 from pipeline.models.denoiser import ShellDenoiser, pyramid_levels
 from pipeline.models.resample import high_pass, resize
+from pipeline.models.shape import SQUARE
 from pipeline.models.snapshot import Snapshot
 from pipeline.models.statistics import Statistics
 from tests.builders import build_pyramid, captions, snapshot_config
 
 COUNT = 8
+SQUARES = [(range(COUNT), SQUARE)]
 
 
 def refined(gain: float = 0.7) -> Snapshot:
@@ -45,7 +47,9 @@ def test_octaves_that_are_a_few_percent_off_get_the_power_of_real_ones() -> None
     assert list(factors) == [16, 32]
     assert list(factors.values()) == pytest.approx([1 / 0.95, 1 / 1.04], rel=0.01)
     for shell in shells_of(snapshot):
-        power = sum(float(sampled_power(shell, snapshot, captions(COUNT), range(COUNT), n)) for n in (1, 2))
+        power = sum(
+            float(sampled_power(shell, snapshot, captions(COUNT), range(COUNT), n, SQUARES)) for n in (1, 2)
+        )
         real = high_pass(resize(wanted, shell.resolution)).square().mean()
         assert power / 2 == pytest.approx(float(real), rel=0.02)
 
@@ -57,7 +61,7 @@ def test_what_pixels_cannot_show_is_no_power() -> None:
     clipped = snapshot._replace(config=bright)
     shell = shells_of(snapshot)[-1]
     power, less = (
-        sampled_power(shell, each, captions(COUNT), range(COUNT), 1) for each in (snapshot, clipped)
+        sampled_power(shell, each, captions(COUNT), range(COUNT), 1, SQUARES) for each in (snapshot, clipped)
     )
     assert float(less) < 0.8 * float(power)
 

@@ -13,7 +13,10 @@ def test_the_store_is_a_file_of_the_repository_unless_a_server_is_set(
     assert store.tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert runs.find_run_by_output("models/core", "abc", tmp_path) is None
     assert not (tmp_path / "mlflow.db").exists()
+    for root in (tmp_path, tmp_path / ".dvc/tmp/exps/standalone/one"):
+        assert store.server_name(root) == "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert store.server_name(tmp_path) == "http://host:5000"
     assert store.tracking_uri(tmp_path) == "http://host:5000"
     assert store.database_of("http://host:5000") is None
     assert store.public_uri("http://me:pw@host:5000/x") == "http://host:5000/x"

@@ -73,7 +73,7 @@ def test_what_waits_at_the_end_is_sent_by_sync(
         main.run(["sync"])
     server(True)
     (tmp_path / "gone.txt").write_text("second")  # another file than what was logged
-    with pytest.raises(StorageError, match="not all could be sent"):
+    with pytest.raises(StorageError, match="can never be sent"):
         main.run(["sync"])
     assert "gone.txt has changed since" in capsys.readouterr().err
     [(run_id, status)] = runs_of(tmp_path).items()
@@ -82,8 +82,24 @@ def test_what_waits_at_the_end_is_sent_by_sync(
     client, _ = store.connect(tmp_path)
     assert len(client.list_artifacts(run_id, "images")) == 2  # with its thumbnail
     assert main.run(["sync"]) == 0
-    assert capsys.readouterr().out == "MLflow has everything\n"
+    assert capsys.readouterr().out == "nothing waits for MLflow\n"
     assert len(history(tmp_path, run_id)) == 5
+
+
+def test_a_file_that_was_logged_again_is_sent_as_it_was_last(
+    tmp_path: Path, server: Switch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start(tmp_path) as run:
+        for text in ("first", "second"):
+            (tmp_path / "scores.txt").write_text(text)
+            run.log_artifact(tmp_path / "scores.txt", "watch")
+    server(True)
+    capsys.readouterr()
+    [sync] = send_waiting(tmp_path, tmp_path / "runs")
+    assert sync.complete and not sync.lost and capsys.readouterr().err == ""
+    [(run_id, _)] = runs_of(tmp_path).items()
+    client, _ = store.connect(tmp_path)
+    assert Path(client.download_artifacts(run_id, "watch/scores.txt")).read_text() == "second"
 
 
 def test_steps_that_are_repeated_after_a_kill_are_there_once(tmp_path: Path, server: Switch) -> None:
