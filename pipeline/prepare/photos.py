@@ -27,12 +27,8 @@ RAW_SUFFIXES = {
 }  # fmt: skip
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}  # brands, ISO/IEC 23008-12
 _JXL_BARE, _JXL_BOXED = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
-_REDUCED, _SUBFILE, _SUB_IFDS, _DNG_VERSION = (
-    1,
-    254,
-    330,
-    50706,
-)  # TIFF: a value of the second, and three tags
+_SUBFILE, _SUB_IFDS, _DNG_VERSION = 254, 330, 50706  # tags of TIFF
+_REDUCED = 1  # a value of the first
 _HDR = {16, 18}  # transfer characteristics, ITU-T H.273: PQ, HLG
 
 
@@ -218,6 +214,7 @@ def is_raw(image: Image.Image) -> bool:
 
 
 def suffix_of(name: str) -> str:
+    """The suffix of a file's name, in small letters, by which files are counted."""
     return posixpath.splitext(name)[1].lower()
 
 

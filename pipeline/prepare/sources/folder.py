@@ -38,19 +38,14 @@ OTHERS = {
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar", ".zst"}
 
 
-def kind_of(name: str) -> str:
-    """How a file that is no image is counted: by its suffix."""
-    return posixpath.splitext(name)[1].lower()
-
-
 def is_document(name: str) -> bool:
     """Whether a file is known, by its name, not to be an image."""
-    return kind_of(name) in DOCUMENTS | OTHERS | ARCHIVES
+    return photos.suffix_of(name) in DOCUMENTS | OTHERS | ARCHIVES
 
 
 def _archives(where: str, documents: Sequence[File]) -> list[BadData]:
     """A note on archives among the files, which are not opened."""
-    names = [printable(file.name) for file in documents if kind_of(file.name) in ARCHIVES]
+    names = [printable(file.name) for file in documents if photos.suffix_of(file.name) in ARCHIVES]
     if not names:
         return []
     problem = f"holds {len(names)} archives, which are not opened: {listed(names, 3)}"
@@ -93,7 +88,7 @@ class TreeSource:
         raw_twins = photos.raw_twins(file.name for file in image_files)
         image_files = [file for file in image_files if file.name not in raw_twins]
         if not image_files:
-            packed = sum(kind_of(file.name) in ARCHIVES for file in files)
+            packed = sum(photos.suffix_of(file.name) in ARCHIVES for file in files)
             problem = f"holds no images, but {packed} archives" if packed else "holds no images"
             fix = "write data.source: archive" if packed else "put PNG or JPEG files there"
             raise InputMissing("E-INP-022", self._name, problem, fix)
@@ -105,8 +100,8 @@ class TreeSource:
         items = tuple(self._item(file, skip, captions) for file in image_files)
         flaws = [file.flaw for file in documents if file.flaw is not None]
         notes = (*flaws, *captions.notes(), *_archives(self._name, documents))
-        unused = Counter(kind_of(file.name) for file in documents if file.name not in captions.used)
-        twins = Counter(f"{kind_of(name)} beside its picture" for name in raw_twins)
+        unused = Counter(photos.suffix_of(file.name) for file in documents if file.name not in captions.used)
+        twins = Counter(f"{photos.suffix_of(name)} beside its picture" for name in raw_twins)
         return Listing(items, notes, dict(sorted((unused + twins + self._tree.ignored).items())))
 
     def _item(self, file: File, skip: int, captions: Captions) -> Item:
@@ -115,7 +110,7 @@ class TreeSource:
         flaw, origin = file.flaw, ""
         where = f"{self._name}/{printable(file.name)}"
         if flaw is None and photos.is_raw_name(file.name):
-            flaw = photos.raw_file(where, kind_of(file.name))
+            flaw = photos.raw_file(where, photos.suffix_of(file.name))
         if flaw is None:
             try:
                 texts, origin = captions.of(file.name, groups)
