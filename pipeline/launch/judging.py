@@ -10,6 +10,7 @@ CPU of the cluster, and a run does not end before all its validations have.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -83,9 +84,19 @@ class Judging:
             except Exception as error:  # noqa: BLE001 - training must go on
                 self._fail(f"{type(error).__name__}: {error}")
                 done = ending
+            if ending and not done:
+                self._wait_for_judge()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def _wait_for_judge(self) -> None:
+        """Until it ends, or for the time of a poll; the judge needs the core that a busy loop would take."""
+        if self._process is None:
+            time.sleep(POLL_SECONDS)
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(POLL_SECONDS)
 
     def _poll(self) -> bool:
         """Do what is due; True if no snapshot is left."""

@@ -173,3 +173,15 @@ def test_nothing_happens_without_an_interval(run_dir: Path, capsys: pytest.Captu
     with Judging("toy", run_dir, run_dir, Judge(0), Tracker()):  # type: ignore[arg-type]
         assert threading.active_count() == threads
     assert (os.listdir(run_dir), capsys.readouterr().err) == (before, "")
+
+
+def test_a_finished_stage_waits_for_the_last_judge_without_work(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "POLL_SECONDS", 0.2)
+    with watched(run_dir, "import time; time.sleep(1);" + JUDGE) as stage:
+        lay_out(run_dir, 10)
+        polls, poll = [], stage._poll
+        monkeypatch.setattr(stage, "_poll", lambda: polls.append(1) or poll())
+    assert len(polls) < 20, "a busy loop takes the core that the judge needs"
+    assert not any(waiting(run_dir))
