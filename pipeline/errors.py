@@ -40,6 +40,11 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
+def reason(exc: BaseException) -> str:
+    """A short reason: the first line of `exc`, or its class."""
+    return (str(exc).split("\n")[0] or type(exc).__name__)[:120]
+
+
 class PipelineError(Exception):
     """An error that a user can fix: what is wrong, where, with which value, and what to do.
 

@@ -94,8 +94,8 @@ def is_code(path: str) -> bool:
 
 
 def digest_url(url: str) -> str:
-    """Digest of names, sizes and versions of the file at a URL, or of all below. Raises InputMissing where it is
-    unreachable."""
+    """Digest of names, sizes and versions of the file at a URL, or of all below. Raises Busy where it is
+    out of reach, AccessError where it refuses, InputMissing where there is no such store."""
     from pipeline.prepare.sources.places import open_place
 
     files = open_place(Path(), url).files()

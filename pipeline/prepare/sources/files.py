@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from pipeline.errors import BadData, PipelineError
+from pipeline.errors import BadData, PipelineError, reason
 
 _JUNK = {"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "$RECYCLE.BIN", "Icon\r"}
 _ESCAPED = re.compile(r"\\(\\|[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
@@ -114,11 +114,6 @@ def dead_link(where: str, target: str) -> BadData:
 
 def missing(where: str) -> Unread:
     return Unread("E-IMG-011", where, "is no longer there", "put it back, or run it again")
-
-
-def reason(exc: BaseException) -> str:
-    """A short reason: the first line of `exc`, or its class."""
-    return (str(exc).split("\n")[0] or type(exc).__name__)[:120]
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

@@ -10,8 +10,8 @@ import errno
 import time
 from collections.abc import Callable
 
-from pipeline.errors import Busy, StorageError
-from pipeline.prepare.sources.files import Unread, reason
+from pipeline.errors import Busy, PipelineError, StorageError, reason
+from pipeline.prepare.sources.files import Unread
 
 WAITS = (0.2, 1.0, 3.0)  # seconds before each further attempt
 MAX_WAIT = 60.0  # seconds that one reader waits in all
@@ -43,7 +43,7 @@ class Patience:
         for wait in (*WAITS, None):
             try:
                 content = read()
-            except (Unread, OSError, StorageError) as exc:
+            except (Unread, OSError, StorageError, Busy) as exc:
                 if isinstance(exc, OSError) and exc.errno in _DENIED:
                     raise
                 if wait is None or wait > self._left:
@@ -67,7 +67,7 @@ class Patience:
 
 
 def _unread(exc: Exception, where: str) -> Unread:
-    why = exc.problem if isinstance(exc, StorageError) else getattr(exc, "strerror", None) or reason(exc)
+    why = exc.problem if isinstance(exc, PipelineError) else getattr(exc, "strerror", None) or reason(exc)
     return Unread(
         "E-IMG-012", where, f"cannot be read ({why})", "check its disk or network, and run it again"
     )

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.store import open_store, store_error
 from pipeline.errors import InputMissing, PipelineError, StorageError
 from pipeline.prepare.limits import too_many_bytes
 from pipeline.prepare.sources.files import (
@@ -19,7 +20,6 @@ from pipeline.prepare.sources.files import (
     kind_of_ignored,
     missing,
     printable,
-    reason,
 )
 
 _TAGS = (
@@ -44,27 +44,21 @@ class RemoteTree:
         self.ignored: Counter[str] = Counter()
 
     def _open(self) -> tuple[Any, str]:
-        import fsspec
-
-        protocol = self._name.partition("://")[0]
-        if protocol in {"file", "local"} or "::" in self._name:
-            fix = "write a plain path, or one such as s3://bucket/images"
-            raise InputMissing("E-INP-060", self._name, "is not the URL of a store", fix)
-        try:
-            store, path = fsspec.url_to_fs(self._name)
-        except (ImportError, ValueError) as exc:
-            fix = f"pip install fsspec[{protocol}], or correct the URL"
-            raise InputMissing("E-INP-061", self._name, f"cannot be opened ({reason(exc)})", fix) from None
-        return store, path.rstrip("/")
+        return open_store(self._name)
 
     def files(self) -> list[File]:
-        """See `Tree.files`. Raises InputMissing if the store cannot be listed."""
+        """See `Tree.files`. Raises Busy where the store is out of reach, AccessError where it refuses, InputMissing
+        where it has no such bucket or the like."""
         store, path = self._store.get(self._open)
         try:
             entries: dict[str, dict[str, Any]] = store.find(path, detail=True)
+            if not entries:
+                _require_answer(store, path)
         except Exception as exc:  # Each store has its own.
-            fix = "check the URL, the network and your credentials"
-            raise InputMissing("E-INP-062", self._name, f"cannot be listed ({reason(exc)})", fix) from None
+            error = store_error(exc, self._name, "cannot be listed")
+            if isinstance(error, StorageError):
+                raise InputMissing("E-INP-062", self._name, error.problem, "correct the URL") from None
+            raise error from None
         names = {full.removeprefix(path).removeprefix("/"): about for full, about in entries.items()}
         hidden = [kind for name in names if (kind := _ignored(name))]
         self.ignored = Counter(hidden)
@@ -73,7 +67,7 @@ class RemoteTree:
         return sorted(files, key=by_name)
 
     def read(self, name: str, limit: int) -> bytes:
-        """See `Tree.read`. Raises StorageError where the store does not answer."""
+        """See `Tree.read`. Raises what `store_error` says where the store does not answer."""
         store, path = self._store.get(self._open)
         where = f"{self._name}/{printable(name)}"
         try:
@@ -88,14 +82,14 @@ class RemoteTree:
         except FileNotFoundError:
             raise missing(where) from None
         except Exception as exc:
-            fix = "check the network and your credentials, then run it again"
-            raise StorageError("E-IO-060", where, f"cannot be read ({reason(exc)})", fix) from None
+            raise store_error(exc, where, "cannot be read") from None
         if len(content) > limit:
             raise too_many_bytes(where, len(content), limit)
         return content
 
     def fetch(self, file: File, path: Path) -> None:
-        """Copy a file to `path`, as a whole or not at all. Raises StorageError where the store does not answer."""
+        """Copy a file to `path`, as a whole or not at all. Raises what `store_error` says where the store does
+        not answer."""
         store, folder = self._store.get(self._open)
         where, partial = f"{self._name}/{printable(file.name)}", path.with_suffix(".part")
         try:
@@ -107,9 +101,17 @@ class RemoteTree:
         except Exception as exc:  # Each store has its own.
             if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
                 raise
-            fix = "check the network and your credentials, then run it again"
-            raise StorageError("E-IO-060", where, f"cannot be fetched ({reason(exc)})", fix) from None
+            raise store_error(exc, where, "cannot be fetched") from None
         os.replace(partial, path)
+
+
+def _require_answer(store: Any, path: str) -> None:
+    """Raise what keeps a store from saying whether there is anything at `path`: HTTP servers list nothing then."""
+    try:
+        store.info(path)
+    except FileNotFoundError as exc:
+        if exc.__cause__ is not None:
+            raise
 
 
 def _ignored(name: str) -> str:

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import BadData, ConfigError, InputMissing, PipelineError
+from pipeline.errors import BadData, ConfigError, InputMissing, PipelineError, reason
 from pipeline.prepare import images
 from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.limits import MAX_BYTES
-from pipeline.prepare.sources.files import PerProcess, reason
+from pipeline.prepare.sources.files import PerProcess
 from pipeline.prepare.sources.parquet import class_name
 from pipeline.prepare.sources.source import Item, Listing
 from pipeline.text.captions import plain_english

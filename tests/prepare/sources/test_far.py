@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.params import Data
-from pipeline.errors import InputMissing, StorageError
+from pipeline.errors import AccessError, Busy, InputMissing, PipelineError
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.sources import places
 from pipeline.prepare.sources.archive import Archive
@@ -188,12 +189,52 @@ def test_a_store_that_is_away_leaves_no_half_copy(
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_get_file", cut)
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(StorageError, match=r"E-IO-060 s3://pictures/one.zip: cannot be fetched \(100 of "):
+    with pytest.raises(Busy, match=r"E-BUSY-062 s3://pictures/one.zip: cannot be fetched \(100 of "):
         Archive(tmp_path, f"{bucket}/one.zip", FRAMING)
     assert copies(tmp_path) == {}
     monkeypatch.undo()
     s3fs.S3FileSystem.clear_instance_cache()
     assert len(Archive(tmp_path, f"{bucket}/one.zip", FRAMING).listing().items) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "changes", "kind", "words"),
+    [
+        ("s3://nowhere/photos", {}, InputMissing, "E-INP-062 s3://nowhere/photos: cannot be listed (The"),
+        ("s3://No_Bucket*", {}, InputMissing, "E-INP-062"),
+        (
+            "s3://pictures",
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            Busy,
+            "E-BUSY-062 s3://pictures: cannot be",
+        ),
+        (
+            "s3://pictures",
+            {"AWS_ACCESS_KEY_ID": ""},
+            AccessError,
+            "E-ACC-060 s3://pictures: cannot be listed",
+        ),
+        ("http://127.0.0.1:9/photos", {}, Busy, "E-BUSY-062"),
+        ("http://127.0.0.1:9/one.zip", {}, Busy, "E-BUSY-062"),
+    ],
+)
+def test_a_store_that_cannot_be_listed_is_missing_away_or_refuses(
+    bucket: str,
+    url: str,
+    changes: dict[str, str],
+    kind: type[PipelineError],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import s3fs
+
+    quick = {"AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in (quick | changes).items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(kind, match=re.escape(words)):
+        places.open_place(Path(), url).files()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_copies_that_were_not_used_for_longest_make_room(
