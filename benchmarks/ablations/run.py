@@ -69,7 +69,7 @@ class DetailMaps(DenoisingStep):
     def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Noise levels [B,1,g,g]."""
         sigma = super().levels(images, generator)
-        return arrange(sigma, detail(images, sigma.shape[-1]))
+        return arrange(sigma, detail(images, sigma.shape[-2:]))
 
 
 @dataclass(kw_only=True)
@@ -164,7 +164,7 @@ def inspect(name: str, seed: int) -> None:
         noise = torch.randn(x.shape, generator=generator).to(device)
         errors += core.error(x, x + sigma[:, None, None, None] * noise, sigma, text).double().cpu() / REPEATS
         ranked += agreement(core, x, noise, text, (0.2, 0.5, 1.0)[repeat % 3])
-    thirds = detail(images, 8).mean(dim=(1, 2, 3)).argsort().tensor_split(3)
+    thirds = detail(images, (8, 8)).mean(dim=(1, 2, 3)).argsort().tensor_split(3)
     numbers = {"error": float(errors.mean())}
     numbers |= {
         name: float(errors[i].mean()) for name, i in zip(("plain", "medium", "fine"), thirds, strict=True)
@@ -271,7 +271,7 @@ def by_detail(
 ) -> tuple[Tensor, Tensor]:
     """The estimate, and its own detail in place of its difficulty."""
     denoised, difficulty = estimate(z, sigma)
-    return denoised, detail(denoised, difficulty.shape[-1])
+    return denoised, detail(denoised, difficulty.shape[-2:])
 
 
 def step_noise(draw: Callable[[str, int], Tensor], resolution: int, i: int) -> Tensor:

@@ -444,9 +444,6 @@ class Params(Section):
         fix = f"write {unit}" if unit <= top else "write data.fit: crop"
         problem = f"{self.data.step} px is not a multiple of {unit} px, which these networks need. Fix: {fix}"
         require(fits, f"data.bucket_step: {problem}")
-        fits = self.data.fit != "buckets" or self.regions.probability == 0
-        problem = "cannot be combined with data.fit: buckets, since their maps are square. Fix: write 0.0"
-        require(fits, f"regions.probability: {problem}")
         small = self.regions.probability > 0 and low < 8
         require(
             not small, f"regions.probability: a core of {low} px has too few regions of 4 px; it needs 8 px"

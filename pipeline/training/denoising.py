@@ -31,6 +31,7 @@ from pipeline.training.schedule import StepSettings, linear_decay_lr
 from pipeline.training.state import TrainState
 
 DrawSigma = Callable[[int, torch.Generator], Tensor]
+DrawMaps = Callable[[Tensor, Sequence[int], torch.Generator], Tensor]  # see DenoisingStep
 ImagesAndText = tuple[Tensor, Conditioning]  # [n,3,H,W] and n captions
 DrawLow = Callable[[Tensor, Tensor, torch.Generator], LowBand]
 
@@ -39,8 +40,8 @@ class DrawnBatch(NamedTuple):
     """One shard's batch after all random draws; computing the loss from it is deterministic."""
 
     images: Tensor  # standardised, float32 [B,3,H,W]
-    sigma: Tensor  # [B] or [B,1,g,g]
-    noise: Tensor  # [B,3,R,R]
+    sigma: Tensor  # [B] or [B,1,h,w]
+    noise: Tensor  # [B,3,H,W]
     text: Conditioning
     low: LowBand | None = None
     tiles: tuple[Tiles, Tensor] | None = None  # with their weights; None: whole images are trained
@@ -69,7 +70,8 @@ class DenoisingStep:
     """Train `denoiser` (a core, or the outermost shell of a pyramid) on its denoising loss; large images on a few
     tiles each (pipeline/models/tiles.py).
 
-    draw_sigma: noise levels of a batch. draw_low: low bands with a noise level of their own (training to upscale).
+    draw_sigma: noise levels of a batch. draw_maps: from levels [B] and the (height, width) of images to levels by
+    patch [B,1,h,w]; None: levels stay as drawn. draw_low: low bands with a noise level of their own, for upscaling.
     suffix: distinguishes levels that train side by side, in the name of the learner ("net" + suffix), in the names
     of metrics and in the keys of random streams."""
 
@@ -78,6 +80,7 @@ class DenoisingStep:
     statistics: Statistics
     draw_sigma: DrawSigma
     settings: DenoisingSettings
+    draw_maps: DrawMaps | None = None
     draw_low: DrawLow | None = None
     suffix: str = ""
     accumulate: Callable[[DrawnBatch], Tensor] = field(init=False)
@@ -141,9 +144,10 @@ class DenoisingStep:
         return torch.stack([loss.detach(), error])
 
     def levels(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise levels of a shard, [B] or [B,1,g,g]. They must not depend on the images [B,3,R,R], or a map of
+        """Noise levels of a shard, [B] or [B,1,h,w]. They must not depend on the images [B,3,H,W], or a map of
         levels would reveal what it hides: see docs/method.md, "Regions"."""
-        return self.draw_sigma(len(images), generator)
+        sigma = self.draw_sigma(len(images), generator)
+        return sigma if self.draw_maps is None else self.draw_maps(sigma, images.shape[2:], generator)
 
     @torch.no_grad()
     def bridged(

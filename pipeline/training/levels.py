@@ -40,6 +40,7 @@ from pipeline.training.denoising import (
     DenoisingSettings,
     DenoisingStep,
     DrawLow,
+    DrawMaps,
     DrawSigma,
     ImagesAndText,
     held_out_error,
@@ -104,16 +105,17 @@ def _truncated(p_mean: float, p_std: float, top: float, batch: int, generator: t
     return truncated_lognormal_sigma(batch, p_mean, p_std, top, generator)
 
 
-def with_region_maps(denoiser: Denoiser, probability: float, noise: NoiseLaw) -> DrawSigma:
-    """Noise levels that differ by region in a fraction of images; with `probability` 0 those of whole images."""
+def region_maps(denoiser: Denoiser, probability: float, sigma_max: float) -> DrawMaps | None:
+    """Makes noise levels of whole images, of any shape, differ by region in a fraction of them; None where
+    `probability` is 0."""
     if probability == 0:
-        return noise.draw
-    grid = pyramid_levels(denoiser)[0].resolution // PATCH
+        return None
+    patch = PATCH * denoiser.resolution // pyramid_levels(denoiser)[0].resolution
     finished = FINISHED if isinstance(denoiser, ShellDenoiser) else 0.0
 
-    def draw(batch: int, generator: torch.Generator) -> Tensor:
-        sigma = noise.draw(batch, generator)
-        return region_sigma(sigma, grid, probability, generator, noise.sigma_max, finished=finished)
+    def draw(sigma: Tensor, size: Sequence[int], generator: torch.Generator) -> Tensor:
+        grid = [side // patch for side in size]
+        return region_sigma(sigma, grid, probability, generator, sigma_max, finished=finished)
 
     return draw
 
@@ -160,8 +162,9 @@ class TrainedLevel:
             denoiser=self.level,
             batches=run.batches(self.level.resolution, s.augment),
             statistics=statistics,
-            draw_sigma=with_region_maps(self.level, s.region_probability, self.noise),
+            draw_sigma=self.noise.draw,
             settings=replace(s, lr=self.lr),
+            draw_maps=region_maps(self.level, s.region_probability, self.noise.sigma_max),
             draw_low=low_band_sampler(s, self.level, statistics),
             suffix=self.suffix,
         )

@@ -18,6 +18,7 @@ from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import Denoiser, build_core, build_shell
 from pipeline.models.layers import renormalize_
 from pipeline.models.resample import pool
+from pipeline.models.shape import SQUARE, Shape
 from tests.builders import SHELL, captions, perturb
 
 NET = {"patch": 1, "channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention": [8], "dropout": 0.0}
@@ -33,22 +34,23 @@ def random_denoiser(seed: int, shell: bool, kernels: str = "off", regions: bool 
     return perturb(model, 0.5)
 
 
-def field(sigma: torch.Tensor) -> torch.Tensor:
-    return sigma[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+def field(sigma: torch.Tensor, grid: tuple[int, int] = (8, 8)) -> torch.Tensor:
+    return sigma[:, None, None, None].expand(-1, 1, *grid).contiguous()
 
 
 @pytest.mark.parametrize("kernels", ["off", "both"])
 @pytest.mark.parametrize("shell", [False, True])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("seed", "grid"), [(0, (8, 8)), (1, (12, 4)), (2, (6, 10))])
 def test_a_map_of_one_level_gives_the_bits_of_that_level_for_any_weights(
-    seed: int, shell: bool, kernels: str
+    seed: int, grid: tuple[int, int], shell: bool, kernels: str
 ) -> None:
     model = random_denoiser(seed, shell, kernels)
     g = torch.Generator().manual_seed(seed)
     sigma = (2 * torch.randn(5, generator=g)).exp()
-    x = torch.randn(5, 3, model.resolution, model.resolution, generator=g) * sigma[:, None, None, None]
+    size = [side * model.resolution // 8 for side in grid]
+    x = torch.randn(5, 3, *size, generator=g) * sigma[:, None, None, None]
     with torch.no_grad():
-        plain, mapped = (model.estimate(x, s, captions(5)) for s in (sigma, field(sigma)))
+        plain, mapped = (model.estimate(x, s, captions(5)) for s in (sigma, field(sigma, grid)))
     assert torch.equal(plain.denoised, mapped.denoised) and torch.equal(plain.features, mapped.features)
     if kernels == "off":  # and those of a network that knows nothing of regions
         ignorant = random_denoiser(seed, shell, regions=False)
@@ -132,10 +134,14 @@ def test_the_difficulty_head_learns_the_log_of_the_error() -> None:
     torch.testing.assert_close(h.exp(), error, rtol=0.1, atol=0)
 
 
-def test_maps_do_not_depend_on_anything_but_the_generator_and_keep_the_mean_level() -> None:
+@pytest.mark.parametrize("grid", [(8, 8), (6, 10)])
+def test_maps_do_not_depend_on_anything_but_the_generator_and_keep_the_mean_level(
+    grid: tuple[int, int],
+) -> None:
     sigma = torch.full((20000,), 0.5)
-    maps = region_sigma(sigma, 8, 0.5, torch.Generator().manual_seed(0), 80.0)
-    assert torch.equal(maps, region_sigma(sigma, 8, 0.5, torch.Generator().manual_seed(0), 80.0))
+    maps = region_sigma(sigma, grid, 0.5, torch.Generator().manual_seed(0), 80.0)
+    assert maps.shape == (20000, 1, *grid)
+    assert torch.equal(maps, region_sigma(sigma, grid, 0.5, torch.Generator().manual_seed(0), 80.0))
     uniform = (maps == 0.5).flatten(1).all(dim=1)
     assert float(uniform.float().mean()) == pytest.approx(0.5, abs=0.02)
     mixed = (maps[~uniform] / 0.5).log()
@@ -145,9 +151,17 @@ def test_maps_do_not_depend_on_anything_but_the_generator_and_keep_the_mean_leve
         float(lowest.min()) >= -0.8 * 1.5 - 1e-5
     )  # the cleanest patch: no patch lies below ln sigma - 0.8 w
     assert float(mixed.std()) == pytest.approx(0.39, abs=0.02)
-    clipped = region_sigma(sigma, 8, 1.0, torch.Generator().manual_seed(1), 0.6, finished=0.2)
+    clipped = region_sigma(sigma, grid, 1.0, torch.Generator().manual_seed(1), 0.6, finished=0.2)
     assert float(clipped.max()) == pytest.approx(0.6) and float(clipped.min()) == pytest.approx(0.002)
     assert float((clipped < 0.0021).float().mean()) == pytest.approx(0.2, abs=0.01)
+
+
+def test_square_maps_keep_the_numbers_they_had_before_others_came() -> None:
+    sigma = torch.linspace(0.1, 9, 64)
+    maps = region_sigma(sigma, (8, 8), 0.7, torch.Generator().manual_seed(3), 20.0, finished=0.2)
+    assert float(maps.double().mean()) == pytest.approx(4.027535377896015, rel=1e-6)
+    first = [0.05029427632689476, 0.05752011761069298, 0.05957674980163574, 0.07228205353021622]
+    assert maps[0, 0, 0, :4].tolist() == pytest.approx(first, rel=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 32])
@@ -183,18 +197,21 @@ def test_guidance_by_region_is_plain_outside_of_its_interval() -> None:
     torch.testing.assert_close(guided[:, :, 32:], (nothing + 3 * (plain - nothing))[:, :, 32:])
 
 
-def test_the_pyramid_is_sampled_with_levels_that_differ_on_its_finest_level() -> None:
+@pytest.mark.parametrize("shape", [SQUARE, Shape(0.75, 1.25)])
+def test_the_pyramid_is_sampled_with_levels_that_differ_on_its_finest_level(shape: Shape) -> None:
     model = random_denoiser(4, shell=True)
     calls: list[int] = []
     hook = model.net.register_forward_hook(lambda *_: calls.append(1))
     settings = SamplerSettings(12, ADAPTIVE, guidance_interval=(0.3, 5.0))
-    images, nfe = sample_pyramid(model, captions(2), [0, 1], settings)
+    images, nfe = sample_pyramid(model, captions(2), [0, 1], settings, shape=shape)
     hook.remove()
-    assert images.shape == (2, 3, 64, 64) and torch.isfinite(images).all()
+    assert images.shape == (2, 3, *shape.at(64)) and torch.isfinite(images).all()
     assert nfe == 12 > len(calls) > 0
-    again, _ = sample_pyramid(model, captions(2), [0, 1], settings)
+    again, _ = sample_pyramid(model, captions(2), [0, 1], settings, shape=shape)
     assert torch.equal(images, again)
-    plain, _ = sample_pyramid(model, captions(2), [0, 1], replace(settings, sampler="sde_dpmpp_2m"))
+    settings = replace(settings, sampler="sde_dpmpp_2m")
+    plain, _ = sample_pyramid(model, captions(2), [0, 1], settings, shape=shape)
     assert not torch.allclose(images, plain, atol=1e-3)
-    _, guided = sample_pyramid(model, captions(2), [0, 1], replace(settings, guidance=1.5))
+    settings = SamplerSettings(12, ADAPTIVE, guidance=1.5, guidance_interval=(0.3, 5.0))
+    _, guided = sample_pyramid(model, captions(2), [0, 1], settings, shape=shape)
     assert guided > nfe

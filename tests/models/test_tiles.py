@@ -65,10 +65,10 @@ def drawn(shell: ShellDenoiser, height: int = 0, width: int = 0) -> tuple[Tensor
     return images, (0.5 * torch.randn(2, generator=g) - 1).exp(), noise
 
 
-def levels_of(sigma: Tensor, grid: int) -> Tensor:
-    """A map of levels that differ."""
-    g = torch.Generator().manual_seed(3)
-    return sigma[:, None, None, None] * (0.7 * torch.randn(len(sigma), 1, grid, grid, generator=g)).exp()
+def levels_of(sigma: Tensor, images: Tensor) -> Tensor:
+    """Maps of levels that differ, for the finest of two octaves: of patches of 8 px."""
+    g, grid = torch.Generator().manual_seed(3), [side // 8 for side in images.shape[2:]]
+    return sigma[:, None, None, None] * (0.7 * torch.randn(len(sigma), 1, *grid, generator=g)).exp()
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -77,11 +77,11 @@ def test_a_tile_with_its_halo_equals_the_whole_pass(
     patch: int, below: int, blocks: int, kernels: str, regions: bool
 ) -> None:
     shell = shell_of(patch, below, blocks, kernels, regions, resolution=256)
-    images, sigma, noise = drawn(shell) if regions else drawn(shell, 192, 320)
+    images, sigma, noise = drawn(shell, 192, 320)
     cut = tiling(shell, images.shape[2:], 32)
     assert cut.window <= min(images.shape[2:])
     if regions:
-        sigma = levels_of(sigma, shell.below.resolution // 4)
+        sigma = levels_of(sigma, images)
     n = cut.count
     numbers = [0, n // 2 + 4, n - 1, n + 5, 2 * n - cut.columns // 2]  # corners, the middle, edges
     tiles = cut.from_index(torch.tensor(numbers))
@@ -99,7 +99,7 @@ def test_a_tile_is_told_of_its_low_band(regions: bool) -> None:
     images, sigma, noise = drawn(shell)
     cut = tiling(shell, images.shape[2:], 32)
     if regions:
-        sigma = levels_of(sigma, shell.below.resolution // 4)
+        sigma = levels_of(sigma, images)
     held = sigma * torch.tensor([0.1, 4.0]).view(-1, *[1] * (sigma.ndim - 1))
     low = LowBand(0.9 * pool(images), held)
     tiles = cut.all_tiles(2, images.device)
@@ -155,7 +155,7 @@ def test_weighted_tiles_have_the_loss_and_gradient_of_whole_images_on_average(re
     shell = shell_of(regions=regions, resolution=128)
     images, sigma, noise = drawn(shell)
     if regions:
-        sigma = levels_of(sigma, shell.below.resolution // 4)
+        sigma = levels_of(sigma, images)
     parameters = [p for name, p in shell.named_parameters() if not name.startswith("below")]
 
     def gradient(loss: Tensor) -> Tensor:

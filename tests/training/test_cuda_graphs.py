@@ -108,7 +108,7 @@ def trained(
 
     def sigma(n: int, generator: torch.Generator) -> Tensor:
         drawn = lognormal_sigma(n, -0.6, 1.6, generator)
-        return region_sigma(drawn, 8, 0.5, generator, 80.0) if kind == "regions" else drawn
+        return region_sigma(drawn, (8, 8), 0.5, generator, 80.0) if kind == "regions" else drawn
 
     step = DenoisingStep(
         denoiser=net,

@@ -16,7 +16,7 @@ from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for, key
 from pipeline.training import denoising
 from pipeline.training.denoising import DenoisingSettings, DenoisingStep, set_learning
-from pipeline.training.levels import NoiseLaw, with_region_maps
+from pipeline.training.levels import region_maps
 
 NET = {"patch": 1, "channels": 8, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.5}
 SEED, DROPPED = 3, 0.3
@@ -38,7 +38,8 @@ def step_of(root: Path, bridge: bool) -> DenoisingStep:
         denoiser=core,
         batches=Batches(PreparedDataset(root / "data/prepared"), "train", SEED, 16, 2, 8),
         statistics=Statistics((0.0,) * 3, (0.5,) * 3),
-        draw_sigma=with_region_maps(core, 0.5, NoiseLaw(draw_sigma, 80.0)),
+        draw_sigma=draw_sigma,
+        draw_maps=region_maps(core, 0.5, 80.0),
         settings=DenoisingSettings(
             seed=SEED,
             batch_size=16,
@@ -81,8 +82,9 @@ def test_random_maps_and_noise_come_from_one_stream_that_sees_no_image(
 ) -> None:
     made = given(tiny_root, False, monkeypatch)
     generator = generator_for(SEED, "diffusion", 16, 1)
-    sigma = with_region_maps(build_core(8, 384, NET), 0.5, NoiseLaw(draw_sigma, 80.0))(8, generator)
-    assert torch.equal(made.sigma, sigma)
+    draw_maps = region_maps(build_core(8, 384, NET), 0.5, 80.0)
+    assert draw_maps is not None
+    assert torch.equal(made.sigma, draw_maps(draw_sigma(8, generator), (8, 8), generator))
     assert torch.equal(made.noise, torch.randn(8, 3, 8, 8, generator=generator))
     dropped = torch.rand(8, generator=generator) < DROPPED
     assert torch.equal(made.text.mask.any(dim=1), ~dropped) and dropped.any()
@@ -114,7 +116,7 @@ def test_the_denoiser_arranges_the_levels_by_its_estimate_without_dropout_and_wi
     top = plain.sigma.amax(dim=(1, 2, 3))
     with torch.no_grad():
         seen = core(plain.images + top[:, None, None, None] * plain.noise, top, plain.text)
-    order = detail(seen, 2).flatten(1).argsort(dim=1)
+    order = detail(seen, (2, 2)).flatten(1).argsort(dim=1)
     assert (made.sigma.flatten(1).gather(1, order).diff(dim=1) >= 0).all()
     assert len(order.unique(dim=0)) > 1
 
@@ -136,7 +138,7 @@ def test_an_update_is_the_same_whatever_was_drawn_before_and_whoever_has_the_oth
 
 def test_a_batch_without_maps_needs_no_bridge(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = step_of(tiny_root, True)
-    step.draw_sigma = with_region_maps(step.denoiser, 1e-9, NoiseLaw(draw_sigma, 80.0))
+    step.draw_maps = region_maps(step.denoiser, 1e-9, 80.0)
     monkeypatch.setattr(denoising, "bridge_maps", None)
     loss, _ = step.shard_loss(0, 0)
     assert torch.isfinite(loss)

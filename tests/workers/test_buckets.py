@@ -1,4 +1,5 @@
-"""Images that keep their shape, in all stages: a resume in mid-epoch, samples of the shapes of their captions."""
+"""Images that keep their shape, in all stages, with noise levels that differ by region: a resume in mid-epoch,
+samples of the shapes of their captions."""
 
 import base64
 import io
@@ -26,14 +27,19 @@ STAGES = {"pretrain": "core", "finetune": "finetuned", "refine": "refined"}
 
 @pytest.fixture(scope="module")
 def tree(tiny_tree: dict[str, Any]) -> dict[str, Any]:
-    return {**tiny_tree, "data": {**tiny_tree["data"], "fit": "buckets"}}
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"fit": "buckets", "bucket_step": 8},
+        "regions": {"probability": 0.5, "maps": "bridge"},
+        "sampling": {"sampler": "adaptive"},
+    }
+    return tiny_tree | {section: tiny_tree[section] | change for section, change in changes.items()}
 
 
 @pytest.fixture(scope="module")
 def trained(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with all models that take images of several sizes; runs in root/runs."""
     root = tmp_path_factory.mktemp("buckets")
-    write_bucketed(root / "data/prepared", [(16, 16), (12, 20), (20, 12), (12, 20)] * 9)
+    write_bucketed(root / "data/prepared", [(16, 16), (8, 24), (24, 8), (8, 24)] * 9)
     for stage, kind in STAGES.items():
         WORKERS[stage](config_of(tree, root, root / "runs" / stage))
         shutil.copytree(root / "runs" / stage / "result/model", root / "models" / kind)
@@ -62,7 +68,7 @@ def test_a_run_in_buckets_that_stops_in_mid_epoch_ends_with_the_bits_of_an_unbro
 
 def test_the_sheet_of_samples_shows_the_shapes_of_their_images(trained: Path) -> None:
     sheet = np.asarray(Image.open(trained / "runs/finetune/result/reports/samples.png"))
-    assert sheet.shape == (2 + 2 * 22, 2 + 8 * 22, 3), "16 pictures on canvases of 20 x 20 px"
+    assert sheet.shape == (2 + 2 * 26, 2 + 8 * 26, 3), "16 pictures on canvases of 24 x 24 px"
 
 
 def test_samples_are_judged_in_the_shapes_of_their_captions(trained: Path, tree: dict[str, Any]) -> None:
@@ -75,4 +81,4 @@ def test_samples_are_judged_in_the_shapes_of_their_captions(trained: Path, tree:
     assert "3 shapes of about 16 × 16 pixels" in page
     encoded = re.findall('data:image/webp;base64,([^"]+)', page)
     sizes = {Image.open(io.BytesIO(base64.b64decode(each))).size for each in encoded}
-    assert sizes == {(16, 16), (20, 12), (12, 20)}
+    assert sizes == {(16, 16), (24, 8), (8, 24)}
