@@ -1,21 +1,21 @@
 """Where archives and Parquet files lie: their readers seek in them, so those behind a URL are copied to a disk.
 
-Copies are made one file at a time, at the first use in any process, a few ahead. They stay for the next run, the
-least recently used being removed where they exceed MAX_BYTES. A copy has the version of its file in its name: where
+Copies are made one file at a time, at the first use in any process, a few ahead. They stay for the next run, in a
+cache of MAX_BYTES. A copy has the version of its file in its name: where
 that changes, it is fetched again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.data.cache import Cache
 from pipeline.prepare.sources.files import File, missing, printable
 from pipeline.prepare.sources.local import LocalTree
 from pipeline.prepare.sources.remote import RemoteTree
@@ -97,7 +97,7 @@ class Copies:
     """A file or folder behind a URL. Raises StorageError where its store does not answer."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.name, self._folder = url.rstrip("/"), folder
+        self.name, self._cache = url.rstrip("/"), Cache(folder, MAX_BYTES, keep=IN_USE)
         parent, _, last = self.name.rpartition("/")
         self.single = last.lower().endswith((".parquet", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"))
         self._only = last if self.single else None
@@ -135,24 +135,6 @@ class Copies:
         if not self.has(name):
             raise missing(name_in(self, name))
         version = f"{self.name}\n{name}\n{self._files[name].version}"
-        copy = self._folder / hashlib.sha256(version.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with open(copy.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # Another process may be fetching it.
-            if not copy.exists():
-                make_room(self._folder, self._files[name].size)
-                self._tree.fetch(self._files[name], copy)
-        os.utime(copy)
-        return copy
-
-
-def make_room(folder: Path, size: int) -> None:
-    """Remove the copies that were not used for longest, so that `size` more bytes fit into MAX_BYTES."""
-    copies = [path for path in folder.iterdir() if not path.suffix]
-    newest = sorted(copies, key=lambda path: path.stat().st_mtime, reverse=True)
-    total = size
-    for i, path in enumerate(newest):
-        total += path.stat().st_size
-        if total > MAX_BYTES and i >= IN_USE:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".lock").unlink(missing_ok=True)
+        copy = hashlib.sha256(version.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        file = self._files[name]
+        return self._cache.path(copy, file.size, partial(self._tree.fetch, file))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import posixpath
 from collections import Counter
 from pathlib import Path
@@ -88,21 +87,19 @@ class RemoteTree:
         return content
 
     def fetch(self, file: File, path: Path) -> None:
-        """Copy a file to `path`, as a whole or not at all. Raises what `store_error` says where the store does
-        not answer."""
+        """Copy a file to `path`. Raises what `store_error` says where the store does not answer."""
         store, folder = self._store.get(self._open)
-        where, partial = f"{self._name}/{printable(file.name)}", path.with_suffix(".part")
+        where = f"{self._name}/{printable(file.name)}"
         try:
-            store.get_file(f"{folder}/{file.name}", str(partial))
-            if partial.stat().st_size != file.size:
-                raise EOFError(f"{partial.stat().st_size} of {file.size} bytes")
+            store.get_file(f"{folder}/{file.name}", str(path))
+            if path.stat().st_size != file.size:
+                raise EOFError(f"{path.stat().st_size} of {file.size} bytes")
         except FileNotFoundError:
             raise missing(where) from None
         except Exception as exc:  # Each store has its own.
             if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
                 raise
             raise store_error(exc, where, "cannot be fetched") from None
-        os.replace(partial, path)
 
 
 def _require_answer(store: Any, path: str) -> None:

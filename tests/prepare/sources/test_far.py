@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import re
 import tarfile
@@ -235,16 +234,3 @@ def test_a_store_that_cannot_be_listed_is_missing_away_or_refuses(
     with pytest.raises(kind, match=re.escape(words)):
         places.open_place(Path(), url).files()
     s3fs.S3FileSystem.clear_instance_cache()
-
-
-def test_copies_that_were_not_used_for_longest_make_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(places, "MAX_BYTES", 100)
-    for age in range(places.IN_USE + 4):
-        (tmp_path / f"{age:02}").write_bytes(bytes(10))
-        os.utime(tmp_path / f"{age:02}", (1000 - age, 1000 - age))
-    places.make_room(tmp_path, 5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{age:02}" for age in range(9)]
-    places.make_room(tmp_path, 1000)
-    assert len(list(tmp_path.iterdir())) == places.IN_USE
