@@ -107,19 +107,20 @@ def entry_paths(entries: Sequence[Any]) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, Mapping) else str(entry) for entry in entries]
 
 
-def dependencies(stage: str, root: Path) -> dict[str, str]:
-    """{path: digest} of all dependencies of `stage`, including code.
+def dependencies(stage: str, root: Path, data: Path | None = None) -> dict[str, str]:
+    """{path: digest} of all dependencies of `stage`: code below `root`, all else below `data` (default: `root`).
 
     Raises InputMissing for one that is not there."""
     names = entry_paths(stage_section(stage, root).get("deps", []))
     made = {path for each in read_stages(root).values() for path in entry_paths(each.get("outs", []))}
+    places = {path: (root if is_code(path) else data or root) / path for path in names}
     for path in names:
-        if "://" not in path and path not in made and not (root / path).exists():
+        if "://" not in path and path not in made and not places[path].exists():
             fix = "put it there (`git checkout` or `dvc pull`, if they know it), or correct its path in params.yaml"
             raise InputMissing(
                 "E-INP-032", path, f"is missing, which stage {stage} reads and none makes", fix
             )
-    return {path: digest_url(path) if "://" in path else digest_path(root / path) for path in names}
+    return {path: digest_url(path) if "://" in path else digest_path(places[path]) for path in names}
 
 
 def outputs(stage: str, root: Path) -> list[str]:

@@ -25,7 +25,6 @@ from pipeline.launch.fingerprint import digest_path
 from pipeline.launch.stopping import stop_with_checkpoint
 from pipeline.launch.watch import POLL_SECONDS
 from pipeline.launch.worker import Worker, WorkerConfig
-from pipeline.tracking import store
 
 JOB = "job.json"
 CODE = ("pipeline", "stages")  # all that a job is given of the checkout
@@ -180,18 +179,6 @@ def share_inputs(root: Path, storage: Path, run_dir: Path, inputs: Sequence[str]
         link.symlink_to(os.path.relpath(target, link.parent))
     view.mkdir(parents=True, exist_ok=True)
     return view
-
-
-def link_storage(root: Path, storage: Path, paths: Sequence[str]) -> None:
-    """Link what a job's package leaves out to the shared storage: the top folders of `paths` (data, models,
-    reports) and the tracking store. Existing ones stay.
-    """
-    folders = {Path(path).parts[0] for path in paths if not Path(path).is_absolute()}
-    for name in folders:
-        (storage / name).mkdir(parents=True, exist_ok=True)
-    for name in {*folders, store.STORE}:
-        if not os.path.lexists(root / name):
-            (root / name).symlink_to(storage / name)
 
 
 def run_job(run_dir: Path) -> None:

@@ -33,15 +33,13 @@ from pipeline.launch.fingerprint import (
     code_files,
     dependencies,
     digest_path,
-    entry_paths,
     is_code,
     outputs,
     stage_fingerprint,
     stage_identity,
     stage_params,
-    stage_section,
 )
-from pipeline.launch.jobs import link_storage, run_as_job
+from pipeline.launch.jobs import run_as_job
 from pipeline.launch.judging import Judge, Judging
 from pipeline.launch.stopping import stop_with_checkpoint
 from pipeline.launch.watch import ProgressWatch
@@ -59,8 +57,8 @@ RUNS_VARIABLE = "CRESCENDO_RUNS"
 class Stage:
     """One run of one stage, from `open_stage`.
 
-    root: the repository. run_dir: absolute path of its working state. inputs: {path: digest} of dependencies
-    other than code. tracker: its MLflow run.
+    root: where data, models and reports lie (`data_root`). run_dir: absolute path of its working state. inputs:
+    {path: digest} of dependencies other than code. tracker: its MLflow run.
     """
 
     name: str
@@ -176,6 +174,12 @@ def runs_folder(root: Path, profile: ComputeProfile) -> Path:
     return Path(profile.storage, "runs") if profile.storage else home_of(root) / "runs"
 
 
+def data_root(code: Path, profile: ComputeProfile) -> Path:
+    """What paths of data, models and reports start from: the repository, which is `code`; in a job, whose package
+    of code no other node sees, the profile's shared storage."""
+    return Path(profile.storage) if profile.storage and inside_ray_job() else code
+
+
 def stop_with_dvc() -> None:
     """Under `dvc repro`, stop when DVC dies, which would leave us running alongside the next repro."""
     if "DVC_STAGE" not in os.environ or threading.current_thread() is not threading.main_thread():
@@ -192,26 +196,24 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
         InputMissing, StorageError: a dependency is missing or does not verify.
     """
     stop_with_dvc()
-    root = (root or find_root()).resolve()
-    profile = load_profile(root)
-    if profile.storage and inside_ray_job():
-        paths = entry_paths(stage_section(name, root).get("deps", [])) + outputs(name, root)
-        shared = [path for path in paths if not is_code(path) and "://" not in path]
-        link_storage(root, Path(profile.storage), shared)
-    deps = dependencies(name, root)
-    fingerprint = stage_fingerprint(name, root, deps)
+    code = (root or find_root()).resolve()
+    profile = load_profile(code)
+    root = data_root(code, profile)
+    deps = dependencies(name, code, root)
+    fingerprint = stage_fingerprint(name, code, deps)
     inputs = {path: digest for path, digest in deps.items() if not is_code(path)}
     run_dir = runs_folder(root, profile) / name / fingerprint[:16]
     with artifacts.lease(run_dir / stage_run.LEASE):
         fresh = not history.has_begun(run_dir)
-        made_from = {**stage_identity(name, root, deps), "files": code_files(root, deps)}
+        made_from = {**stage_identity(name, code, deps), "files": code_files(code, deps)}
         if line := history.begin(name, run_dir, made_from):
             print(line, file=sys.stderr)
         tracker = stage_run.start_stage_run(
             name,
             root,
-            stage_params(name, root),
+            stage_params(name, code),
             inputs,
+            code=code,
             folder=run_dir,
             fingerprint=fingerprint,
             fresh=fresh,
@@ -222,5 +224,5 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
                     print(f"sent to MLflow from {sync.folder}: {sync.waiting}", file=sys.stderr)
             yield Stage(name, params, profile, root, run_dir, fingerprint, inputs, tracker)
             tracker.log_outputs(
-                {path: digest_path(root / path) for path in outputs(name, root) if (root / path).exists()}
+                {path: digest_path(root / path) for path in outputs(name, code) if (root / path).exists()}
             )

@@ -198,9 +198,10 @@ class StageRun:
                 what = describe_waiting(self._spool)
                 warn(f"{what} wait in {self._spool.path}; `crescendo sync` sends them to {self._server}")
 
-    def begin(self, stage: str, key: str, fresh: bool) -> None:
-        """The run of a stage with the fingerprint `key`. `fresh` does not continue a finished run."""
-        pipeline = list(this_pipeline(self._root))
+    def begin(self, stage: str, key: str, fresh: bool, code: Path | None = None) -> None:
+        """The run of a stage with the fingerprint `key`. `fresh` does not continue a finished run. `code`: the
+        repository, if it is not the root."""
+        pipeline = list(this_pipeline(code or self._root))
         self._push({"kind": "begin", "stage": stage, "key": key, "fresh": fresh, "pipeline": pipeline})
 
     def _push_file(self, make: Callable[[], Entry]) -> None:
@@ -235,13 +236,15 @@ def start_stage_run(
     params: Mapping[str, Any],
     inputs: Mapping[str, str],
     *,
+    code: Path | None = None,
     folder: Path | None = None,
     fingerprint: str | None = None,
     fresh: bool = False,
 ) -> StageRun:
     """The run of `stage` under the pipeline's parent, to be used in a `with`; never raises for a missing server.
 
-    `params`: nested parameters. `inputs`: {path: digest}. `fingerprint` of the stage (default: a digest of stage,
+    `params`: nested parameters. `inputs`: {path: digest}. `code`: the repository, if `root`, where data, models and
+    the store lie, is another folder. `fingerprint` of the stage (default: a digest of stage,
     params and inputs), by which a restart finds and continues its run. `folder`: the run folder, which holds the
     spool (default: that of the fingerprint in `runs`). `fresh`: the stage starts from scratch, so a finished run
     of that fingerprint is not continued, which would draw its curves twice.
@@ -250,7 +253,7 @@ def start_stage_run(
     identity = json.dumps([stage, params, dict(inputs)], sort_keys=True, default=str)
     key = fingerprint or hashlib.sha256(identity.encode()).hexdigest()
     run = StageRun(root, folder or root / "runs" / stage / key[:16])
-    run.begin(stage, key, fresh)
+    run.begin(stage, key, fresh, code)
     run.log_params(params)
     run.log_inputs(inputs)
     return run

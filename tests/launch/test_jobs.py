@@ -1,15 +1,8 @@
-"""A stage submitted to a Ray cluster, whose head node runs on this machine."""
+"""A stage submitted to a Ray cluster of two nodes on this machine."""
 
-import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,53 +19,24 @@ from pipeline import artifacts
 from pipeline.compute import ComputeProfile
 from pipeline.config.params import parse_params
 from pipeline.errors import Busy, StorageError
-from pipeline.launch import execution, jobs
+from pipeline.launch import jobs
 from pipeline.launch.worker import WorkerConfig
 from pipeline.workers import pretrain
 from tests.conftest import ROOT
+from tests.launch.ray_cluster import PATH, free_port, two_nodes
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def printed(start: str) -> str:
+    """The command that infra/README.md prints, which begins like this."""
+    text = (ROOT / "infra/README.md").read_text().replace("\\\n", "")
+    return next(" ".join(line.split()) for line in text.splitlines() if line.strip().startswith(start))
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Dashboard URL of a Ray head of its own, which asks for this environment's token."""
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
-        binaries = str(Path(sys.executable).parent)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        environment = {**kept, **execution.RAY_ENV, "PATH": f"{binaries}:{os.environ['PATH']}"}
-        command = (
-            f"{binaries}/ray start --head --block --port={free_port()} --dashboard-port={port} --num-cpus=2 "
-            f"--object-store-memory=80000000 --temp-dir={temporary} --disable-usage-stats "
-            f"--dashboard-agent-listen-port={free_port()} --ray-client-server-port={free_port()}"
-        )
-        with open(f"{temporary}/out", "w") as out:
-            head = subprocess.Popen(
-                command.split(), env=environment, stdout=out, stderr=out, start_new_session=True
-            )
-        try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"{url}/api/jobs/", timeout=5)
-                    raise AssertionError("the cluster asks for no token")
-                except urllib.error.HTTPError as refusal:
-                    if refusal.code in (401, 403):
-                        break
-                except (urllib.error.URLError, OSError):
-                    assert head.poll() is None, Path(temporary, "out").read_text()
-                    time.sleep(0.5)
-            yield url
-        finally:
-            head.terminate()
-            try:
-                head.wait(30)
-            except subprocess.TimeoutExpired:
-                head.kill()
+    """Dashboard URL of a Ray cluster of two nodes."""
+    with two_nodes() as url:
+        yield url
 
 
 @pytest.fixture()
@@ -137,16 +101,14 @@ def test_stages_submitted_by_hand_read_and_write_the_shared_storage(
     }
     YAML(typ="safe").dump(params, checkout / "params.yaml")
     (checkout / "infra/compute").mkdir(parents=True)
-    (checkout / "infra/compute/nfs.yaml").write_text(f"workers: 1\nstorage: {storage}\n")
-    environment = json.dumps({"env_vars": {"CRESCENDO_COMPUTE": "nfs"}})
-    for stage in ("prepare", "pretrain"):
+    (checkout / "infra/compute/cluster.yaml").write_text(f"workers: 1\nstorage: {storage}\n")
+    environment = {**os.environ, "PATH": PATH, "RAY_API_SERVER_ADDRESS": address}
+    submit = printed("ray job submit")
+    assert submit.endswith("python -m stages.pretrain")
+    for command in (submit.replace("pretrain", "prepare"), submit):
         done = subprocess.run(
-            [
-                f"{Path(sys.executable).parent}/ray", "job", "submit", "--address", address, "--working-dir",
-                ".", "--runtime-env-json", environment, "--", sys.executable, "-m", f"stages.{stage}",
-            ],
-            cwd=checkout, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600
+        )
         assert "succeeded" in done.stdout, done.stdout + done.stderr
     meta = artifacts.verify_directory(storage / "data/prepared")["meta"]
     assert meta["counts"]["n_ok"] == 40
@@ -155,6 +117,15 @@ def test_stages_submitted_by_hand_read_and_write_the_shared_storage(
     assert (storage / "reports/pretrain/samples.png").is_file()
     assert (storage / "mlflow.db").is_file()
     assert not (checkout / "models").exists()
+
+
+def test_the_printed_command_leaves_a_token_that_nobody_else_can_read(tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = printed("(umask 077; ray get-auth-token").partition("#")[0]
+    subprocess.run(command, shell=True, check=True, env={**kept, "PATH": PATH, "HOME": str(tmp_path)})
+    token = tmp_path / ".ray/auth_token"
+    assert len(token.read_text()) == 64
+    assert token.stat().st_mode & 0o077 == 0
 
 
 def test_no_cluster_is_one_line(tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""A Ray cluster of two nodes on this machine."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.launch import execution
+
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+START = (
+    "ray start --block --object-store-memory=80000000 --disable-usage-stats --temp-dir={folder} "
+    "--dashboard-agent-listen-port={port}"
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[str]:
+    """Dashboard URL of a cluster that asks for this environment's token. Drivers run on its head, all work on the
+    other node, which does not see the head's folder, where the packages of drivers are."""
+    url, gcs = f"http://127.0.0.1:{(port := free_port())}", free_port()
+    head = f"--head --num-cpus=0 --port={gcs} --dashboard-port={port} --ray-client-server-port={free_port()}"
+    worker = f"--address=127.0.0.1:{gcs} --num-cpus=2"
+    with contextlib.ExitStack() as stack:
+        temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+        home = Path(stack.enter_context(temporary))
+        process = stack.enter_context(ray_node(home / "head", head))
+        await_refusal(url, process, home / "head/out")
+        stack.enter_context(ray_node(home / "node", worker, without(home / "head")))
+        yield url
+
+
+def without(hidden: Path) -> list[str]:
+    """What runs a command that sees a folder empty; nothing where Linux does not allow that."""
+    start = ["unshare", "-mr", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh"]
+    allowed = shutil.which("unshare") and not subprocess.run([*start, "true"], capture_output=True).returncode
+    return start if allowed else []
+
+
+@contextlib.contextmanager
+def ray_node(folder: Path, arguments: str, start: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs `ray start` for the block; its files, and what it prints, are in `folder`."""
+    folder.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = START.format(folder=folder, port=free_port())
+    with open(folder / "out", "w") as out:
+        node = subprocess.Popen(
+            [*start, *command.split(), *arguments.split()],
+            env={**kept, **execution.RAY_ENV, "PATH": PATH},
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        yield node
+    finally:
+        node.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            node.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGKILL)  # An agent of Ray's may hang.
+
+
+def await_refusal(url: str, head: subprocess.Popen[bytes], printed: Path) -> None:
+    """Wait for a head that refuses whoever shows no token."""
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"{url}/api/jobs/", timeout=5)
+            raise AssertionError("the cluster asks for no token")
+        except urllib.error.HTTPError as refusal:
+            if refusal.code in (401, 403):
+                return
+        except OSError:
+            assert head.poll() is None, printed.read_text()
+            time.sleep(0.5)
+    raise AssertionError(printed.read_text())
