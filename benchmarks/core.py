@@ -33,9 +33,9 @@ from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.evaluation.features import randconv
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import build_core, set_dtype
-from pipeline.training.context import precision
 from pipeline.training.denoising import DenoisingSettings, DenoisingStep, held_out_error
 from pipeline.training.levels import ema_decays
+from pipeline.training.numerics import precision
 from pipeline.training.schedule import linear_decay_lr
 from pipeline.training.state import Learner
 

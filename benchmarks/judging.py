@@ -29,7 +29,7 @@ from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import set_dtype
 from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.rng import key
-from pipeline.training.context import precision
+from pipeline.training.numerics import precision
 
 MAX_CAPTIONS = 256
 SHEET_COLUMNS = 12

@@ -16,10 +16,10 @@ PROFILE_VARIABLE = "CRESCENDO_COMPUTE"
 
 
 class ComputeProfile(Section):
-    """Where a stage runs. Nothing here changes what is computed or makes a stage stale.
+    """Where a stage runs. Nothing here makes a stage stale. What is computed is the same to the last bit, except
+    that `precision` and `compile` round differently, as another device does (docs/reliability.md).
 
-    workers: processes of a training stage; 0 trains in the calling process.
-    threads: CPU threads per worker; 0 divides the machine's cores among the workers.
+    workers: processes of a training stage, each of which takes whole shards; 0 trains in the calling process.
     max_failures: restarts from the last checkpoint before a stage gives up; -1 = unlimited.
     address: dashboard URL of a Ray cluster (jobs API); null runs on this machine.
     storage: absolute path of a folder that all nodes share; null uses the working tree.
@@ -29,7 +29,6 @@ class ComputeProfile(Section):
     """
 
     workers: Annotated[int, Field(ge=0, le=4096)] = 0
-    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     use_gpu: bool = False
     max_failures: Annotated[int, Field(ge=-1)] = 3
     address: str | None = None

@@ -32,6 +32,10 @@ def test_an_unknown_profile_is_refused_with_a_list_of_profiles(tmp_path, monkeyp
         ("worker: 2", "infra/compute/here.yaml: worker: unknown key. Fix: did you mean 'workers'?"),
         ("storage: relative/path", "not an absolute path"),
         ("address: http://head:8265", "storage: a cluster"),
+        (
+            "threads: 2",
+            "threads: is gone. Fix: remove it, and set threads_per_shard of the training stages in",
+        ),
         ("workers: -1", "greater than or equal to 0"),
     ],
 )

@@ -49,7 +49,7 @@ def test_few_images_without_captions_end_in_a_model_and_a_verdict(
     for stage, (train, kind) in STAGES.items():
         run_dir = tmp_path / "runs" / stage
         run_dir.mkdir(parents=True)
-        train(WorkerConfig(params, tmp_path, run_dir, precision="float32", threads=1))
+        train(WorkerConfig(params, tmp_path, run_dir, precision="float32"))
         shutil.copytree(run_dir / "result/model", tmp_path / "models" / kind)
     evaluate(params, tmp_path, tmp_path / "reports", log=lambda line: None)
     (*_, last) = Verdict.read(tmp_path / "reports/verdict.json").verdicts

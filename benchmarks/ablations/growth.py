@@ -58,9 +58,10 @@ from pipeline.models.resample import high_pass
 from pipeline.models.snapshot import Snapshot, Weights, describe, load_snapshot, save_snapshot
 from pipeline.prepare.framing import box_mean
 from pipeline.rng import generator_for
-from pipeline.training.context import GrowthRound, TrainContext, precision
+from pipeline.training.context import GrowthRound, TrainContext
 from pipeline.training.denoising import DenoisingStep
 from pipeline.training.levels import SIGMA_MAX, LevelSettings, NoiseLaw, TrainedLevel, train_levels
+from pipeline.training.numerics import precision
 from pipeline.training.reports import save_grid
 from pipeline.training.state import TrainState
 from pipeline.workers.finetune import BELOW_LR
@@ -241,7 +242,7 @@ def prepared(name: str, seed: int, images: int) -> tuple[Inputs, TrainContext[Le
     folder = Path("runs/ablate") / folder_of(name, seed).name
     shutil.rmtree(folder, ignore_errors=True)
     params, never = parse_params(tree), 1000 * images
-    config = WorkerConfig(params, Path.cwd(), folder, threads=1)
+    config = WorkerConfig(params, Path.cwd(), folder)
     stages: dict[str, Pretrain | Finetune] = {"pretrain": params.pretrain, "finetune": params.finetune}
     section = stages[training.stage]
     context = train_context(training.stage, config, section, level_settings(config, section))

@@ -116,7 +116,7 @@ def train(name: str, seed: int, images: int, changes: Sequence[str], maps: str |
     folder = root / "runs" / "ablate" / f"{name}-{seed}" / digest[:16]
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "result/model/manifest.json").is_file():
-        config = WorkerConfig(params, root, folder, threads=1)
+        config = WorkerConfig(params, root, folder)
         settings = replace(level_settings(config, params.pretrain), text_dropout=dropout)
         run = train_context("pretrain", config, params.pretrain, settings)
         steps: dict[str | None, Callable[..., DenoisingStep]] = {

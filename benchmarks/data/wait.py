@@ -20,8 +20,8 @@ from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.data.statistics import measure_statistics
 from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, set_dtype
-from pipeline.training.context import precision
 from pipeline.training.denoising import DenoisingSettings, DenoisingStep
+from pipeline.training.numerics import precision
 
 ROOT = Path(__file__).resolve().parents[2]
 

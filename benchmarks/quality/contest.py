@@ -20,7 +20,7 @@ from benchmarks.train.counting import count_parameters, flops
 from benchmarks.train.settings import Plan
 from pipeline.models.conditioning import Conditioning
 from pipeline.rng import key
-from pipeline.training.context import precision
+from pipeline.training.numerics import precision
 
 SAMPLE_BATCH = 28
 

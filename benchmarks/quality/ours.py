@@ -100,7 +100,7 @@ def training_seconds(params: Params, root: Path, seconds: float = 10.0) -> dict[
     Averages, logs and sample grids between updates are not counted; the guards of refinement are."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        config = WorkerConfig(params=params, root=root, run_dir=Path(folder), threads=1)
+        config = WorkerConfig(params=params, root=root, run_dir=Path(folder))
         numbers = range(1 + len(params.shell.nets()))
         parts = {f"level {n}": level_cost(config, n, seconds) for n in numbers}
         update, check = refinement_cost(config, 2 * seconds)

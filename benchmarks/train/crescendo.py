@@ -15,7 +15,7 @@ from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, build_core, build_shell, pyramid_levels, set_dtype
 from pipeline.models.statistics import Statistics
 from pipeline.training.denoising import DenoisingSettings, DenoisingStep
-from pipeline.training.distributed import average_gradient
+from pipeline.training.gradients import GradientSum
 from pipeline.training.state import Learner, TrainState
 
 
@@ -87,7 +87,7 @@ class Crescendo:
         """What follows the gradient."""
         for state in self.states:
             learner = state.learners["net"]
-            average_gradient(learner.grad, 1)
+            GradientSum([learner]).finish()
             learner.update(0.01, state.nimg, self.batch)
 
     def gradients(self) -> None:

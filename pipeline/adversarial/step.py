@@ -29,7 +29,8 @@ from pipeline.models.resample import pool, rescale
 from pipeline.models.shape import Shape
 from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for
-from pipeline.training.distributed import average_gradient, local_shards, sum_over_workers
+from pipeline.training.distributed import local_shards, sum_over_shards
+from pipeline.training.gradients import GradientSum
 from pipeline.training.hooks import failpoint
 from pipeline.training.schedule import StepSettings, linear_decay_lr
 from pipeline.training.state import TrainState
@@ -195,49 +196,51 @@ class AdversarialStep:
         passes = self.draw_passes(nimg)
         pairs = {shard: self.pair(nimg, shard, passes) for shard in local_shards(s.shards)}
         scale = GuardState.load(state).lr_scale * linear_decay_lr(1.0, nimg, s.num_images, s.warmup_images)
-        d_loss, margin, d_norm = self.update_discriminator(state, pairs, s.discriminator_lr * scale)
+        d_losses, d_norm = self.update_discriminator(state, pairs, s.discriminator_lr * scale)
         failpoint("discriminator", nimg)
-        *generator_sums, norm = self.update_generator(state, list(pairs.values()), s.lr * scale, d_norm)
-        totals = sum_over_workers(torch.stack([d_loss, margin, *generator_sums])) / s.shards
+        g_losses, norm = self.update_generator(state, list(pairs.values()), s.lr * scale, d_norm)
+        own = [torch.stack([*d, *g]) for d, g in zip(d_losses, g_losses, strict=True)]
+        totals = sum_over_shards(own) / s.shards
         names = ("discriminator_loss", "margin", "generator_loss", "anchor", "marginals")
         norms = {"discriminator_gradient_norm": d_norm, "generator_gradient_norm": norm}
         return dict(zip(names, totals.unbind(), strict=True)) | norms
 
     def update_discriminator(
         self, state: TrainState, pairs: dict[int, PairedBatch], lr: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Train the heads on pairs by shard; sums over the shards of the loss and of mean D(real) - D(fake), and
-        the norm of the gradient."""
+    ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+        """Train the heads on pairs by shard; of each shard the loss and the mean of D(real) - D(fake), and the norm
+        of the gradient."""
         s, learner = self.settings, state.learners["discriminator"]
         penalise = (state.nimg // s.batch_size) % s.penalty_interval == 0
-        losses, margin = torch.zeros(2, device=learner.weights.device)
+        gradients, losses = GradientSum([learner]), []
         self.heads.requires_grad_(True)
         for shard, pair in pairs.items():
+            gradients.begin_shard()
             real = self.heads(pair.real_features, pair.text)
             fake = self.heads([f.detach() for f in pair.fake_features], pair.text)
             loss = discriminator_loss(real, fake)
             penalty = self.penalties(pair, real, fake, state.nimg, shard) if penalise else loss.new_zeros(())
             (loss + penalty).backward()
-            losses += loss.detach()
-            margin += (real - fake).detach().mean()
-        average_gradient(learner.grad, s.shards)
-        return losses, margin, learner.update(lr, state.nimg, s.batch_size)
+            losses.append((loss.detach(), (real - fake).detach().mean()))
+        gradients.finish()
+        learner.grad.div_(s.shards)
+        return losses, learner.update(lr, state.nimg, s.batch_size)
 
     def update_generator(
         self, state: TrainState, pairs: Sequence[PairedBatch], lr: float, d_norm: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Train the student through the heads, whose own update had a gradient of norm `d_norm`; sums over the
-        shards of the adversarial loss, of the anchor and of the distance of marginals, and the gradient's norm."""
+    ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+        """Train the student through the heads, whose own update had a gradient of norm `d_norm`; of each shard the
+        adversarial loss, the anchor and the distance of marginals, and the norm of the gradient."""
         s, learner = self.settings, state.learners["generator"]
-        losses, anchors, marginals = torch.zeros(3, device=learner.weights.device)
+        gradients, losses = GradientSum([learner]), []
         self.heads.requires_grad_(False)
         for pair in pairs:
+            gradients.begin_shard()
             with torch.no_grad():
                 real = self.heads(pair.real_features, pair.text)
             loss = generator_loss(real, self.heads(pair.fake_features, pair.text))
             (loss + s.anchor * pair.anchor + s.marginals * pair.marginals).backward()
-            losses += loss.detach()
-            anchors += pair.anchor.detach()
-            marginals += pair.marginals.detach()
-        average_gradient(learner.grad, s.shards)
-        return losses, anchors, marginals, learner.update(lr, state.nimg, s.batch_size, d_norm)
+            losses.append((loss.detach(), pair.anchor.detach(), pair.marginals.detach()))
+        gradients.finish()
+        learner.grad.div_(s.shards)
+        return losses, learner.update(lr, state.nimg, s.batch_size, d_norm)

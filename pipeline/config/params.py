@@ -166,6 +166,7 @@ class Training(Section):
     num_images: Count
     batch_size: Size
     shards: Size
+    threads_per_shard: Annotated[int, Field(ge=1, le=1024)] = 1
     lr: Positive
     warmup_images: Annotated[int, Field(ge=0)]
     checkpoint_images: Count

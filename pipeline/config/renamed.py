@@ -21,6 +21,7 @@ REMOVED_KEYS = {
     "promotion.min_recall": "promotion.recall_margin",
     "promotion.min_coverage": "promotion.coverage_margin",
     "promotion.max_copies": "promotion.max_copy_excess",
+    "threads": "threads_per_shard of the training stages in params.yaml",  # of compute profiles
 }
 RENAMED_GUIDES = {"no_text": "unconditional", "low": "low_band", "early": "early_weights"}
 RENAMED_VALUES = {"sampling.guide": RENAMED_GUIDES}

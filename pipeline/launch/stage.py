@@ -26,9 +26,9 @@ from pipeline import artifacts
 from pipeline.artifacts import copy_into_place
 from pipeline.compute import ComputeProfile, load_profile
 from pipeline.config.params import Params
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.launch import history
-from pipeline.launch.execution import cpu_count, execute, inside_ray_job, map_under_ray, ray_session
+from pipeline.launch.execution import execute, inside_ray_job, map_under_ray, ray_session
 from pipeline.launch.fingerprint import (
     code_files,
     dependencies,
@@ -82,7 +82,6 @@ class Stage:
             recompute=profile.recompute,
             cuda_graphs=profile.cuda_graphs,
             compile=profile.compile,
-            threads=profile.threads or max(1, cpu_count() // max(1, profile.workers)),
             watch_images=watch_images,
         )
 
@@ -113,6 +112,8 @@ class Stage:
         config = self.worker_config(init, judge.interval)
         if self.exports_finished():
             return
+        if section := getattr(self.params, self.name, None):
+            require_whole_shards(self.name, section.shards, self.profile.workers)
         progress = ProgressWatch(self.name, self.run_dir, self.tracker)
         judging = Judging(self.name, self.root, self.run_dir, judge, self.tracker)
         (self.run_dir / STOP).unlink(missing_ok=True)
@@ -162,6 +163,15 @@ class Stage:
 
 def _numbers(tree: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in tree.items() if isinstance(value, int | float)}
+
+
+def require_whole_shards(stage: str, shards: int, workers: int) -> None:
+    """Raise ConfigError where the shards of a batch do not divide evenly among the workers."""
+    if workers and shards % workers:
+        fit = ", ".join(str(each) for each in range(1, shards + 1) if shards % each == 0)
+        problem = f"{shards} shards do not divide evenly among {workers} workers"
+        fix = f"set `workers` in the compute profile to one of {fit}; or change shards, and with them the last bits"
+        raise ConfigError("E-CFG-025", f"params.yaml: {stage}.shards", problem, fix)
 
 
 def runs_folder(root: Path, profile: ComputeProfile) -> Path:

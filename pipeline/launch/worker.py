@@ -16,7 +16,7 @@ class WorkerConfig:
 
     root: the folder with data/prepared and models/. run_dir: working state; the finished model and its reports
     go to run_dir/result. init: a pinned model to start from, in place of models/core. precision, recompute,
-    cuda_graphs, compile and threads are those of the compute profile (pipeline/compute.py). watch_images: training
+    cuda_graphs and compile are those of the compute profile (pipeline/compute.py). watch_images: training
     images between snapshots in run_dir/watch, which the result does not depend on; 0: none.
     """
 
@@ -28,7 +28,6 @@ class WorkerConfig:
     recompute: bool = False
     cuda_graphs: bool = True
     compile: bool = False
-    threads: int = 0
     watch_images: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ a value that is not finite, and none is read.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from pipeline import artifacts
 from pipeline.errors import PipelineError, StorageError
 from pipeline.models.finite import require_finite
 from pipeline.training.distributed import broadcast, rank_and_size
+from pipeline.training.numerics import changed
 from pipeline.training.records import notice
 from pipeline.training.state import TrainState
 
@@ -29,9 +30,15 @@ def path_of(folder: Path, nimg: int) -> Path:
     return folder / f"nimg-{nimg:012d}"
 
 
-def save(folder: Path, state: TrainState, shared: Callable[[int], bool] = lambda nimg: False) -> None:
+def save(
+    folder: Path,
+    state: TrainState,
+    shared: Callable[[int], bool] = lambda nimg: False,
+    numerics: Mapping[str, str] = {},
+) -> None:
     """Commit the state at its `nimg` and remove old checkpoints; a no-op on all workers but the first. The newest
-    one whose nimg is `shared` with longer runs, which may begin there, is kept as well.
+    one whose nimg is `shared` with longer runs, which may begin there, is kept as well. `numerics`: how the state
+    was computed (numerics.py).
 
     Raises StorageError, and keeps the checkpoints that there are, where a value is not finite."""
     if rank_and_size()[0]:
@@ -39,7 +46,7 @@ def save(folder: Path, state: TrainState, shared: Callable[[int], bool] = lambda
     path = path_of(folder, state.nimg)
     require_finite(state.tensors(), str(path), "run it again: it continues from the checkpoint before")
     tensors = {name: tensor.cpu().clone() for name, tensor in state.tensors().items()}
-    with artifacts.commit_directory(path, {"nimg": state.nimg}) as temporary:
+    with artifacts.commit_directory(path, {"nimg": state.nimg, "numerics": dict(numerics)}) as temporary:
         save_file(tensors, temporary / "state.safetensors")
     stored = sorted(folder.glob("nimg-????????????"))
     kept = [path for path in stored if shared(int(path.name[-12:]))][-1:]
@@ -86,9 +93,15 @@ def check(path: Path) -> None:
     require_finite(tensors, str(file), fix)
 
 
-def resume(folder: Path, state: TrainState) -> None:
-    """Load the newest checkpoint that is of use, if any, into `state`, on every worker."""
+def resume(folder: Path, state: TrainState, numerics: Mapping[str, str] = {}) -> None:
+    """Load the newest checkpoint that is of use, if any, into `state`, on every worker. One line says so where it
+    was computed with other `numerics` than these."""
     nimg = newest(folder)
-    if nimg >= 0:
-        file = path_of(folder, nimg) / "state.safetensors"
-        state.load(load_file(file), nimg, str(file))
+    if nimg < 0:
+        return
+    path = path_of(folder, nimg)
+    state.load(load_file(path / "state.safetensors"), nimg, str(path / "state.safetensors"))
+    stored = artifacts.read_manifest(path)["meta"].get("numerics", {})
+    if rank_and_size()[0] == 0 and (changes := changed(stored, numerics)):
+        text = f"{path}: {changes}; the last bits may differ from those of an unbroken run"
+        notice(folder.parent, nimg, text)

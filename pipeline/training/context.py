@@ -35,6 +35,7 @@ from pipeline.training.distributed import rank_and_size
 from pipeline.training.faults import Faults
 from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Intervals, Progress, Snapshots, failpoint
+from pipeline.training.numerics import numerics, precision
 from pipeline.training.records import notice, read_records
 from pipeline.training.reports import GRID, save_grid, save_kernels, write_curves
 from pipeline.training.schedule import StepSettings
@@ -49,19 +50,13 @@ class ProcessSettings:
     """How one process computes.
 
     precision: float32, bfloat16, or auto (see `precision`). recompute: compute activations again in the backward
-    pass, for less memory. threads: CPU threads; 0 keeps torch's own choice."""
+    pass, for less memory. compile: see ComputeProfile. threads: CPU threads of every operation, on which the
+    last bits of sums depend."""
 
     precision: str = "auto"
     recompute: bool = False
-    threads: int = 0
-
-
-def precision(name: str, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16; `auto` is bfloat16 where the hardware computes in it."""
-    if name == "auto":
-        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    compile: bool = False
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,8 +111,8 @@ class TrainContext(Generic[S]):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision(process.precision, self.device)
         self.recompute = process.recompute
-        if process.threads:
-            torch.set_num_threads(process.threads)
+        self.numerics = numerics(self.device, self.dtype, process.compile and self.device.type == "cuda")
+        torch.set_num_threads(process.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling finds bugs, at 7% of a step. (Set by name: it is missing in torch's types.)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
@@ -171,7 +166,9 @@ class TrainContext(Generic[S]):
             failpoint("step", growth.start + state.nimg)
             return step(state)
 
-        saver = Checkpoints(folder, self.intervals.checkpoint_images, s.batch_size, s.num_images, faults)
+        saver = Checkpoints(
+            folder, self.intervals.checkpoint_images, s.batch_size, s.num_images, faults, self.numerics
+        )
         stops = Stops(self.stage, self.folder, self.intervals.log_images, growth.start, faults, saver.save)
         fit(state, step_or_fail, s.batch_size, s.num_images, [faults, *hooks, saver, stops])
         faults.settled(state)

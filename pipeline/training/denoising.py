@@ -1,7 +1,7 @@
 """The denoising update of one level of the pyramid: `step(state) -> metrics`, called by the loop in fit.py.
 
 A step works on this worker's shards of the global batch. Each shard has random streams keyed by (seed, purpose,
-nimg, shard), so how shards are spread over workers changes nothing except the order of floating-point sums.
+nimg, shard), and sums run over shards in their order, so how shards are spread over workers changes no bit.
 All random numbers of a shard are drawn first (`draw`); computing its loss from them is deterministic, and can be
 recorded as a CUDA graph.
 """
@@ -25,8 +25,9 @@ from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import Tiles, draw_tiles, tile_probabilities, trained_tiles
 from pipeline.rng import generator_for, key
 from pipeline.training.cuda_graphs import RecordedBySize
-from pipeline.training.distributed import average_gradient, local_shards, sum_over_workers
+from pipeline.training.distributed import local_shards, sum_over_shards
 from pipeline.training.fit import Step
+from pipeline.training.gradients import GradientSum
 from pipeline.training.schedule import StepSettings, linear_decay_lr
 from pipeline.training.state import TrainState
 
@@ -175,11 +176,15 @@ class DenoisingStep:
         set_learning(self.denoiser)
         s = self.settings
         lr = linear_decay_lr(s.lr, state.nimg, s.num_images, s.warmup_images)
-        totals = torch.zeros(2, device=learner.weights.device)
+        joint = isinstance(self.denoiser, ShellDenoiser) and self.denoiser.joint
+        gradients, own = GradientSum(list(state.learners.values()) if joint else [learner]), []
         for shard in local_shards(s.shards):
-            totals += self.accumulate(self.draw(state.nimg, shard))
-        average_gradient(learner.grad, s.shards)
-        norm = learner.update(lr, state.nimg, s.batch_size, sum_over_workers(totals))
+            gradients.begin_shard()
+            own.append(self.accumulate(self.draw(state.nimg, shard)).clone())  # a recording overwrites it
+        gradients.finish()
+        learner.grad.div_(s.shards)
+        totals = sum_over_shards(own)
+        norm = learner.update(lr, state.nimg, s.batch_size, totals)
         loss, error = (totals / s.shards).unbind()
         names = ("loss", "error", "gradient_norm")
         return {f"{name}{self.suffix}": value for name, value in zip(names, (loss, error, norm), strict=True)}

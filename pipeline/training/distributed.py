@@ -1,12 +1,17 @@
-"""What worker processes of a distributed run exchange: shards of the batch, sums, broadcasts, gradients.
+"""What worker processes of a distributed run exchange: shards of the batch, sums and broadcasts.
 
-Everything works, and does nothing, in a single process without torch.distributed.
+Everything works in a single process without torch.distributed, too. Sums run over shards in their order, never over
+workers, so that their bits do not depend on the number of workers.
 """
 
+from collections.abc import Sequence
+
+import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+CHUNK = 2**24  # numbers of a vector that are exchanged at once, which bounds the memory for it
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -15,21 +20,10 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def local_shards(shards: int) -> range:
-    """The consecutive shards of the global batch that this worker takes, each as a whole.
-
-    Raises ConfigError where the shards do not divide evenly among the workers."""
+    """The consecutive shards of the global batch that this worker takes, each as a whole."""
     rank, size = rank_and_size()
-    if shards % size:
-        problem = f"{shards} shards do not divide evenly among {size} workers"
-        raise ConfigError("E-CFG-025", "params.yaml", problem, "change shards")
+    assert shards % size == 0, "the driver refuses such a number of workers"
     return range(rank * shards // size, (rank + 1) * shards // size)
-
-
-def sum_over_workers(tensor: Tensor) -> Tensor:
-    """All-reduce in place and return it."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
 
 
 def broadcast(tensor: Tensor) -> Tensor:
@@ -39,6 +33,42 @@ def broadcast(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def average_gradient(grad: Tensor, shards: int) -> None:
-    """Turn per-worker sums over shards into the mean over all shards, in place."""
-    sum_over_workers(grad).div_(shards)
+def sum_over_shards(own: Sequence[Tensor]) -> Tensor:
+    """The sum over all shards of the batch, in their order, of a small tensor each; `own` are those of this
+    worker's shards."""
+    parts = torch.stack(list(own))
+    _, size = rank_and_size()
+    if size > 1:
+        gathered = parts.new_empty((size * len(parts), *parts.shape[1:]))
+        dist.all_gather_into_tensor(gathered, parts)
+        parts = gathered
+    total = torch.zeros_like(parts[0])
+    for part in parts:
+        total += part
+    return total
+
+
+def add_in_order(own: Sequence[Tensor]) -> None:
+    """Sum over all shards of the batch, in their order, of a vector [n] each; `own` are those of this worker's
+    shards, the last of which becomes the sum.
+
+    Each worker adds up one slice for all: as much traffic as a ring all-reduce if each has one shard. An all-reduce
+    of more than two adds in an order that depends on the number of workers, and with it the last bits."""
+    rank, size = rank_and_size()
+    total = own[-1]
+    if size * len(own) == 2:
+        dist.all_reduce(total)
+        return
+    for start in range(0, len(total), CHUNK):
+        place = slice(start, start + CHUNK)
+        parts = torch.stack([part[place] for part in own]) if len(own) > 1 else total[None, place]
+        parts = F.pad(parts, (0, -parts.shape[1] % size))
+        sent = parts.view(len(own), size, -1).transpose(0, 1).contiguous()  # [to worker, shard, slice]
+        received = torch.empty_like(sent)  # [from worker, shard, slice]
+        dist.all_to_all_single(received, sent)
+        added, *others = received.flatten(0, 1)
+        for part in others:
+            added += part
+        whole = added.new_empty(size * len(added))
+        dist.all_gather_into_tensor(whole, added)
+        total[place] = whole[: len(total[place])]

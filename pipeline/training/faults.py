@@ -1,10 +1,11 @@
 """Steps that are not finite: skipped, counted, and in the end recovered from; and loss spikes, which are logged.
 
-Where the loss or the gradient of a learner is not finite, its update is skipped on the device (`Learner.update`),
-on all workers alike, since both are sums over workers. Here the host looks at what every step returned, one step
-later, so that it never waits for the device. After IN_A_ROW skipped steps in a row the state is at fault, not the
-batch: the learners go back to the last checkpoint, while the clock goes on, past the images that led here (as in
-PaLM, arXiv 2204.02311, section 5.1). After ROLLBACKS of these, training stops.
+Where the loss, the gradient or the state (weights, averages, moments) of a learner is not finite, its update is
+skipped on the device (`Learner.update`), on all workers alike: loss and gradient are sums over workers, and where
+the state of one is at fault, its gradient becomes NaN (`GradientSum`). Here the host looks at what every step
+returned, one step later, so that it never waits for the device. After IN_A_ROW skipped steps in a row the state is
+at fault, not the batch: the learners go back to the last checkpoint, while the clock goes on, past the images that
+led here (as in PaLM, arXiv 2204.02311, section 5.1). After ROLLBACKS of these, training stops.
 
 All of this is a function of parameters and data. No checkpoint is written within a row of skipped steps, so a
 resumed run meets the whole row again.
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.models.finite import all_finite
 from pipeline.training import checkpoint
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.records import notice
@@ -123,8 +125,10 @@ class Faults:
             return False
         self.in_a_row += 1
         state.faults[0] += 1
-        reason = ", ".join(f"{name} {value:g}" for name, value in metrics.items() if not math.isfinite(value))
-        self.say(nimg, f"a step is skipped, {self.in_a_row} in a row ({reason})")
+        reasons = [f"{name} {value:g}" for name, value in metrics.items() if not math.isfinite(value)]
+        tensors = state.learner_tensors().items()
+        reasons += [f"{name} of the state" for name, tensor in tensors if not all_finite(tensor)]
+        self.say(nimg, f"a step is skipped, {self.in_a_row} in a row ({', '.join(reasons)})")
         if self.in_a_row < IN_A_ROW:
             return False
         self.roll_back(state, nimg)

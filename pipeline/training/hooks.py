@@ -39,9 +39,17 @@ class Intervals:
 class Checkpoints:
     """Save a checkpoint every `interval` images of a run of `num_images`, but not within a row of skipped steps."""
 
-    def __init__(self, folder: Path, interval: int, batch_size: int, num_images: int, faults: Faults) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        interval: int,
+        batch_size: int,
+        num_images: int,
+        faults: Faults,
+        numerics: Mapping[str, str] = {},
+    ) -> None:
         self.folder, self.interval, self.batch_size, self.faults = folder, interval, batch_size, faults
-        self.num_images = num_images
+        self.num_images, self.numerics = num_images, numerics
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Save when due."""
@@ -51,7 +59,7 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Save now."""
-        checkpoint.save(self.folder, state, self.shared)
+        checkpoint.save(self.folder, state, self.shared, self.numerics)
 
     def shared(self, nimg: int) -> bool:
         """Whether longer runs have the same checkpoint."""

@@ -241,7 +241,7 @@ def train_levels(
     pairs = list(zip(levels, learners, strict=True))
     early = EarlyWeights({lv.suffix: own for lv, own in pairs if lv.fresh}, s.early_images, s.batch_size)
     state = TrainState({f"net{level.suffix}": learner for level, learner in pairs}, extra=early.tensors())
-    checkpoint.resume(growth.folder / "checkpoints", state)
+    checkpoint.resume(growth.folder / "checkpoints", state, run.numerics)
     steps = [level.step(run, statistics) for level in levels]
     parts = list(run.parts(run.pick("val", HELD_OUT)))
     standardised = [[(step.standardise(images), text) for images, text in parts] for step in steps]

@@ -1,8 +1,8 @@
 """Everything that training changes, in one object that is saved and loaded as a whole.
 
-A `Learner` is a network with its optimizer and weight averages, all in flat vectors: an update is one all-reduce,
-one fused Adam call and one lerp per average, and a checkpoint a handful of tensors. Positions in the data, random
-streams and learning rates are functions of `nimg`, so they are not part of the state.
+A `Learner` is a network with its optimizer and weight averages, all in flat vectors: an update is one sum over
+workers, one fused Adam call and one lerp per average, and a checkpoint a handful of tensors. Positions in the data,
+random streams and learning rates are functions of `nimg`, so they are not part of the state.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -81,6 +81,11 @@ class Learner:
         """Remove the radial component from the gradient of the filters of all `MPConv`."""
         for weights, gradient in self.filters:
             tangent_gradient_(gradient, weights)
+
+    def fault(self) -> Tensor:
+        """0; or NaN if a value of weights, averages or moments is not finite. Reads each once, on the device."""
+        extremes = [each for tensor in self.tensors().values() for each in torch.aminmax(tensor)]
+        return (0 * torch.stack(extremes)).sum()
 
     def update(self, lr: float, nimg: int, batch_size: int, others: Tensor | None = None) -> Tensor:
         """One Adam step from the accumulated gradient, which is projected first; then projects the weights, updates

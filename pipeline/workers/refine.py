@@ -68,7 +68,7 @@ def refine(config: WorkerConfig) -> None:
     discriminator = Learner(step.heads, (0.0, 0.99))
     learners = {"generator": generator, "discriminator": discriminator}
     state = TrainState(learners, extra=guard_tensors(generator))
-    checkpoint.resume(run.folder / "checkpoints", state)
+    checkpoint.resume(run.folder / "checkpoints", state, run.numerics)
     images, text = run.pictures_and_text(run.pick("train", s.check_samples))
     real = run.dataset.pictures(np.array(run.pick("train", REAL)))
     distance, statistics = RandomDistance(real, parent.resolution), parent.statistics

@@ -47,7 +47,7 @@ def train_context(
 ) -> TrainContext[S]:
     """The context of a stage, from its section of params.yaml and the settings unpacked from that."""
     dataset = PreparedDataset(config.root / "data/prepared")
-    process = unpack(ProcessSettings, config)
+    process = unpack(ProcessSettings, config, threads=section.threads_per_shard)
     intervals = unpack(Intervals, section, watch_images=config.watch_images)
     return TrainContext(stage, settings, intervals, dataset, config.run_dir, process, generate)
 

@@ -65,7 +65,7 @@ def test_a_preset_trains(name: str, tiny_root: Path, tmp_path: Path) -> None:
     for stage, work in WORKERS.items():
         run_dir = tmp_path / "runs" / stage
         run_dir.mkdir(parents=True)
-        work(WorkerConfig(params, tmp_path, run_dir, precision="float32", threads=1))
+        work(WorkerConfig(params, tmp_path, run_dir, precision="float32"))
         (tmp_path / "models").mkdir(exist_ok=True)
         (tmp_path / "models" / MODELS[stage]).symlink_to(run_dir / "result" / "model")
         assert (

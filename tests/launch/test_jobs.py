@@ -51,7 +51,7 @@ def checkout(tiny_root: Path, tmp_path: Path) -> Path:
 def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> WorkerConfig:
     params = {**tree, "pretrain": {**tree["pretrain"], "num_images": 16, "sample_images": 16}}
     run_dir.mkdir(parents=True)
-    return WorkerConfig(parse_params(params), root, run_dir, precision="float32", threads=1)
+    return WorkerConfig(parse_params(params), root, run_dir, precision="float32")
 
 
 @pytest.mark.ray

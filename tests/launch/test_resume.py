@@ -47,9 +47,7 @@ def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path, watch
     """What a worker gets; 32 images (in finetune of each of two octaves), a checkpoint every 16."""
     params = {**tree, stage: {**tree[stage], "num_images": 32, "sample_images": 32}}
     run_dir.mkdir(parents=True)
-    return WorkerConfig(
-        parse_params(params), root, run_dir, precision="float32", threads=1, watch_images=watch
-    )
+    return WorkerConfig(parse_params(params), root, run_dir, precision="float32", watch_images=watch)
 
 
 def digests(run_dir: Path) -> dict[str, str]:

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.config.params import load_params
-from pipeline.errors import Busy
-from pipeline.launch.stage import open_stage
+from pipeline.errors import Busy, ConfigError
+from pipeline.launch.stage import open_stage, require_whole_shards
 from tests.conftest import ROOT
 from tests.launch.toy import toy
 
@@ -23,6 +23,15 @@ def toy_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("MLFLOW_TRACKING_URI", "CRESCENDO_COMPUTE", "CRESCENDO_RUNS"):
         monkeypatch.delenv(name, raising=False)
     return open_stage("toy", load_params(ROOT / "params.yaml"), project)
+
+
+def test_workers_that_do_not_divide_the_shards_are_refused_before_they_start() -> None:
+    for workers in (0, 1, 2, 3, 6):
+        require_whole_shards("pretrain", 6, workers)
+    with pytest.raises(
+        ConfigError, match=r"E-CFG-025 params.yaml: pretrain.shards: 6 .* to one of 1, 2, 3, 6;"
+    ):
+        require_whole_shards("pretrain", 6, 4)
 
 
 def test_a_finished_run_exports_again_without_training(

@@ -31,7 +31,7 @@ NET = {"patch": 1, "channels": 16, "channel_mult": [1], "num_blocks": 1, "attent
 
 def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> WorkerConfig:
     run_dir.mkdir(parents=True)
-    return WorkerConfig(parse_params(tree), root, run_dir, precision="float32", threads=1)
+    return WorkerConfig(parse_params(tree), root, run_dir, precision="float32")
 
 
 def density(profile: Profile, t: Any) -> Any:

@@ -40,6 +40,21 @@ def test_the_newest_one_that_longer_runs_share_is_kept_beside_the_newest(tmp_pat
     assert sorted(int(path.name[-12:]) for path in tmp_path.iterdir()) == [16, 32, 40]
 
 
+def test_a_run_that_goes_on_with_other_numerics_says_so_once(tmp_path: Path, capsys: Captured) -> None:
+    here, there = ({"precision": p, "device": "AVX512", "torch": "2.15"} for p in ("bfloat16", "float32"))
+    state = fresh()
+    state.nimg = 4
+    checkpoint.save(tmp_path, state, numerics=here)
+    for same in (here, here | {"compile": "false"}, {}):
+        checkpoint.resume(tmp_path, fresh(), same)
+    assert capsys.readouterr().err == ""
+    checkpoint.resume(tmp_path, fresh(), there)
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}/nimg-000000000004: precision is float32, was bfloat16; the last bits may differ from "
+        "those of an unbroken run\n"
+    )
+
+
 def file_of(folder: Path, nimg: int) -> Path:
     return folder / f"nimg-{nimg:012d}" / "state.safetensors"
 

@@ -18,9 +18,10 @@ from pipeline.errors import ConfigError
 from pipeline.models.layers import MPConv
 from pipeline.rng import generator_for
 from pipeline.training import checkpoint
-from pipeline.training.distributed import average_gradient, local_shards, sum_over_workers
+from pipeline.training.distributed import local_shards, sum_over_shards
 from pipeline.training.faults import Faults, Usual
 from pipeline.training.fit import fit
+from pipeline.training.gradients import GradientSum
 from pipeline.training.hooks import Checkpoints, Progress
 from pipeline.training.records import read_records
 from pipeline.training.state import Learner, TrainState
@@ -42,8 +43,10 @@ def fresh() -> TrainState:
 
 def step(bad: Bad, state: TrainState) -> dict[str, Tensor]:
     """An update from two shards; what is `bad` at this image happens in the last one only."""
-    learner, kind, total = state.learners["net"], bad.get(state.nimg), torch.zeros(1)
+    learner, losses = state.learners["net"], []
+    gradients = GradientSum([learner])
     for shard in local_shards(2):
+        gradients.begin_shard()
         x = torch.randn(BATCH // 2, 3, generator=generator_for(0, "x", state.nimg, shard))
         kind = bad.get(state.nimg) if shard == 1 else None
         if kind == "input":
@@ -54,12 +57,15 @@ def step(bad: Bad, state: TrainState) -> dict[str, Tensor]:
             learner.grad[5] = math.inf
         elif kind == "huge":
             learner.grad[5] = 1e30
-        elif kind in ("weights", "adam.exp_avg", "adam.exp_avg_sq"):
-            learner.tensors()[kind][5] = math.nan
-        total += loss.detach() * {"loss": math.nan, "spike": 1000.0}.get(kind or "", 1.0)
-    average_gradient(learner.grad, 2)
-    norm = learner.update(0.05, state.nimg, BATCH, sum_over_workers(total))
-    return {"loss": total[0] / 2, "gradient_norm": norm}
+        elif kind and "=" in kind:
+            name, value = kind.split("=")
+            learner.tensors()[name].view(-1)[-1] = float(value)
+        losses.append(loss.detach() * {"loss": math.nan, "spike": 1000.0}.get(kind or "", 1.0))
+    gradients.finish()
+    learner.grad.div_(2)
+    total = sum_over_shards(losses)
+    norm = learner.update(0.05, state.nimg, BATCH, total)
+    return {"loss": total / 2, "gradient_norm": norm}
 
 
 def samples(nimg: int) -> list[str]:
@@ -193,13 +199,14 @@ def test_before_the_first_checkpoint_they_go_back_to_the_start(tmp_path: Path) -
     assert torch.equal(state.learners["net"].weights, fresh().learners["net"].weights)
 
 
-@pytest.mark.parametrize("tensor", ["weights", "adam.exp_avg", "adam.exp_avg_sq"])
-@pytest.mark.parametrize("at", [12, 28])
-def test_a_state_that_was_corrupted_is_replaced_by_an_earlier_one(
-    tmp_path: Path, tensor: str, at: int
+@pytest.mark.parametrize("tensor", ["weights", "adam.exp_avg", "adam.exp_avg_sq", "adam.step", "ema.a"])
+@pytest.mark.parametrize(("at", "value"), [(12, math.nan), (28, math.inf), (28, -math.inf)])
+def test_a_state_that_was_corrupted_is_named_and_replaced_by_an_earlier_one(
+    tmp_path: Path, capsys: Captured, tensor: str, at: int, value: float
 ) -> None:
-    state = trained(tmp_path, {at: tensor})
+    state = trained(tmp_path, {at: f"{tensor}={value}"})
     assert finite(state) and state.faults.tolist() == [3, 1]
+    assert f", net.{tensor} of the state" in capsys.readouterr().err
     for path in (tmp_path / "checkpoints").iterdir():
         verify_directory(path)
         checkpoint.check(path)
@@ -265,7 +272,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("bad", [{20: "input"}, row(24), {28: "weights"}])
+@pytest.mark.parametrize("bad", [{20: "input"}, row(24), {28: "weights=nan"}, {28: "ema.a=inf"}])
 def test_two_workers_skip_alike_and_end_with_the_bits_of_one(tmp_path: Path, bad: Bad) -> None:
     """The bad shard, or the corrupted state, is that of the second worker."""
     mp.start_processes(work, (tmp_path, bad), nprocs=2, start_method="fork")

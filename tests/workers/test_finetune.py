@@ -28,7 +28,7 @@ ORDERS = ("one_by_one", "together")
 def config_of(tree: dict[str, Any], root: Path, run_dir: Path, **finetune: Any) -> WorkerConfig:
     run_dir.mkdir(parents=True, exist_ok=True)
     params = parse_params({**tree, "finetune": {**tree["finetune"], **finetune}})
-    return WorkerConfig(params, root, run_dir, precision="float32", threads=1)
+    return WorkerConfig(params, root, run_dir, precision="float32")
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ STAGES = {"pretrain": "core", "finetune": "finetuned", "refine": "refined"}
 
 def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> WorkerConfig:
     run_dir.mkdir(parents=True, exist_ok=True)
-    return WorkerConfig(parse_params(tree), root, run_dir, precision="float32", threads=1)
+    return WorkerConfig(parse_params(tree), root, run_dir, precision="float32")
 
 
 @pytest.fixture(scope="module")
