@@ -199,7 +199,7 @@ class AdversarialStep:
         d_losses, d_norm = self.update_discriminator(state, pairs, s.discriminator_lr * scale)
         failpoint("discriminator", nimg)
         g_losses, norm = self.update_generator(state, list(pairs.values()), s.lr * scale, d_norm)
-        own = [torch.stack([*d, *g]) for d, g in zip(d_losses, g_losses, strict=True)]
+        own = [torch.cat([d, g]) for d, g in zip(d_losses, g_losses, strict=True)]
         totals = sum_over_shards(own) / s.shards
         names = ("discriminator_loss", "margin", "generator_loss", "anchor", "marginals")
         norms = {"discriminator_gradient_norm": d_norm, "generator_gradient_norm": norm}
@@ -207,7 +207,7 @@ class AdversarialStep:
 
     def update_discriminator(
         self, state: TrainState, pairs: dict[int, PairedBatch], lr: float
-    ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+    ) -> tuple[list[Tensor], Tensor]:
         """Train the heads on pairs by shard; of each shard the loss and the mean of D(real) - D(fake), and the norm
         of the gradient."""
         s, learner = self.settings, state.learners["discriminator"]
@@ -221,14 +221,14 @@ class AdversarialStep:
             loss = discriminator_loss(real, fake)
             penalty = self.penalties(pair, real, fake, state.nimg, shard) if penalise else loss.new_zeros(())
             (loss + penalty).backward()
-            losses.append((loss.detach(), (real - fake).detach().mean()))
+            losses.append(torch.stack([loss, (real - fake).mean()]).detach())
         gradients.finish()
         learner.grad.div_(s.shards)
         return losses, learner.update(lr, state.nimg, s.batch_size)
 
     def update_generator(
         self, state: TrainState, pairs: Sequence[PairedBatch], lr: float, d_norm: Tensor
-    ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+    ) -> tuple[list[Tensor], Tensor]:
         """Train the student through the heads, whose own update had a gradient of norm `d_norm`; of each shard the
         adversarial loss, the anchor and the distance of marginals, and the norm of the gradient."""
         s, learner = self.settings, state.learners["generator"]
@@ -240,7 +240,7 @@ class AdversarialStep:
                 real = self.heads(pair.real_features, pair.text)
             loss = generator_loss(real, self.heads(pair.fake_features, pair.text))
             (loss + s.anchor * pair.anchor + s.marginals * pair.marginals).backward()
-            losses.append((loss.detach(), pair.anchor.detach(), pair.marginals.detach()))
+            losses.append(torch.stack([loss, pair.anchor, pair.marginals]).detach())
         gradients.finish()
         learner.grad.div_(s.shards)
         return losses, learner.update(lr, state.nimg, s.batch_size, d_norm)
