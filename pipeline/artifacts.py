@@ -25,6 +25,7 @@ from pipeline.errors import Busy, PipelineError, StorageError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+_RESTORE = "restore the folder or recreate it"
 
 
 # --- Digests.
@@ -196,20 +197,26 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         StorageError: it is missing or damaged, or has a schema that this version does not know.
     """
     where = Path(path, MANIFEST)
-    fix = "restore the folder or recreate it"
     try:
-        manifest = json.loads(where.read_text(encoding="utf-8"))
+        return parse_manifest(where.read_bytes(), str(where))
     except (FileNotFoundError, NotADirectoryError):
-        raise StorageError("E-IO-011", str(path), f"has no {MANIFEST}, so it is incomplete", fix) from None
+        problem = f"has no {MANIFEST}, so it is incomplete"
+        raise StorageError("E-IO-011", str(path), problem, _RESTORE) from None
+
+
+def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """`read_manifest` of its bytes."""
+    try:
+        manifest = json.loads(content)
     except ValueError:
-        raise StorageError("E-IO-012", str(where), "is not JSON", fix) from None
+        raise StorageError("E-IO-012", where, "is not JSON", _RESTORE) from None
     if not isinstance(manifest, dict) or set(manifest) != {"schema", "meta", "files", "digest"}:
-        raise StorageError("E-IO-012", str(where), "is not a manifest", fix)
+        raise StorageError("E-IO-012", where, "is not a manifest", _RESTORE)
     if manifest["schema"] != SCHEMA:
         problem = f"has schema {manifest['schema']}, this version reads {SCHEMA}"
-        raise StorageError("E-IO-013", str(where), problem, "use the version that wrote it")
+        raise StorageError("E-IO-013", where, problem, "use the version that wrote it")
     if digest({key: manifest[key] for key in ("schema", "meta", "files")}) != manifest["digest"]:
-        raise StorageError("E-IO-014", str(where), "does not match its own digest", fix)
+        raise StorageError("E-IO-014", where, "does not match its own digest", _RESTORE)
     return manifest
 
 
@@ -223,7 +230,7 @@ def verify_directory(path: str | os.PathLike[str]) -> dict[str, Any]:
     manifest = read_manifest(directory)
     expected, present = manifest["files"], set(_files_below(directory))
     for name in sorted(present | set(expected)):
-        where, fix = str(directory / name), "restore the folder or recreate it"
+        where, fix = str(directory / name), _RESTORE
         if name not in present:
             raise StorageError("E-IO-015", where, "is missing", fix)
         if name not in expected:

@@ -23,6 +23,10 @@ class ComputeProfile(Section):
     max_failures: restarts from the last checkpoint before a stage gives up; -1 = unlimited.
     address: dashboard URL of a Ray cluster (jobs API); null runs on this machine.
     storage: absolute path of a folder that all nodes share; null uses the working tree.
+    data: URL such as s3://bucket/prepared. Training stages copy data/prepared there, once per digest, and workers
+        read it from there; null: from the working tree or `storage`.
+    cache: absolute path of a folder on each node's own disk, for what workers have read from `data`.
+    cache_gib: what this folder may hold, in GiB, of all workers and data sets together.
     recompute: recompute activations in the backward pass, for less memory and about a third more time.
     cuda_graphs: on a GPU, record the passes of a training step once and replay them; has no effect with recompute.
     compile: on a GPU, torch.compile the denoising losses: takes a minute or two per level, then 1.5 times as fast.
@@ -33,6 +37,9 @@ class ComputeProfile(Section):
     max_failures: Annotated[int, Field(ge=-1)] = 3
     address: str | None = None
     storage: str | None = None
+    data: str | None = None
+    cache: str | None = None
+    cache_gib: Annotated[float, Field(gt=0)] = 64.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: bool = False
     cuda_graphs: bool = True
@@ -40,8 +47,13 @@ class ComputeProfile(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ComputeProfile:
-        absolute = self.storage is None or Path(self.storage).is_absolute()
-        require(absolute, f"storage: {self.storage!r} is not an absolute path")
+        for key, path in (("storage", self.storage), ("cache", self.cache)):
+            require(path is None or Path(path).is_absolute(), f"{key}: {path!r} is not an absolute path")
+        url = self.data is None or "://" in self.data
+        require(url, f"data: {self.data!r} is not a URL such as s3://bucket/prepared")
+        require(
+            self.data is None or self.cache is not None, "data: needs cache, a folder on each node's disk"
+        )
         needs = self.address is None or self.storage is not None
         require(needs, "storage: a cluster (address) needs a folder that its nodes share")
         return self

@@ -36,6 +36,9 @@ def test_an_unknown_profile_is_refused_with_a_list_of_profiles(tmp_path, monkeyp
             "threads: 2",
             "threads: is gone. Fix: remove it, and set threads_per_shard of the training stages in",
         ),
+        ("data: bucket/prepared", "data: 'bucket/prepared' is not a URL"),
+        ("data: s3://bucket/prepared", "data: needs cache"),
+        ("cache: here", "cache: 'here' is not an absolute path"),
         ("workers: -1", "greater than or equal to 0"),
     ],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -19,8 +19,10 @@ LOCK = "cache.lock"
 
 
 class Cache:
-    """Files below `folder`, of `max_bytes` in all. The `keep` newest are never removed, so that what was asked for
-    a moment ago is there; others may be gone at any time, except for those who have opened them."""
+    """Files below `folder`, of `max_bytes` in all, unless more are on their way at once.
+
+    The `keep` newest are never removed, so that what was asked for a moment ago is there. Others may be gone at any
+    time, except for those who have opened them."""
 
     def __init__(self, folder: Path, max_bytes: int, keep: int = 0) -> None:
         self.folder, self.max_bytes, self.keep = folder, max_bytes, keep
@@ -39,7 +41,8 @@ class Cache:
                     if not target.exists():
                         self.make_room()
                         fetch(part)
-                        os.replace(part, target)
+                        with self._lock():
+                            os.replace(part, target)
                 finally:
                     if _is_at(file, part):
                         part.unlink()
@@ -47,14 +50,20 @@ class Cache:
 
     def make_room(self) -> None:
         """Remove the files that were not used for longest, so that the others and those on their way fit."""
-        with open(self.folder / LOCK, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._lock():
             parts, copies = self._listed()
             total = sum(int(path.stem.rpartition(".")[2]) for path in parts if not _removed_if_dead(path))
             for i, (_, size, path) in enumerate(sorted(copies, reverse=True)):
                 total += size
                 if total > self.max_bytes and i >= self.keep:
                     path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Nobody else makes room meanwhile, and no part becomes a file."""
+        with open(self.folder / LOCK, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _listed(self) -> tuple[list[Path], list[tuple[float, int, Path]]]:
         """Parts; and files, with the time of their last use and their size."""

@@ -6,19 +6,20 @@ images have several sizes, a batch holds one of them (order.py). Needs only torc
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from pipeline.artifacts import read_manifest
 from pipeline.data.augment import Augment, Transforms, apply, draw
+from pipeline.data.folders import Folder, LocalFolder, LookAhead
 from pipeline.data.order import BatchOrder
-from pipeline.data.storage import Bucket, Pictures, open_array
+from pipeline.data.storage import HEADER, Bucket, Pictures, open_array, shard_counts
 from pipeline.errors import InputMissing
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.shape import Images, Shape
@@ -26,29 +27,49 @@ from pipeline.rng import generator_for
 
 
 class PreparedDataset:
-    """A folder written by the prepare stage. Images stay on disk (memory maps); encoded captions are in memory."""
+    """A folder written by the prepare stage. Images stay on disk (memory maps), or behind a URL, whence shards are
+    fetched when they are needed; encoded captions are in memory."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Open the folder. Raises InputMissing where there is none; its files are not verified (see artifacts)."""
-        self.path = Path(path)
-        if not (self.path / "manifest.json").is_file():
-            raise InputMissing("E-INP-010", str(path), "no prepared data set here", "run `dvc repro prepare`")
-        self.manifest = read_manifest(self.path)
+    def __init__(self, folder: Path | str | Folder) -> None:
+        """Open the folder. Raises InputMissing where there is none."""
+        self.folder = LocalFolder(Path(folder)) if isinstance(folder, Path | str) else folder
+        self.manifest = self.folder.manifest
         self.resolution = int(self.manifest["meta"]["resolution"])
-        lines = (self.path / "index.jsonl").read_text().splitlines()
-        self.rows = [json.loads(line) for line in lines]
-        self.captions = [json.loads(line) for line in (self.path / "captions.jsonl").read_text().splitlines()]
+        self.rows = self.folder.open(["index.jsonl"], lambda path: _read_lines(path / "index.jsonl"))
+        self.captions = self.folder.open(
+            ["captions.jsonl"], lambda path: _read_lines(path / "captions.jsonl")
+        )
         known = self.manifest["meta"].get("buckets")
         square = Bucket(self.resolution, self.resolution, len(self.rows))
         self.buckets = [Bucket(**each) for each in known] if known else [square]
         self._ends = np.cumsum([bucket.num_images for bucket in self.buckets])
-        names = sorted({file.name.split(".")[0] for file in self.path.glob("images-*.npy")})
-        self._shards = [Pictures(self.path, name) for name in names]
-        self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
-        self._low = [open_array(file) for file in sorted(self.path.glob("low-*.npy"))]
-        low_width = int(self._low[0].shape[-1]) if self._low else self.buckets[0].width
-        self.low_resolution = self.resolution * low_width // self.buckets[0].width
-        self._text = load_file(self.path / "text.safetensors")
+        files = self.manifest["files"]
+        counts = shard_counts(files, self.buckets)
+        self._starts = np.cumsum([0, *counts.values()])
+        assert self._starts[-1] == len(self.rows), "sizes in the manifest tell how many images a shard has"
+        self._shards = [[file for file in files if file.startswith(f"{name}.")] for name in counts]
+        self._low = sorted(file for file in files if file.startswith("low-"))
+        self.low_resolution = self.resolution // self._low_factor()
+        self._text = self.folder.open(["text.safetensors"], lambda path: load_file(path / "text.safetensors"))
+
+    def _low_factor(self) -> int:
+        """Side of the boxes of `low_sums`, px."""
+        if not self._low or not self.rows:
+            return 1
+        pixels = (int(self.manifest["files"][self._low[0]]["size"]) - HEADER) // (
+            2 * 3 * int(self._starts[1])
+        )
+        return math.isqrt(self.buckets[0].height * self.buckets[0].width // pixels)
+
+    @property
+    def where(self) -> str:
+        """The folder, for messages."""
+        return self.folder.where
+
+    @property
+    def digest(self) -> str:
+        """Digest of the folder, from its manifest."""
+        return str(self.manifest["digest"])
 
     @property
     def text_encoder(self) -> dict[str, object]:
@@ -83,7 +104,7 @@ class PreparedDataset:
     def images(self, rows: np.ndarray) -> Tensor:
         """Images of some rows of one bucket: uint8 [n,3,H,W]."""
         out = np.empty((len(rows), 3, *self._size(rows)), np.uint8)
-        return self._gather([shard.row for shard in self._shards], rows, out)
+        return self._gather(self._images_of, rows, out)
 
     def pictures(self, rows: np.ndarray) -> Images:
         """Images of any rows: uint8 [n,3,H,W] or, where they are of several buckets, [3,H,W] each."""
@@ -95,7 +116,7 @@ class PreparedDataset:
         """Box sums of some rows of one bucket at `low_resolution`: uint16 [n,3,h,w], exact."""
         factor = self.resolution // self.low_resolution
         out = np.empty((len(rows), 3, *(side // factor for side in self._size(rows))), np.uint16)
-        return self._gather([shard.__getitem__ for shard in self._low], rows, out)
+        return self._gather(self._low_of, rows, out)
 
     def _size(self, rows: np.ndarray) -> tuple[int, int]:
         """(height, width) of the images of some rows, px."""
@@ -114,14 +135,39 @@ class PreparedDataset:
         return (self.resolution // self.low_resolution) ** 2
 
     def _gather(
-        self, shards: Sequence[Callable[[int], np.ndarray]], rows: np.ndarray, out: np.ndarray
+        self, open_shard: Callable[[int], Callable[[int], np.ndarray]], rows: np.ndarray, out: np.ndarray
     ) -> Tensor:
         """Copy each row from its shard to `out`, without further copies."""
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        numbers = self._shard_of(rows)
         places = rows - self._starts[numbers]
+        shards: dict[int, Callable[[int], np.ndarray]] = {}
         for i, (number, place) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
+            if number not in shards:
+                shards[number] = open_shard(number)
             out[i] = shards[number](place)
         return torch.from_numpy(out)
+
+    def _shard_of(self, rows: np.ndarray) -> np.ndarray:
+        """The number of each row's shard: int64 [n]."""
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def files_of(self, rows: np.ndarray, low: bool) -> dict[str, int]:
+        """{name: bytes} of the files with the images, or box sums, of some rows; in the order of the rows."""
+        numbers = dict.fromkeys(self._shard_of(rows).tolist())
+        names = (
+            [self._low[i] for i in numbers] if low else [name for i in numbers for name in self._shards[i]]
+        )
+        return {name: int(self.manifest["files"][name]["size"]) for name in names}
+
+    def _images_of(self, number: int) -> Callable[[int], np.ndarray]:
+        """A shard, which gives the image uint8 [3,H,W] at a place."""
+        names = self._shards[number]
+        return self.folder.open(names, lambda path: Pictures(path, names[0].split(".")[0])).row
+
+    def _low_of(self, number: int) -> Callable[[int], np.ndarray]:
+        """A shard of box sums, which gives those uint16 [3,h,w] at a place."""
+        name = self._low[number]
+        return self.folder.open([name], lambda path: open_array(path / name)).__getitem__
 
     def text(self, caption_ids: Sequence[int]) -> Conditioning:
         """Encoded captions: pooled [n,D], tokens [n,T,D] float32, mask [n,T]. An id of -1 is "no caption"."""
@@ -140,6 +186,11 @@ class PreparedDataset:
         """Caption id of a row: its name (draw 0) or another of its captions; -1 where it has none."""
         ids = self.rows[row]["captions"]
         return int(ids[draw % len(ids)]) if ids else -1
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """The values of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class Batch(NamedTuple):
@@ -178,13 +229,21 @@ class Batches:
         self.rows = dataset.split(split)
         if not len(self.rows):
             raise InputMissing(
-                "E-INP-011", str(dataset.path), f"split '{split}' is empty", "add images or change data.*"
+                "E-INP-011", dataset.where, f"split '{split}' is empty", "add images or change data.*"
             )
         self.seed = seed
         self.shard_size = batch_size // shards
         self._order = BatchOrder(dataset.bucket_of(self.rows), batch_size, seed)
         self.low = resolution is not None and resolution <= dataset.low_resolution < dataset.resolution
         self.augment = augment if augment is not None and augment.probability > 0 else None
+        coming = BatchOrder(
+            self._order.buckets, batch_size, seed
+        )  # An order remembers where it was asked last.
+
+        def files_at(nimg: int) -> dict[str, int]:
+            return dataset.files_of(self.rows[coming.places(nimg, batch_size)[1]], self.low)
+
+        self._look_ahead = LookAhead(dataset.folder, files_at, batch_size, len(self.rows))
 
     def places(self, nimg: int, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """(epochs, row numbers), int64 [B/shards] each, of one shard of the batch that starts at image `nimg`."""
@@ -193,6 +252,7 @@ class Batches:
 
     def at(self, nimg: int, shard: int) -> Batch:
         """B/shards images with one caption each, which is drawn by (seed, nimg, shard)."""
+        self._look_ahead.move_to(nimg)
         epochs, rows = self.places(nimg, shard)
         generator = generator_for(self.seed, "caption", nimg, shard)
         draws = torch.randint(0, 1 << 30, (len(rows),), generator=generator).tolist()

@@ -10,7 +10,7 @@ Raw is read about forty times as fast; PNG takes 60% of the space for photograph
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
+HEADER = 128  # bytes before the values in a file of any array that is stored here
 
 
 class Bucket(NamedTuple):
@@ -83,6 +84,22 @@ def write_array(path: Path, rows: Iterable[NDArray[np.generic]], count: int) -> 
 def open_array(path: Path) -> NDArray[Any]:
     """An array of `write_array`, through a read-only memory map; as a plain ndarray, which is faster to index."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def shard_counts(files: Mapping[str, Mapping[str, Any]], buckets: Sequence[Bucket]) -> dict[str, int]:
+    """{NAME: number of images} of the shards of a manifest's `files`, in order, from their sizes in bytes."""
+    ends = np.cumsum([bucket.num_images for bucket in buckets])
+    counts: dict[str, int] = {}
+    before = 0
+    for name in sorted({name.split(".")[0] for name in files if name.startswith("images-")}):
+        if f"{name}.npy" in files:
+            bucket = buckets[min(int(np.searchsorted(ends, before, side="right")), len(buckets) - 1)]
+            one = 3 * bucket.height * bucket.width
+            counts[name] = max(int(files[f"{name}.npy"]["size"]) - HEADER, 0) // one
+        else:
+            counts[name] = (int(files[f"{name}.offsets.npy"]["size"]) - HEADER) // 8 - 1
+        before += counts[name]
+    return counts
 
 
 class Pictures:

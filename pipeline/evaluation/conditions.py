@@ -166,7 +166,7 @@ def build_caption_sets(dataset: PreparedDataset, count: int, seed: int) -> list[
 def check_images(dataset: PreparedDataset) -> None:
     """Raise BadData where there are no test images, or fewer than MIN_TRAIN images of MIN_FAMILIES to train on. The
     prepare stage asks for as many; data may be older."""
-    where, fix = str(dataset.path), "add images, and run `dvc repro prepare`"
+    where, fix = dataset.where, "add images, and run `dvc repro prepare`"
     if not len(dataset.split("test")):
         raise BadData("E-DAT-050", where, "no image is in the test split", fix)
     train = dataset.split("train")

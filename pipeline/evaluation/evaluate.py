@@ -156,7 +156,7 @@ def build_verdict(
     judged = gate.judge_estimates(estimates, thresholds_of(params.promotion))
     verdicts = tuple(add_training_spread(each, params.evaluate) for each in judged)
     whole = Verdict(
-        data_digest=artifacts.directory_digest(dataset.path),
+        data_digest=dataset.digest,
         model_digest=field.snapshots["refined"].digest,
         evidence_digest=digest,
         baseline=field.baseline_of_verdict,

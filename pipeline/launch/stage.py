@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline import artifacts
 from pipeline.artifacts import copy_into_place
 from pipeline.compute import ComputeProfile, load_profile
 from pipeline.config.params import Params
+from pipeline.data.folders import push
 from pipeline.errors import ConfigError, StorageError
 from pipeline.launch import history
 from pipeline.launch.execution import execute, inside_ray_job, map_under_ray, ray_session
@@ -39,6 +41,7 @@ from pipeline.launch.fingerprint import (
     stage_identity,
     stage_params,
 )
+from pipeline.launch.jobs import log as log_line
 from pipeline.launch.jobs import run_as_job
 from pipeline.launch.judging import Judge, Judging
 from pipeline.launch.stopping import stop_with_checkpoint
@@ -51,6 +54,7 @@ from pipeline.tracking.sync import send_waiting
 from pipeline.training.records import STOP, read_records
 
 RUNS_VARIABLE = "CRESCENDO_RUNS"
+PREPARED = "data/prepared"
 
 
 @dataclass
@@ -70,7 +74,9 @@ class Stage:
     inputs: dict[str, str]
     tracker: stage_run.StageRun
 
-    def worker_config(self, init: Path | None = None, watch_images: int = 0) -> WorkerConfig:
+    def worker_config(
+        self, init: Path | None = None, watch_images: int = 0, data: str | None = None
+    ) -> WorkerConfig:
         """What each worker gets."""
         profile = self.profile
         return WorkerConfig(
@@ -83,6 +89,9 @@ class Stage:
             cuda_graphs=profile.cuda_graphs,
             compile=profile.compile,
             watch_images=watch_images,
+            data=data,
+            cache=profile.cache,
+            cache_gib=profile.cache_gib,
         )
 
     def finished(self) -> bool:
@@ -109,20 +118,30 @@ class Stage:
         `init` is a model to start from, below the folder of all runs, which every node of a cluster sees.
         `judge` measures the averaged model meanwhile; the result does not depend on it."""
         judge = judge or Judge(interval=0)
-        config = self.worker_config(init, judge.interval)
         if self.exports_finished():
             return
         if section := getattr(self.params, self.name, None):
             require_whole_shards(self.name, section.shards, self.profile.workers)
+        data, inputs = self.share_data()
+        config = self.worker_config(init, judge.interval, data)
         progress = ProgressWatch(self.name, self.run_dir, self.tracker)
         judging = Judging(self.name, self.root, self.run_dir, judge, self.tracker)
         (self.run_dir / STOP).unlink(missing_ok=True)
         with judging, progress, stop_with_checkpoint(self.name, self.run_dir):
             if self.profile.address and not inside_ray_job():
-                run_as_job(self.name, worker, config, self.profile, list(self.inputs))
+                run_as_job(self.name, worker, config, self.profile, inputs)
             else:
                 execute(self.name, worker, config, self.profile)
         artifacts.verify_directory(self.run_dir / "result")
+
+    def share_data(self) -> tuple[str | None, list[str]]:
+        """Send the prepared data to the profile's store; their URL there, or None without a store, and the other
+        inputs."""
+        inputs = list(self.inputs)
+        if self.profile.data is None or PREPARED not in inputs:
+            return None, inputs
+        inputs.remove(PREPARED)
+        return push(self.root / PREPARED, self.profile.data, partial(log_line, self.name)), inputs
 
     def map_tasks(
         self, make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]

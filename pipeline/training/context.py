@@ -215,7 +215,7 @@ class TrainContext(Generic[S]):
             sampling=sampling,
             lineage=replace(
                 lineage,
-                data=artifacts.directory_digest(self.dataset.path),
+                data=self.dataset.digest,
                 validation=self.dataset.manifest["meta"]["validation"]["digest"],
             ),
         )

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from pipeline.config.params import Finetune, Params, Pretrain, Training
 from pipeline.data.augment import LABELS, Augment
+from pipeline.data.cache import Cache
 from pipeline.data.dataset import PreparedDataset
 from pipeline.data.degrade import Degrade
+from pipeline.data.folders import FarFolder
 from pipeline.diffusion.generate import Generated, generate
 from pipeline.diffusion.schedule import handover_of
 from pipeline.launch.worker import WorkerConfig
@@ -38,6 +41,14 @@ def unpack(kind: type[Settings], source: object, **others: Any) -> Settings:
     return kind(**{name: getattr(source, name) for name in names} | others)
 
 
+def open_data(config: WorkerConfig) -> PreparedDataset:
+    """The prepared data that a worker reads."""
+    if config.data is None:
+        return PreparedDataset(config.root / "data/prepared")
+    assert config.cache is not None
+    return PreparedDataset(FarFolder(config.data, Cache(Path(config.cache), int(config.cache_gib * 2**30))))
+
+
 def train_context(
     stage: str,
     config: WorkerConfig,
@@ -46,7 +57,7 @@ def train_context(
     generate: Callable[..., Generated] = generate,
 ) -> TrainContext[S]:
     """The context of a stage, from its section of params.yaml and the settings unpacked from that."""
-    dataset = PreparedDataset(config.root / "data/prepared")
+    dataset = open_data(config)
     process = unpack(ProcessSettings, config, threads=section.threads_per_shard)
     intervals = unpack(Intervals, section, watch_images=config.watch_images)
     return TrainContext(stage, settings, intervals, dataset, config.run_dir, process, generate)

@@ -1,5 +1,6 @@
 """A stage: its lease, its finished runs, its end with DVC."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,9 +10,14 @@ from typing import Any
 import pytest
 
 from pipeline import artifacts
+from pipeline.compute import ComputeProfile
 from pipeline.config.params import load_params
+from pipeline.data.cache import Cache
+from pipeline.data.folders import FarFolder
 from pipeline.errors import Busy, ConfigError
-from pipeline.launch.stage import open_stage, require_whole_shards
+from pipeline.launch.stage import Stage, open_stage, require_whole_shards
+from pipeline.launch.worker import WorkerConfig
+from pipeline.tracking.stage_run import StageRun
 from tests.conftest import ROOT
 from tests.launch.toy import toy
 
@@ -50,6 +56,25 @@ def test_a_finished_run_exports_again_without_training(
         stage.export({"result": "out"})
     artifacts.verify_directory(project / "out")
     assert "is finished; exporting it" in capsys.readouterr().err
+
+
+def test_prepared_data_go_to_a_store_by_digest_and_workers_are_told_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with artifacts.commit_directory(tmp_path / "data/prepared") as folder:
+        (folder / "x").write_text("1")
+    profile = ComputeProfile(data="memory://bucket/sets", cache=f"{tmp_path}/cache", cache_gib=0.5)
+    params, digest = load_params(ROOT / "params.yaml"), artifacts.directory_digest(tmp_path / "data/prepared")
+    inputs = {"data/prepared": digest, "models/core": "0"}
+    tracker = StageRun(tmp_path, tmp_path / "run")
+    stage = Stage("toy", params, profile, tmp_path, tmp_path / "run", "0", inputs, tracker)
+    data, others = stage.share_data()
+    assert (data, others) == (f"memory://bucket/sets/{digest}", ["models/core"])
+    assert "toy: sending 1 of 1 files of prepared" in capsys.readouterr().err
+    config = WorkerConfig.from_dict(json.loads(json.dumps(stage.worker_config(data=data).to_dict())))
+    assert config.data is not None and config.cache is not None
+    cache = Cache(Path(config.cache), int(config.cache_gib * 2**30))
+    assert FarFolder(config.data, cache).path("x").read_text() == "1"
 
 
 def test_a_stage_is_stopped_by_the_death_of_its_parent() -> None:

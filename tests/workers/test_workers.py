@@ -17,6 +17,7 @@ from pipeline.adversarial.few_step import generate_images
 from pipeline.adversarial.random_features import RandomDistance
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import Batches, PreparedDataset
+from pipeline.data.folders import push
 from pipeline.errors import ConfigError, StorageError
 from pipeline.launch.continuation import continue_from
 from pipeline.launch.worker import WorkerConfig
@@ -233,6 +234,19 @@ def test_a_watched_run_ends_with_the_same_bits_and_leaves_its_newest_averages(
         ours = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     loaded = load_snapshot(tmp_path / "run/watch/nimg-000000000048").denoiser.state_dict()
     assert all(torch.equal(ours[name], tensor) for name, tensor in loaded.items())
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "refine"])
+def test_data_in_a_store_train_the_same_bits(
+    trained: Path, tiny_tree: dict[str, Any], s3: str, tmp_path: Path, stage: str
+) -> None:
+    config = config_of(tiny_tree, trained, tmp_path / "run")
+    url = push(trained / "data/prepared", f"{s3}/prepared", lambda line: None)
+    WORKERS[stage](replace(config, data=url, cache=str(tmp_path / "cache"), cache_gib=0.01))
+    ours, theirs = (
+        each / "result/model/model.safetensors" for each in (config.run_dir, trained / "runs" / stage)
+    )
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_refine_exports_the_state_of_the_lowest_kernel_distance_where_asked_to(

@@ -7,7 +7,6 @@ import pickle
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from pipeline.prepare.sources.source import Source
 
 FRAMING = Framing(16, "crop", (255, 255, 255))
 MAKE = {"folder": Folder, "archive": Archive, "parquet": Parquet}
-BUCKET = "pictures"
 
 
 def png(seed: int) -> bytes:
@@ -79,33 +77,14 @@ OBJECTS = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Address of the store."""
-    from moto.server import ThreadedMotoServer
-
-    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    store.start()
-    host, port = store.get_host_and_port()
-    yield f"http://{host}:{port}"
-    store.stop()
-
-
-@pytest.fixture(scope="module")
-def bucket(server: str) -> Iterator[str]:
+def bucket(s3: str) -> str:
     """URL of a bucket with OBJECTS."""
     import s3fs
 
-    own = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in own.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        files = s3fs.S3FileSystem()
-        files.mkdir(BUCKET)
-        for name, content in OBJECTS.items():
-            files.pipe_file(f"{BUCKET}/{name}", content)
-        yield f"s3://{BUCKET}"
-        s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem()
+    for name, content in OBJECTS.items():
+        files.pipe_file(f"{s3}/{name}", content)
+    return s3
 
 
 def open_far(root: Path, url: str) -> Source:
