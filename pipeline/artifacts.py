@@ -164,7 +164,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine has this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -179,7 +180,7 @@ def _tidy(target: Path) -> None:
     pattern = re.compile(re.escape(target.name) + r"\.(tmp|old)-(\d+)-[0-9a-f]{8}")
     for sibling in sorted(target.parent.iterdir()):
         match = pattern.fullmatch(sibling.name)
-        if match is None or _alive(int(match[2])):
+        if match is None or is_alive(int(match[2])):
             continue
         if match[1] == "old" and not target.exists():
             os.rename(sibling, target)
@@ -318,6 +319,22 @@ def lease(path: str | os.PathLike[str]) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def holder_of(path: str | os.PathLike[str]) -> int | None:
+    """The process of this machine that holds the lease at `path`, or None. A lease whose process has died, or which
+    never was, is not touched."""
+    try:
+        with open(path, encoding="ascii") as file:
+            pid = int(file.read())
+            if not is_alive(pid):
+                return None
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return pid
+    except (OSError, ValueError):
+        return None
+    return None
 
 
 def copy_into_place(source: Path, target: Path) -> None:

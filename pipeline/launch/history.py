@@ -70,7 +70,7 @@ def begin(stage: str, run_dir: Path, made_from: Mapping[str, Any]) -> str | None
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(key, words) of each parameter, input and file of code in which two runs differ."""
-    params = [dict(_leaves(each["params"])) for each in (old, new)]
+    params = [dict(leaves(each["params"])) for each in (old, new)]
     found = [(key, f"{key} {params[0].get(key)} -> {params[1].get(key)}") for key in _differing(*params)]
     inputs = [
         {path: digest for path, digest in each["deps"].items() if not is_code(path)} for each in (old, new)
@@ -86,11 +86,11 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [key for key in sorted({*old, *new}) if old.get(key, missing) != new.get(key, missing)]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """`{"a": {"b": 1}}` as ("a.b", 1)."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

@@ -30,6 +30,7 @@ from pipeline.config.params import Params
 from pipeline.data.folders import push
 from pipeline.errors import ConfigError, StorageError
 from pipeline.launch import history
+from pipeline.launch.endings import recorded_ending
 from pipeline.launch.execution import execute, inside_ray_job, map_under_ray, ray_session
 from pipeline.launch.fingerprint import (
     code_files,
@@ -232,7 +233,7 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
     fingerprint = stage_fingerprint(name, code, deps)
     inputs = {path: digest for path, digest in deps.items() if not is_code(path)}
     run_dir = runs_folder(root, profile) / name / fingerprint[:16]
-    with artifacts.lease(run_dir / stage_run.LEASE):
+    with artifacts.lease(run_dir / stage_run.LEASE), recorded_ending(run_dir):
         fresh = not history.has_begun(run_dir)
         made_from = {**stage_identity(name, code, deps), "files": code_files(code, deps)}
         if line := history.begin(name, run_dir, made_from):

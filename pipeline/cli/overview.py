@@ -1,0 +1,52 @@
+"""`crescendo status`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from pipeline.project import find_root
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `status`."""
+    status = commands.add_parser(
+        "status",
+        help="what is fresh, what runs, what is registered, what the disk holds",
+        description="Says whether `dvc repro` would run each stage, and why; how far a run is, or with which "
+        "line it failed; which versions are registered; and what takes room on the disk.",
+    )
+    status.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=2.0,
+        metavar="SECONDS",
+        help="show it again every so many seconds (2), until Ctrl-C",
+    )
+    status.add_argument("--json", action="store_true", help="print it as JSON")
+    status.set_defaults(run=_status)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from pipeline.errors import Busy, ConfigError
+    from pipeline.overview.project import as_json, lines, look
+
+    if args.watch is not None and not 0.1 <= args.watch <= 86400:
+        problem = f"{args.watch:g} is out of range"
+        raise ConfigError("E-CFG-081", "--watch", problem, "choose 0.1 to 86400 seconds")
+    root, clear = find_root(), "\033[2J\033[H" if sys.stdout.isatty() and not args.json else ""
+    while True:
+        try:
+            overview = look(root)
+            text = json.dumps(as_json(overview)) if args.json else "\n".join(lines(overview))
+        except Busy as busy:
+            if args.watch is None:
+                raise
+            text = str(busy)
+        print(clear + text, flush=True)
+        if args.watch is None:
+            return 0
+        time.sleep(args.watch)
