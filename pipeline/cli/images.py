@@ -6,13 +6,21 @@ import argparse
 import math
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.cli.models import load_model, load_upscaler
 from pipeline.errors import BadData, ConfigError
 from pipeline.project import find_root
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.inference.generator import Generator
+
 MAX_IMAGES = 4096  # one grid, held in memory
+TOGETHER = 64  # images of a file of prompts that are held in memory; each is what it would be alone
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,15 +33,18 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     generate = commands.add_parser(
         "generate",
         help="generate images from prompts",
-        description="Generates one image per prompt and seed, as a PNG grid.",
+        description="Generates one image per prompt and seed: as one PNG grid, or with --prompts as a PNG each.",
     )
     generate.add_argument(
         "prompts",
-        nargs="+",
+        nargs="*",
         metavar="PROMPT",
         help='what to show, such as "grinning face"; "" for no caption',
     )
-    generate.add_argument("--num", type=int, default=16, help="images per prompt (16)")
+    generate.add_argument(
+        "--prompts", dest="file", type=Path, metavar="FILE", help="one prompt a line, instead"
+    )
+    generate.add_argument("--num", type=int, help="images per prompt (16; 1 with --prompts)")
     generate.add_argument(
         "--steps",
         type=int,
@@ -43,7 +54,11 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     generate.add_argument(
         "--seed", type=int, default=0, help="seed of the first image; the next one has seed + 1 (0)"
     )
-    generate.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (grid.png)")
+    generate.add_argument(
+        "--out",
+        type=Path,
+        help="PNG file to write (grid.png); with --prompts the folder (images), with a list of what is which",
+    )
     generate.add_argument(
         "--model",
         help="models:/NAME@ALIAS, models:/NAME/3 or a folder (champion, candidate or models/refined)",
@@ -116,25 +131,88 @@ def check_png(path: Path) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from pipeline import artifacts
-    from pipeline.inference.generator import check_seed, encode_png, tile
+    if bool(args.prompts) == (args.file is not None):
+        problem = "prompts are given twice" if args.prompts else "nothing to show is given"
+        raise ConfigError("E-CFG-082", "generate", problem, "write prompts, or --prompts FILE")
+    return _generate_grid(args) if args.file is None else _generate_files(args)
 
-    total = args.num * len(args.prompts)
-    if args.num < 1 or total > MAX_IMAGES:
+
+def _generate_grid(args: argparse.Namespace) -> int:
+    """All images in one PNG file, a row for each prompt."""
+    from pipeline import artifacts
+    from pipeline.inference.generator import encode_png, tile
+
+    num, out = 16 if args.num is None else args.num, args.out or Path("grid.png")
+    total = num * len(args.prompts)
+    if num < 1 or total > MAX_IMAGES:
         raise ConfigError("E-CFG-043", "--num", f"makes {total} images", f"choose 1 to {MAX_IMAGES} in all")
-    check_png(args.out)
+    check_png(out)
+    generator = _generator(args, num)
+    prompts = [prompt for prompt in args.prompts for _ in range(num)]
+    images = _images(generator, args, prompts, [*range(args.seed, args.seed + num)] * len(args.prompts))
+    columns = num if len(args.prompts) > 1 else math.ceil(math.sqrt(num))
+    artifacts.write_atomic(out, encode_png(tile(images, columns)))
+    height, width = images.shape[2:]
+    count = "1 image" if len(images) == 1 else f"{len(images)} images"
+    print(f"wrote {count} of {width}x{height} px to {out}{_effort(generator, args)}")
+    return 0
+
+
+def _generate_files(args: argparse.Namespace) -> int:
+    """A PNG file for each prompt of a file and each seed, and a list of them."""
+    from pipeline import artifacts
+    from pipeline.cli.prompts import LIST, as_list, read_prompts, wanted
+    from pipeline.inference.generator import encode_png
+    from pipeline.progress import ProgressBar
+
+    num, out = 1 if args.num is None else args.num, args.out or Path("images")
+    found = read_prompts(args.file)
+    if not 1 <= num <= MAX_IMAGES:
+        raise ConfigError("E-CFG-043", "--num", f"makes {num} images", f"choose 1 to {MAX_IMAGES} per prompt")
+    if out.is_file():
+        raise ConfigError("E-CFG-083", "--out", f"{out} is a file", "name a folder")
+    todo = list(wanted(found.prompts, range(args.seed, args.seed + num)))
+    generator = _generator(args, num)
+    out.mkdir(parents=True, exist_ok=True)
+    with ProgressBar("generate") as on_progress:
+        for done in range(0, len(todo), TOGETHER):
+            part = todo[done : done + TOGETHER]
+            images = _images(generator, args, [each.prompt for each in part], [each.seed for each in part])
+            for each, image in zip(part, images, strict=True):
+                artifacts.write_atomic(out / each.file, encode_png(image))
+            on_progress(done + len(part), len(todo))
+    artifacts.write_atomic(out / LIST, as_list(todo))
+    passed = [f"{found.repeated} repeated"] * bool(found.repeated) + [f"{found.empty} empty"] * bool(
+        found.empty
+    )
+    print(
+        f"wrote {len(todo)} images of {len(found.prompts)} prompts, and {LIST}, to {out}{_effort(generator, args)}"
+        + (f"; {' and '.join(passed)} lines passed over" if passed else "")
+    )
+    return 0
+
+
+def _generator(args: argparse.Namespace, num: int) -> Generator:
+    """The model that was asked for; options out of range are refused, and those without effect named."""
+    from pipeline.inference.generator import check_seed
+
     if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
         raise ConfigError("E-CFG-045", "--guidance", f"{args.guidance} is out of range", "choose 0 or more")
-    for seed in (args.seed, args.seed + args.num - 1):
+    for seed in (args.seed, args.seed + num - 1):
         check_seed(seed)
     generator = load_model(args.model, find_root())
     if generator.snapshot.config.is_refined:
-        for option in ("guidance", "guide", "sampler"):
-            if getattr(args, option) is not None:
-                print(f"warning: --{option} has no effect: a refined model has it built in", file=sys.stderr)
-    prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
-    seeds = [seed for _ in args.prompts for seed in range(args.seed, args.seed + args.num)]
-    images = generator.images(
+        given = {"guidance": args.guidance, "guide": args.guide, "sampler": args.sampler}
+        for option in (name for name, value in given.items() if value is not None):
+            print(f"warning: --{option} has no effect: a refined model has it built in", file=sys.stderr)
+    return generator
+
+
+def _images(
+    generator: Generator, args: argparse.Namespace, prompts: Sequence[str], seeds: Sequence[int]
+) -> Tensor:
+    """Images [N,3,H,W] of prompts and seeds, with the options of the command line."""
+    return generator.images(
         prompts,
         seeds,
         args.steps,
@@ -144,14 +222,11 @@ def _generate(args: argparse.Namespace) -> int:
         args.resolution,
         None if args.size is None else parse_size(args.size),
     )
-    columns = args.num if len(args.prompts) > 1 else math.ceil(math.sqrt(args.num))
-    artifacts.write_atomic(args.out, encode_png(tile(images, columns)))
-    height, width = images.shape[2:]
-    count = "1 image" if len(images) == 1 else f"{len(images)} images"
+
+
+def _effort(generator: Generator, args: argparse.Namespace) -> str:
     passes = generator.passes(args.steps)
-    effort = "" if passes is None else ", in 1 pass" if passes == 1 else f", in {passes} passes"
-    print(f"wrote {count} of {width}x{height} px to {args.out}{effort}")
-    return 0
+    return "" if passes is None else ", in 1 pass" if passes == 1 else f", in {passes} passes"
 
 
 def _upscale(args: argparse.Namespace) -> int:

@@ -5,12 +5,13 @@
     crescendo preset [NAME]
     crescendo pin MODEL | --baseline ADDRESS
     crescendo promote [--allow-candidate]
-    crescendo generate PROMPT... [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M] [--guidance G]
-                       [--guide unconditional|early_weights|low_band]
-                       [--sampler heun|dpmpp_2m|sde_dpmpp_2m|adaptive] [--resolution 64]
+    crescendo generate PROMPT... | --prompts FILE [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M]
+                       [--guidance G] [--guide unconditional|early_weights|low_band]
+                       [--sampler heun|dpmpp_2m|sde_dpmpp_2m|adaptive] [--resolution 64] [--size 160x96]
     crescendo upscale IMAGE [--factor 2|4] [--out upscaled.png] [--prompt TEXT] [--model M] [--steps N]
                       [--strength S] [--no-project] [--seed 0]
     crescendo status [--watch [SECONDS]] [--json]
+    crescendo doctor
 
 Heavy imports are inside the commands that need them, which keeps `crescendo --help` quick.
 """

@@ -1,4 +1,4 @@
-"""`crescendo status`."""
+"""`crescendo status` and `crescendo doctor`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.project import find_root
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `status`."""
+    """Add `status` and `doctor`."""
     status = commands.add_parser(
         "status",
         help="what is fresh, what runs, what is registered, what the disk holds",
@@ -28,6 +28,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     status.add_argument("--json", action="store_true", help="print it as JSON")
     status.set_defaults(run=_status)
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is wrong with machine, packages, files, storage or servers, and its cure",
+        description="Looks at the machine, the packages, params.yaml, DVC, git, run folders, MLflow and Ray, and "
+        "changes nothing. Ends with status 78 if something needs a cure.",
+    )
+    doctor.set_defaults(run=_doctor)
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -50,3 +57,17 @@ def _status(args: argparse.Namespace) -> int:
         if args.watch is None:
             return 0
         time.sleep(args.watch)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline.errors import ConfigError
+    from pipeline.overview.doctor import examine
+
+    ill = 0
+    for finding in examine(find_root()):
+        ill += bool(finding.fix)
+        cure = f". Fix: {finding.fix}" if finding.fix else ""
+        print(f"{'!!' if finding.fix else 'ok'}  {finding.subject:9} {finding.text}{cure}", flush=True)
+    if ill:
+        print(f"{ill} finding{'s' * (ill > 1)} to mend", flush=True)
+    return ConfigError.exit_status if ill else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -10,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,6 @@ def run_as_job(
     Raises:
         StorageError: the cluster does not accept the job. Busy: the job was stopped or died.
     """
-    for key, value in RAY_ENV.items():
-        os.environ.setdefault(key, value)
-    from ray.job_submission import JobSubmissionClient
-
     assert profile.address is not None
     assert profile.storage is not None
     root, run_dir = config.root, config.run_dir
@@ -66,14 +63,35 @@ def run_as_job(
     }
     artifacts.write_atomic(run_dir / JOB, json.dumps(body, indent=1))
     (run_dir / FAILURE).unlink(missing_ok=True)
-    os.environ.pop("RAY_ADDRESS", None)  # It would take precedence over the profile's address.
-    try:
-        client = JobSubmissionClient(profile.address)
+    with _failing(profile.address):
+        client = _client(profile.address)
         job = _running_job(client, str(run_dir)) or _submit(client, root, run_dir)
-    except (ConnectionError, RuntimeError) as error:
-        problem = f"no Ray cluster accepts the job ({error})"
-        raise StorageError("E-IO-030", profile.address, problem, "check `address` and the cluster") from None
     _wait_for(client, job, stage, run_dir)
+
+
+def cluster_version(address: str) -> str:
+    """The version of Ray that the cluster at a dashboard's URL runs. Raises StorageError where none answers."""
+    with _failing(address):
+        return str(_client(address).get_version())
+
+
+def _client(address: str) -> Any:
+    """A JobSubmissionClient."""
+    for key, value in RAY_ENV.items():
+        os.environ.setdefault(key, value)
+    from ray.job_submission import JobSubmissionClient
+
+    os.environ.pop("RAY_ADDRESS", None)  # It would take precedence over the address.
+    return JobSubmissionClient(address)
+
+
+@contextlib.contextmanager
+def _failing(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, RuntimeError) as error:
+        problem = f"no Ray cluster accepts jobs ({error})"
+        raise StorageError("E-IO-030", address, problem, "check `address` and the cluster") from None
 
 
 def _submit(client: Any, root: Path, run_dir: Path) -> str:

@@ -118,4 +118,4 @@ def _version(version: RegisteredVersion) -> str:
 
 
 def _bytes(size: int) -> str:
-    return f"{tqdm.format_sizeof(size, 'iB', 1024)}"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

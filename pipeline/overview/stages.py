@@ -6,8 +6,12 @@ names sections only. How far a run has come is read from its folder, `runs/<stag
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +20,7 @@ from pipeline import artifacts
 from pipeline.config.strict_yaml import read_yaml
 from pipeline.errors import STOPPED, Busy, ConfigError
 from pipeline.launch.endings import Ending, last_ending
-from pipeline.launch.fingerprint import entry_paths, read_stages
+from pipeline.launch.fingerprint import entry_paths, read_stages, stage_identity
 from pipeline.launch.history import MADE_FROM, leaves
 from pipeline.tracking.stage_run import LEASE
 from pipeline.training.records import Record, read_records
@@ -24,6 +28,7 @@ from pipeline.training.records import Record, read_records
 LOCK = "dvc.lock"
 RECENT = 6  # records of progress that a rate is taken over
 LOCK_SECONDS = 5.0  # that DVC may hold its lock; it is free while a stage runs
+IN_USE = "another DVC command uses its files"
 OUTS = {"deleted": "is missing", "modified": "was changed since", "not in cache": "is not in DVC's cache"}
 
 State = Literal["fresh", "stale", "never run", "running", "stopped", "failed"]
@@ -57,28 +62,43 @@ def stage_states(root: Path, runs: Path) -> list[StageState]:
     stages, changed = read_stages(root), dvc_changes(root)
     states: list[StageState] = []
     for name, section in stages.items():
+        run = latest_run(runs / name)
         deps = set(entry_paths(section.get("deps", [])))
         before = [
             each.name
             for each in states
             if each.state != "fresh" and deps & set(entry_paths(stages[each.name].get("outs", [])))
         ]
-        states.append(_state(name, changed.get(name), before, latest_run(runs / name)))
+        current = (
+            run is not None and not before and _has_params(run, stage_identity(name, root, {})["params"])
+        )
+        states.append(_state(name, changed.get(name), before, run, current))
     return states
 
 
-def _state(name: str, changed: Sequence[str] | None, before: Sequence[str], run: Path | None) -> StageState:
+def _state(
+    name: str, changed: Sequence[str] | None, before: Sequence[str], run: Path | None, current: bool
+) -> StageState:
     """changed: what differs from the last time it ran, empty if it never did, None if nothing does. before: stages
-    whose outputs it reads, and which are not fresh."""
+    whose outputs it reads, and which are not fresh. current: the same command would go on with `run`."""
     if run is not None and artifacts.holder_of(run / LEASE) is not None:
         return StageState(name, "running", (), progress(run), run)
     if changed is None and not before:
         return StageState(name, "fresh")
     why = (*(changed or ()), *(f"follows {each}" for each in before))
-    if run is not None and (ended := _ended(run)) is not None:
+    if run is not None and current and (ended := _ended(run)) is not None:
         state: State = "stopped" if ended.status == STOPPED else "failed"
         return StageState(name, state, (ended.line, *why), progress(run), run)
     return StageState(name, "never run" if changed == [] else "stale", why)
+
+
+def _has_params(run: Path, params: Mapping[str, Any]) -> bool:
+    """Whether a run was made from these parameters."""
+    try:
+        made_from = json.loads((run / MADE_FROM).read_text(encoding="utf-8"))
+        return bool(made_from["params"] == json.loads(json.dumps(params)))
+    except (ValueError, KeyError):  # damaged
+        return False
 
 
 def _ended(run: Path) -> Ending | None:
@@ -99,34 +119,58 @@ def dvc_changes(root: Path) -> dict[str, list[str]]:
     }
 
 
-def _dvc_status(root: Path) -> dict[str, Any]:
-    """`dvc status` of the stages, as DVC has it: {stage: [{"changed deps": {path: how}}, ...]}."""
+def _dvc_status(root: Path) -> dict[str, list[Any]]:
+    """`dvc status` of each stage that is not fresh, as DVC has it: {stage: [{"changed deps": {path: how}}, ...]}.
+
+    A stage whose files another DVC command is using has IN_USE instead."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # it tells of locks whose processes were killed
+    try:
+        with Repo(str(root)) as repo, _patiently(repo.lock):
+            found: dict[str, list[Any]] = {}
+            for stage in repo.index.stages:
+                try:
+                    found |= {} if stage.is_data_source else stage.status()
+                except LockError:
+                    found[stage.addressing] = [IN_USE]
+            return found
+    except DvcException as error:
+        fix = "run `dvc status`, which says more"
+        raise ConfigError("E-CFG-080", "dvc.yaml or dvc.lock", f"DVC cannot read it: {error}", fix) from error
+
+
+@contextlib.contextmanager
+def _patiently(lock: AbstractContextManager[Any]) -> Iterator[None]:
+    """Hold DVC's lock, which other commands hold for moments, for the block."""
+    from dvc.lock import LockError
+
     end = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            with Repo(str(root)) as repo:
-                found: dict[str, Any] = repo.status()
-                return {name: entries for name, entries in found.items() if not name.endswith(".dvc")}
+            lock.__enter__()
+            break
         except LockError as error:
             if time.monotonic() > end:
                 fix = "wait until it ends, or stop it"
                 raise Busy("E-BUSY-080", ".dvc/tmp/lock", "another DVC command holds it", fix) from error
             time.sleep(0.2)
-        except DvcException as error:
-            fix = "run `dvc status`, which says more"
-            raise ConfigError(
-                "E-CFG-080", "dvc.yaml or dvc.lock", f"DVC cannot read it: {error}", fix
-            ) from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def _locked(root: Path) -> dict[str, Any]:
     """Stages of dvc.lock."""
     path = root / LOCK
-    stages: dict[str, Any] = (read_yaml(path) or {}).get("stages") or {} if path.exists() else {}
+    try:
+        stages: dict[str, Any] = read_yaml(path).get("stages") or {} if path.exists() else {}
+    except ConfigError as error:
+        fix = "run `git checkout dvc.lock`, or delete it: `dvc repro` writes it again from finished runs"
+        raise ConfigError(error.code, error.where, error.problem, fix) from error
     return stages
 
 
@@ -162,11 +206,9 @@ def _at(tree: Any, dotted: str) -> Any:
 
 
 def latest_run(stage_runs: Path) -> Path | None:
-    """The folder among `runs/<stage>/*` that was used last."""
-    used = [path.parent / LEASE for path in stage_runs.glob(f"*/{MADE_FROM}")]
-    newest = max(
-        (path for path in used if path.exists()), key=lambda path: path.stat().st_mtime, default=None
-    )
+    """The folder among `runs/<stage>/*` that was begun or continued last."""
+    begun = stage_runs.glob(f"*/{MADE_FROM}")
+    newest = max(begun, key=lambda path: path.stat().st_mtime, default=None)
     return None if newest is None else newest.parent
 
 

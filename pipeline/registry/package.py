@@ -104,6 +104,13 @@ class Registry:
             raise _no_model(f"models:/{name}/{number}")
         return Version(name, number, tags)
 
+    def versions(self, name: str) -> list[Version]:
+        """All versions, the oldest first; none if there is no such model."""
+        with self._failing():
+            rows = self._client.search_model_versions(f"name = '{name}'")
+        versions = [Version(name, str(row.version), dict(row.tags)) for row in rows]
+        return sorted(versions, key=lambda version: int(version.number))
+
     def _tags(self, name: str, number: str) -> dict[str, str] | None:
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):

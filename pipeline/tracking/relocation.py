@@ -37,18 +37,24 @@ def relocate(database: Path) -> list[str]:
     Artifacts belong beside the database where their experiment has the tag MARK, or, in an older store, where it
     says that they are in a folder ARTIFACTS which no longer exists while there is one here. Raises sqlite3.Error
     where the database cannot be written."""
-    if not database.is_file():
-        return []
-    here = artifact_location(database)
-    former = [location for location in _belonging(database) if location != here]
+    former = moved_from(database)
     if not former:
         return []
+    here = artifact_location(database)
     with contextlib.closing(sqlite3.connect(database, timeout=TIMEOUT, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         for location in former:
             _rewrite(connection, location, here)
         connection.execute("COMMIT")
     return former
+
+
+def moved_from(database: Path) -> list[str]:
+    """The addresses that `relocate` would rewrite."""
+    if not database.is_file():
+        return []
+    here = artifact_location(database)
+    return [location for location in _belonging(database) if location != here]
 
 
 def _belonging(database: Path) -> list[str]:

@@ -29,6 +29,43 @@ def test_an_image_depends_on_its_prompt_and_seed_alone(root: Path) -> None:
     assert (pixels("both.png")[2:34, 36:68] != pixels("one.png")[2:-2, 2:-2]).any()
 
 
+def test_a_file_of_prompts_gives_a_picture_each_that_a_list_names(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["\ufeffcat", "", " dog, sitting/there ", "cat", "Cat", "../../etc", "\U0001f600", "é" * 200]
+    Path("prompts.txt").write_text("\r\n".join(lines), encoding="utf-8")
+    model = ["--model", "models/refined", "--steps", "2"]
+    main.run(["generate", "--prompts", "prompts.txt", "--num", "2", "--seed", "4", "--out", "many", *model])
+    assert "12 images of 6 prompts" in (answer := capsys.readouterr().out)
+    assert "1 repeated and 1 empty lines passed over" in answer
+    named = [json.loads(line) for line in Path("many/prompts.jsonl").read_text().splitlines()]
+    assert sorted(path.name for path in Path("many").glob("*.png")) == sorted(each["file"] for each in named)
+    files = {each["prompt"]: each["file"] for each in named if each["seed"] == 5}
+    assert files["dog, sitting/there"] == "dog-sitting-there-5.png"
+    assert files["../../etc"] == "etc-5.png" and files["Cat"] == "Cat~2-5.png"
+    main.run(["generate", "cat", "--num", "1", "--seed", "5", "--out", "one.png", *model])
+    np.testing.assert_array_equal(pixels("many/cat-5.png"), pixels("one.png")[2:-2, 2:-2])
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (b"\xff\xfe", [], "E-DAT-080 prompts.txt: is not UTF-8 at byte 0"),
+        (b"\n \n", [], "E-DAT-081 prompts.txt: holds no prompt"),
+        (b"cat", ["dog"], "E-CFG-082 generate: prompts are given twice"),
+        (b"cat", ["--out", "prompts.txt"], "E-CFG-083 --out: prompts.txt is a file"),
+        (b"cat", ["--num", "0"], "E-CFG-043 --num"),
+    ],
+)
+def test_a_file_of_prompts_that_cannot_be_used_is_refused(
+    root: Path, content: bytes, more: list[str], message: str
+) -> None:
+    Path("prompts.txt").write_bytes(content)
+    with pytest.raises(PipelineError, match=message):
+        main.run(["generate", "--prompts", "prompts.txt", *more])
+    assert not Path("images").exists()
+
+
 @pytest.mark.parametrize("kind", ["refined", "finetuned"])
 def test_an_image_does_not_depend_on_its_place_or_company(tmp_path: Path, kind: str) -> None:
     write_model(tmp_path / "model", kind=kind)
