@@ -167,6 +167,7 @@ class Training(Section):
     batch_size: Size
     shards: Size
     threads_per_shard: Annotated[int, Field(ge=1, le=1024)] = 1
+    shuffle_images: Annotated[int, Field(ge=0)] = 0
     lr: Positive
     warmup_images: Annotated[int, Field(ge=0)]
     checkpoint_images: Count

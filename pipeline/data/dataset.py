@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from pipeline.data.augment import Augment, Transforms, apply, draw
-from pipeline.data.folders import Folder, LocalFolder, LookAhead
+from pipeline.data.folders import Folder, LocalFolder, LookAhead, require_room
 from pipeline.data.order import BatchOrder
 from pipeline.data.storage import HEADER, Bucket, Pictures, open_array, shard_counts
 from pipeline.errors import InputMissing
@@ -138,7 +138,7 @@ class PreparedDataset:
         self, open_shard: Callable[[int], Callable[[int], np.ndarray]], rows: np.ndarray, out: np.ndarray
     ) -> Tensor:
         """Copy each row from its shard to `out`, without further copies."""
-        numbers = self._shard_of(rows)
+        numbers = self.shard_of(rows)
         places = rows - self._starts[numbers]
         shards: dict[int, Callable[[int], np.ndarray]] = {}
         for i, (number, place) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
@@ -147,13 +147,13 @@ class PreparedDataset:
             out[i] = shards[number](place)
         return torch.from_numpy(out)
 
-    def _shard_of(self, rows: np.ndarray) -> np.ndarray:
+    def shard_of(self, rows: np.ndarray) -> np.ndarray:
         """The number of each row's shard: int64 [n]."""
         return np.searchsorted(self._starts, rows, side="right") - 1
 
     def files_of(self, rows: np.ndarray, low: bool) -> dict[str, int]:
         """{name: bytes} of the files with the images, or box sums, of some rows; in the order of the rows."""
-        numbers = dict.fromkeys(self._shard_of(rows).tolist())
+        numbers = dict.fromkeys(self.shard_of(rows).tolist())
         names = (
             [self._low[i] for i in numbers] if low else [name for i in numbers for name in self._shards[i]]
         )
@@ -213,7 +213,8 @@ class Batches:
     """The training batches of one split, addressed by (nimg, shard).
 
     Images have the data set's resolution or, if `resolution` is at most that of its box sums, the latter. `augment`
-    (None: not at all) changes them at this resolution, and is part of the conditioning."""
+    (None: not at all) changes them at this resolution, and is part of the conditioning. `shuffle_images`: see
+    BatchOrder."""
 
     def __init__(
         self,
@@ -224,6 +225,7 @@ class Batches:
         shards: int,
         resolution: int | None = None,
         augment: Augment | None = None,
+        shuffle_images: int = 0,
     ) -> None:
         self.dataset = dataset
         self.rows = dataset.split(split)
@@ -233,15 +235,17 @@ class Batches:
             )
         self.seed = seed
         self.shard_size = batch_size // shards
-        self._order = BatchOrder(dataset.bucket_of(self.rows), batch_size, seed)
+        buckets, files = dataset.bucket_of(self.rows), dataset.shard_of(self.rows)
+        self._order = BatchOrder(buckets, batch_size, seed, files, shuffle_images)
         self.low = resolution is not None and resolution <= dataset.low_resolution < dataset.resolution
         self.augment = augment if augment is not None and augment.probability > 0 else None
-        coming = BatchOrder(
-            self._order.buckets, batch_size, seed
-        )  # An order remembers where it was asked last.
+        every = dataset.files_of(np.arange(len(dataset.rows)), self.low)
+        require_room(dataset.folder, sum(every.values()), len(self.rows), shuffle_images)
+        # One of its own, as an order remembers where it was asked last.
+        ahead = BatchOrder(buckets, batch_size, seed, files, shuffle_images)
 
         def files_at(nimg: int) -> dict[str, int]:
-            return dataset.files_of(self.rows[coming.places(nimg, batch_size)[1]], self.low)
+            return dataset.files_of(self.rows[ahead.places(nimg, batch_size)[1]], self.low)
 
         self._look_ahead = LookAhead(dataset.folder, files_at, batch_size, len(self.rows))
 

@@ -178,6 +178,21 @@ class FarFolder:
         raise _damaged(where)
 
 
+def require_room(folder: Folder, size: int, num_images: int, shuffle_images: int) -> None:
+    """Raise ConfigError where `num_images` images in files of `size` bytes do not fit into a cache, nor those of
+    them that are shuffled together (0: all) with the next ones: nearly every image would have its file fetched."""
+    if not folder.room:
+        return
+    most = num_images * folder.room // size
+    if size <= 2 * folder.room or 0 < shuffle_images <= most:
+        return
+    problem = f"has {size / 2**30:.3g} GiB to read, {2 * folder.room / 2**30:.3g} fit into the cache"
+    fix = (
+        f"raise cache_gib of the profile, or set shuffle_images of the stage in params.yaml to {most} or less"
+    )
+    raise ConfigError("E-CFG-062", folder.where, problem, fix)
+
+
 class LookAhead:
     """Has the files of coming batches fetched meanwhile: as many as there is room for, or those of one epoch."""
 

@@ -5,6 +5,10 @@ order. Batch j of a bucket holds images j B to (j + 1) B of what it took, the la
 the first ones of the next; batches are visited in the order in which they are full. So a batch holds one bucket,
 every image is seen once before any of its bucket is seen again, and no bucket is more than a batch behind. With one
 bucket, image p of training is entry p mod n of permutation p div n.
+
+Where files are fetched from afar, and do not all fit into a cache, a permutation may keep to some files at a time:
+files are drawn in random order and put together until they have as many images as shall be shuffled, which is done
+with each such group. WebDataset, and MosaicML's streaming (`py1b`), shuffle alike.
 """
 
 import numpy as np
@@ -17,10 +21,18 @@ Int64 = NDArray[np.int64]
 
 
 class BatchOrder:
-    """The batches of some images; `buckets` has the bucket of each, int64 [n]."""
+    """The batches of some images; `buckets` has the bucket of each, int64 [n], `files` the number of its file.
 
-    def __init__(self, buckets: Int64, batch_size: int, seed: int) -> None:
+    shuffle_images: images, of whole files, that are shuffled together, at least; 0: all.
+    """
+
+    def __init__(
+        self, buckets: Int64, batch_size: int, seed: int, files: Int64 | None = None, shuffle_images: int = 0
+    ) -> None:
+        assert files is not None or not shuffle_images
         self.buckets = buckets
+        self.files = files
+        self.shuffle_images = shuffle_images
         self.batch_size = batch_size
         self.seed = seed
         self.counts: Int64 = np.bincount(buckets)
@@ -30,7 +42,14 @@ class BatchOrder:
     def _permutation(self, epoch: int) -> Int64:
         generator = generator_for(self.seed, "order", epoch)
         permutation: Int64 = torch.randperm(len(self.buckets), generator=generator).numpy()
-        return permutation
+        if self.files is None or not self.shuffle_images:
+            return permutation
+        counts = np.bincount(self.files)
+        drawn = torch.randperm(len(counts), generator=generator).numpy()
+        before = np.empty_like(counts)
+        before[drawn] = np.cumsum(counts[drawn]) - counts[drawn]
+        groups = (before // self.shuffle_images)[self.files]
+        return permutation[np.argsort(groups[permutation], kind="stable")]
 
     def _taken_in(self, epoch: int) -> list[Int64]:
         """The images of each bucket in the order of an epoch."""

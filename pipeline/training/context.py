@@ -126,7 +126,9 @@ class TrainContext(Generic[S]):
     def batches(self, resolution: int, augment: Augment | None = None) -> Batches:
         """Training batches; images are read at `resolution` if the data set has it, else at full size."""
         s = self.settings
-        return Batches(self.dataset, "train", s.seed, s.batch_size, s.shards, resolution, augment)
+        return Batches(
+            self.dataset, "train", s.seed, s.batch_size, s.shards, resolution, augment, s.shuffle_images
+        )
 
     def images_and_text(self, rows: Sequence[int]) -> tuple[Tensor, Conditioning]:
         """uint8 images and the encoded names of some rows of one bucket, on the device."""

@@ -8,7 +8,8 @@ class StepSettings:
     """Settings of every training step. Clocks count training images.
 
     batch_size: images per update over all workers. shards: equal parts of a batch, each with random streams of its
-    own; a worker takes whole shards, so the result depends on their number, not on the number of workers."""
+    own; a worker takes whole shards, so the result depends on their number, not on the number of workers.
+    shuffle_images: of whole files, that are shuffled together; 0: all (pipeline/data/order.py)."""
 
     seed: int
     batch_size: int
@@ -16,6 +17,7 @@ class StepSettings:
     num_images: int
     lr: float
     warmup_images: int
+    shuffle_images: int = 0
 
 
 def due(nimg: int, interval: int, batch_size: int) -> bool:

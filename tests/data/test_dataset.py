@@ -9,6 +9,7 @@ import torch
 
 from pipeline.data.augment import Augment
 from pipeline.data.dataset import Batches, PreparedDataset
+from pipeline.data.order import BatchOrder
 from tests.conftest import write_bucketed
 
 
@@ -72,6 +73,24 @@ def test_a_batch_holds_one_bucket_and_every_image_comes_before_any_of_its_bucket
         assert abs(len(rows) - 800 * counts[bucket] / len(dataset.split("train"))) <= 8 + len(counts), (
             "none lags"
         )
+
+
+def test_images_may_be_shuffled_a_few_files_at_a_time() -> None:
+    files = np.repeat(np.arange(10), 6)
+    order = BatchOrder(np.zeros(60, np.int64), 12, 0, files, shuffle_images=12)
+    epochs = [
+        np.concatenate([order.places(epoch * 60 + i * 12, 12)[1] for i in range(5)]) for epoch in (0, 1)
+    ]
+    for seen in epochs:
+        assert sorted(seen.tolist()) == list(range(60))
+        for group in seen.reshape(5, 12):
+            assert len(set(files[group].tolist())) == 2 and group.tolist() != sorted(group.tolist())
+    assert {frozenset(files[g].tolist()) for g in epochs[0].reshape(5, 12)} != {
+        frozenset(files[g].tolist()) for g in epochs[1].reshape(5, 12)
+    }
+    whole = BatchOrder(np.zeros(60, np.int64), 12, 0)
+    unbounded = BatchOrder(np.zeros(60, np.int64), 12, 0, files, shuffle_images=60)
+    assert np.array_equal(whole.places(24, 12)[1], unbounded.places(24, 12)[1])
 
 
 def test_the_core_is_trained_on_exact_box_means(dataset: PreparedDataset) -> None:

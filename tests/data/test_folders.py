@@ -55,25 +55,38 @@ def held(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def batches_of(dataset: PreparedDataset, low: bool) -> list[Any]:
-    batches = Batches(dataset, "train", 0, 8, 2, 8 if low else None)
-    return [batches.at(nimg, shard) for nimg in range(0, 40, 8) for shard in range(2)]
-
-
 @pytest.mark.parametrize("low", [False, True])
 def test_batches_are_those_of_local_data_with_a_cache_that_holds_less_than_the_set(
     local: Path, low: bool, s3: str, tmp_path: Path
 ) -> None:
     cache = Cache(tmp_path, 2**30)
-    far = PreparedDataset(FarFolder(send(local, s3), cache))
+    sets = PreparedDataset(local), PreparedDataset(FarFolder(send(local, s3), cache))
+    resolution, shuffled = (8, 4) if low else (None, 0)
+    here, there = (Batches(each, "train", 0, 8, 2, resolution, None, shuffled) for each in sets)
     kind = "low" if low else "images"
     cache.max_bytes = sum(size for name, size in sizes_of(local).items() if name.startswith(kind)) // 2
-    for here, there in zip(batches_of(PreparedDataset(local), low), batches_of(far, low), strict=True):
-        assert here.images.dtype == there.images.dtype
-        assert torch.equal(here.images, there.images)
-        assert all(torch.equal(a, b) for a, b in zip(here.text[:3], there.text[:3], strict=True))
+    for nimg, shard in ((nimg, shard) for nimg in range(0, 40, 8) for shard in range(2)):
+        ours, theirs = here.at(nimg, shard), there.at(nimg, shard)
+        assert ours.images.dtype == theirs.images.dtype
+        assert torch.equal(ours.images, theirs.images)
+        assert all(torch.equal(a, b) for a, b in zip(ours.text[:3], theirs.text[:3], strict=True))
     assert 0 < held(tmp_path) <= cache.max_bytes
-    assert far.digest == artifacts.directory_digest(local)
+    assert sets[1].digest == artifacts.directory_digest(local)
+
+
+@pytest.mark.parametrize(("shuffled", "fits"), [(0, False), (4, True), (5, False)])
+def test_a_cache_that_would_have_files_fetched_for_every_batch_is_refused(
+    one: Path, s3: str, tmp_path: Path, shuffled: int, fits: bool
+) -> None:
+    size = sum(size for name, size in sizes_of(one).items() if name.startswith("images"))
+    cache = Cache(tmp_path, 2**30)
+    far = PreparedDataset(FarFolder(send(one, s3), cache))
+    cache.max_bytes = size // 2 + 2  # with 16 images for training
+    if fits:
+        Batches(far, "train", 0, 8, 2, None, None, shuffled)
+    else:
+        with pytest.raises(ConfigError, match="E-CFG-062 .*set shuffle_images .* to 4 or less"):
+            Batches(far, "train", 0, 8, 2, None, None, shuffled)
 
 
 def test_only_what_is_missing_is_sent_the_manifest_last(one: Path, s3: str) -> None:
