@@ -1,6 +1,6 @@
 """Data: decoding, preparation, loading and storage, each beside its peers.
 
-    python -m benchmarks.data [--images 512] [--repeats 5] [--only decode|prepare|load|wait|store]
+    python -m benchmarks.data [--images 512] [--repeats 5] [--only decode|prepare|load|fetch|wait|store]
 
 Images are made on the fly: smoothed noise with a gradient and shapes ("photo"), or flat shapes with outlines on
 white ("flat"). One core and one process, unless a line says otherwise. README.md says how to install the peers.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from benchmarks.data.decode import decode_table
+from benchmarks.data.fetch import fetch_table
 from benchmarks.data.load import load_table
 from benchmarks.data.prepare import prepare_table
 from benchmarks.data.store import store_table
@@ -49,6 +50,7 @@ TABLES: dict[str, Callable[[int, int], Iterable[str]]] = {
     "load": lambda count, repeats: (
         load_table(n, repeats, px) for n, px in ((8 * count, 64), (2 * count, 256))
     ),
+    "fetch": lambda count, repeats: [fetch_table()],
     "wait": lambda count, repeats: [wait_table(count, repeats)],
     "store": lambda count, repeats: [store_table(max(count // 4, 1), repeats)],
 }

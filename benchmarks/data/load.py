@@ -32,8 +32,8 @@ LEAD = 8  # batches before the clock starts, so that workers have started and wo
 Open = Callable[[], Iterator[Any]]  # starts to load: endless, BATCH images each
 
 
-def write_prepared(folder: Path, images: Bytes, encoding: str) -> None:
-    """What `prepare` would write, with captions of random vectors."""
+def write_prepared(folder: Path, images: Bytes, encoding: str, dim: int = 384) -> None:
+    """What `prepare` would write, with captions of random vectors of length `dim`."""
     from safetensors.numpy import save_file
 
     count, side, rng = len(images), images.shape[-1], np.random.default_rng(0)
@@ -45,7 +45,7 @@ def write_prepared(folder: Path, images: Bytes, encoding: str) -> None:
         sums = (shards.box_sums(image, 2) for image in images)
         shards.write_images(place, stored, sums, [Bucket(side, side, count)], encoding)
         shards.write_index(place, rows, [(f"number {i}",) for i in range(count)])
-        vectors = rng.standard_normal((count, 17, 384)).astype(np.float16)
+        vectors = rng.standard_normal((count, 17, dim)).astype(np.float16)
         mask = np.ones((count, 16), np.uint8)
         text: dict[str, NDArray[Any]] = {
             "pooled": vectors[:, 0].copy(),

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from benchmarks.data import decode, load, prepare, store, wait
+from benchmarks.data import decode, fetch, load, prepare, store, wait
 from pipeline.prepare import validation
 from tests.benchmarks.tables import lines
 
@@ -28,6 +28,14 @@ def test_prepare_table_counts_what_is_decoded_again(monkeypatch) -> None:
 def test_load_table_has_every_contender() -> None:
     text = load.load_table(count=128, repeats=1, side=16, seconds=0.001)
     assert [line.split("|")[1].strip() for line in lines(text)[2:]] == list(load.LOADERS)
+
+
+def test_fetch_table_has_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FILES": 4, "PER_FILE": 32, "FETCH": 0, "TRAINING": 0, "SOME": 2}.items():
+        monkeypatch.setattr(fetch, name, value)
+    rows = [line.split("|") for line in lines(fetch.fetch_table())[2:]]
+    assert len(rows) == len(fetch.CASES)
+    assert rows[0][3].strip() == "0", "what fits is fetched once"
 
 
 def test_wait_table_has_both_denoising_stages() -> None:
