@@ -10,6 +10,7 @@
                        [--sampler heun|dpmpp_2m|sde_dpmpp_2m|adaptive] [--resolution 64] [--size 160x96]
     crescendo upscale IMAGE [--factor 2|4] [--out upscaled.png] [--prompt TEXT] [--model M] [--steps N]
                       [--strength S] [--no-project] [--seed 0]
+    crescendo serve [MODEL] [--port 8000] [--host 127.0.0.1]
     crescendo status [--watch [SECONDS]] [--json]
     crescendo doctor
 
@@ -22,7 +23,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.cli import data, images, models, overview, params, tracking
+from pipeline.cli import data, images, models, overview, params, serving, tracking
 from pipeline.errors import run_main
 
 
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="crescendo", description="Everything around `dvc repro`: data, presets, promotion, images."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, params, models, images, tracking, overview):
+    for module in (data, params, models, images, serving, tracking, overview):
         module.add_commands(commands)
     return parser
 

@@ -68,13 +68,13 @@ def decode_square(content: bytes, where: str, framing: Framing) -> DecodedImage:
             raise _damaged(where, exc) from None
 
 
-def decode_full_size(content: bytes, where: str) -> tuple[Pixels, Pixels | None]:
+def decode_full_size(content: bytes, where: str, limits: Limits = USUAL) -> tuple[Pixels, Pixels | None]:
     """Decode an image file at its own size, upright: (sRGB [H,W,3], alpha [H,W], or None where all is opaque).
 
     What shines through is composited on white. Raises as `decode_square` does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image, _ = _open(content, where, USUAL)
+        image, _ = _open(content, where, limits)
         try:
             image.load()
             turn, profile = UPRIGHT.get(orientation(image)), image.info.get("icc_profile")

@@ -1,0 +1,95 @@
+"""A model that is served: where it comes from, and its loaded weights."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StorageError
+from pipeline.inference.generator import Generator, load_generator
+from pipeline.registry.package import Registry, Version
+from pipeline.serving.prompts import CachedEncoder
+from pipeline.serving.sizes import offered_sizes, size_text
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded model; a version of the registry, or a folder (`version` None)."""
+
+    name: str
+    generator: Generator
+    version: Version | None = None
+    loaded: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
+
+    @property
+    def number(self) -> str | None:
+        """Of the version."""
+        return None if self.version is None else self.version.number
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the snapshot."""
+        return self.generator.snapshot.digest
+
+    @property
+    def label(self) -> str:
+        """For logs and messages: what this is."""
+        version = "" if self.number is None else f" version {self.number}"
+        return f"{self.name}{version} ({self.digest[:12]})"
+
+    def card(self) -> dict[str, Any]:
+        """What clients are told about it: JSON values."""
+        config = self.generator.snapshot.config
+        lineage = {**config.lineage.to_json(), **_tags({} if self.version is None else self.version.tags)}
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.loaded,
+            "owned_by": "crescendo",
+            "version": self.number,
+            "digest": self.digest,
+            "kind": config.kind,
+            "resolution": config.resolution,
+            "sizes": [size_text(size) for size in offered_sizes(config)],
+            "passes": list(config.passes),
+            "default_steps": self.generator.passes() or config.sampling.num_steps,
+            "parameters": sum(p.numel() for p in self.generator.snapshot.denoiser.parameters()),
+            "text_encoder": str(config.text_encoder["name"]),
+            "upscales": bool(config.shells) and not (config.is_refined and config.upscale_steps is None),
+            "lineage": {name: value for name, value in sorted(lineage.items()) if value is not None},
+        }
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags that promotion has set, by their names without its prefix."""
+    prefix = "crescendo."
+    return {name.removeprefix(prefix): value for name, value in tags.items() if name.startswith(prefix)}
+
+
+def load_version(registry: Registry, version: Version, device: str) -> Served:
+    """Fetch, verify, load and warm a version. Raises StorageError where it does not verify, and where its first
+    image fails."""
+    with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
+        snapshot = registry.fetch(version, Path(folder))
+        generator = load_generator(snapshot, device, version.default_passes)
+    return _warmed(Served(version.name, generator, version))
+
+
+def load_folder(folder: Path, device: str) -> Served:
+    """Load, verify and warm the model in a folder. Raises as `load_version` does, or InputMissing."""
+    return _warmed(Served(folder.resolve().name, load_generator(folder, device)))
+
+
+def _warmed(served: Served) -> Served:
+    encoder = CachedEncoder(served.generator.encoder)
+    generator = replace(served.generator, encoder=encoder)
+    try:
+        generator.images([""], [0])
+    except RuntimeError as error:
+        problem = f"loads, but makes no image: {error}"
+        raise StorageError("E-IO-060", served.label, problem, "promote another version") from error
+    return replace(served, generator=generator)

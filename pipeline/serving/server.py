@@ -1,0 +1,98 @@
+"""One process that serves: the model, its application, and the socket that it listens on."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from pipeline.errors import AccessError, Busy, ConfigError
+from pipeline.project import locate
+from pipeline.registry.package import Registry
+from pipeline.serving.app import create_app
+from pipeline.serving.guard import LOOPBACK
+from pipeline.serving.limits import Limits
+from pipeline.serving.model import load_folder, load_version
+from pipeline.serving.service import Service
+
+TOKEN = "CRESCENDO_TOKEN"
+LEAST_TOKEN = 16  # characters
+CONNECTIONS = 1000
+GRACE_SECONDS = 30  # for requests in progress, when it is to end
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen; port 0 is any that is free."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host in LOOPBACK
+
+    def listen(self) -> socket.socket:
+        """A socket that listens here. Raises ConfigError for a host that is not this machine's, Busy for a port
+        that is in use, AccessError for one that needs rights."""
+        where = f"{self.host}:{self.port}"
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((self.host, self.port))
+        except PermissionError as error:
+            raise AccessError("E-ACC-002", where, "may not be used", "choose a --port above 1023") from error
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == 99:
+                fix = "choose 127.0.0.1, or 0.0.0.0 for all"
+                raise ConfigError("E-CFG-066", where, "is no address of this machine", fix) from error
+            raise Busy("E-BUSY-062", where, "is in use", "choose another --port") from error
+        return sock
+
+
+def token_for(address: Address, log: Callable[[str], None]) -> str | None:
+    """The token that requests need: that of the environment, or beyond loopback one that is drawn and printed.
+
+    Raises ConfigError for one that can be guessed."""
+    token = os.environ.get(TOKEN)
+    if token is not None and (len(token) < LEAST_TOKEN or not token.isascii()):
+        problem = f"is not at least {LEAST_TOKEN} ASCII characters"
+        raise ConfigError("E-CFG-067", TOKEN, problem, "make one with `openssl rand -hex 16`")
+    if token is None and not address.is_loopback:
+        token = secrets.token_urlsafe(24)
+        log(f"token: {token} (set {TOKEN} to choose it)")
+    return token
+
+
+def load_service(model: str, root: Path, device: str, limits: Limits, poll_seconds: float) -> Service:
+    """The service of a folder, of a version, or of what an alias points to, which it follows."""
+    if not model.startswith("models:"):
+        return Service(load_folder(Path(locate(model, root)), device), limits)
+    registry = Registry(root)
+    service = Service(load_version(registry, registry.resolve(model), device), limits)
+    if "@" in model:
+        service.follow(registry, model, device, poll_seconds)
+    return service
+
+
+def serve(service: Service, address: Address, token: str | None, log: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is in progress."""
+    sock = address.listen()
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    log(f"serving {service.model.label} at http://{host}:{sock.getsockname()[1]}/")
+    config = uvicorn.Config(
+        create_app(service, token),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    uvicorn.Server(config).run([sock])
