@@ -92,7 +92,7 @@ def _images(service: Service) -> APIRouter:
         notes = _notes(model, body)
         if asked not in (None, size):
             notes.append(f"size: {body.size} is not made by this model, {size_text(size)} is the nearest")
-        answer = _answer(model, size_text(size), body.steps or model.generator.passes(), notes)
+        answer = _answer(model, size_text(size), body.steps or model.default_steps, notes)
         return answer.model_copy(update={"data": _data(service, request, images, seed, body.response_format)})
 
     @router.post(UPLOADS, response_model_exclude_none=True)
@@ -103,11 +103,11 @@ def _images(service: Service) -> APIRouter:
         model, n, seed = service.model, body.n or 1, _first_seed(body.seed, body.n or 1)
         service.admit(request, n)
         pixels, alpha = await run_in_threadpool(service.uploads.decode, await body.image.read())
-        settings, size, notes = enlargement(model, body, pixels)
+        settings, steps, size, notes = enlargement(model, body, pixels)
         jobs = upscale_jobs(model, pixels, body.prompt, range(seed, seed + n), settings)
         enlarged = await service.run(request, jobs)
         images = [await run_in_threadpool(encode_png, with_alpha(image, alpha)) for image in enlarged]
-        answer = _answer(model, size_text(size), settings.num_steps, _notes(model, body) + notes)
+        answer = _answer(model, size_text(size), steps, _notes(model, body) + notes)
         return answer.model_copy(update={"data": _data(service, request, images, seed, body.response_format)})
 
     @router.get(
@@ -140,7 +140,7 @@ def _notes(model: Served, body: schemas.ImageRequest | schemas.EditRequest) -> l
     return notes
 
 
-def _answer(model: Served, size: str, steps: int | None, notes: list[str]) -> schemas.ImageAnswer:
+def _answer(model: Served, size: str, steps: int, notes: list[str]) -> schemas.ImageAnswer:
     return schemas.ImageAnswer(
         created=int(time.time()),
         data=[],

@@ -15,6 +15,13 @@ from pipeline.registry.package import Registry, Version
 from pipeline.serving.prompts import CachedEncoder
 from pipeline.serving.sizes import offered_sizes, size_text
 
+PREFIX = "crescendo."  # of tags
+ELSEWHERE = (
+    "model_digest",
+    "default_passes",
+    "verdict_rules",
+)  # tags that the card has by other names, or is without
+
 
 @dataclass(frozen=True)
 class Served:
@@ -36,6 +43,12 @@ class Served:
         return self.generator.snapshot.digest
 
     @property
+    def default_steps(self) -> int:
+        """Passes of a refined model, sampler steps of others, where no number is asked for."""
+        default, config = self.generator.default_passes, self.generator.snapshot.config
+        return default or self.generator.passes() or config.sampling.num_steps
+
+    @property
     def label(self) -> str:
         """For logs and messages: what this is."""
         version = "" if self.number is None else f" version {self.number}"
@@ -44,7 +57,7 @@ class Served:
     def card(self) -> dict[str, Any]:
         """What clients are told about it: JSON values."""
         config = self.generator.snapshot.config
-        lineage = {**config.lineage.to_json(), **_tags({} if self.version is None else self.version.tags)}
+        lineage = config.lineage.to_json() if self.version is None else _tags(self.version.tags)
         return {
             "id": self.name,
             "object": "model",
@@ -56,7 +69,7 @@ class Served:
             "resolution": config.resolution,
             "sizes": [size_text(size) for size in offered_sizes(config)],
             "passes": list(config.passes),
-            "default_steps": self.generator.passes() or config.sampling.num_steps,
+            "default_steps": self.default_steps,
             "parameters": sum(p.numel() for p in self.generator.snapshot.denoiser.parameters()),
             "text_encoder": str(config.text_encoder["name"]),
             "upscales": bool(config.shells) and not (config.is_refined and config.upscale_steps is None),
@@ -66,8 +79,8 @@ class Served:
 
 def _tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Tags that promotion has set, by their names without its prefix."""
-    prefix = "crescendo."
-    return {name.removeprefix(prefix): value for name, value in tags.items() if name.startswith(prefix)}
+    own = {name.removeprefix(PREFIX): value for name, value in tags.items() if name.startswith(PREFIX)}
+    return {name: value for name, value in own.items() if name not in ELSEWHERE}
 
 
 def load_version(registry: Registry, version: Version, device: str) -> Served:
@@ -91,5 +104,5 @@ def _warmed(served: Served) -> Served:
         generator.images([""], [0])
     except RuntimeError as error:
         problem = f"loads, but makes no image: {error}"
-        raise StorageError("E-IO-060", served.label, problem, "promote another version") from error
+        raise StorageError("E-IO-070", served.label, problem, "promote another version") from error
     return replace(served, generator=generator)

@@ -74,7 +74,7 @@ class ImageAnswer(BaseModel):
     version: str | None
     digest: str
     size: str
-    steps: int | None
+    steps: int
     output_format: Literal["png"] = "png"
     notes: list[str] = Field(description="Where what was served differs from what was asked for.")
 

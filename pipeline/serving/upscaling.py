@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pipeline.serving.schemas import EditRequest
 
 
-def enlargement(model: Served, body: EditRequest, pixels: Pixels) -> tuple[UpscaleSettings, Size, list[str]]:
+def enlargement(
+    model: Served, body: EditRequest, pixels: Pixels
+) -> tuple[UpscaleSettings, int, Size, list[str]]:
     """How an image [H,W,3] is enlarged, to which size, and what is to be said about it.
 
     Without a factor, that of 2 and 4 whose result is nearer to the size asked for. Raises ConfigError where the
@@ -39,7 +41,7 @@ def enlargement(model: Served, body: EditRequest, pixels: Pixels) -> tuple[Upsca
     settings = UpscaleSettings(factor, steps)
     if body.strength is not None:
         settings = replace(settings, sigma_low=body.strength)
-    return settings, size, notes
+    return settings, steps, size, notes
 
 
 def upscale_jobs(

@@ -70,8 +70,9 @@ class Browser:
         while not any(event.get("method") == method for event in self.events):
             self.events.append(self._receive())
 
-    def visit(self, page: Path, width: int, scheme: str, expressions: list[str]) -> Visit:
-        """Open a file in a window of `width` px, in the colour scheme "light" or "dark"."""
+    def visit(self, page: Path | str, width: int, scheme: str, expressions: list[str]) -> Visit:
+        """Open a file or an address in a window of `width` px, in the colour scheme "light" or "dark"; promises are
+        awaited."""
         self.events.clear()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -81,11 +82,12 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", session, **size)
         scheme_feature = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", session, features=scheme_feature)
-        self.call("Page.navigate", session, url=page.resolve().as_uri())
+        self.call("Page.navigate", session, url=page if isinstance(page, str) else page.resolve().as_uri())
         self.wait_for("Page.loadEventFired")
         visit = Visit()
         for expression in expressions:
-            result = self.call("Runtime.evaluate", session, expression=expression, returnByValue=True)
+            options = {"returnByValue": True, "awaitPromise": True}
+            result = self.call("Runtime.evaluate", session, expression=expression, **options)
             visit.values.append(result["result"].get("value"))
         for event in self.events:
             params = event.get("params", {})

@@ -1,0 +1,152 @@
+"""`crescendo serve` as a process: OpenAI's client, the page in a browser, its end; and what it refuses."""
+
+import base64
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from pipeline.cli import main
+from pipeline.errors import PipelineError
+from pipeline.inference.generator import encode_png, load_generator
+from pipeline.serving.server import Address, token_for
+from tests.evaluation.browser import CHROMIUM, open_browser
+from tests.registry.conftest import write_model
+from tests.serving.test_upscaling import png
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "a-token-of-some-length"
+# What a person does, as expressions of the page. None waits for ever.
+UNTIL = """globalThis.at = (id) => document.getElementById(id); globalThis.until = async (ready) => {
+  for (let i = 0; i < 3000 && !ready(); i++) await new Promise((done) => setTimeout(done, 20));
+}"""
+OPEN = """(async () => {
+  await until(() => !at('access').hidden);
+  at('token').value = 'TOKEN';
+  at('access').requestSubmit();
+  await until(() => at('size').options.length);
+  return at('served').textContent;
+})()""".replace("TOKEN", TOKEN)
+DRAW = """(async () => {
+  for (const [id, value] of [['prompt', 'cat'], ['seed', '3'], ['count', '3']]) at(id).value = value;
+  at('generate').requestSubmit();
+  await until(() => document.querySelectorAll('#gallery img').length == 3);
+  return [...document.querySelectorAll('#gallery button')].map((each) => each.ariaLabel);
+})()"""
+UPSCALE = """(async () => {
+  document.querySelector('#gallery button').click();
+  at('enlarge').click();
+  await until(() => !at('comparison').hidden);
+  await at('after').decode();
+  return [at('after').naturalWidth, at('viewer').open];
+})()"""
+FAIL = """(async () => {
+  at('size').append(new Option('bad', 'bad'));
+  at('size').value = 'bad';
+  at('generate').requestSubmit();
+  await until(() => !at('error').hidden);
+  return at('error').textContent;
+})()"""
+NAMELESS = """[...document.querySelectorAll('input:not([type=hidden]), select, textarea, button')]
+  .filter((each) => !each.labels?.length && !each.ariaLabel && !each.textContent.trim()).map((each) => each.id)"""
+WIDTHS = "document.documentElement.scrollWidth <= innerWidth"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    write_model(folder, upscale_steps=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """Of a server process that asks for TOKEN."""
+    command = [sys.executable, "-m", "pipeline.cli", "serve", str(folder), "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "CRESCENDO_TOKEN": TOKEN}
+    )
+    assert process.stdout is not None
+    found = re.search(r"http://\S+", process.stdout.readline())
+    assert found is not None
+    yield found[0]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    process.stdout.close()
+
+
+@pytest.mark.slow
+def test_openais_client_draws_and_upscales(address: str, folder: Path) -> None:
+    client = openai.OpenAI(base_url=f"{address}v1", api_key=TOKEN, max_retries=0)
+    answer = client.images.generate(
+        model="gpt-image-1",
+        prompt="cat",
+        size="1024x1024",
+        n=2,
+        quality="high",
+        extra_body={"seed": 4, "steps": 2},
+    )
+    expected = load_generator(folder).images(["cat", "cat"], [4, 5], 2)
+    assert [base64.b64decode(each.b64_json or "") for each in answer.data or []] == [
+        *map(encode_png, expected)
+    ]
+    drawn = client.images.generate(model="dall-e-3", prompt="cat", response_format="url").data
+    assert drawn is not None and drawn[0].url is not None
+    with urllib.request.urlopen(drawn[0].url) as file:
+        assert file.read(4) == b"\x89PNG"
+    edited = client.images.edit(image=("x.png", png()), prompt="cat", extra_body={"factor": 4})
+    assert edited.size == "96x80"
+    assert client.models.list().data[0].id == "tiny" and client.models.retrieve("dall-e-3").id == "tiny"
+    with pytest.raises(openai.BadRequestError, match="choose one of: 1, 2, 4"):
+        client.images.generate(prompt="cat", extra_body={"steps": 3})
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{address}v1", api_key="another", max_retries=0).models.list()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on the path")
+def test_the_page_draws_upscales_and_shows_errors(address: str, tmp_path: Path) -> None:
+    with open_browser(tmp_path / "profile") as browser:
+        visit = browser.visit(address, 400, "dark", [UNTIL, OPEN, DRAW, UPSCALE, FAIL, NAMELESS, WIDTHS])
+    _, served, labels, upscaled, error, nameless, fits = visit.values
+    assert served.startswith("tiny · 32 px") and labels == [
+        f"cat, seed {seed}: look closer" for seed in (3, 4, 5)
+    ]
+    assert upscaled == [64, False] and error.startswith("E-CFG-080 size: 'bad' is no size")
+    assert nameless == [] and fits
+    assert all(request.startswith((address, "blob:", "data:")) for request in visit.requests)
+
+
+def test_a_service_that_others_can_reach_has_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.delenv("CRESCENDO_TOKEN", raising=False)
+    assert token_for(Address("127.0.0.1", 0), lines.append) is None and lines == []
+    token = token_for(Address("0.0.0.0", 0), lines.append)
+    assert token is not None and len(token) >= 32 and token in lines[0]
+    monkeypatch.setenv("CRESCENDO_TOKEN", TOKEN)
+    assert token_for(Address("0.0.0.0", 0), lines.append) == TOKEN and len(lines) == 1
+    monkeypatch.setenv("CRESCENDO_TOKEN", "secret")
+    with pytest.raises(PipelineError, match="E-CFG-082"):
+        token_for(Address("127.0.0.1", 0), lines.append)
+
+
+def test_addresses_that_cannot_be_had_are_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(PipelineError, match="E-BUSY-070 127.0.0.1:.*: is in use"):
+            Address("127.0.0.1", taken.getsockname()[1]).listen()
+    with pytest.raises(PipelineError, match="E-CFG-081 192.0.2.1:0"):
+        Address("192.0.2.1", 0).listen()
+
+
+@pytest.mark.parametrize("more", [["--port", "70000"], ["--queue", "0"], ["--poll", "nan"]])
+def test_options_that_cannot_be_are_one_line(root: Path, more: list[str]) -> None:
+    with pytest.raises(PipelineError):
+        main.run(["serve", *more])
