@@ -38,11 +38,11 @@ def _serve(args: argparse.Namespace) -> int:
     from pipeline.serving.server import Address, load_service, serve, token_for
 
     if not 0 <= args.port < 65536:
-        raise ConfigError("E-CFG-083", "--port", f"{args.port} is no port", "choose 0 to 65535")
+        raise ConfigError("E-CFG-133", "--port", f"{args.port} is no port", "choose 0 to 65535")
     for option in ("poll", "queue", "timeout", "rate"):
         value = getattr(args, option)
         if value is not None and not 0 < value < 1e6:
-            raise ConfigError("E-CFG-084", f"--{option}", f"{value} is out of range", "choose more than 0")
+            raise ConfigError("E-CFG-134", f"--{option}", f"{value} is out of range", "choose more than 0")
     root = find_root()
     model = args.model or f"models:/{load_params(root / 'params.yaml').promotion.name}@champion"
     address = Address(args.host, args.port)

@@ -52,7 +52,7 @@ class Address:
         except OSError as error:
             if isinstance(error, socket.gaierror) or error.errno == 99:
                 fix = "choose 127.0.0.1, or 0.0.0.0 for all"
-                raise ConfigError("E-CFG-081", where, "is no address of this machine", fix) from error
+                raise ConfigError("E-CFG-131", where, "is no address of this machine", fix) from error
             raise Busy("E-BUSY-070", where, "is in use", "choose another --port") from error
         return sock
 
@@ -64,7 +64,7 @@ def token_for(address: Address, log: Callable[[str], None]) -> str | None:
     token = os.environ.get(TOKEN)
     if token is not None and (len(token) < LEAST_TOKEN or not token.isascii()):
         problem = f"is not at least {LEAST_TOKEN} ASCII characters"
-        raise ConfigError("E-CFG-082", TOKEN, problem, "make one with `openssl rand -hex 16`")
+        raise ConfigError("E-CFG-132", TOKEN, problem, "make one with `openssl rand -hex 16`")
     if token is None and not address.is_loopback:
         token = secrets.token_urlsafe(24)
         log(f"token: {token} (set {TOKEN} to choose it)")

@@ -22,7 +22,7 @@ def parse_size(text: str | None) -> Size | None:
     found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
     if found is None:
         raise ConfigError(
-            "E-CFG-080", "size", f"{text!r} is no size", "write auto, or WIDTHxHEIGHT such as 128x128"
+            "E-CFG-130", "size", f"{text!r} is no size", "write auto, or WIDTHxHEIGHT such as 128x128"
         )
     return int(found[1]), int(found[2])
 

@@ -120,7 +120,7 @@ def test_the_page_draws_upscales_and_shows_errors(address: str, tmp_path: Path) 
     assert served.startswith("tiny · 32 px") and labels == [
         f"cat, seed {seed}: look closer" for seed in (3, 4, 5)
     ]
-    assert upscaled == [64, False] and error.startswith("E-CFG-080 size: 'bad' is no size")
+    assert upscaled == [64, False] and error.startswith("E-CFG-130 size: 'bad' is no size")
     assert nameless == [] and fits
     assert all(request.startswith((address, "blob:", "data:")) for request in visit.requests)
 
@@ -134,7 +134,7 @@ def test_a_service_that_others_can_reach_has_a_token(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CRESCENDO_TOKEN", TOKEN)
     assert token_for(Address("0.0.0.0", 0), lines.append) == TOKEN and len(lines) == 1
     monkeypatch.setenv("CRESCENDO_TOKEN", "secret")
-    with pytest.raises(PipelineError, match="E-CFG-082"):
+    with pytest.raises(PipelineError, match="E-CFG-132"):
         token_for(Address("127.0.0.1", 0), lines.append)
 
 
@@ -142,7 +142,7 @@ def test_addresses_that_cannot_be_had_are_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(PipelineError, match="E-BUSY-070 127.0.0.1:.*: is in use"):
             Address("127.0.0.1", taken.getsockname()[1]).listen()
-    with pytest.raises(PipelineError, match="E-CFG-081 192.0.2.1:0"):
+    with pytest.raises(PipelineError, match="E-CFG-131 192.0.2.1:0"):
         Address("192.0.2.1", 0).listen()
 
 
