@@ -27,6 +27,7 @@ class ComputeProfile(Section):
         read it from there; null: from the working tree or `storage`.
     cache: absolute path of a folder on each node's own disk, for what workers have read from `data`.
     cache_gib: what this folder may hold, in GiB, of all workers and data sets together.
+    price_per_hour: of all that the profile uses, in any currency, for `crescendo plan`; null: unknown.
     recompute: recompute activations in the backward pass, for less memory and about a third more time.
     cuda_graphs: on a GPU, record the passes of a training step once and replay them; has no effect with recompute.
     compile: on a GPU, torch.compile the denoising losses: takes a minute or two per level, then 1.5 times as fast.
@@ -40,6 +41,7 @@ class ComputeProfile(Section):
     data: str | None = None
     cache: str | None = None
     cache_gib: Annotated[float, Field(gt=0)] = 64.0
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: bool = False
     cuda_graphs: bool = True

@@ -12,6 +12,7 @@
                       [--strength S] [--no-project] [--seed 0]
     crescendo serve [MODEL] [--port 8000] [--host 127.0.0.1]
     crescendo status [--watch [SECONDS]] [--json]
+    crescendo plan [STAGE...]
     crescendo doctor
 
 Heavy imports are inside the commands that need them, which keeps `crescendo --help` quick.

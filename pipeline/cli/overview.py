@@ -1,4 +1,4 @@
-"""`crescendo status` and `crescendo doctor`."""
+"""`crescendo status`, `crescendo plan` and `crescendo doctor`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.project import find_root
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `status` and `doctor`."""
+    """Add `status`, `plan` and `doctor`."""
     status = commands.add_parser(
         "status",
         help="what is fresh, what runs, what is registered, what the disk holds",
@@ -28,6 +28,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     status.add_argument("--json", action="store_true", help="print it as JSON")
     status.set_defaults(run=_status)
+    plan = commands.add_parser(
+        "plan",
+        help="what `dvc repro` would run, and the time and memory that it would take",
+        description="Rehearses the stages that `dvc repro` would run, or those that are named, for some dozen "
+        "updates each in a folder of their own, and says what the whole of each will take here.",
+    )
+    plan.add_argument("stages", nargs="*", metavar="STAGE", help="stages to plan (those that would run)")
+    plan.set_defaults(run=_plan)
     doctor = commands.add_parser(
         "doctor",
         help="what is wrong with machine, packages, files, storage or servers, and its cure",
@@ -57,6 +65,16 @@ def _status(args: argparse.Namespace) -> int:
         if args.watch is None:
             return 0
         time.sleep(args.watch)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from pipeline.compute import load_profile
+    from pipeline.overview.plan import lines, make_plan
+
+    root = find_root()
+    rows = make_plan(root, args.stages, lambda line: print(line, file=sys.stderr, flush=True))
+    print("\n".join(lines(rows, load_profile(root))))
+    return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -1,0 +1,215 @@
+"""A rehearsal: the training stages as they are, but short, in a folder of their own, to see what they will take.
+
+Stages run as `dvc repro` runs them, under the same compute profile, on the project's prepared data, for a few dozen
+updates. So a rehearsal measures all that a run does (imports, Ray's start, data, checks, sample grids, export), and
+fails where it would. The project's own runs, models and tracking store stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ruamel.yaml import YAML
+
+from pipeline.config.params import Finetune, Params, Training
+from pipeline.errors import StorageError
+from pipeline.evaluation.conditions import SampleCount, plan_samples
+from pipeline.evaluation.evidence import Evidence
+from pipeline.launch.stage import RUNS_VARIABLE
+from pipeline.training.records import Record, read_records
+
+SHARED = ("pipeline", "stages", "infra", "dvc.yaml", "requirements.lock")  # what stages read of a project
+TRAINING = {"pretrain": "models/core", "finetune": "models/finetuned", "refine": "models/refined"}
+UPDATES = (16, 64)  # of a rehearsal, at least and at most
+SHARE = 0.02  # of the images of a stage, in between
+WARM = 4  # first updates, which are slower
+EVALUATIONS = (16, 8)  # a rehearsed evaluation has one part in so many of the calls
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A rehearsed stage. seconds: of the whole run. memory: most bytes that its processes held alone at a time."""
+
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a round of training is. images: that it was rehearsed for. update: seconds for an image. pause: more
+    seconds for an update with a sample grid, checks and a checkpoint."""
+
+    images: int
+    update: float
+    pause: float
+
+
+class Rehearsal:
+    """Rehearses the stages of the project at `root` below `folder`, which is new."""
+
+    def __init__(self, root: Path, folder: Path, params: Params) -> None:
+        self.folder, self.params = folder, params
+        self.folder.mkdir(parents=True)
+        for name in SHARED:
+            (self.folder / name).symlink_to(root / name)
+        self.link("data/prepared", root)
+
+    def link(self, path: str, root: Path) -> None:
+        """Take an output of the project as it is."""
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).symlink_to((root / path).resolve())
+
+    def train(self, stage: str) -> tuple[Measured, list[Pace]]:
+        """Rehearse a training stage; its pace in each round. Raises StorageError where it fails."""
+        section: Training = getattr(self.params, stage)
+        images = rehearsed_images(section)
+        measured = self._run(stage, {stage: short(section, images), "evaluate": watched_once(images)})
+        (progress,) = self.folder.glob(f"runs/{stage}/*/progress.jsonl")
+        return measured, paces(read_records(progress), images, section.batch_size)
+
+    def evaluate(self) -> tuple[float, int]:
+        """Rehearse the evaluation twice; seconds that the whole one will take, and the most memory."""
+        budgets = [max(self.params.evaluate.max_calls // part, 1) for part in EVALUATIONS]
+        runs = [self._run("evaluate", {"evaluate": {"max_calls": budget}}) for budget in budgets]
+        evidence = Evidence.load(self.folder / "reports/evaluation/evidence.safetensors")
+        calls = sum(evidence.description.nfe.values())
+        precision = self.params.promotion.precision
+
+        def count(max_calls: int) -> int:
+            samples: SampleCount = plan_samples(precision, max_calls, calls)
+            return samples.count
+
+        whole = count(self.params.evaluate.max_calls)
+        seconds = extrapolate([count(each) for each in budgets], [each.seconds for each in runs], whole)
+        return seconds, max(each.memory for each in runs)
+
+    def _run(self, stage: str, changes: Mapping[str, Mapping[str, Any]]) -> Measured:
+        tree = self.params.model_dump(mode="json")
+        for name, values in changes.items():
+            tree[name] = {**tree[name], **values}
+        YAML(typ="safe").dump(tree, self.folder / "params.yaml")
+        store = self.folder / "mlflow.db"
+        env = {
+            **os.environ,
+            RUNS_VARIABLE: str(self.folder / "runs"),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
+            "CRESCENDO_GIT_COMMIT": "0" * 40,
+        }
+        env.pop("DVC_STAGE", None)
+        began = time.monotonic()
+        with open(self.folder / f"{stage}.log", "w+b") as log:
+            command = [sys.executable, "-m", f"stages.{stage}"]
+            process = subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log)
+            with PeakMemory(process.pid) as memory:
+                status = process.wait()
+        if status:
+            lines = (self.folder / f"{stage}.log").read_text(errors="replace").splitlines()
+            problem = f"its rehearsal ends with status {status}: {lines[-1] if lines else 'nothing was said'}"
+            raise StorageError("E-IO-080", stage, problem, "mend what it names: the run itself would end so")
+        return Measured(time.monotonic() - began, memory.peak)
+
+
+class PeakMemory:
+    """While used as a context, watches what a process and those below it hold alone, in bytes."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak = 0
+        self._process = psutil.Process(pid)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            self.peak = max(self.peak, self._held())
+
+    def _held(self) -> int:
+        held = 0
+        try:
+            for process in (self._process, *self._process.children(recursive=True)):
+                held += int(process.memory_full_info().uss)
+        except psutil.Error:  # one has ended meanwhile
+            return 0
+        return held
+
+
+def rehearsed_images(section: Training) -> int:
+    """Images for which a stage is rehearsed: an even number of batches, as there is a pause in the middle."""
+    batches = section.num_images / section.batch_size
+    updates = int(min(max(SHARE * batches, UPDATES[0]), UPDATES[1], batches))
+    return max(updates - updates % 2, 2) * section.batch_size
+
+
+def short(section: Training, images: int) -> dict[str, Any]:
+    """Changes of a section of params.yaml for a run of so few images, with one pause in the middle and a record of
+    every update."""
+    middle = images // 2
+    values = {
+        "num_images": images,
+        "warmup_images": min(section.warmup_images, middle),
+        "checkpoint_images": middle,
+        "sample_images": middle,
+        "log_images": section.batch_size,
+        "check_images": middle,
+        "early_images": middle,
+    }
+    own = section.model_dump()
+    return {name: value for name, value in values.items() if own.get(name)}
+
+
+def watched_once(images: int) -> dict[str, Any]:
+    """Changes of `evaluate` that have the last snapshot of a rehearsed stage judged, as that of a run is."""
+    return {"watch_images": dict.fromkeys(TRAINING, images)}
+
+
+def rounds_of(params: Params, stage: str) -> int:
+    """Rounds of a training stage, each of `num_images`: the octaves of finetune that grow one by one."""
+    section = getattr(params, stage)
+    if isinstance(section, Finetune) and section.order == "one_by_one":
+        return (params.data.resolution // params.core.resolution).bit_length() - 1
+    return 1
+
+
+def paces(records: Sequence[Record], images: int, batch: int) -> list[Pace]:
+    """The pace of each round, from a record of every update."""
+    times: dict[int, float] = {}
+    for record in records:
+        times.setdefault(int(record["nimg"]), float(record["time"]))  # the first one: of the update itself
+    rounds = -(-max(times, default=0) // images)
+    found = []
+    for i in range(rounds):
+        own = [
+            (nimg - i * images, at) for nimg, at in sorted(times.items()) if 0 < nimg - i * images <= images
+        ]
+        gaps = {nimg: at - before for (_, before), (nimg, at) in pairwise(own)}
+        after_pause = gaps.get(images // 2 + batch, 0.0)
+        usual = [gap for nimg, gap in gaps.items() if nimg > WARM * batch and nimg != images // 2 + batch]
+        update = statistics.fmean(usual or gaps.values() or [0.0])
+        found.append(Pace(images, update / batch, max(after_pause - update, 0.0)))
+    return found
+
+
+def extrapolate(counts: Sequence[int], seconds: Sequence[float], whole: int) -> float:
+    """Seconds for `whole` samples, on the line through two measurements; never less than the last of them."""
+    few, more = counts
+    slope = max(seconds[1] - seconds[0], 0.0) / (more - few) if more > few else 0.0
+    return seconds[1] + slope * max(whole - more, 0)
