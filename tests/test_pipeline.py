@@ -61,6 +61,16 @@ def test_the_compute_profile_makes_nothing_stale(checkout: Path) -> None:
     assert answer.stdout.strip() == "Data and pipelines are up to date."
 
 
+def test_a_plan_rehearses_a_stage_and_leaves_the_project_as_it_is(checkout: Path) -> None:
+    before = run("git status --porcelain; ls runs/pretrain", checkout).stdout
+    shown = run("crescendo plan pretrain", checkout, env=PROCESS).stdout
+    (row,) = (line.split() for line in shown.splitlines() if line.startswith("pretrain"))
+    assert row[1:3] == ["fresh", "48"] and row[3] != "0.00", shown
+    assert shown.splitlines()[-1] == "nothing would run"
+    assert run("git status --porcelain; ls runs/pretrain", checkout).stdout == before
+    assert not list((checkout / "runs").glob("rehearsal-*"))
+
+
 def test_the_model_is_registered_and_draws_images(checkout: Path) -> None:
     default = json.loads((checkout / "reports/verdict.json").read_text())["default_passes"]
     refused = run("crescendo promote", checkout, status=0 if default else 1)

@@ -1,0 +1,110 @@
+"""What a rehearsal measures, and how it is carried on to a whole run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.compute import ComputeProfile
+from pipeline.config.params import Params, parse_params
+from pipeline.launch.endings import recorded_ending, seconds_taken
+from pipeline.overview.plan import Estimate, Row, further_seconds, lines
+from pipeline.overview.rehearsal import (
+    Pace,
+    extrapolate,
+    paces,
+    rehearsed_images,
+    rounds_of,
+    short,
+)
+from pipeline.overview.stages import StageState
+
+
+def records(rounds: list[tuple[float, float]], images: int = 160, batch: int = 8) -> list[dict[str, Any]]:
+    """Of rounds with seconds an update, and more seconds after the middle."""
+    found, now = [], 100.0
+    for i, (update, pause) in enumerate(rounds):
+        now += 30  # between rounds
+        for nimg in range(batch, images + 1, batch):
+            slow = 3 * update if nimg <= 2 * batch else update
+            now += slow + (pause if nimg == images // 2 + batch else 0)
+            found.append({"nimg": i * images + nimg, "time": now, "metrics": {"loss": 1.0}})
+        found.append({"nimg": (i + 1) * images, "time": now + 5, "metrics": {"held_out_error": 1.0}})
+    return found
+
+
+def test_a_pace_is_that_of_updates_without_start_and_pauses() -> None:
+    found = paces(records([(0.4, 2.0), (0.8, 6.0)]), images=160, batch=8)
+    assert [(p.update, p.pause) for p in found] == [
+        (pytest.approx(0.05), pytest.approx(2.0)),
+        (pytest.approx(0.1), pytest.approx(6.0)),
+    ]
+
+
+def test_a_rehearsal_is_a_run_that_params_allow(tiny_tree: dict[str, Any], tiny_params: Params) -> None:
+    demo = {**tiny_tree, "pretrain": {**tiny_tree["pretrain"], "num_images": 80_000}}
+    for tree in (tiny_tree, demo):
+        params = parse_params(tree)
+        for stage in ("pretrain", "finetune", "refine"):
+            section = getattr(params, stage)
+            images = rehearsed_images(section)
+            assert 2 * section.batch_size <= images <= section.num_images
+            changed = parse_params({**tree, stage: {**tree[stage], **short(section, images)}})
+            assert getattr(changed, stage).num_images == images
+    assert rehearsed_images(parse_params(demo).pretrain) == 64 * 8
+
+
+def test_a_whole_run_repeats_updates_and_pauses(tiny_tree: dict[str, Any]) -> None:
+    tree = {
+        **tiny_tree,
+        "data": {**tiny_tree["data"], "resolution": 32},
+        "shell": {**tiny_tree["shell"], "channels": [16, 8]},
+        "finetune": {**tiny_tree["finetune"], "num_images": 800, "sample_images": 80},
+    }
+    params = parse_params(tree)
+    assert (rounds_of(params, "pretrain"), rounds_of(params, "finetune")) == (1, 2)
+    found = [Pace(160, 0.05, 2.0), Pace(160, 0.1, 6.0)]
+    assert further_seconds(params, "finetune", found) == pytest.approx(640 * 0.15 + 8 * 8.0)
+
+
+def test_an_evaluation_lies_on_a_line() -> None:
+    assert extrapolate([10, 20], [8.0, 13.0], 100) == pytest.approx(53.0)
+    assert extrapolate([20, 20], [8.0, 9.0], 100) == 9.0, "as many samples as there are wanted"
+    assert extrapolate([10, 20], [9.0, 8.0], 100) == 8.0
+
+
+def test_a_plan_shows_what_it_knows() -> None:
+    rows = [
+        Row(StageState("prepare", "fresh"), None, 36.0),
+        Row(
+            StageState("pretrain", "stale", ("pretrain.lr 0.04 -> 0.02",)),
+            Estimate("pretrain", 36800, 1_200_000, 350_000_000, 185.0, 2**31),
+            180.0,
+        ),
+        Row(
+            StageState("evaluate", "stale", ("follows pretrain",)), Estimate("evaluate", seconds=156.0), None
+        ),
+    ]
+    profile = ComputeProfile(workers=2, use_gpu=True, price_per_hour=3.0)
+    shown = list(lines(rows, profile))
+    assert shown[2].split() == [
+        *("pretrain", "stale", "36,800", "1.20", "M", "0.350", "2.0", "03:05", "03:00"),
+        *("pretrain.lr", "0.04", "->", "0.02"),
+    ]
+    assert shown[-1] == "to run: 05:41, 0.19 GPU-hours, 0.28 at 3 an hour"
+    assert list(lines(rows[:1], profile))[-1] == "nothing would run"
+
+
+def test_the_time_of_a_run_adds_up_over_its_processes_until_it_has_a_result(tmp_path: Path) -> None:
+    assert seconds_taken(tmp_path) is None
+    for _ in range(2):
+        with recorded_ending(tmp_path):
+            pass
+    (tmp_path / "seconds.json").write_text(json.dumps(10.0))
+    with recorded_ending(tmp_path):
+        (tmp_path / "result").mkdir()
+    assert 10 <= (taken := seconds_taken(tmp_path) or 0) < 11
+    with recorded_ending(tmp_path):
+        pass
+    assert seconds_taken(tmp_path) == taken, "exporting a finished run is no work on it"
