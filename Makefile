@@ -75,7 +75,8 @@ lock:
 		--generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock
 	rm -rf .venv-lock
 
-# Working state, caches and the environment; results (data, models, reports) and the tracking store stay.
+# Working state, unfinished runs included, caches and the environment; results (data, models, reports) and the tracking
+# store stay. What nothing needs, and no more, goes with `crescendo clean`.
 clean:
 	rm -rf .venv .venv-* runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find pipeline stages tests -name __pycache__ -type d -prune -exec rm -rf {} +

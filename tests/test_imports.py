@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rows of the house: a package imports only from rows below its own.
 ROWS = (
     ("stages", "cli"),
+    ("housekeeping",),
     ("overview", "serving"),
     ("workers", "registry"),
     ("launch", "watch"),
@@ -28,7 +29,7 @@ ROWS = (
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 NOT_COMPARED = (
-    "launch", "tracking", "registry", "overview", "cli", "compute", "presets", "processes", "progress",
+    "launch", "tracking", "registry", "overview", "housekeeping", "cli", "compute", "presets", "processes", "progress",
     "project", "errors",
 )  # fmt: skip
 STAGES = ("prepare", "pretrain", "finetune", "refine", "evaluate")  # in order

@@ -14,6 +14,7 @@
     crescendo status [--watch [SECONDS]] [--json]
     crescendo plan [STAGE...]
     crescendo doctor
+    crescendo clean [--keep 2] [--dry-run]
 
 Heavy imports are inside the commands that need them, which keeps `crescendo --help` quick.
 """
@@ -24,7 +25,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.cli import data, images, models, overview, params, serving, tracking
+from pipeline.cli import data, housekeeping, images, models, overview, params, serving, tracking
 from pipeline.errors import run_main
 
 
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="crescendo", description="Everything around `dvc repro`: data, presets, promotion, images."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, params, models, images, serving, tracking, overview):
+    for module in (data, params, models, images, serving, tracking, overview, housekeeping):
         module.add_commands(commands)
     return parser
 

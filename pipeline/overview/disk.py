@@ -36,3 +36,8 @@ def size_below(folder: Path) -> int:
                 continue
             seen[status.st_dev, status.st_ino] = 512 * status.st_blocks
     return sum(seen.values())
+
+
+def in_words(size: int) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pipeline.compute import load_profile
 from pipeline.config.params import load_params
 from pipeline.launch.stage import runs_folder
-from pipeline.overview.disk import Disk, disk_of
+from pipeline.overview.disk import Disk, disk_of, in_words
 from pipeline.overview.stages import Progress, StageState, stage_states
 from pipeline.tracking.store import store_exists
 
@@ -91,8 +91,8 @@ def lines(overview: Overview) -> Iterator[str]:
                 yield _version(version)
         if len(plain) > SHOWN:
             yield f"  and {len(plain) - SHOWN} older without an alias"
-    parts = [f"{name} {_bytes(size)}" for name, size in overview.disk.used.items()]
-    yield f"disk: {_bytes(overview.disk.free)} free; {', '.join(parts) or 'nothing used'}"
+    parts = [f"{name} {in_words(size)}" for name, size in overview.disk.used.items()]
+    yield f"disk: {in_words(overview.disk.free)} free; {', '.join(parts) or 'nothing used'}"
 
 
 def _detail(stage: StageState) -> str:
@@ -115,7 +115,3 @@ def _version(version: RegisteredVersion) -> str:
     aliases = ", ".join(version.aliases) or "-"
     digest = "by other software" if version.digest is None else version.digest[:12]
     return f"  {version.number:<3} {aliases:20} {digest}  {version.verdict or ''}".rstrip()
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

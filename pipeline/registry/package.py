@@ -111,6 +111,16 @@ class Registry:
         versions = [Version(name, str(row.version), dict(row.tags)) for row in rows]
         return sorted(versions, key=lambda version: int(version.number))
 
+    def digests(self) -> frozenset[str]:
+        """Digests of the snapshots in all versions of all models."""
+        with self._failing():
+            page = self._client.search_model_versions()
+            rows = [*page]
+            while page.token:
+                page = self._client.search_model_versions(page_token=page.token)
+                rows += page
+        return frozenset(row.tags[DIGEST_TAG] for row in rows if DIGEST_TAG in row.tags)
+
     def _tags(self, name: str, number: str) -> dict[str, str] | None:
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):

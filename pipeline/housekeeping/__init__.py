@@ -1,0 +1,1 @@
+"""What may be removed of working state, and removing it: `crescendo clean`."""

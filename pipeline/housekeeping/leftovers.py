@@ -1,0 +1,100 @@
+"""What killed processes left: half-written files and folders, damaged checkpoints, Ray's scratch and sessions."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import artifacts
+from pipeline.housekeeping.items import Item, is_held, make_item, plain_folders
+from pipeline.housekeeping.runs import DAY, run_folders
+from pipeline.tracking.stage_run import LEASE
+
+TEMPORARY = re.compile(r"(?P<original>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)-[0-9a-f]{8}")
+SESSION = re.compile(r"session_[\d_-]+_(\d+)")
+OUTPUTS = ("data", "models", "reports")
+HALF, SCRATCH, BAD, SESSIONS = (
+    "half-written files",
+    "scratch of Ray",
+    "damaged checkpoints",
+    "sessions of Ray",
+)
+
+
+def leftovers(root: Path, runs: Path, shared: bool) -> Iterator[Item]:
+    """What may be removed of a project. shared: other machines write to `runs`, so that what is new there may be
+    theirs."""
+    before = time.time() - (DAY if shared else 0.0)
+    caches = [place for cache in plain_folders(runs / "prepare/cache") for place in plain_folders(cache)]
+    tops = [*(root / name for name in OUTPUTS), runs]
+    for place in [*tops, *(below for top in tops for below in plain_folders(top)), *caches]:
+        yield from (make_item(HALF, path) for path in _half_written(place, before))
+    for run in run_folders(runs):
+        if not is_held(run / LEASE):
+            yield from _of_run(run, before)
+
+
+def _of_run(run: Path, before: float) -> Iterator[Item]:
+    """Of one run, which no process of ours uses; a job of a cluster may, so what is new stays."""
+    job = (run / "job.json").exists()
+    before = min(before, time.time() - DAY) if job else before
+    for path in _walk(run):
+        relative = path.relative_to(run).parts
+        if path.lstat().st_mtime > before:
+            continue
+        if relative == ("ray",):
+            yield make_item(SCRATCH, path, run / LEASE)
+        elif relative[-2:] == ("checkpoints", "quarantine"):
+            yield make_item(BAD, path, run / LEASE)
+        elif path in set(_half_written(path.parent, before)):
+            yield make_item(HALF, path, run / LEASE)
+
+
+def _walk(run: Path) -> Iterator[Path]:
+    """Files and folders, down to where checkpoints are written."""
+    for depth in ("*", "*/*", "*/*/*"):
+        yield from sorted(run.glob(depth))
+
+
+def _half_written(folder: Path, before: float) -> Iterator[Path]:
+    """Copies that a dead process was writing to a folder, or had moved aside to replace."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        match = TEMPORARY.fullmatch(path.name)
+        if match is None or artifacts.is_alive(int(match["pid"])) or path.lstat().st_mtime > before:
+            continue
+        if match["kind"] == "tmp" or path.with_name(match["original"]).exists():  # else it is the only copy
+            yield path
+
+
+def ray_sessions() -> Iterator[Item]:
+    """Sessions of Ray on this machine, of this user, that no process belongs to and that are a day old."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
+    running = _command_lines()
+    for path in plain_folders(folder, "session_*"):
+        match = SESSION.fullmatch(path.name)
+        if match is None or artifacts.is_alive(int(match[1])) or path.name in running:
+            continue
+        if all(map(_is_old, (path, *path.rglob("*")))):
+            yield make_item(SESSIONS, path)
+
+
+def _is_old(path: Path) -> bool:
+    """Whether a file is this user's and was not written to for a day."""
+    status = path.lstat()
+    return status.st_uid == os.getuid() and status.st_mtime < time.time() - DAY
+
+
+def _command_lines() -> str:
+    """Those of all processes that this user may see; Ray's name their session."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_bytes().decode("utf-8", "replace"))
+        except OSError:  # it has ended
+            continue
+    return "\n".join(lines)
