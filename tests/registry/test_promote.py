@@ -41,6 +41,7 @@ def test_a_passing_model_becomes_candidate_and_champion_with_its_lineage(root: P
     assert main.run(["promote"]) == 0
     registry = Registry(root)
     assert registry.aliases(NAME) == {"candidate": "1", "champion": "1"}
+    assert registry.digests() == {digest}
     tags = registry.version(NAME, "1").tags
     assert tags["crescendo.model_digest"] == digest
     assert tags["crescendo.data_digest"] == "d" * 64
