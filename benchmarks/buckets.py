@@ -1,12 +1,14 @@
 """Pictures that keep their shape (`data.fit: buckets`) against pictures cropped to squares, at equal cost.
 
-    python -m benchmarks.buckets [--images 6400] [--out runs/buckets]
+    python -m benchmarks.buckets [--pictures photographs] [--seed 0] [--out runs/buckets]
 
 The pictures are fruit, vegetables and mammals of OpenMoji on canvases of five shapes: one on a square, two side by
-side or one above the other on the rest. A crop to the square around the centre cuts those in half. Both models have
-the same networks and the same number of training images; then both are asked for pictures of every shape, with
-captions of the test split. KID is against the real pictures of that shape, in random features whitened by them
-(`randconv`).
+side or one above the other on the rest. A crop to the square around the centre cuts those in half. Or they are
+tiles of those shapes, cut out of the photographs that scikit-learn and scikit-image ship
+(benchmarks/photographs.py). Both models have the same networks and the same number of training images; then both
+are asked for pictures of every shape, with captions of the test split. KID is against the real pictures of that
+shape, in random features whitened by them (`randconv`). Photographs have an error, too: that of the estimate of
+tiles of held-out ones.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.measure import machine, significant, table
+from benchmarks.photographs import HELD_OUT, photographs, tiles
 from pipeline.config.params import Params, parse_params
 from pipeline.config.strict_yaml import read_yaml
 from pipeline.data.dataset import PreparedDataset
@@ -30,11 +34,13 @@ from pipeline.diffusion.generate import generate
 from pipeline.evaluation.features import Whitening, randconv
 from pipeline.evaluation.metrics import kid
 from pipeline.launch.worker import WorkerConfig
+from pipeline.models.conditioning import Conditioning
 from pipeline.models.shape import on_one_canvas
-from pipeline.models.snapshot import load_snapshot
+from pipeline.models.snapshot import Snapshot, load_snapshot
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.prepare import prepare
 from pipeline.prepare.sources.openmoji import OpenMoji
+from pipeline.rng import generator_for
 from pipeline.training.reports import save_grid
 from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
@@ -44,6 +50,9 @@ SIZES = ((96, 96), (160, 96), (96, 160), (192, 96), (96, 192))  # of canvases: w
 COPIES = 160  # canvases of each size
 FITS = ("crop", "buckets")
 SAMPLES, STEPS, SHOWN = 96, 8, 8  # of each shape, their steps, and those on the sheet
+RESOLUTION = {"emoji": 64, "photographs": 32}  # px
+IMAGES = {"emoji": 6400, "photographs": 12800}  # that the core is trained on; a quarter for the shell
+NOISE = (25.0, 50.0, 100.0, 200.0)  # grey levels, under which held-out photographs are estimated
 
 
 class Drawing(NamedTuple):
@@ -60,10 +69,9 @@ def drawings(side: int) -> list[Drawing]:
     return [Drawing(source.decode(source.read(item), item.where).pixels, item.captions[0]) for item in items]
 
 
-def compose(folder: Path, copies: int) -> None:
-    """Write `copies` canvases of each size, and their captions beside them."""
-    draw, known, folder = np.random.default_rng(0), drawings(88), folder / "data/raw"
-    folder.mkdir(parents=True)
+def canvases(copies: int) -> list[tuple[Image.Image, str]]:
+    """`copies` canvases of each size with emoji on them, and their captions."""
+    draw, known, made = np.random.default_rng(0), drawings(88), []
     for number in range(copies * len(SIZES)):
         width, height = SIZES[number % len(SIZES)]
         canvas = np.full((height, width, 3), 255, np.uint8)
@@ -78,16 +86,32 @@ def compose(folder: Path, copies: int) -> None:
             along, across = place * span + (span - side) // 2, (96 - side) // 2
             top, left = (across, along) if width >= height else (along, across)
             canvas[top : top + side, left : left + side] = pixels
-        Image.fromarray(canvas).save(folder / f"{number:05d}.png")
         text = (" and " if width > height else " above ").join(drawing.name for drawing in chosen)
-        (folder / f"{number:05d}.txt").write_text(text, encoding="utf-8")
+        made.append((Image.fromarray(canvas), text))
+    return made
 
 
-def params_of(fit: str, num_images: int) -> Params:
-    """params.yaml for these pictures, at 64 px: a small core of 32 px and one shell."""
+def write(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) -> None:
+    """Write pictures, and their captions beside them."""
+    folder.mkdir(parents=True)
+    for number, (picture, caption) in enumerate(pictures):
+        picture.save(folder / f"{number:05d}.png")
+        (folder / f"{number:05d}.txt").write_text(caption, encoding="utf-8")
+
+
+def params_of(fit: str, resolution: int, num_images: int, seed: int = 0) -> Params:
+    """params.yaml for these pictures: a small core of half the resolution, px, and one shell."""
     tree = read_yaml(Path(__file__).parents[1] / "params.yaml")
-    tree["data"] |= {"source": "folder", "path": "data/raw", "subset": [], "resolution": 64, "fit": fit}
-    tree["core"] |= {"channels": 24, "channel_mult": [1, 2, 4]}
+    tree["seed"] = seed
+    tree["data"] |= {
+        "source": "folder",
+        "path": "data/raw",
+        "subset": [],
+        "resolution": resolution,
+        "fit": fit,
+    }
+    core = {"resolution": resolution // 2, "channels": 24, "channel_mult": [1, 2, 4]}
+    tree["core"] |= core | {"attention": [resolution // 8]}
     tree["shell"] |= {"patch": 2, "channels": [16]}
     tree["sampling"] |= {"num_steps": STEPS}
     tree["pretrain"] |= {
@@ -112,10 +136,27 @@ def train(root: Path, params: Params) -> float:
     return time.process_time() - start
 
 
-def judge(roots: dict[str, Path], out: Path) -> list[list[str]]:
+@torch.no_grad()
+def error(model: Snapshot, pictures: Sequence[tuple[Image.Image, str]], size: tuple[int, int]) -> float:
+    """RMSE, in grey levels, of the estimate of pictures at a size, (width, height), without captions, under white
+    noise of each of NOISE, the same for all models."""
+    small = [np.asarray(each.resize(size, Image.Resampling.BICUBIC, reducing_gap=3)) for each, _ in pictures]
+    images = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2)
+    std = torch.tensor(model.statistics.std)[:, None, None] * 255  # grey levels in a standardised px
+    dim = int(str(model.config.text_encoder["dim"]))
+    none = torch.zeros(len(images), dim), torch.zeros(len(images), 1, dim)
+    text = Conditioning(*none, torch.zeros(len(images), 1, dtype=torch.bool))
+    x, total = model.statistics.standardise(images), 0.0
+    for number, level in enumerate(NOISE):
+        noise = torch.randn(x.shape, generator=generator_for(0, "held-out photographs", number))
+        sigma = level / float(std.mean())
+        denoised = model.denoiser(x + sigma * noise, torch.full((len(x),), sigma), text)
+        total += float(((denoised - x) * std).square().mean())
+    return (total / len(NOISE)) ** 0.5
+
+
+def judge(dataset: PreparedDataset, models: dict[str, Snapshot], out: Path) -> list[list[str]]:
     """A line for each shape: real pictures, KID between halves of them, KID of each model. Writes a sheet."""
-    dataset = PreparedDataset(roots["buckets"] / "data/prepared")
-    models = {fit: load_snapshot(root / "models/finetuned") for fit, root in roots.items()}
     network, lines, shown = randconv(dataset.resolution), [], list[Tensor]()
     of_split = {name: dataset.split(name) for name in ("train", "val", "test")}
     every, start = np.arange(len(dataset.rows)), 0
@@ -141,24 +182,52 @@ def judge(roots: dict[str, Path], out: Path) -> list[list[str]]:
     return lines
 
 
+def add_errors(
+    lines: list[list[str]],
+    dataset: PreparedDataset,
+    models: dict[str, Snapshot],
+    held_out: Sequence[tuple[Image.Image, str]],
+) -> None:
+    """Add the `error` of each model to the lines of `judge`, on the held-out pictures of each shape."""
+    for line, bucket in zip(lines, dataset.buckets, strict=True):
+        shape = bucket.width / bucket.height
+        own = [each for each in held_out if abs(each[0].width / each[0].height - shape) < 0.1]
+        line += [f"{error(model, own, (bucket.width, bucket.height)):.2f}" for model in models.values()]
+
+
 def main() -> None:
     """Train both models and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=6400, help="of the core; a quarter of the shell")
-    parser.add_argument("--copies", type=int, default=COPIES, help="canvases of each shape")
+    parser.add_argument("--pictures", choices=list(RESOLUTION), default="emoji")
+    parser.add_argument("--images", type=int, default=0, help="of the core; a quarter of the shell")
+    parser.add_argument("--copies", type=int, default=COPIES, help="pictures of each shape")
+    parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--out", type=Path, default=Path("runs/buckets"))
     args = parser.parse_args()
     print(machine(["torch"]))
-    roots = {fit: args.out / fit for fit in FITS}
-    for fit, root in roots.items():
+    images, held_out = args.images or IMAGES[args.pictures], []
+    if args.pictures == "photographs":
+        files = photographs()
+        held_out = tiles(files[HELD_OUT], SIZES, args.copies // 2, seed=1)
+        pictures = tiles([file for file in files if file not in files[HELD_OUT]], SIZES, args.copies)
+    else:
+        pictures = canvases(args.copies)
+    for fit in FITS:
+        root = args.out / fit
         shutil.rmtree(root, ignore_errors=True)
-        compose(root, args.copies)
-        seconds = train(root, params_of(fit, args.images))
-        print(f"{fit}: {args.images} and {args.images // 4} images in {seconds:.0f} CPU seconds", flush=True)
-    lines = judge(roots, args.out / "sheet.png")
-    print(table(["shape", "real", "KID of halves", *(f"KID {fit}" for fit in FITS)], lines))
+        write(root / "data/raw", pictures)
+        seconds = train(root, params_of(fit, RESOLUTION[args.pictures], images, args.seed))
+        print(f"{fit}: {images} and {images // 4} images in {seconds:.0f} CPU seconds", flush=True)
+    models = {fit: load_snapshot(args.out / fit / "models/finetuned") for fit in FITS}
+    dataset = PreparedDataset(args.out / "buckets/data/prepared")
+    lines = judge(dataset, models, args.out / "sheet.png")
+    head = ["shape", "real", "KID of halves", *(f"KID {fit}" for fit in FITS)]
+    if held_out:
+        head += [f"error {fit}" for fit in FITS]
+        add_errors(lines, dataset, models, held_out)
+    print(table(head, lines))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pipeline.models.resample import high_pass, rescale
 from pipeline.models.statistics import Statistics
 
 LITE0_STAGES = (2, 4, 10, 15)  # last block at 1/4, 1/8, 1/16 and 1/32 of the input
+LITE0_SIDE = 32  # px, the shortest side of an image that it takes
 HIGH_BAND_GAIN = 4.0
 
 

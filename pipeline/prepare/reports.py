@@ -18,7 +18,7 @@ from pipeline import artifacts
 from pipeline.config.params import Data
 from pipeline.errors import BadData, StorageError
 from pipeline.prepare import photos, shards, validation
-from pipeline.prepare.framing import Pixels, centred, tile
+from pipeline.prepare.framing import Pixels, centred, elongation, tile
 from pipeline.prepare.ingest import IngestedItem, images_of
 from pipeline.prepare.intake import DATA_DOCS, REPORTS, Inspection, SortedItems
 from pipeline.prepare.sources.files import listed
@@ -28,6 +28,7 @@ SHEET = {"train": 64, "val": 16, "test": 32}  # images of each split on the cont
 SHEET_COLUMNS = 16
 SHEET_PIXELS = 96  # side of the largest image on it
 DARK = 64  # the largest value of an image that is nearly black; 14 bits in 16 reach it
+MUCH = 1 / 3  # of an image's area that its bucket cuts off
 MANY, NEARLY_ALL = 10, 0.9  # images with one caption, and their part of those with any, that are odd
 MAX_KEPT = 2**30  # bytes of a file that is put into quarantine
 
@@ -145,7 +146,24 @@ def findings(inspection: Inspection, data: Data) -> list[str]:
     sizes = [f"{count} of {width}x{height}" for height, width, count in inspection.buckets]
     buckets = [f"buckets: {listed(sizes, 12)} px"] if sizes else []
     pictures = pictures_in_words(inspection.items)
+    if buckets:
+        buckets += cropped_in_words(inspection.items)
     return [*captions, *buckets, *passed, *pictures, *notes, *attempts_in_words(inspection.items)]
+
+
+def cropped_in_words(items: SortedItems) -> list[str]:
+    """The images of which more than MUCH is cut off, since their shape is far from that of their bucket."""
+    cut = {
+        each.item.where: 1 - 1 / elongation(each.measured[1:3], each.size)
+        for each in items.ok
+        if each.measured
+    }
+    order = sorted(cut, key=lambda where: -cut[where])
+    much = [f"{where} ({cut[where]:.0%})" for where in order if cut[where] > MUCH]
+    if not much:
+        return []
+    files = "1 image is" if len(much) == 1 else f"{len(much)} images are"
+    return [f"note: {files} cropped by more than a third to the shape of a bucket: {listed(much, 3)}"]
 
 
 def pictures_in_words(items: SortedItems) -> list[str]:

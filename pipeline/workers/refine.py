@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.adversarial.discriminator import (
+    LITE0_SIDE,
     CoreFeatures,
     FrozenFeatures,
     Heads,
@@ -158,6 +159,16 @@ def check_parent_fits(parent: Snapshot, run: Context, params: Params) -> None:
     check_parent(parent, run)
 
 
+def check_sides(run: Context) -> None:
+    """Raise ConfigError where images are too small for Lite0Features."""
+    small = [bucket for bucket in run.dataset.buckets if min(bucket.height, bucket.width) < LITE0_SIDE]
+    if small:
+        size = f"{small[0].width}x{small[0].height}"
+        problem = f"lite0 takes images of {LITE0_SIDE} px a side or more; some have {size}"
+        where = "params.yaml: refine.discriminators"
+        raise ConfigError("E-CFG-087", where, problem, "leave it out, or raise data.resolution")
+
+
 def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> AdversarialStep:
     """The update, with fresh heads on frozen features."""
     names = config.params.refine.discriminators
@@ -169,6 +180,7 @@ def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> Adversar
         assert isinstance(core, CoreDenoiser)
         frozen.append(CoreFeatures(core))
     if "lite0" in names:
+        check_sides(run)
         reference, _ = max(run.parts(run.pick("train", REFERENCE)), key=lambda part: len(part[0]))
         frozen.append(Lite0Features(parent.statistics, parent.statistics.standardise(reference)))
     if "pixels" in names:

@@ -70,6 +70,8 @@ def test_the_stage_stores_bucket_after_bucket_and_says_which(tiny_tree, tmp_path
     metrics = prepare(params, tmp_path, tmp_path / "work", log=lines.append)
     assert metrics["buckets"] == {"16x16": 23, "20x12": 10}
     assert "buckets: 23 of 16x16, 10 of 20x12 px" in lines
+    cut = [line for line in lines if line.startswith("note: 3 images are cropped by more than a third")]
+    assert len(cut) == 1 and "data/raw/tall/0.png (50%)" in cut[0]
     dataset = PreparedDataset(tmp_path / "data/prepared")
     assert dataset.buckets == [(16, 16, 23), (12, 20, 10)]
     wide = np.array([i for i, row in enumerate(dataset.rows) if row["group"] == "wide"])

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.params import parse_params
+from pipeline.errors import ConfigError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
@@ -64,6 +65,14 @@ def test_a_run_in_buckets_that_stops_in_mid_epoch_ends_with_the_bits_of_an_unbro
     for name in names:
         ours, theirs = tmp_path / "run/result" / name, trained / "runs" / stage / "result" / name
         assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+def test_images_too_small_for_lite0_are_refused_in_one_line(
+    trained: Path, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    changed = tree | {"refine": tree["refine"] | {"discriminators": ["lite0"]}}
+    with pytest.raises(ConfigError, match="lite0 takes images of 32 px a side or more; some have 24x8"):
+        refine(config_of(changed, trained, tmp_path / "run"))
 
 
 def test_the_sheet_of_samples_shows_the_shapes_of_their_images(trained: Path) -> None:
