@@ -44,7 +44,8 @@ def write_prepared(folder: Path, images: Bytes, encoding: str, dim: int = 384) -
         stored = (storage.encode(image, encoding) for image in images)
         sums = (shards.box_sums(image, 2) for image in images)
         shards.write_images(place, stored, sums, [Bucket(side, side, count)], encoding)
-        shards.write_index(place, rows, [(f"number {i}",) for i in range(count)])
+        names = [f"number {i}" for i in range(count)]
+        shards.write_index(place, rows, ((name,) for name in names), names)
         vectors = rng.standard_normal((count, 17, dim)).astype(np.float16)
         mask = np.ones((count, 16), np.uint8)
         text: dict[str, NDArray[Any]] = {

@@ -14,11 +14,12 @@ from itertools import groupby
 import numpy as np
 
 from pipeline.data.storage import Bucket
+from pipeline.prepare.disk_list import DiskList
 from pipeline.prepare.framing import Size
 from pipeline.prepare.ingest import IngestedItem
 from pipeline.prepare.sources.source import Item
 
-TakeIn = Callable[[Sequence[Item], tuple[Size, ...]], list[IngestedItem]]
+TakeIn = Callable[[Sequence[Item], tuple[Size, ...]], Sequence[IngestedItem]]
 MAX_ASPECT = 3.0  # of a bucket; a longer image is cropped
 MAX_BUCKETS = 8  # torch.compile makes a network for each, and no more of one function
 MIN_SHARE, MIN_IMAGES = 0.02, 8  # of all images, in a bucket: its batches hold no others
@@ -55,15 +56,17 @@ def choose_sizes(candidates: tuple[Size, ...], files: Iterable[Size]) -> tuple[S
         del kept[least]
 
 
-def in_buckets(take_in: TakeIn, items: Sequence[Item], candidates: tuple[Size, ...]) -> list[IngestedItem]:
+def in_buckets(
+    take_in: TakeIn, items: Sequence[Item], candidates: tuple[Size, ...]
+) -> Sequence[IngestedItem]:
     """`take_in(items, candidates)`, and then again, for the sizes that are kept, those items whose size is not."""
     ingested = take_in(items, candidates)
     kept = choose_sizes(candidates, (each.measured[1:3] for each in ingested if each.measured))
     lost = {each.item.id: each.item for each in ingested if each.measured and each.size not in kept}
     moved = {each.item.id: each for each in take_in(list(lost.values()), kept)} if lost else {}
-    return [moved.get(each.item.id, each) for each in ingested]
+    return DiskList(moved.get(each.item.id, each) for each in ingested)
 
 
 def buckets_of(sizes: Iterable[Size]) -> tuple[Bucket, ...]:
     """Runs of equal (width, height)."""
-    return tuple(Bucket(height, width, len(list(run))) for (width, height), run in groupby(sizes))
+    return tuple(Bucket(height, width, sum(1 for _ in run)) for (width, height), run in groupby(sizes))

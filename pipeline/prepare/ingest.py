@@ -8,8 +8,7 @@ wrong (a share away, a decoder killed, too little time) is tried again, in this 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +23,11 @@ from numpy.typing import NDArray
 from pipeline import artifacts
 from pipeline.config.params import Data
 from pipeline.data import storage
-from pipeline.errors import BadData, PipelineError
+from pipeline.errors import BadData
 from pipeline.prepare import photos
 from pipeline.prepare.blocks import Key, Layout, Work, block_maker, is_settled, key_of, name_of
+from pipeline.prepare.cache_index import CacheIndex
+from pipeline.prepare.disk_list import DiskList
 from pipeline.prepare.framing import Pixels, Size
 from pipeline.prepare.measure import ImageMeasures
 from pipeline.prepare.sources.source import Item, Source
@@ -108,7 +109,7 @@ def ingest(
     map_tasks: TaskMapper,
     processes: int,
     on_progress: OnProgress,
-) -> list[IngestedItem]:
+) -> DiskList[IngestedItem]:
     """Decode and measure all `items`, in their order.
 
     Args:
@@ -117,56 +118,47 @@ def ingest(
         on_progress: called with (items done, items in all).
     """
     cache.mkdir(parents=True, exist_ok=True)
-    found = _known(cache, artifacts.verify_directory)
-    known = {key: (block, row) for key, (block, row) in found.items() if is_settled(row)}
-    missing = [item for item in items if item.flaw is None and key_of(item) not in known]
-    blocks = [missing[i : i + BLOCK_ITEMS] for i in range(0, len(missing), BLOCK_ITEMS)]
+    known = CacheIndex(cache)
+    known.add(artifacts.verify_directory)
+    missing = DiskList(item for item in items if item.flaw is None and not known.is_settled(key_of(item)))
+    before = {key: found[1] for key in map(key_of, missing) if (found := known.find(key)) is not None}
     done = len(items) - len(missing)
     on_progress(done, len(items))
-    if blocks:
-        for count in map_tasks(partial(block_maker, source, layout, cache, processes), blocks):
+    if missing:
+        for count in map_tasks(partial(block_maker, source, layout, cache, processes), _Blocks(missing)):
             done += count
             on_progress(done, len(items))
-        # These were hashed a moment ago.
-        known |= _known(cache, artifacts.read_manifest, {block for block, _ in known.values()})
-    ingested = [_ingested(item, cache, known, found) for item in items]
+        known.add(artifacts.read_manifest)  # these were hashed a moment ago
+    ingested = DiskList(_ingested(item, known, before) for item in items)
     _remove_unused(cache, {each.block for each in ingested})
     return ingested
 
 
-def _known(
-    cache: Path, check: Callable[[Path], object], read: Set[Path] = frozenset()
-) -> dict[Key, tuple[Path, dict[str, Any]]]:
-    """All items in the cache, except those of the blocks `read`. Blocks for which `check` raises are removed."""
-    known: dict[Key, tuple[Path, dict[str, Any]]] = {}
-    for block in sorted(set(cache.glob("block-*")) - read):
-        try:
-            check(block)
-        except PipelineError:  # half-written by a killed run, or damaged since: computed again
-            artifacts.remove(block)
-            continue
-        for line in (block / "items.jsonl").read_text("ascii").splitlines():
-            row = json.loads(line)
-            key = row["id"], row["version"]
-            if key not in known or is_settled(row):
-                known[key] = block, row
-    return known
+class _Blocks(Sequence[list[Item]]):
+    """Items, BLOCK_ITEMS at a time."""
+
+    def __init__(self, items: DiskList[Item]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return -(-len(self._items) // BLOCK_ITEMS)
+
+    def __getitem__(self, number: Any) -> Any:
+        start = range(len(self))[number] * BLOCK_ITEMS
+        return self._items[start : start + BLOCK_ITEMS]
 
 
-def _ingested(
-    item: Item,
-    cache: Path,
-    known: dict[Key, tuple[Path, dict[str, Any]]],
-    before: dict[Key, tuple[Path, dict[str, Any]]],
-) -> IngestedItem:
-    """The result for one item, given what the cache holds and what it held before this run."""
+def _ingested(item: Item, known: CacheIndex, before: Mapping[Key, dict[str, Any]]) -> IngestedItem:
+    """The result for one item, given what the cache holds, and what it held before of those tried again."""
     if item.flaw is not None:
-        return IngestedItem(item, cache, -1, None, item.flaw)
-    block, row = known[key_of(item)]
+        return IngestedItem(item, known.folder, -1, None, item.flaw)
+    key = key_of(item)
+    found = known.find(key)
+    assert found is not None, item.id
+    block, row = found
     if "problem" in row:
         return IngestedItem(item, block, -1, None, BadData(*row["problem"]), not is_settled(row))
-    _, old = before.get(key_of(item), (block, row))
-    earlier = BadData(*old["problem"]) if "problem" in old else None
+    earlier = BadData(*before[key]["problem"]) if key in before else None
     measured, (width, height) = ImageMeasures(**row["measured"]), row["size"]
     return IngestedItem(item, block, row["row"], measured, None, earlier=earlier, size=(width, height))
 
@@ -187,7 +179,7 @@ def stored_sums(items: Iterable[IngestedItem]) -> Iterator[NDArray[np.uint16]]:
     """Their box sums, uint16 [3, h, w]."""
 
     def open_sums(block: Path, size: Size) -> Callable[[int], NDArray[np.uint16]]:
-        sums: NDArray[np.uint16] = np.load(block / f"{name_of('low', size)}.npy", mmap_mode="r")
+        sums: NDArray[np.uint16] = storage.open_array(block / f"{name_of('low', size)}.npy")
         return sums.__getitem__
 
     return _rows(items, open_sums)

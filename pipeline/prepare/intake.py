@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from pipeline.data.storage import Bucket
 from pipeline.errors import BadData, ConfigError
 from pipeline.prepare.clusters import Clusters, connected
+from pipeline.prepare.disk_list import DiskList
 from pipeline.prepare.ingest import IngestedItem
 from pipeline.prepare.measure import ImageMeasures, near_duplicates
 from pipeline.prepare.sources.source import Item, Listing, Source
@@ -29,7 +32,7 @@ REPORTS = "reports/prepare"
 class SortedItems:
     """Where every item went."""
 
-    ok: list[IngestedItem] = field(default_factory=list)
+    ok: Sequence[IngestedItem] = field(default_factory=list)
     quarantined: list[IngestedItem] = field(default_factory=list)
     duplicates: list[tuple[IngestedItem, IngestedItem]] = field(
         default_factory=list
@@ -65,30 +68,31 @@ class Inspection:
         """What each usable image shares its split with: the name of its cluster."""
         return self.clusters.names
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> Iterator[dict[str, Any]]:
         """One row of index.jsonl per usable image, without its captions. There, `base` is the cluster."""
-        return [
-            {
+        for image, family in zip(self.items.ok, self.families, strict=True):
+            yield {
                 "id": image.item.id,
                 "split": self.splits[family],
                 "base": family,
                 "group": image.item.group,
                 "subgroup": image.item.subgroup,
             }
-            for image, family in zip(self.items.ok, self.families, strict=True)
-        ]
 
     def split_sizes(self, captioned: bool) -> tuple[dict[str, int], dict[str, int]]:
         """Images and families of each split; with `captioned`, only of images with captions in splits that have
         some."""
-        images, families = {}, {}
-        rows = list(zip(self.rows(), self.items.ok, strict=True))
-        for name in SPLITS:
-            own = [(row["base"], bool(image.item.captions)) for row, image in rows if row["split"] == name]
-            if captioned and any(known for _, known in own):
-                own = [(family, known) for family, known in own if known]
-            images[name], families[name] = len(own), len({family for family, _ in own})
-        return images, families
+        split_of = [self.splits[family] for family in self.families]
+        known = [bool(image.item.captions) for image in self.items.ok] if captioned else []
+        some = {split for split, own in zip(split_of, known, strict=True) if own} if captioned else set()
+        counted = [
+            (split, family)
+            for i, (split, family) in enumerate(zip(split_of, self.families, strict=True))
+            if split not in some or known[i]
+        ]
+        images = Counter(split for split, _ in counted)
+        families = Counter(split for split, _ in set(counted))
+        return {name: images[name] for name in SPLITS}, {name: families[name] for name in SPLITS}
 
     def metrics(self) -> dict[str, Any]:
         """What reports/prepare/metrics.json holds."""
@@ -104,13 +108,13 @@ class Inspection:
         return found | ({"buckets": sizes} if sizes else {})
 
 
-def select(items: Sequence[Item], subset: Sequence[str]) -> list[Item]:
+def select(items: Sequence[Item], subset: Sequence[str]) -> Sequence[Item]:
     """Items whose group or subgroup is in `subset`; all of them where it is empty.
 
     Raises ConfigError for a name that selects nothing.
     """
     if not subset:
-        return list(items)
+        return items
     known = {item.group for item in items} | {item.subgroup for item in items}
     for name in subset:
         if name not in known:
@@ -119,33 +123,51 @@ def select(items: Sequence[Item], subset: Sequence[str]) -> list[Item]:
             fix = f"did you mean {close[0]!r}?" if close else f"use names such as: {few}"
             problem = f"{name!r} is not a group or subgroup of this source"
             raise ConfigError("E-CFG-012", "params.yaml: data.subset", problem, fix)
-    return [item for item in items if item.group in subset or item.subgroup in subset]
+    return DiskList(item for item in items if item.group in subset or item.subgroup in subset)
 
 
-def sort_out(items: Iterable[IngestedItem]) -> SortedItems:
+def sort_out(items: Sequence[IngestedItem]) -> SortedItems:
     """Every item as ok, quarantined or duplicate. Of equal images the first is kept."""
-    result = SortedItems()
-    seen: dict[str, IngestedItem] = {}
-    for each in items:
-        if each.measured is None:
-            result.quarantined.append(each)
-        elif each.measured.pixels in seen:
-            result.duplicates.append((each, seen[each.measured.pixels]))
-        else:
-            seen[each.measured.pixels] = each
-            result.ok.append(each)
-    return result
+    firsts = _firsts([each.measured.pixels if each.measured else "" for each in items])
+    originals = {first for number, first in enumerate(firsts) if first not in (number, -1)}
+    kept = {number: each for number, each in enumerate(items) if number in originals} if originals else {}
+    left_out = [
+        (each, first)
+        for number, (each, first) in enumerate(zip(items, firsts, strict=True))
+        if first != number
+    ]
+    return SortedItems(
+        ok=DiskList(each for number, each in enumerate(items) if firsts[number] == number),
+        quarantined=[each for each, first in left_out if first < 0],
+        duplicates=[(each, kept[first]) for each, first in left_out if first >= 0],
+    )
+
+
+def _firsts(digests: Iterable[str]) -> list[int]:
+    """The place of the first of equal hexadecimal digests, of each; -1 for an empty one."""
+    values = np.frombuffer(b"".join(bytes.fromhex(text or "00" * 32) for text in digests), "V32")
+    _, first, label = np.unique(values, return_index=True, return_inverse=True)
+    firsts = first[label]
+    firsts[values == np.zeros(1, "V32")] = -1
+    numbers: list[int] = firsts.tolist()
+    return numbers
 
 
 def find_families(images: Sequence[IngestedItem]) -> list[str]:
     """The family of each image: its own or, where the source knows none, that of images whose perceptual hashes are
     nearly equal, named after the first of them."""
-    free = [each for each in images if each.item.family is None]
-    first = iter(connected(len(free), near_duplicates([_measured(each).phash for each in free])))
-    return [
-        _measured(free[next(first)]).pixels[:16] if each.item.family is None else each.item.family
-        for each in images
+    named = [each.item.family or "" for each in images]
+    free = [number for number, each in enumerate(images) if each.item.family is None]
+    if not free:
+        return named
+    measured = [
+        (_measured(each).phash, _measured(each).pixels[:16]) for each in images if each.item.family is None
     ]
+    for number, first in zip(
+        free, connected(len(free), near_duplicates(phash for phash, _ in measured)), strict=True
+    ):
+        named[number] = measured[first][1]
+    return named
 
 
 def _measured(image: IngestedItem) -> ImageMeasures:
@@ -166,34 +188,37 @@ def make_records(
     splits: dict[str, str],
     encoder: TextEncoder,
     resolution: int,
+    most: int,
 ) -> list[Record]:
-    """The table that is validated, one record per image of `resolution` px."""
-    names = [image.item.captions[0] if image.item.captions else None for image in images]
+    """The table that is validated: a record for each of at most `most` images of `resolution` px, evenly spaced."""
+    count = min(most, len(images))
+    numbers = [i * len(images) // count for i in range(count)]
+    chosen = set(numbers)
+    some = [image for number, image in enumerate(images) if number in chosen]
+    names = [image.item.captions[0] if image.item.captions else None for image in some]
     tokens = encoder.count_tokens([name or "" for name in names])
-    texts = {text for image in images for text in image.item.captions}
+    texts = {text for image in some for text in image.item.captions}
     flaws = {text: text_flaws(text) for text in texts}
     near: dict[int, set[str]] = defaultdict(set)  # splits of each image's near duplicates
-    for a, b in near_duplicates([_measured(image).phash for image in images]):
+    for a, b in near_duplicates(_measured(image).phash for image in images).tolist():
         if families[a] != families[b]:
             near[a].add(splits[families[b]])
             near[b].add(splits[families[a]])
     return [
         Record(
             id=image.item.id,
-            split=splits[family],
-            family=family,
+            split=splits[families[number]],
+            family=families[number],
             group=image.item.group,
             subgroup=image.item.subgroup,
             caption=name,
             num_captions=len(image.item.captions),
             caption_flaws=", ".join(sorted({flaw for text in image.item.captions for flaw in flaws[text]})),
             tokens=count,
-            near_elsewhere=len(near[number] - {splits[family]}),
+            near_elsewhere=len(near[number] - {splits[families[number]]}),
             aspect=round(max(_measured(image)[1:3]) / min(_measured(image)[1:3]), 4),
             side=side_of(image, resolution),
             **_measured(image)._asdict(),
         )
-        for number, (image, family, name, count) in enumerate(
-            zip(images, families, names, tokens, strict=True)
-        )
+        for number, image, name, count in zip(numbers, some, names, tokens, strict=True)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -131,15 +131,15 @@ def _hashes(small: NDArray[np.uint8]) -> list[str]:
     return [bits.tobytes().hex() for bits in np.packbits(low > medians[:, None], axis=1)]
 
 
-def near_duplicates(hashes: list[str], max_bits: int = 3) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of 64-bit hashes (hexadecimal) that differ in at most `max_bits` (0 to 3) bits.
+def near_duplicates(hashes: Iterable[str], max_bits: int = 3) -> NDArray[np.int64]:
+    """Pairs i < j, sorted, of 64-bit hashes (hexadecimal) that differ in at most `max_bits` (0 to 3) bits: [m, 2].
 
     Two such hashes agree in one of four 16-bit parts, so only those that share a part are compared; parts that
     more than 64 hashes share (blank images, one image many times) are compared in windows of that many.
     """
     assert 0 <= max_bits <= 3
-    values = np.array([int(text, 16) for text in hashes], dtype=np.uint64)
-    pairs: set[tuple[int, int]] = set()
+    values = np.fromiter((int(text, 16) for text in hashes), np.uint64)
+    pairs = [np.zeros((0, 2), np.int64)]
     for part in range(4):
         keys = (values >> np.uint64(16 * part)) & np.uint64(0xFFFF)
         order = np.lexsort((values, keys))
@@ -151,7 +151,5 @@ def near_duplicates(hashes: list[str], max_bits: int = 3) -> list[tuple[int, int
             apart = np.bitwise_count(sorted_values[step:] ^ sorted_values[:-step])
             close = np.flatnonzero(near & (apart <= max_bits))
             first, second = order[close], order[close + step]
-            pairs.update(
-                zip(np.minimum(first, second).tolist(), np.maximum(first, second).tolist(), strict=True)
-            )
-    return sorted(pairs)
+            pairs.append(np.stack([np.minimum(first, second), np.maximum(first, second)], 1))
+    return np.unique(np.concatenate(pairs), axis=0)

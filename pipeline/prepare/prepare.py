@@ -22,6 +22,7 @@ from pipeline.prepare import photos, shards, validation
 from pipeline.prepare.blocks import Layout
 from pipeline.prepare.buckets import buckets_of, candidate_sizes, in_buckets
 from pipeline.prepare.clusters import join_similar
+from pipeline.prepare.disk_list import DiskList
 from pipeline.prepare.framing import Size
 from pipeline.prepare.ingest import (
     IngestedItem,
@@ -89,7 +90,7 @@ def prepare(
     """
     data = params.data
     inspection = examine(params, root, work, root / DATA_DOCS, map_tasks, processes, on_progress)
-    metrics, rows, ok = inspection.metrics(), inspection.rows(), inspection.items.ok
+    metrics, ok = inspection.metrics(), inspection.items.ok
     quarantine(root / QUARANTINE, inspection)
     write_reports(root, data, metrics, inspection)
     for line in told(inspection, data):
@@ -101,8 +102,9 @@ def prepare(
     with artifacts.commit_directory(root / PREPARED, meta) as folder:
         images, sums = stored_images(ok), stored_sums(ok)
         shards.write_images(folder, images, sums, buckets_of(image.size for image in ok), inspection.encoding)
-        unique = shards.write_index(folder, rows, [image.item.captions for image in ok])
-        shards.write_text(folder, unique, inspection.encoder, work / "captions")
+        captions = shards.unique_captions(image.item.captions for image in ok)
+        shards.write_index(folder, inspection.rows(), (image.item.captions for image in ok), captions)
+        shards.write_text(folder, captions, inspection.encoder, work / "captions")
         meta |= {
             "source": data.source,
             "licence": inspection.source.licence,
@@ -162,11 +164,12 @@ def told(inspection: Inspection, data: Data) -> list[str]:
     """What a user should know before training, a line each: what is left out, `findings`, failed expectations."""
     left_out = sorted(problems_of(inspection).items())
     failed = (*inspection.report.failed("critical"), *inspection.report.failed("warning"))
+    of = f", {sample}" if (sample := inspection.report.sample) else ""
     return [
         *(f"{len(lines)} x {code}: {lines[0]}" for code, lines in left_out),
         *findings(inspection, data),
         # Of images without captions `findings` tells.
-        *(f"{each.severity}: {each.failure}" for each in failed if each.name != CAPTIONS),
+        *(f"{each.severity}: {each.failure}{of}" for each in failed if each.name != CAPTIONS),
     ]
 
 
@@ -186,11 +189,11 @@ def examine(
     listing = source.listing()
     items = select(listing.items, data.subset)
     if data.captions == "none":
-        items = [replace(item, captions=()) for item in items]
+        items = DiskList(replace(item, captions=()) for item in items)
     encoding = shards.choose_encoding(data.encoding, len(items), data.resolution)
     layout = Layout(data.resolution, params.core.resolution, encoding)
 
-    def take_in(items: Sequence[Item], kept: tuple[Size, ...]) -> list[IngestedItem]:
+    def take_in(items: Sequence[Item], kept: tuple[Size, ...]) -> Sequence[IngestedItem]:
         own = source if kept == sizes else open_source(data, root, kept)
         cache = work / "pictures" / cache_key(data, layout, kept)[:16]
         return ingest(own, items, layout, cache, map_tasks, processes, on_progress)
@@ -200,15 +203,17 @@ def examine(
     ok = sorted_items.ok
     buckets: tuple[Bucket, ...] = ()
     if sizes:
-        ok.sort(key=lambda image: sizes.index(image.size))
+        found = {image.size for image in ok}
+        ok = DiskList(image for size in sizes if size in found for image in ok if image.size == size)
+        sorted_items.ok = ok
         buckets = buckets_of(image.size for image in ok)
     clusters = join_similar(find_families(ok), stored_sums(ok), data.resolution, layout.factor)
     families = clusters.names
     splits = assign_splits(families, params.seed, data.split.model_dump())
     captions = shards.unique_captions(image.item.captions for image in ok)
     encoder = load_text_encoder(data.text_encoder, data.max_tokens, captions)
-    records = make_records(ok, families, splits, encoder, data.resolution)
-    report = validation.validate(records, data.resolution, data.max_tokens, docs)
+    records = make_records(ok, families, splits, encoder, data.resolution, validation.MAX_ROWS)
+    report = validation.validate(records, data.resolution, data.max_tokens, docs, len(ok))
     return Inspection(source, listing, sorted_items, clusters, splits, encoder, encoding, report, buckets)
 
 

@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,7 @@ def problems_of(inspection: Inspection) -> dict[str, list[str]]:
 
 def findings(inspection: Inspection, data: Data) -> list[str]:
     """What a user should know of a source, a line each: its captions, files beside the images, failed attempts."""
-    items = [image.item for image in inspection.items.ok]
-    captions = captions_in_words(items, data.captions)
+    captions = captions_in_words((image.item for image in inspection.items.ok), data.captions)
     kinds = [
         f"{count} {kind or 'without a suffix'}" for kind, count in inspection.listing.passed_over.items()
     ]
@@ -171,30 +171,41 @@ def pictures_in_words(items: SortedItems) -> list[str]:
     lines = []
     if raw := [each.item.where for each in items.quarantined if _problem(each).code == photos.RAW]:
         lines.append(f"warning: {photos.raw_in_words(raw)}: {listed(raw, 3)}")
-    measured = [(each.item.where, each.measured) for each in items.ok if each.measured is not None]
-    if several := [where for where, one in measured if one.several]:
+    odd = [
+        (each.item.where, each.measured)
+        for each in items.ok
+        if each.measured is not None and (each.measured.several or each.measured.peak <= DARK)
+    ]
+    if several := [where for where, one in odd if one.several]:
         files = "1 file holds" if len(several) == 1 else f"{len(several)} files hold"
         lines.append(f"note: {files} several images, of which the first is taken: {listed(several, 3)}")
-    if dark := [f"{where} ({one.peak})" for where, one in measured if one.peak <= DARK]:
+    if dark := [f"{where} ({one.peak})" for where, one in odd if one.peak <= DARK]:
         cause = "as where 10, 12 or 14 bits lie in 16 and are not scaled"
         lines.append(f"warning: {_images(dark)} no value above {DARK} of 255, {cause}: {listed(dark, 3)}")
     return lines
 
 
-def captions_in_words(items: Sequence[Item], rule: str) -> list[str]:
+def captions_in_words(items: Iterable[Item], rule: str) -> list[str]:
     """Where the captions of usable items are from, and what is odd about that. `rule` is `data.captions`."""
     own = "the source's own"
-    origins = Counter((item.origin or own) if item.captions else "none" for item in items)
-    without = [item.where for item in items if not item.captions]
-    del origins["none"]
+    origins: Counter[str] = Counter()
+    texts: Counter[str] = Counter()
+    without = []
+    for item in items:
+        if item.captions:
+            origins[item.origin or own] += 1
+            texts[item.captions[0]] += 1
+        else:
+            without.append(item.where)
+    captioned = origins.total()
+    total = captioned + len(without)
     counts = [f"{count} from {origin}" for origin, count in origins.most_common()]
-    lines = [f"captions of {len(items)} images: {listed([*counts, f'{len(without)} without'], 12)}"]
+    lines = [f"captions of {total} images: {listed([*counts, f'{len(without)} without'], 12)}"]
     if without and rule != "none":
         lines.append(f"warning: {_images(without)} no caption: {listed(without, 3)}")
-    texts = Counter(text for item in items for text in set(item.captions[:1]))
     text, count = max(texts.items(), key=lambda pair: pair[1], default=("", 0))
-    if count >= MANY and count >= NEARLY_ALL * (len(items) - len(without)):
-        lines.append(f"warning: {count} of {len(items)} images have one caption, {text[:80]!r}")
+    if count >= MANY and count >= NEARLY_ALL * captioned:
+        lines.append(f"warning: {count} of {total} images have one caption, {text[:80]!r}")
     return lines
 
 
@@ -221,7 +232,7 @@ def attempts_in_words(items: SortedItems) -> list[str]:
         names = listed([f"{each.item.where} ({_problem(each).problem})" for each in passing], 3)
         problem = f"{len(passing)} could not be read or decoded now"
         lines.append(f"{problem}; the next run tries again (dvc repro -f prepare): {names}")
-    decoded = [*items.ok, *(double for double, _ in items.duplicates)]
+    decoded = chain(items.ok, (double for double, _ in items.duplicates))
     if back := [each.item.where for each in decoded if each.earlier]:
         lines.append(f"{len(back)} that could not be read or decoded before are there again: {listed(back)}")
     return lines

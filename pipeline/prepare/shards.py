@@ -34,7 +34,11 @@ MAX_FACTOR = 16  # of the box sums: 16 * 16 * 255 fits into uint16
 
 def dump_lines(rows: Iterable[Any]) -> str:
     """JSON lines: ASCII, sorted keys."""
-    return "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+    return "".join(map(_dump_line, rows))
+
+
+def _dump_line(row: Any) -> str:
+    return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
 
 
 def choose_encoding(wanted: str, count: int, resolution: int) -> str:
@@ -83,24 +87,21 @@ def write_images(
 
 
 def write_index(
-    folder: Path, rows: Sequence[dict[str, Any]], captions: Sequence[tuple[str, ...]]
-) -> list[str]:
-    """Write index.jsonl and captions.jsonl; `captions` are those of each row. Returns all captions by id.
-
-    Where nothing has a caption, one empty caption keeps the arrays of vectors from being empty.
-    """
-    unique = unique_captions(captions)
+    folder: Path, rows: Iterable[dict[str, Any]], captions: Iterable[tuple[str, ...]], unique: Sequence[str]
+) -> None:
+    """Write index.jsonl and captions.jsonl; `captions` are those of each row, `unique` all by id."""
     ids = {text: number for number, text in enumerate(unique)}
-    numbered = [
+    numbered = (
         {**row, "captions": [ids[t] for t in texts]} for row, texts in zip(rows, captions, strict=True)
-    ]
-    (folder / "index.jsonl").write_text(dump_lines(numbered), "ascii")
-    (folder / "captions.jsonl").write_text(dump_lines(unique), "ascii")
-    return unique
+    )
+    for name, lines in {"index.jsonl": numbered, "captions.jsonl": unique}.items():
+        with open(folder / name, "w", encoding="ascii") as file:
+            file.writelines(map(_dump_line, lines))
 
 
 def unique_captions(captions: Iterable[tuple[str, ...]]) -> list[str]:
-    """All captions once, in order; one empty caption where there is none."""
+    """All captions once, in order. Where nothing has a caption, one empty caption keeps the arrays of vectors from
+    being empty."""
     return list(dict.fromkeys(text for texts in captions for text in texts)) or [""]
 
 

@@ -30,6 +30,9 @@ USUAL_MODES = ("RGB", "RGBA", "L", "LA", "P", "SVG")
 CAPTIONS = "every image has a caption"
 _DETAILS = "details"  # Folder of Great Expectations' own pages.
 _EXAMPLES = 8
+MAX_ROWS = (
+    25_000  # images that are validated; of a larger set a sample, since the table is in memory several times
+)
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """All answers. `success` means that no critical expectation failed."""
+    """All answers, about `rows` of `images` images. `success` means that no critical expectation failed."""
 
     outcomes: tuple[Outcome, ...]
+    rows: int = 0
+    images: int = 0
 
     @property
     def success(self) -> bool:
         """Whether no critical expectation failed."""
         return not self.failed("critical")
+
+    @property
+    def sample(self) -> str:
+        """In words, where not all images were looked at."""
+        return f"of a sample of {self.rows:,} of {self.images:,} images" if self.rows < self.images else ""
 
     def failed(self, severity: str) -> list[Outcome]:
         """Failed expectations of one severity."""
@@ -104,12 +114,13 @@ class Report:
         return artifacts.digest([asdict(outcome) for outcome in self.outcomes])
 
     def as_meta(self) -> dict[str, Any]:
-        """For the manifest of the prepared data: digest, success and the names of warnings."""
-        return {
+        """For the manifest of the prepared data: digest, success, names of warnings, and the rows of a sample."""
+        meta = {
             "digest": self.digest,
             "success": self.success,
             "warnings": [outcome.name for outcome in self.failed("warning")],
         }
+        return meta | ({"sample": self.rows} if self.sample else {})
 
 
 def _expectations(resolution: int, max_tokens: int) -> list[Any]:
@@ -171,14 +182,17 @@ def _expectations(resolution: int, max_tokens: int) -> list[Any]:
     ]
 
 
-def validate(records: Sequence[Record], resolution: int, max_tokens: int, docs: Path | None = None) -> Report:
+def validate(
+    records: Sequence[Record], resolution: int, max_tokens: int, docs: Path | None = None, images: int = 0
+) -> Report:
     """Ask every expectation about `records`.
 
     Args:
-        records: all prepared images, in order.
+        records: prepared images, in order.
         resolution: px that they should have.
         max_tokens: tokens that a caption should fit.
         docs: folder to write Great Expectations' pages to (below `details/`); replaced.
+        images: number of all prepared images, where `records` are a sample of them.
     """
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
@@ -189,7 +203,7 @@ def validate(records: Sequence[Record], resolution: int, max_tokens: int, docs: 
         if docs is not None:
             shutil.rmtree(docs / _DETAILS, ignore_errors=True)
             shutil.copytree(scratch, docs / _DETAILS)
-    return Report(tuple(_outcome(result) for result in results))
+    return Report(tuple(_outcome(result) for result in results), len(records), max(images, len(records)))
 
 
 def _frame(records: Sequence[Record]) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import BadData, InputMissing
 from pipeline.prepare import images, photos
+from pipeline.prepare.disk_list import DiskList
 from pipeline.prepare.framing import DecodedImage, Framing
 from pipeline.prepare.limits import MAX_BYTES
 from pipeline.prepare.sources.captions import Captions
@@ -97,10 +98,11 @@ class TreeSource:
         captions = Captions(self._tree, self._name, names, documents, self._rule)
         sound = (file.name for file in image_files if file.flaw is None)
         skip = int(_has_splits(_folders(name, self._shards) for name in sound))
-        items = tuple(self._item(file, skip, captions) for file in image_files)
+        items = DiskList(self._item(file, skip, captions) for file in image_files)
         flaws = [file.flaw for file in documents if file.flaw is not None]
         notes = (*flaws, *captions.notes(), *_archives(self._name, documents))
-        unused = Counter(photos.suffix_of(file.name) for file in documents if file.name not in captions.used)
+        used = captions.used
+        unused = Counter(photos.suffix_of(file.name) for file in documents if file.name not in used)
         twins = Counter(f"{photos.suffix_of(name)} beside its picture" for name in raw_twins)
         return Listing(items, notes, dict(sorted((unused + twins + self._tree.ignored).items())))
 

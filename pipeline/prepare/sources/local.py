@@ -64,7 +64,7 @@ class LocalTree:
                 yield name
 
     def _file(self, name: str) -> File:
-        path, where = self._folder / name, f"{self._name}/{printable(name)}"
+        path, where = os.path.join(self._folder, name), f"{self._name}/{printable(name)}"
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
             target = os.path.realpath(path)
@@ -78,14 +78,15 @@ class LocalTree:
 
     def read(self, name: str, limit: int) -> bytes:
         """See `Tree.read`. Only plain files are opened, and no link that leads outside is followed."""
-        path, where = self._folder / name, f"{self._name}/{printable(name)}"
-        if os.path.islink(path):
-            target = self._links.target(name)
-            if target is None:
-                raise self._links.flaw(name, where)
-            path = target
+        path, where = os.path.join(self._folder, name), f"{self._name}/{printable(name)}"
         try:
             status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                target = self._links.target(name)
+                if target is None:
+                    raise self._links.flaw(name, where)
+                path = str(target)
+                status = os.lstat(path)
             if not stat.S_ISREG(status.st_mode):
                 raise not_a_plain_file(where)
             if status.st_size > limit:

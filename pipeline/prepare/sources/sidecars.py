@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 
 from pipeline.errors import BadData
@@ -27,15 +27,21 @@ def suffix_of(name: str) -> str:
 def owners(images: Sequence[str], files: Sequence[File]) -> dict[str, list[str]]:
     """The images that each file lies beside, by its name: those with the same name but for the suffix (`a.txt` of
     `a.png`), or the whole one (`a.png.txt`). Case is ignored where no name is the same without that."""
-    exact: dict[str, list[str]] = defaultdict(list)
-    folded: dict[str, list[str]] = defaultdict(list)
-    for image in images:
-        for key in (posixpath.splitext(image)[0], image):
-            exact[key].append(image)
-            folded[key.casefold()].append(image)
-    stems = ((file.name, posixpath.splitext(file.name)[0]) for file in files)
-    found = {name: exact.get(stem) or folded.get(stem.casefold(), []) for name, stem in stems}
+    stems = {file.name: posixpath.splitext(file.name)[0] for file in files}
+    exact = _by_key(images, set(stems.values()), str)
+    folded = _by_key(images, {stem.casefold() for stem in stems.values() if stem not in exact}, str.casefold)
+    found = {name: exact.get(stem) or folded.get(stem.casefold(), []) for name, stem in stems.items()}
     return {name: images for name, images in found.items() if images}
+
+
+def _by_key(images: Sequence[str], wanted: Set[str], fold: Callable[[str], str]) -> dict[str, list[str]]:
+    """The images by those of their names, with and without suffix, that are `wanted` after `fold`."""
+    found: dict[str, list[str]] = {}
+    for image in images if wanted else ():
+        for key in (fold(posixpath.splitext(image)[0]), fold(image)):
+            if key in wanted:
+                found.setdefault(key, []).append(image)
+    return found
 
 
 class Sidecars:

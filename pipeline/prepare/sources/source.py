@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,7 +42,7 @@ class Listing:
     """All items of a source in a fixed order, notes on other files beside them, and the number of those that are
     passed over, by kind."""
 
-    items: tuple[Item, ...]
+    items: Sequence[Item]
     notes: tuple[BadData, ...] = field(default=())
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
