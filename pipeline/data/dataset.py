@@ -5,21 +5,28 @@ p // n. Every image is seen once per epoch, and neither a resume nor the number 
 images have several sizes, a batch holds one of them (order.py). Needs only torch, numpy and safetensors.
 """
 
-import json
 import math
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from pipeline.data.augment import Augment, Transforms, apply, draw
 from pipeline.data.folders import Folder, LocalFolder, LookAhead, require_room
 from pipeline.data.order import BatchOrder
-from pipeline.data.storage import HEADER, Bucket, Pictures, open_array, shard_counts
+from pipeline.data.storage import (
+    HEADER,
+    Bucket,
+    JsonLines,
+    Pictures,
+    open_array,
+    open_safetensors,
+    shard_counts,
+)
 from pipeline.errors import InputMissing
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.shape import Images, Shape
@@ -27,18 +34,16 @@ from pipeline.rng import generator_for
 
 
 class PreparedDataset:
-    """A folder written by the prepare stage. Images stay on disk (memory maps), or behind a URL, whence shards are
-    fetched when they are needed; encoded captions are in memory."""
+    """A folder written by the prepare stage, here (read through memory maps), or behind a URL, whence shards are
+    fetched when they are needed. In memory are some 30 bytes a row."""
 
     def __init__(self, folder: Path | str | Folder) -> None:
         """Open the folder. Raises InputMissing where there is none."""
         self.folder = LocalFolder(Path(folder)) if isinstance(folder, Path | str) else folder
         self.manifest = self.folder.manifest
         self.resolution = int(self.manifest["meta"]["resolution"])
-        self.rows = self.folder.open(["index.jsonl"], lambda path: _read_lines(path / "index.jsonl"))
-        self.captions = self.folder.open(
-            ["captions.jsonl"], lambda path: _read_lines(path / "captions.jsonl")
-        )
+        self.rows, self.captions = map(self._lines, ("index.jsonl", "captions.jsonl"))
+        self._read_rows()
         known = self.manifest["meta"].get("buckets")
         square = Bucket(self.resolution, self.resolution, len(self.rows))
         self.buckets = [Bucket(**each) for each in known] if known else [square]
@@ -50,7 +55,8 @@ class PreparedDataset:
         self._shards = [[file for file in files if file.startswith(f"{name}.")] for name in counts]
         self._low = sorted(file for file in files if file.startswith("low-"))
         self.low_resolution = self.resolution // self._low_factor()
-        self._text = self.folder.open(["text.safetensors"], lambda path: load_file(path / "text.safetensors"))
+        vectors = "text.safetensors"
+        self._text = self.folder.open([vectors], lambda path: open_safetensors(path / vectors))
 
     def _low_factor(self) -> int:
         """Side of the boxes of `low_sums`, px."""
@@ -71,6 +77,22 @@ class PreparedDataset:
         """Digest of the folder, from its manifest."""
         return str(self.manifest["digest"])
 
+    def _lines(self, name: str) -> JsonLines:
+        return self.folder.open([name], lambda path: JsonLines(path / name))
+
+    def _read_rows(self) -> None:
+        """Split and captions of each row, as numbers."""
+        splits, ids, ends = bytearray(), array("i"), array("q", [0])
+        self._splits: list[str] = []
+        for row in self.rows:
+            if row["split"] not in self._splits:
+                self._splits.append(row["split"])
+            splits.append(self._splits.index(row["split"]))
+            ids.extend(row["captions"])
+            ends.append(len(ids))
+        self._split_of = np.frombuffer(splits, np.uint8)
+        self._caption_ids, self._caption_ends = ids, ends
+
     @property
     def text_encoder(self) -> dict[str, object]:
         """Name, sha256, dim and max_tokens of the encoder behind `text`."""
@@ -78,7 +100,8 @@ class PreparedDataset:
 
     def split(self, name: str) -> np.ndarray:
         """Row numbers of a split ("train", "val", "test"), int64 [n]."""
-        return np.array([i for i, row in enumerate(self.rows) if row["split"] == name], dtype=np.int64)
+        number = self._splits.index(name) if name in self._splits else -1
+        return np.flatnonzero(self._split_of == number)
 
     def bucket_of(self, rows: np.ndarray) -> np.ndarray:
         """The number, in `buckets`, of each row: int64 [n]."""
@@ -184,13 +207,8 @@ class PreparedDataset:
 
     def caption_of(self, row: int, draw: int = 0) -> int:
         """Caption id of a row: its name (draw 0) or another of its captions; -1 where it has none."""
-        ids = self.rows[row]["captions"]
-        return int(ids[draw % len(ids)]) if ids else -1
-
-
-def _read_lines(path: Path) -> list[Any]:
-    """The values of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+        start, end = self._caption_ends[row], self._caption_ends[row + 1]
+        return self._caption_ids[start + draw % (end - start)] if end > start else -1
 
 
 class Batch(NamedTuple):

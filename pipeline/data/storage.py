@@ -10,15 +10,19 @@ Raw is read about forty times as fast; PNG takes 60% of the space for photograph
 from __future__ import annotations
 
 import io
+import json
+import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 HEADER = 128  # bytes before the values in a file of any array that is stored here
+KINDS = {"F16": np.float16, "U8": np.uint8}  # dtypes of safetensors
 
 
 class Bucket(NamedTuple):
@@ -100,6 +104,64 @@ def shard_counts(files: Mapping[str, Mapping[str, Any]], buckets: Sequence[Bucke
             counts[name] = (int(files[f"{name}.offsets.npy"]["size"]) - HEADER) // 8 - 1
         before += counts[name]
     return counts
+
+
+def create_safetensors(
+    path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, NDArray[Any]]:
+    """Arrays of zeros to be filled, through a memory map: the file that `safetensors.save_file` would write.
+
+    `shapes` has dtype (of KINDS) and shape of each by name, in the order of the file: large items first, then by
+    name. The space is taken before, so that a full disk is an OSError.
+    """
+    header, end = {}, 0
+    for name, (kind, shape) in shapes.items():
+        start, end = end, end + math.prod(shape) * np.dtype(KINDS[kind]).itemsize
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
+    return open_safetensors(path, "r+")
+
+
+def open_safetensors(path: Path, mode: Literal["r", "r+"] = "r") -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors file with dtypes of KINDS, through a memory map."""
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        place, shape = start + entry["data_offsets"][0], tuple(entry["shape"])
+        arrays[name] = np.asarray(np.memmap(path, KINDS[entry["dtype"]], mode, place, shape))
+    return arrays
+
+
+class JsonLines(Sequence[Any]):
+    """The lines of a JSON lines file, parsed when asked for; 8 bytes of memory a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        self._ends = np.flatnonzero(self._file == ord("\n"))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, place: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Any]: ...
+
+    def __getitem__(self, place: int | slice) -> Any:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        number = range(len(self))[place]
+        start = int(self._ends[number - 1]) + 1 if number else 0
+        return json.loads(self._file[start : self._ends[number]].tobytes())
 
 
 class Pictures:

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ BANDS, KEYS = 8, 5  # hash tables, and projections whose cells make up a key of 
 CELL = 48  # width of a cell, grey levels (RMS)
 WINDOW = 32  # images of one key that an image is compared with, a table
 TOGETHER = 2**14  # images that are compared in one go
+SUMMED = 64  # images whose means are computed in one go
 
 Means = NDArray[np.uint8]
 Pairs = NDArray[np.int64]
@@ -89,13 +91,16 @@ def box_means(sums: Iterable[NDArray[np.uint16]], factor: int, side: int, count:
     """Means of `side` x `side` equal parts of `count` images from their sums over boxes of `factor` px, rounded:
     uint8 [n, 3, side, side]. Where a side of an image is no multiple of `side` boxes, boxes count in proportion."""
     means = np.zeros((count, 3, side, side), np.uint8)
-    for number, own in enumerate(sums):
-        across, down = (math.lcm(length, side) for length in own.shape[:0:-1])
-        parts = own.repeat(down // own.shape[1], 1).repeat(across // own.shape[2], 2)
+    for (_, (_, height, width)), run in groupby(
+        enumerate(sums), lambda pair: (pair[0] // SUMMED, pair[1].shape)
+    ):
+        numbers, some = zip(*run, strict=True)
+        down, across = math.lcm(height, side), math.lcm(width, side)
+        parts = np.stack(some).repeat(down // height, 2).repeat(across // width, 3)
         down, across = down // side, across // side  # parts of boxes in a part of the image
-        total = parts.reshape(3, side, down, side, across).sum((2, 4), dtype=np.int64)
+        total = parts.reshape(-1, 3, side, down, side, across).sum((3, 5), dtype=np.int64)
         pixels = down * across * factor**2
-        means[number] = (2 * total + pixels) // (2 * pixels)
+        means[numbers[0] : numbers[-1] + 1] = (2 * total + pixels) // (2 * pixels)
     return means
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +49,7 @@ TaskMapper = Callable[[Callable[[], AbstractContextManager[Work]], Sequence[list
 OnProgress = Callable[[int, int], None]  # (done, total)
 
 
-@dataclass(frozen=True)
-class IngestedItem:
+class IngestedItem(NamedTuple):
     """The result for one item: an image, row `row` of those of its size (width, height) in its block, with its
     measures; or a problem.
 
@@ -129,9 +127,17 @@ def ingest(
             done += count
             on_progress(done, len(items))
         known.add(artifacts.read_manifest)  # these were hashed a moment ago
-    ingested = DiskList(_ingested(item, known, before) for item in items)
-    _remove_unused(cache, {each.block for each in ingested})
+    used: set[Path] = set()
+    ingested = DiskList(_noted(map(partial(_ingested, known, before), items), used))
+    _remove_unused(cache, used)
     return ingested
+
+
+def _noted(items: Iterable[IngestedItem], used: set[Path]) -> Iterator[IngestedItem]:
+    """`items`, the blocks of which are added to `used`."""
+    for each in items:
+        used.add(each.block)
+        yield each
 
 
 class _Blocks(Sequence[list[Item]]):
@@ -148,7 +154,7 @@ class _Blocks(Sequence[list[Item]]):
         return self._items[start : start + BLOCK_ITEMS]
 
 
-def _ingested(item: Item, known: CacheIndex, before: Mapping[Key, dict[str, Any]]) -> IngestedItem:
+def _ingested(known: CacheIndex, before: Mapping[Key, dict[str, Any]], item: Item) -> IngestedItem:
     """The result for one item, given what the cache holds, and what it held before of those tried again."""
     if item.flaw is not None:
         return IngestedItem(item, known.folder, -1, None, item.flaw)

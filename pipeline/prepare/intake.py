@@ -53,6 +53,7 @@ class Inspection:
     items: SortedItems
     clusters: Clusters  # of the families of usable images
     splits: dict[str, str]  # of each cluster
+    captions: list[str]  # by id; one empty caption where there is none
     encoder: TextEncoder
     encoding: str
     report: Report
@@ -101,7 +102,7 @@ class Inspection:
             "counts": self.items.counts() | images,
             "families": families,
             "clusters": self.clusters.summary(),
-            "captions": len({text for image in self.items.ok for text in image.item.captions}),
+            "captions": len([text for text in self.captions if text]),
             "failed_expectations": {name: len(self.report.failed(name)) for name in ("critical", "warning")},
         }
         sizes = {f"{bucket.width}x{bucket.height}": bucket.num_images for bucket in self.buckets}
@@ -128,19 +129,23 @@ def select(items: Sequence[Item], subset: Sequence[str]) -> Sequence[Item]:
 
 def sort_out(items: Sequence[IngestedItem]) -> SortedItems:
     """Every item as ok, quarantined or duplicate. Of equal images the first is kept."""
-    firsts = _firsts([each.measured.pixels if each.measured else "" for each in items])
-    originals = {first for number, first in enumerate(firsts) if first not in (number, -1)}
-    kept = {number: each for number, each in enumerate(items) if number in originals} if originals else {}
-    left_out = [
-        (each, first)
-        for number, (each, first) in enumerate(zip(items, firsts, strict=True))
-        if first != number
-    ]
-    return SortedItems(
-        ok=DiskList(each for number, each in enumerate(items) if firsts[number] == number),
-        quarantined=[each for each, first in left_out if first < 0],
-        duplicates=[(each, kept[first]) for each, first in left_out if first >= 0],
-    )
+    firsts = _firsts(each.measured.pixels if each.measured else "" for each in items)
+    quarantined: list[IngestedItem] = []
+    doubles: list[tuple[IngestedItem, int]] = []  # (left out, place of the one kept)
+
+    def usable() -> Iterator[IngestedItem]:
+        for number, (each, first) in enumerate(zip(items, firsts, strict=True)):
+            if first == number:
+                yield each
+            elif first < 0:
+                quarantined.append(each)
+            else:
+                doubles.append((each, first))
+
+    ok = DiskList(usable())
+    places = {place for _, place in doubles}
+    kept = {number: each for number, each in enumerate(items) if number in places} if places else {}
+    return SortedItems(ok, quarantined, [(each, kept[place]) for each, place in doubles])
 
 
 def _firsts(digests: Iterable[str]) -> list[int]:
@@ -156,18 +161,10 @@ def _firsts(digests: Iterable[str]) -> list[int]:
 def find_families(images: Sequence[IngestedItem]) -> list[str]:
     """The family of each image: its own or, where the source knows none, that of images whose perceptual hashes are
     nearly equal, named after the first of them."""
-    named = [each.item.family or "" for each in images]
-    free = [number for number, each in enumerate(images) if each.item.family is None]
-    if not free:
-        return named
-    measured = [
-        (_measured(each).phash, _measured(each).pixels[:16]) for each in images if each.item.family is None
-    ]
-    for number, first in zip(
-        free, connected(len(free), near_duplicates(phash for phash, _ in measured)), strict=True
-    ):
-        named[number] = measured[first][1]
-    return named
+    facts = [(each.item.family, _measured(each).phash, _measured(each).pixels[:16]) for each in images]
+    free = [number for number, (family, _, _) in enumerate(facts) if family is None]
+    first = iter(connected(len(free), near_duplicates(facts[number][1] for number in free)))
+    return [facts[free[next(first)]][2] if family is None else family for family, _, _ in facts]
 
 
 def _measured(image: IngestedItem) -> ImageMeasures:
@@ -194,13 +191,17 @@ def make_records(
     count = min(most, len(images))
     numbers = [i * len(images) // count for i in range(count)]
     chosen = set(numbers)
-    some = [image for number, image in enumerate(images) if number in chosen]
+    hashes, some = [], []
+    for number, image in enumerate(images):
+        hashes.append(_measured(image).phash)
+        if number in chosen:
+            some.append(image)
     names = [image.item.captions[0] if image.item.captions else None for image in some]
     tokens = encoder.count_tokens([name or "" for name in names])
     texts = {text for image in some for text in image.item.captions}
     flaws = {text: text_flaws(text) for text in texts}
     near: dict[int, set[str]] = defaultdict(set)  # splits of each image's near duplicates
-    for a, b in near_duplicates(_measured(image).phash for image in images).tolist():
+    for a, b in near_duplicates(hashes).tolist():
         if families[a] != families[b]:
             near[a].add(splits[families[b]])
             near[b].add(splits[families[a]])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +100,11 @@ def prepare(
     meta: dict[str, Any] = {}
     with artifacts.commit_directory(root / PREPARED, meta) as folder:
         images, sums = stored_images(ok), stored_sums(ok)
-        shards.write_images(folder, images, sums, buckets_of(image.size for image in ok), inspection.encoding)
-        captions = shards.unique_captions(image.item.captions for image in ok)
-        shards.write_index(folder, inspection.rows(), (image.item.captions for image in ok), captions)
-        shards.write_text(folder, captions, inspection.encoder, work / "captions")
+        square = Bucket(data.resolution, data.resolution, len(ok))
+        shards.write_images(folder, images, sums, inspection.buckets or (square,), inspection.encoding)
+        texts = (image.item.captions for image in ok)
+        shards.write_index(folder, inspection.rows(), texts, inspection.captions)
+        shards.write_text(folder, inspection.captions, inspection.encoder, work / "captions")
         meta |= {
             "source": data.source,
             "licence": inspection.source.licence,
@@ -189,7 +189,7 @@ def examine(
     listing = source.listing()
     items = select(listing.items, data.subset)
     if data.captions == "none":
-        items = DiskList(replace(item, captions=()) for item in items)
+        items = DiskList(item._replace(captions=()) for item in items)
     encoding = shards.choose_encoding(data.encoding, len(items), data.resolution)
     layout = Layout(data.resolution, params.core.resolution, encoding)
 
@@ -214,7 +214,9 @@ def examine(
     encoder = load_text_encoder(data.text_encoder, data.max_tokens, captions)
     records = make_records(ok, families, splits, encoder, data.resolution, validation.MAX_ROWS)
     report = validation.validate(records, data.resolution, data.max_tokens, docs, len(ok))
-    return Inspection(source, listing, sorted_items, clusters, splits, encoder, encoding, report, buckets)
+    return Inspection(
+        source, listing, sorted_items, clusters, splits, captions, encoder, encoding, report, buckets
+    )
 
 
 def splits_in_words(metrics: dict[str, Any]) -> str:

@@ -243,7 +243,7 @@ def thumbnails(inspection: Inspection) -> dict[str, str]:
     wanted = {
         name for outcome in inspection.report.outcomes if not outcome.success for name in outcome.examples
     }
-    shown = [item for item in inspection.items.ok if item.item.id in wanted]
+    shown = [item for item in inspection.items.ok if item.item.id in wanted] if wanted else []
     uris = {}
     for item, image in zip(shown, images_of(shown), strict=True):
         file = io.BytesIO()

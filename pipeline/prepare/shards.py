@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import storage
 from pipeline.data.storage import Bucket
-from pipeline.text.cache import encode_cached
+from pipeline.text.cache import encode_into
 from pipeline.text.encoder import TextEncoder
 
 SHARD_BYTES = 64 * 2**20  # of raw pixels
@@ -107,8 +107,11 @@ def unique_captions(captions: Iterable[tuple[str, ...]]) -> list[str]:
 
 def write_text(folder: Path, captions: Sequence[str], encoder: TextEncoder, cache: Path) -> None:
     """Encode all captions (those that `cache` lacks) and write text.safetensors."""
-    from safetensors.numpy import save_file
-
-    pooled, tokens, mask = encode_cached(encoder, captions, cache)
-    arrays: dict[str, NDArray[Any]] = {"pooled": pooled, "tokens": tokens, "mask": mask.astype(np.uint8)}
-    save_file(arrays, folder / "text.safetensors")
+    count, length, dim = len(captions), int(encoder.info["max_tokens"]), int(encoder.info["dim"])
+    shapes = {
+        "pooled": ("F16", (count, dim)),
+        "tokens": ("F16", (count, length, dim)),
+        "mask": ("U8", (count, length)),
+    }
+    arrays = storage.create_safetensors(folder / "text.safetensors", shapes)
+    encode_into((arrays["pooled"], arrays["tokens"], arrays["mask"]), encoder, captions, cache)

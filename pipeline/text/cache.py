@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import artifacts
 from pipeline.text.encoder import Halves, TextEncoder
@@ -34,11 +35,23 @@ def encode_cached(
     Returns:
         As `TextEncoder.encode`, in float16: pooled [n, dim], tokens [n, max_tokens, dim], mask bool.
     """
+    result = _empty(len(captions), encoder.info)
+    encode_into(result, encoder, captions, folder, on_progress)
+    return result
+
+
+def encode_into(
+    result: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    folder: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """`encode_cached` into arrays of zeros, which may be memory maps."""
     place = folder / artifacts.digest(encoder.info)[:16]
     rows: dict[str, list[int]] = {}
     for row, caption in enumerate(captions):
         rows.setdefault(caption, []).append(row)
-    result = _empty(len(captions), encoder.info)
     todo = dict.fromkeys(rows)
 
     def keep(texts: Sequence[str], block: Halves) -> None:
@@ -59,7 +72,6 @@ def encode_cached(
         halves = pooled.astype(np.float16), tokens.astype(np.float16), mask
         _write_block(place, texts, halves)
         keep(texts, halves)
-    return result
 
 
 def _empty(count: int, info: Mapping[str, Any]) -> Halves:

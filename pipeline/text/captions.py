@@ -48,6 +48,8 @@ def normalise(text: str) -> str:
     Joiners stay between emoji, so that a family stays one; runs of combining marks are cut. Any str will
     do, lone surrogates included; the result can be written as UTF-8, and is not changed by a second call.
     """
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
     text = text.translate(_PLAIN_QUOTES)
     kept = (" " if c.isspace() else c for c in text if c.isspace() or c == _JOINER or _is_visible(c))
     composed = _limit_marks(unicodedata.normalize("NFC", "".join(kept)))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.errors import BadData
 from pipeline.prepare.framing import DecodedImage
 from pipeline.prepare.limits import MAX_BYTES, Limits
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One image, not yet read.
 
     Attributes:
