@@ -23,7 +23,10 @@ MANY = 8_000
 
 def ingested(number: int, cache) -> IngestedItem:
     """An image of its own, as `ingest` returns it; every hundredth is a copy of the one before."""
-    name, pixels = f"{number // 1000:04d}/{number:07d}.png", f"{1 + number - (number % 100 == 99):016x}{0:048x}"
+    name, pixels = (
+        f"{number // 1000:04d}/{number:07d}.png",
+        f"{1 + number - (number % 100 == 99):016x}{0:048x}",
+    )
     phash = f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
     measured = ImageMeasures(pixels, 40, 36, "RGB", 120.5, 50.25, 7.5, 900.0, phash, 255, False)
     item = Item(name, f"data/raw/{name}", f"900-{number}", None, "0000", "0000", (f"thing {number}",))
