@@ -1,13 +1,15 @@
-"""Processes that end with their parent."""
+"""Processes: those that end with their parent, and those that use a folder. Standard library only."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import multiprocessing
 import os
 import select
 import signal
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 
@@ -32,3 +34,19 @@ def end_with_creator() -> None:
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([pipe], [], [], 0)[0]:  # It ended before.
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def users_of(folder: Path) -> dict[int, str]:
+    """{pid: name} of this user's other processes that have a file below `folder` open."""
+    users, inside = {}, f"{folder}/"
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # It has ended, or is another user's.
+            opened = [os.readlink(file) for file in process.glob("fd/*")]
+            if int(process.name) != os.getpid() and any(file.startswith(inside) for file in opened):
+                users[int(process.name)] = (process / "comm").read_text().strip()
+    return users

@@ -10,7 +10,7 @@ from pipeline.errors import run_main
 from pipeline.evaluation.entry import Champion
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.samples import run_locally
-from pipeline.launch.execution import inside_ray_job
+from pipeline.launch.session import inside_ray_job
 from pipeline.launch.stage import Stage, open_stage
 from pipeline.registry.pins import pinned_baseline
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pipeline.config.params import load_params
 from pipeline.errors import run_main
-from pipeline.launch import execution
 from pipeline.launch.stage import open_stage
 from pipeline.prepare import intake, prepare
+from pipeline.processes import cpu_count
 from pipeline.progress import ProgressBar
 from pipeline.project import is_tracked
 
@@ -20,7 +20,7 @@ def main() -> None:
     """Prepare the data, or explain in one line why that failed."""
     params = load_params()
     with open_stage("prepare", params) as stage:
-        processes = execution.cpu_count() if stage.profile.workers == 0 else 1
+        processes = cpu_count() if stage.profile.workers == 0 else 1
         work = stage.run_dir.parent / "cache"
         with ProgressBar("prepare") as bar:
 

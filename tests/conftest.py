@@ -14,13 +14,13 @@ from pipeline import artifacts
 from pipeline.config.params import Params, parse_params
 from pipeline.config.strict_yaml import read_yaml
 from pipeline.data import storage
-from pipeline.launch import execution
+from pipeline.launch import session
 from pipeline.prepare.buckets import buckets_of
 from pipeline.prepare.shards import box_sums, write_images
 
 ROOT = Path(__file__).resolve().parents[1]
 
-execution.require_token()  # Ray reads it once a process, so all tests share it.
+session.require_token()  # Ray reads it once a process, so all tests share it.
 
 # One thread a process: threads of tiny layers mostly wait for each other, and other tests have the other cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

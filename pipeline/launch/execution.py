@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import secrets
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -18,81 +14,18 @@ from typing import Any
 from pipeline.compute import ComputeProfile
 from pipeline.errors import Busy, PipelineError
 from pipeline.launch.failures import FAILURE, raise_failure, record_failure
+from pipeline.launch.session import Session, ray_session
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.processes import signal_on_parent_death
 
-RAY_ENV = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    "RAY_enable_metrics_collection": "0",
-}
 
-
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def require_token() -> None:
-    """Make Ray processes authenticate each other by a token, unless RAY_AUTH_MODE is set.
-
-    Must run before ray is imported, which reads the mode once. Without a token in the environment Ray would
-    create one and leave it in ~/.ray/auth_token.
-    """
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-@contextlib.contextmanager
-def ray_session(workers: int, inside_job: bool) -> Iterator[None]:
-    """A private, quiet Ray on this machine or, inside a job, the cluster's Ray."""
-    import logging
-
-    for key, value in RAY_ENV.items():
-        os.environ.setdefault(key, value)
-    if not inside_job:
-        require_token()
-    import ray
-
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM) if main else None
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if inside_job:
-        ray.init(address="auto", **common)
-    else:
-        os.environ.pop("RAY_ADDRESS", None)
-        ray.init(
-            address="local",
-            num_cpus=max(workers, cpu_count()),
-            include_dashboard=False,
-            object_store_memory=80 * 2**20,
-            **common,
-        )
-    if main and handler is not None:
-        signal.signal(signal.SIGTERM, handler)  # ray.init installs one that exits without unwinding.
-    try:
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        yield
-    finally:
-        ray.shutdown()
-
-
-def inside_ray_job() -> bool:
-    """True in the driver of a Ray job, which has a cluster."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def train_under_ray(stage: str, worker: Worker, config: WorkerConfig, profile: ComputeProfile) -> None:
+def train_under_ray(
+    session: Session, stage: str, worker: Worker, config: WorkerConfig, profile: ComputeProfile
+) -> None:
     """Run `worker` in `profile.workers` processes with a process group; if one dies, all restart.
 
     Raises:
-        Busy: workers died more often than the profile allows.
+        Busy: workers died more often than the profile allows, or Ray did.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
     from ray.train.torch import TorchTrainer
@@ -109,7 +42,7 @@ def train_under_ray(stage: str, worker: Worker, config: WorkerConfig, profile: C
         ),
     )
     try:
-        _in_thread(trainer.fit)
+        session.run(trainer.fit)
     except TrainingFailedError as error:
         raise_failure(config.run_dir)
         if not isinstance(error, WorkerGroupError):
@@ -117,22 +50,6 @@ def train_under_ray(stage: str, worker: Worker, config: WorkerConfig, profile: C
         raise _explain(stage, error.worker_failures, profile.max_failures) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _in_thread(work: Callable[[], object]) -> None:
-    """Run `work` in a thread: in the main thread Ray's `fit` takes over Ctrl-C and exits with status 1."""
-    outcome: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as exc:
-            outcome.set_exception(exc)
-        else:
-            outcome.set_result(None)
-
-    threading.Thread(target=run, name="fit", daemon=True).start()
-    outcome.result()
 
 
 @dataclass(frozen=True)
@@ -170,8 +87,8 @@ def execute(stage: str, worker: Worker, config: WorkerConfig, profile: ComputePr
     if profile.workers == 0:
         worker(config)
         return
-    with ray_session(profile.workers, inside_ray_job()):
-        train_under_ray(stage, worker, config, profile)
+    with ray_session(profile.workers, config.run_dir) as session:
+        train_under_ray(session, stage, worker, config, profile)
     raise_failure(config.run_dir)
 
 
@@ -192,7 +109,7 @@ def _run_tasks(
 
 
 def map_under_ray(
-    make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
+    session: Session, make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
 ) -> Iterator[Any]:
     """Map `make()`'s function over tasks, one at a time per core of the cluster; yields results as they finish.
 
@@ -215,7 +132,8 @@ def map_under_ray(
         compute=TaskPoolStrategy(size=concurrency),
         num_cpus=1,
     )
-    for row in mapped.iter_rows():
+    rows_done = iter(mapped.iter_rows())
+    while row := session.run(lambda: next(rows_done, None)):
         outcome = pickle.loads(row["outcome"])
         if isinstance(outcome, Exception):
             raise outcome

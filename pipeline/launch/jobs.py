@@ -20,9 +20,10 @@ from pipeline import artifacts
 from pipeline.artifacts import copy_into_place
 from pipeline.compute import ComputeProfile
 from pipeline.errors import Busy, PipelineError, StorageError, one_line
-from pipeline.launch.execution import RAY_ENV, execute
+from pipeline.launch.execution import execute
 from pipeline.launch.failures import FAILURE, failure_record, raise_failure
 from pipeline.launch.fingerprint import digest_path
+from pipeline.launch.session import RAY_ENV
 from pipeline.launch.stopping import stop_with_checkpoint
 from pipeline.launch.watch import POLL_SECONDS
 from pipeline.launch.worker import Worker, WorkerConfig

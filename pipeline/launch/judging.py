@@ -22,8 +22,8 @@ from pathlib import Path
 
 from pipeline.artifacts import copy_into_place
 from pipeline.errors import one_line
-from pipeline.launch.execution import cpu_count
 from pipeline.launch.watch import POLL_SECONDS, Tail
+from pipeline.processes import cpu_count
 from pipeline.tracking import stage_run
 
 NICE = ("nice", "-n", "10")  # a tenth of a busy core: less would never end, more would slow training

@@ -31,7 +31,7 @@ from pipeline.data.folders import push
 from pipeline.errors import ConfigError, StorageError
 from pipeline.launch import history
 from pipeline.launch.endings import recorded_ending
-from pipeline.launch.execution import execute, inside_ray_job, map_under_ray, ray_session
+from pipeline.launch.execution import execute, map_under_ray
 from pipeline.launch.fingerprint import (
     code_files,
     dependencies,
@@ -45,6 +45,7 @@ from pipeline.launch.fingerprint import (
 from pipeline.launch.jobs import log as log_line
 from pipeline.launch.jobs import run_as_job
 from pipeline.launch.judging import Judge, Judging
+from pipeline.launch.session import inside_ray_job, ray_session
 from pipeline.launch.stopping import stop_with_checkpoint
 from pipeline.launch.watch import ProgressWatch
 from pipeline.launch.worker import Worker, WorkerConfig
@@ -152,8 +153,8 @@ class Stage:
             with make() as work:
                 yield from map(work, tasks)
             return
-        with ray_session(self.profile.workers, inside_ray_job()):
-            yield from map_under_ray(make, tasks)
+        with ray_session(self.profile.workers, self.run_dir) as session:
+            yield from map_under_ray(session, make, tasks)
 
     def export(self, mapping: Mapping[str, str]) -> None:
         """Copy folders of the run folder to outputs, each atomically: {"result/model": "models/core"}."""

@@ -24,9 +24,9 @@ from pipeline.compute import load_profile
 from pipeline.config.params import load_params
 from pipeline.errors import PipelineError, describe, one_line
 from pipeline.launch import jobs
-from pipeline.launch.execution import cpu_count
 from pipeline.launch.stage import runs_folder
 from pipeline.overview.stages import LOCK, dvc_changes
+from pipeline.processes import cpu_count
 from pipeline.tracking import relocation, spool, store
 from pipeline.tracking.stage_run import LEASE
 

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.launch import execution
+from pipeline.launch.session import LOOPBACK, RAY_ENV
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 START = (
@@ -56,12 +56,12 @@ def without(hidden: Path) -> list[str]:
 def ray_node(folder: Path, arguments: str, start: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
     """A process that runs `ray start` for the block; its files, and what it prints, are in `folder`."""
     folder.mkdir()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    kept = {name: os.environ[name] for name in os.environ.keys() - LOOPBACK.keys()}
     command = START.format(folder=folder, port=free_port())
     with open(folder / "out", "w") as out:
         node = subprocess.Popen(
             [*start, *command.split(), *arguments.split()],
-            env={**kept, **execution.RAY_ENV, "PATH": PATH},
+            env={**kept, **RAY_ENV, "PATH": PATH},
             stdout=out,
             stderr=out,
             start_new_session=True,

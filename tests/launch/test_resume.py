@@ -17,6 +17,7 @@ from pipeline import artifacts
 from pipeline.compute import ComputeProfile
 from pipeline.config.params import parse_params
 from pipeline.launch import execution, failures
+from pipeline.launch.session import Session, ray_session
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.workers import finetune, pretrain, refine
 from tests.conftest import write_prepared
@@ -87,13 +88,13 @@ def root(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def ray_of_two(root: Path) -> Iterator[None]:
+def ray_of_two(root: Path) -> Iterator[Session]:
     """One session of Ray for all tests of this module."""
-    with execution.ray_session(2, inside_job=False):
+    with ray_session(2, root) as session:
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Workers cannot import a test.
-        yield
+        yield session
 
 
 @pytest.mark.ray
@@ -111,11 +112,11 @@ def test_a_killed_run_ends_in_the_same_bytes(
     failpoints: tuple[str, ...],
     root: Path,
     tree: dict[str, Any],
-    ray_of_two: None,
+    ray_of_two: Session,
     tmp_path: Path,
 ) -> None:
     config = config_of(stage, tree, root, tmp_path / "run", watch=8)
-    execution.train_under_ray(stage, Killed(WORKERS[stage], failpoints, tmp_path), config, TWO)
+    execution.train_under_ray(ray_of_two, stage, Killed(WORKERS[stage], failpoints, tmp_path), config, TWO)
     failures.raise_failure(tmp_path / "run")
     assert all((tmp_path / failpoint).exists() for failpoint in failpoints)
     assert digests(tmp_path / "run") == digests(root / stage)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.compute import ComputeProfile
 from pipeline.errors import BadData
 from pipeline.launch import execution
+from pipeline.launch.session import ray_session
 from pipeline.prepare import ingest as module
 from pipeline.prepare.blocks import Layout
 from pipeline.prepare.framing import Framing
@@ -127,8 +127,8 @@ def test_ray_takes_in_what_one_process_does(
     monkeypatch.setattr(module, "BLOCK_ITEMS", 6)
 
     def under_ray(make: Any, blocks: Any) -> Iterator[int]:
-        with execution.ray_session(ComputeProfile(workers=2).workers, inside_job=False):
-            yield from execution.map_under_ray(make, blocks)
+        with ray_session(2, tmp_path) as session:
+            yield from execution.map_under_ray(session, make, blocks)
 
     encoded = Layout(16, 8, "png")
     spread, alone = (

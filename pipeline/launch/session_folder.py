@@ -1,0 +1,60 @@
+"""The folder of one private Ray, for its logs and sockets, below /tmp or RAY_TMPDIR.
+
+It is removed with its driver, or by the next driver if that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.processes import users_of
+
+PREFIX = "crescendo-ray-"
+LOCK = "lock"  # held by the driver
+
+
+@contextlib.contextmanager
+def session_folder() -> Iterator[Path]:
+    """A new folder, removed at the end, with the processes that still use it; those of dead drivers are, too."""
+    parent = Path(
+        os.environ.get("RAY_TMPDIR", "/tmp")
+    )  # Short, since paths of sockets have 107 bytes at most.
+    if count := sweep(parent):
+        print(f"removed {count} folders in {parent} that runs which were killed had left", file=sys.stderr)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    with open(folder / f"{LOCK}.new", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(lock.name, folder / LOCK)
+        try:
+            yield folder
+        finally:
+            for pid in users_of(folder):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(parent: Path) -> int:
+    """Remove the folders of this user's drivers that are dead, as are all processes that had files there; their
+    number."""
+    left = [folder for folder in parent.glob(f"{PREFIX}*") if _is_left(folder)]
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(left)
+
+
+def _is_left(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # It is another user's, or being made or removed.
+        if folder.stat().st_uid == os.getuid():
+            with open(folder / LOCK, "rb+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return not users_of(folder)
+    return False
