@@ -123,3 +123,15 @@ def test_a_code_has_one_meaning() -> None:
         for code in re.findall(r'"(E-[A-Z]+-\d{3})"', path.read_text("utf-8")):
             modules[code].add(path.relative_to(root).as_posix())
     assert {code for code, files in modules.items() if len(files) > 1} == SHARED_CODES.keys()
+
+
+def test_a_page_names_every_code_and_follows_the_code() -> None:
+    root = Path(errors.__file__).parents[1]
+    made = subprocess.run(
+        [sys.executable, root / "docs/errors.py"], capture_output=True, text=True, check=True
+    )
+    page = (root / "docs/errors.md").read_text("utf-8")
+    assert page == made.stdout, "run `python docs/errors.py > docs/errors.md`"
+    files = [*root.glob("pipeline/**/*.py"), *root.glob("stages/*.py")]
+    used = {code for path in files for code in re.findall(r"[\"']?(E-[A-Z]+-\d{3})", path.read_text("utf-8"))}
+    assert used == set(re.findall(r"^\| (E-[A-Z]+-\d{3}) ", page, re.MULTILINE))
