@@ -74,7 +74,10 @@ class LocalFolder:
 
 
 class FarFolder:
-    """What `push` returned. Raises InputMissing, AccessError, or Busy where its store is away for long."""
+    """What `push` returned.
+
+    Raises InputMissing or AccessError, Busy where its store is away for long, and ConfigError where the cache is too
+    small for one of the files."""
 
     def __init__(self, url: str, cache: Cache) -> None:
         self.where, self._cache, self._digest = url, cache, url.rpartition("/")[2]
@@ -83,6 +86,10 @@ class FarFolder:
         self.manifest = artifacts.parse_manifest(content, f"{url}/{MANIFEST}")
         if self.manifest["digest"] != self._digest:
             raise _damaged(f"{url}/{MANIFEST}")
+        size, name = max((about["size"], name) for name, about in self.manifest["files"].items())
+        if size > cache.max_bytes:
+            problem = f"has {size / 2**30:.3g} GiB, more than the cache may hold"
+            raise ConfigError("E-CFG-061", f"{url}/{name}", problem, "raise cache_gib of the profile")
         self._met: dict[str, Identity] = {}
         self._opened: dict[str, tuple[list[Identity], Any]] = {}
         self._expected: set[str] = set()
@@ -96,9 +103,6 @@ class FarFolder:
     def path(self, name: str) -> Path:
         """A file in the cache; its bytes are those that the manifest tells of."""
         size = int(self.manifest["files"][name]["size"])
-        if size > self._cache.max_bytes:
-            problem = f"has {size / 2**30:.3g} GiB, more than the cache may hold"
-            raise ConfigError("E-CFG-061", f"{self.where}/{name}", problem, "raise cache_gib of the profile")
         fetch = partial(self._fetch, name)
         for _ in range(LOST):
             path = self._cache.path(f"{self._digest}/{name}", size, fetch)

@@ -136,8 +136,10 @@ def test_what_is_wrong_with_a_store_is_one_line(
         FarFolder(url + "0", Cache(tmp_path / "cache", 2**30))
     with pytest.raises(InputMissing, match="E-INP-012 s3://nowhere/"):
         push(one, "s3://nowhere", print)
-    with pytest.raises(ConfigError, match="E-CFG-061 .*index.jsonl: has .* more than the cache may hold"):
-        PreparedDataset(FarFolder(url, Cache(tmp_path / "small", 1000)))
+    with pytest.raises(
+        ConfigError, match="E-CFG-061 .*text.safetensors: has .* more than the cache may hold"
+    ):
+        FarFolder(url, Cache(tmp_path / "small", 1000))
     assert not list((tmp_path / "cache").rglob("*.part")) and held(tmp_path / "cache") == 0
 
 
