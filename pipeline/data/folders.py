@@ -76,8 +76,8 @@ class LocalFolder:
 class FarFolder:
     """What `push` returned.
 
-    Raises InputMissing or AccessError, Busy where its store is away for long, and ConfigError where the cache is too
-    small for one of the files."""
+    Raises InputMissing or AccessError, Busy where its store is away for long, and ConfigError where the cache is
+    too small for one of the files."""
 
     def __init__(self, url: str, cache: Cache) -> None:
         self.where, self._cache, self._digest = url, cache, url.rpartition("/")[2]
