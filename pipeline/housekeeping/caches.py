@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.errors import StorageError
-from pipeline.housekeeping.items import Item, is_held, make_item, plain_folders
+from pipeline.housekeeping.items import Item, is_held, is_own, make_item, plain_folders
 from pipeline.housekeeping.needs import Needs
 from pipeline.housekeeping.runs import DAY, run_folders
 from pipeline.prepare.blocks import Layout
@@ -26,8 +26,12 @@ PREPARED = "data/prepared"
 
 
 def unneeded_caches(root: Path, runs: Path, storage: Path | None, needs: Needs, keep: int) -> Iterator[Item]:
-    """Caches that may be removed; none of `prepare` while it runs. storage: that of a cluster's jobs, if any."""
-    leases = [run / LEASE for run in run_folders(runs)]
+    """Caches that may be removed: none of `prepare` while it runs, none at all while another user's stage does.
+
+    storage: that of a cluster's jobs, if any."""
+    if any(is_held(run / LEASE) for run in run_folders(runs) if not is_own(run)):
+        return
+    leases = [run / LEASE for run in run_folders(runs) if is_own(run)]
     prepare = [lease for lease in leases if lease.parent.parent.name == "prepare"]
     if not any(map(is_held, prepare)):
         cache = runs / "prepare/cache"
@@ -49,7 +53,9 @@ def _others(
     """Folders in `folder` that are not `used`, but for the newest ones."""
     found = [path for path in plain_folders(folder) if path.name not in set(used)]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    yield from (make_item(kind, path, *leases) for path in found[keep:] if "." not in path.name)
+    yield from (
+        make_item(kind, path, *leases) for path in found[keep:] if "." not in path.name and is_own(path)
+    )
 
 
 def _picture_keys(needs: Needs) -> set[str]:
@@ -70,7 +76,7 @@ def _copies(folder: Path, leases: Iterable[Path]) -> Iterator[Item]:
     """Copies of files behind a URL, where the current source is none; `crescendo data check` may use new ones."""
     names = () if folder.is_symlink() or not folder.is_dir() else sorted(folder.iterdir())
     for path in (name for name in names if name.is_file() and not name.suffix):
-        if path.stat().st_mtime < time.time() - DAY:
+        if path.stat().st_mtime < time.time() - DAY and is_own(path):
             yield make_item("copies of sources", path, *leases)
 
 
@@ -84,5 +90,5 @@ def _job_inputs(folder: Path, runs: Path, leases: Iterable[Path]) -> Iterator[It
     }
     for path in plain_folders(folder):
         recent = path.stat().st_mtime > time.time() - DAY
-        if path not in linked and "." not in path.name and not recent:
+        if path not in linked and "." not in path.name and not recent and is_own(path):
             yield make_item("inputs of jobs", path, *leases)

@@ -37,6 +37,11 @@ def make_item(kind: str, path: Path, *leases: Path, aside: Path | None = None) -
     return Item(kind, path, size, leases, aside)
 
 
+def is_own(path: Path) -> bool:
+    """Whether a file or folder is this user's; on a shared disk there are those of others."""
+    return path.lstat().st_uid == os.getuid()
+
+
 def is_held(lease: Path) -> bool:
     """Whether a process, of any machine that shares the disk, holds a lease; nothing is written."""
     try:

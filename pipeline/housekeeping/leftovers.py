@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.housekeeping.items import Item, is_held, make_item, plain_folders
+from pipeline.housekeeping.items import Item, is_held, is_own, make_item, plain_folders
 from pipeline.housekeeping.runs import DAY, run_folders
 from pipeline.tracking.stage_run import LEASE
 
@@ -33,7 +33,7 @@ def leftovers(root: Path, runs: Path, shared: bool) -> Iterator[Item]:
     for place in [*tops, *(below for top in tops for below in plain_folders(top)), *caches]:
         yield from (make_item(HALF, path) for path in _half_written(place, before))
     for run in run_folders(runs):
-        if not is_held(run / LEASE):
+        if is_own(run) and not is_held(run / LEASE):
             yield from _of_run(run, before)
 
 
@@ -65,7 +65,9 @@ def _half_written(folder: Path, before: float) -> Iterator[Path]:
         return
     for path in sorted(folder.iterdir()):
         match = TEMPORARY.fullmatch(path.name)
-        if match is None or artifacts.is_alive(int(match["pid"])) or path.lstat().st_mtime > before:
+        if match is None or artifacts.is_alive(int(match["pid"])) or not is_own(path):
+            continue
+        if path.lstat().st_mtime > before:
             continue
         if match["kind"] == "tmp" or path.with_name(match["original"]).exists():  # else it is the only copy
             yield path
@@ -85,8 +87,7 @@ def ray_sessions() -> Iterator[Item]:
 
 def _is_old(path: Path) -> bool:
     """Whether a file is this user's and was not written to for a day."""
-    status = path.lstat()
-    return status.st_uid == os.getuid() and status.st_mtime < time.time() - DAY
+    return is_own(path) and path.lstat().st_mtime < time.time() - DAY
 
 
 def _command_lines() -> str:

@@ -7,7 +7,6 @@ needs (needs.py), whose records MLflow does not have yet, and the most recently 
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.errors import StorageError
-from pipeline.housekeeping.items import Item, is_held, make_item, plain_folders
+from pipeline.housekeeping.items import Item, is_held, is_own, make_item, plain_folders
 from pipeline.housekeeping.needs import Needs
 from pipeline.launch.history import MADE_FROM, has_begun
 from pipeline.tracking.spool import SPOOL, STATE
@@ -51,7 +50,7 @@ def unneeded_runs(runs: Path, needs: Needs, keep: int, stay: Counter[str]) -> It
 
 def why_needed(run: Path, needs: Needs) -> str | None:
     """Why a run has to stay; None if it has not."""
-    if run.stat().st_uid != os.getuid():
+    if not is_own(run):
         return "of another user"
     if is_held(run / LEASE):
         return "in use"

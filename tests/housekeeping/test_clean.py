@@ -216,6 +216,16 @@ def test_runs_may_lie_elsewhere_and_links_out_of_them_are_not_followed(
     assert snapshot(outside) == before
 
 
+def test_what_is_another_users_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(root / "runs", 1)
+    (root / f"models/core.tmp-{DEAD}-0a0a0a0a").mkdir()
+    (root / "runs/init" / ("d" * 64)).mkdir(parents=True)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    made = plan(root, ComputeProfile(), needs(), keep=0)
+    assert not made.items
+    assert made.stay == Counter({"of another user": 1})
+
+
 def test_inputs_of_jobs_stay_while_a_run_links_to_them(root: Path, tmp_path: Path) -> None:
     storage = tmp_path / "disk"
     run_dir = make_run(storage / "runs", 1, finished=False)
