@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from pipeline.serving.model import Served
     from pipeline.serving.sizes import Size
 
-LINGER = 0.005  # seconds that a batch which is not full waits for more
+# Images of one call. Encoding their prompts costs the same for one as for many, and on a CPU three batches' work.
+MOST = 16
+# What a call that is not full waits for more, over the time that the last one took, and in seconds: whoever got an
+# image from that asks for the next now.
+LINGER, MAX_LINGER = 0.1, 0.1
 
 
 class QueueFull(Exception):
@@ -83,6 +87,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self._linger = 0.0
         self.seconds_per_image = 0.1  # lately
 
     @property
@@ -123,9 +128,7 @@ class Batcher:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
-                self._changed.wait_for(
-                    lambda: len(self._waiting) >= min(BATCH.values()) or self._closed, LINGER
-                )
+                self._changed.wait_for(lambda: len(self._waiting) >= MOST or self._closed, self._linger)
                 if self._closed:
                     return
                 job = self._waiting.popleft() if self._waiting else None
@@ -137,7 +140,7 @@ class Batcher:
     def _generate(self, first: ImageJob) -> None:
         """Make the image of a job, in a batch with others of its key."""
         generator = first.model.generator
-        rows = BATCH[next(generator.snapshot.denoiser.parameters()).device.type]
+        rows = max(MOST, BATCH[next(generator.snapshot.denoiser.parameters()).device.type])
         with self._changed:
             images = [job for job in self._waiting if isinstance(job, ImageJob)]
             others = [job for job in images if job.key == first.key][: rows - 1]
@@ -169,6 +172,7 @@ class Batcher:
         self._record(1, time.monotonic() - start)
 
     def _record(self, images: int, seconds: float) -> None:
+        self._linger = min(LINGER * seconds, MAX_LINGER)
         self.seconds_per_image += 0.1 * (seconds / images - self.seconds_per_image)
         self._on_batch(images, seconds)
 

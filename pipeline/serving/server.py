@@ -53,7 +53,7 @@ class Address:
             if isinstance(error, socket.gaierror) or error.errno == 99:
                 fix = "choose 127.0.0.1, or 0.0.0.0 for all"
                 raise ConfigError("E-CFG-131", where, "is no address of this machine", fix) from error
-            raise Busy("E-BUSY-070", where, "is in use", "choose another --port") from error
+            raise Busy("E-BUSY-130", where, "is in use", "choose another --port") from error
         return sock
 
 

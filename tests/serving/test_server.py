@@ -140,7 +140,7 @@ def test_a_service_that_others_can_reach_has_a_token(monkeypatch: pytest.MonkeyP
 
 def test_addresses_that_cannot_be_had_are_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(PipelineError, match="E-BUSY-070 127.0.0.1:.*: is in use"):
+        with pytest.raises(PipelineError, match="E-BUSY-130 127.0.0.1:.*: is in use"):
             Address("127.0.0.1", taken.getsockname()[1]).listen()
     with pytest.raises(PipelineError, match="E-CFG-131 192.0.2.1:0"):
         Address("192.0.2.1", 0).listen()
