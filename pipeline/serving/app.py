@@ -20,6 +20,7 @@ from pipeline.serving import schemas
 from pipeline.serving.answers import Refused, add_handlers
 from pipeline.serving.batching import ImageJob
 from pipeline.serving.guard import UPLOADS, Guard
+from pipeline.serving.limits import MAX_UPSCALED_PIXELS
 from pipeline.serving.model import Served
 from pipeline.serving.service import Service
 from pipeline.serving.sizes import parse_size, served_size, size_text
@@ -69,6 +70,23 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
 def _images(service: Service) -> APIRouter:
     router = APIRouter(tags=["images"], responses=REFUSALS)
 
+    _add_generations(router, service)
+    _add_edits(router, service)
+
+    @router.get(
+        "/images/{name}.png", response_class=Response, responses={200: {"content": {PNG: {}}}, 404: {}}
+    )
+    async def image(name: str) -> Response:
+        """An image that an answer gave by its URL."""
+        content = service.images.get(name)
+        if content is None:
+            raise Refused(404, "no_such_image", "there is no such image, or it is not kept any more")
+        return Response(content, media_type=PNG)
+
+    return router
+
+
+def _add_generations(router: APIRouter, service: Service) -> None:
     @router.post("/v1/images/generations", response_model_exclude_none=True)
     async def generate(request: Request, body: schemas.ImageRequest) -> schemas.ImageAnswer:
         """Images from a prompt."""
@@ -88,13 +106,16 @@ def _images(service: Service) -> APIRouter:
             )
             for i in range(n)
         ]
-        images = [encode_png(image) for image in await service.run(request, jobs)]
+        drawn = await service.run(request, jobs)
+        images = [await run_in_threadpool(encode_png, image) for image in drawn]
         notes = _notes(model, body)
         if asked not in (None, size):
             notes.append(f"size: {body.size} is not made by this model, {size_text(size)} is the nearest")
         answer = _answer(model, size_text(size), body.steps or model.default_steps, notes)
         return answer.model_copy(update={"data": _data(service, request, images, seed, body.response_format)})
 
+
+def _add_edits(router: APIRouter, service: Service) -> None:
     @router.post(UPLOADS, response_model_exclude_none=True)
     async def edit(
         request: Request, body: Annotated[schemas.EditRequest, Form(media_type="multipart/form-data")]
@@ -104,23 +125,16 @@ def _images(service: Service) -> APIRouter:
         service.admit(request, n)
         pixels, alpha = await run_in_threadpool(service.uploads.decode, await body.image.read())
         settings, steps, size, notes = enlargement(model, body, pixels)
+        if n * size[0] * size[1] > MAX_UPSCALED_PIXELS:
+            problem = (
+                f"{n} of {size_text(size)} px are too many, the limit is {MAX_UPSCALED_PIXELS} px in all"
+            )
+            raise Refused(400, "too_large", problem)
         jobs = upscale_jobs(model, pixels, body.prompt, range(seed, seed + n), settings)
         enlarged = await service.run(request, jobs)
         images = [await run_in_threadpool(encode_png, with_alpha(image, alpha)) for image in enlarged]
         answer = _answer(model, size_text(size), steps, _notes(model, body) + notes)
         return answer.model_copy(update={"data": _data(service, request, images, seed, body.response_format)})
-
-    @router.get(
-        "/images/{name}.png", response_class=Response, responses={200: {"content": {PNG: {}}}, 404: {}}
-    )
-    async def image(name: str) -> Response:
-        """An image that an answer gave by its URL."""
-        content = service.images.get(name)
-        if content is None:
-            raise Refused(404, "no_such_image", "there is no such image, or it is not kept any more")
-        return Response(content, media_type=PNG)
-
-    return router
 
 
 def _first_seed(seed: int | None, n: int) -> int:

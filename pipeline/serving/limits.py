@@ -13,6 +13,7 @@ MAX_PROMPT = 4000  # characters
 MAX_JSON_BYTES = 64 * 2**10
 MAX_UPLOAD_BYTES = 16 * 2**20
 MAX_UPLOAD_PIXELS = 2**20
+MAX_UPSCALED_PIXELS = 2**24  # of one request
 KEPT_BYTES, KEPT_SECONDS = 64 * 2**20, 3600.0  # of images that are given by URL
 
 

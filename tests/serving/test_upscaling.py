@@ -75,6 +75,7 @@ def test_fields_out_of_range_are_refused(client: TestClient, fields: dict) -> No
 
 
 def test_what_is_too_large_or_no_form_is_refused(client: TestClient) -> None:
+    assert edit(client, png(1000, 1000), factor="4", n="2")[1]["error"]["code"] == "too_large"
     assert edit(client, b"x" * MAX_UPLOAD_BYTES)[0] == 413
     assert client.post(PATH, json={"image": "x"}).status_code == 400
     assert client.post(PATH, data={"image": "/etc/passwd"}).status_code == 400
