@@ -17,7 +17,7 @@ ROWS = (
     ("stages", "cli"),
     ("housekeeping",),
     ("overview", "serving"),
-    ("workers", "registry"),
+    ("workers", "registry", "drill"),
     ("launch", "watch"),
     ("inference", "evaluation"),
     ("adversarial",),
@@ -29,8 +29,8 @@ ROWS = (
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 NOT_COMPARED = (
-    "launch", "tracking", "registry", "overview", "housekeeping", "cli", "compute", "presets", "processes",
-    "progress", "project", "errors",
+    "launch", "tracking", "registry", "drill", "overview", "housekeeping", "cli", "compute", "presets",
+    "processes", "progress", "project", "errors",
 )  # fmt: skip
 STAGES = ("prepare", "pretrain", "finetune", "refine", "evaluate")  # in order
 CORE = sorted(

@@ -15,6 +15,7 @@
     crescendo plan [STAGE...]
     crescendo doctor
     crescendo clean [--keep 2] [--dry-run]
+    crescendo drill [STAGE] [--kills 20] [--minutes 5] [--under ray|process] [--seed 0]
 
 Heavy imports are inside the commands that need them, which keeps `crescendo --help` quick.
 """
@@ -25,7 +26,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.cli import data, housekeeping, images, models, overview, params, serving, tracking
+from pipeline.cli import data, drill, housekeeping, images, models, overview, params, serving, tracking
 from pipeline.errors import run_main
 
 
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="crescendo", description="Everything around `dvc repro`: data, presets, promotion, images."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, params, models, images, serving, tracking, overview, housekeeping):
+    for module in (data, params, models, images, serving, tracking, overview, housekeeping, drill):
         module.add_commands(commands)
     return parser
 

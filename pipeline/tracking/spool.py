@@ -36,6 +36,7 @@ class Spool:
         self.path, self._state_path, self._server = folder / SPOOL, folder / STATE, server
         self._state = _read_state(self._state_path)
         self._points: set[tuple[str, int, float]] = set()
+        self._pictures: set[tuple[str, str, str, int]] = set()
         self._full = False
         self.waiting: deque[Waiting] = deque()
         self.begin: Entry | None = None  # the newest that the server has
@@ -54,8 +55,9 @@ class Spool:
         return any(state["sent"] >= self._size for state in self._state.values())
 
     def append(self, entries: Iterable[Entry]) -> None:
-        """Add entries, without points that are there already. Where the disk is full they are kept in memory."""
-        fresh = [entry for entry in map(self._without_known_points, entries) if entry]
+        """Add entries, without points and pictures that are there already. Where the disk is full they are kept in
+        memory."""
+        fresh = [entry for entry in map(self._fresh, entries) if entry]
         lines = [json.dumps(entry).encode() + b"\n" for entry in fresh]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ class Spool:
             if entry is None:
                 damaged += 1
                 continue
-            self._without_known_points(entry)
+            self._fresh(entry)
             if end > known:
                 self._add(entry, end)
             elif entry["kind"] == "begin":
@@ -117,8 +119,13 @@ class Spool:
         self.waiting.append(Waiting(entry, end))
         self.ended = entry["kind"] == "end"
 
-    def _without_known_points(self, entry: Entry) -> Entry | None:
-        """The entry, without points that were seen before; None if nothing is left."""
+    def _fresh(self, entry: Entry) -> Entry | None:
+        """The entry, without points that were seen before; None if nothing is left, or it is a picture that was."""
+        if entry["kind"] == "image":
+            picture = (entry["path"], entry["digest"], entry["name"], entry["step"])
+            if picture in self._pictures:
+                return None
+            self._pictures.add(picture)
         if entry["kind"] != "points":
             return entry
         points = [Point(*row) for row in entry["points"]]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.tracking import runs, stage_run, store
+from pipeline.tracking.spool import Spool
 
 
 def test_a_restarted_stage_continues_its_run_and_replayed_metrics_are_there_once(
@@ -34,6 +35,14 @@ def test_a_restarted_stage_continues_its_run_and_replayed_metrics_are_there_once
     assert runs.find_run_by_output("models/core", "other", tmp_path) is None
     out, err = capfd.readouterr()
     assert out == "" and err == ""
+
+
+def test_a_picture_that_a_restarted_stage_finds_again_is_sent_once(tmp_path: Path) -> None:
+    picture = {"kind": "image", "path": "a.png", "digest": "d", "name": "samples", "step": 8}
+    Spool(tmp_path, "server").append([picture, picture])
+    again = Spool(tmp_path, "server")
+    again.append([picture, picture | {"digest": "e"}])
+    assert [waiting.entry["digest"] for waiting in again.waiting] == ["d", "e"]
 
 
 def test_stages_share_a_parent_and_name_the_producers_of_their_inputs(tmp_path: Path) -> None:
