@@ -32,7 +32,7 @@ def drill(
         problem = (
             f"compute profile {profile} trains on a cluster; a drill kills processes of this machine only"
         )
-        raise ConfigError("E-CFG-061", "crescendo drill", problem, "choose --under ray or --under process")
+        raise ConfigError("E-CFG-150", "crescendo drill", problem, "choose --under ray or --under process")
     params = scaled(read_yaml(root / "params.yaml"), stage)
     parse_params(params)
     folder = root / FOLDER / stage

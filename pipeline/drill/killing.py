@@ -78,7 +78,7 @@ class Attempt:
         last = self.scratch.log.read_text(errors="replace").splitlines()[-1:] or ["without a word"]
         problem = f"ends with status {status} in the drill ({last[0]})"
         raise Busy(
-            "E-BUSY-070", self.scratch.stage, problem, f"mend that first; all of it is in {self.scratch.log}"
+            "E-BUSY-150", self.scratch.stage, problem, f"mend that first; all of it is in {self.scratch.log}"
         )
 
     def records(self) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ def test_a_stage_that_fails_by_itself_is_named_with_its_last_line(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        Busy, match=r"E-BUSY-070 pretrain: ends with status 1 .*\(E-TOY-001 toy: is broken. Fix"
+        Busy, match=r"E-BUSY-150 pretrain: ends with status 1 .*\(E-TOY-001 toy: is broken. Fix"
     ):
         drilled(project, monkeypatch, "broken")
 
@@ -102,7 +102,7 @@ def test_a_cluster_is_not_drilled(project: Path, monkeypatch: pytest.MonkeyPatch
     (project / "infra/compute/far.yaml").write_text("address: http://head:8265\nstorage: /mnt/x\n")
     monkeypatch.chdir(project)
     monkeypatch.setenv("CRESCENDO_COMPUTE", "far")
-    with pytest.raises(ConfigError, match="E-CFG-061"):
+    with pytest.raises(ConfigError, match="E-CFG-150"):
         run(["drill"])
 
 
