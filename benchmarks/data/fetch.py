@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.data.load import BATCH, write_prepared
 from benchmarks.measure import significant, table
-from pipeline.data import folders
+from pipeline.data import ahead
 from pipeline.data.cache import Cache
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.data.folders import FarFolder, push
@@ -56,7 +56,7 @@ class Counter:
 def _count(url: str, size: int, share: float, files: int, looks: int) -> tuple[int, int]:
     """Fetches in the second epoch, and those waited for, with a cache for `share` of the files of `size` bytes,
     which are shuffled `files` (0: all) at a time; `looks` coming batches are looked at for each."""
-    with tempfile.TemporaryDirectory() as scratch, mock.patch.object(folders, "LOOKS", looks):
+    with tempfile.TemporaryDirectory() as scratch, mock.patch.object(ahead, "LOOKS", looks):
         cache = Cache(Path(scratch), 2**30)
         folder = FarFolder(url, cache)
         dataset = PreparedDataset(folder)
@@ -85,7 +85,7 @@ def fetch_table() -> str:
     size = PER_FILE * 3 * SIDE**2 + HEADER
     lines = []
     for share, files in CASES:
-        fetched, waited = _count(url, size, share, files, folders.LOOKS)
+        fetched, waited = _count(url, size, share, files, ahead.LOOKS)
         without = _count(url, size, share, files, 0)[1]
         counts = [f"{fetched:,}", significant(fetched / FILES), f"{waited:,}", f"{without:,}"]
         lines.append([f"{share:.0%}", str(files) if files else "all", *counts])

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.ahead import LookAhead, require_room
 from pipeline.data.augment import Augment, Transforms, apply, draw
-from pipeline.data.folders import Folder, LocalFolder, LookAhead, require_room
+from pipeline.data.folders import Folder, LocalFolder
 from pipeline.data.order import BatchOrder
 from pipeline.data.storage import (
     HEADER,

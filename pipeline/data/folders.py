@@ -6,6 +6,7 @@ each is compared with the manifest's sha256, after it was fetched and when a pro
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from pipeline import artifacts
@@ -26,7 +28,6 @@ T = TypeVar("T")
 Identity = tuple[int, int, int]  # of a file: device, inode, bytes
 WAITS = (1.0, 3.0, 10.0, 30.0, 60.0)  # seconds before each further attempt at a store that is away
 AT_ONCE = 4  # files that are sent, or fetched ahead, at the same time
-LOOKS = 16  # coming batches that are looked at for each that is trained on, at most
 LOST = 10  # times that a file may be removed from a cache, between its fetch and its use
 
 
@@ -92,8 +93,8 @@ class FarFolder:
             raise ConfigError("E-CFG-061", f"{url}/{name}", problem, "raise cache_gib of the profile")
         self._met: dict[str, Identity] = {}
         self._opened: dict[str, tuple[list[Identity], Any]] = {}
-        self._expected: set[str] = set()
-        self._slots = threading.Semaphore(AT_ONCE)
+        self._expected: SimpleQueue[str] = SimpleQueue()
+        self._fetchers: list[threading.Thread] = []
 
     @property
     def room(self) -> int:
@@ -133,19 +134,22 @@ class FarFolder:
     def expect(self, names: Iterable[str]) -> None:
         """See `Folder.expect`: fetches them meanwhile, AT_ONCE at a time."""
         for name in names:
-            if name in self._expected:
-                continue
-            self._expected.add(name)
-            threading.Thread(target=self._fetch_ahead, args=(name,), daemon=True).start()
+            self._expected.put(name)
+        self._fetchers = [each for each in self._fetchers if each.is_alive()]
+        for _ in range(min(AT_ONCE - len(self._fetchers), self._expected.qsize())):
+            # Not those of an executor, for which the process would wait at its end.
+            self._fetchers.append(threading.Thread(target=self._fetch_ahead, daemon=True))
+            self._fetchers[-1].start()
 
-    def _fetch_ahead(self, name: str) -> None:
-        try:
-            with self._slots:
-                self.path(name)
-        except (PipelineError, OSError):
-            return  # Whoever opens the file meets the same, and tells.
-        finally:
-            self._expected.discard(name)
+    def _fetch_ahead(self) -> None:
+        """Fetch what is expected, until nothing is."""
+        with contextlib.suppress(Empty):
+            while True:
+                name = self._expected.get_nowait()
+                with contextlib.suppress(
+                    PipelineError, OSError
+                ):  # Whoever opens the file meets the same, and tells.
+                    self.path(name)
 
     def _let_go(self) -> None:
         """Forget what was opened of files that are in the cache no more: it takes their place on the disk."""
@@ -180,50 +184,6 @@ class FarFolder:
             if _agrees(path, about):
                 return
         raise _damaged(where)
-
-
-def require_room(folder: Folder, size: int, num_images: int, shuffle_images: int) -> None:
-    """Raise ConfigError where `num_images` images in files of `size` bytes do not fit into a cache, nor those of
-    them that are shuffled together (0: all) with the next ones: nearly every image would have its file fetched."""
-    if not folder.room:
-        return
-    most = num_images * folder.room // size
-    if size <= 2 * folder.room or 0 < shuffle_images <= most:
-        return
-    problem = f"has {size / 2**30:.3g} GiB to read, {2 * folder.room / 2**30:.3g} fit into the cache"
-    fix = (
-        f"raise cache_gib of the profile, or set shuffle_images of the stage in params.yaml to {most} or less"
-    )
-    raise ConfigError("E-CFG-062", folder.where, problem, fix)
-
-
-class LookAhead:
-    """Has the files of coming batches fetched meanwhile: as many as there is room for, or those of one epoch."""
-
-    def __init__(
-        self, folder: Folder, files_at: Callable[[int], dict[str, int]], batch_size: int, epoch: int
-    ) -> None:
-        """`files_at(nimg)`: {name: bytes} of what the batch that starts at image `nimg` reads. `epoch`: images."""
-        self._folder, self._files_at, self._batch_size, self._epoch = folder, files_at, batch_size, epoch
-        self._next = 0  # nimg of the first batch that was not looked at
-        self._sizes: dict[str, int] = {}  # of the files that were asked for
-        self._needed: dict[str, int] = {}  # nimg of the last batch that reads each of them, so far
-
-    def move_to(self, nimg: int) -> None:
-        """Training is at the batch that starts at image `nimg`."""
-        if not self._folder.room:
-            return
-        for name in [name for name, last in self._needed.items() if last < nimg]:
-            del self._needed[name], self._sizes[name]
-        self._next = max(self._next, nimg)
-        for _ in range(LOOKS):
-            if self._next > nimg + self._epoch or sum(self._sizes.values()) > self._folder.room:
-                return
-            sizes = self._files_at(self._next)
-            self._folder.expect([name for name in sizes if name not in self._sizes])
-            self._sizes |= sizes
-            self._needed |= dict.fromkeys(sizes, self._next)
-            self._next += self._batch_size
 
 
 def _identity(status: os.stat_result) -> Identity:

@@ -10,9 +10,10 @@ import torch
 
 from pipeline import artifacts
 from pipeline.data import folders
+from pipeline.data.ahead import LookAhead
 from pipeline.data.cache import Cache
 from pipeline.data.dataset import Batches, PreparedDataset
-from pipeline.data.folders import FarFolder, LookAhead, push
+from pipeline.data.folders import FarFolder, push
 from pipeline.errors import AccessError, Busy, ConfigError, InputMissing, StorageError
 from pipeline.prepare import shards
 from tests.conftest import write_bucketed, write_prepared
