@@ -46,9 +46,10 @@ from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import gate, statistics
 from pipeline.evaluation.conditions import CaptionSet
 from pipeline.evaluation.contenders import Contender
-from pipeline.evaluation.evaluate import margins_of, thresholds_of
+from pipeline.evaluation.evaluate import margins_of
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.extractors import load_extractors
+from pipeline.evaluation.judging import thresholds_of
 from pipeline.evaluation.verdict import PassVerdict
 from pipeline.models.snapshot import load_snapshot
 

@@ -4,7 +4,11 @@
     crescendo data show [--split train] [--num 48] [--out data.png]
     crescendo preset [NAME]
     crescendo pin MODEL | --baseline ADDRESS
-    crescendo promote [--allow-candidate]
+    crescendo promote [--to ALIAS] [--expect VERSION] [--dry-run] [--allow-candidate]
+    crescendo rollback [--to VERSION]
+    crescendo history | verify [--all] | fsck
+    crescendo trace MODEL [--json]
+    crescendo diff MODEL MODEL [--prompts PROMPT...] [--out diff.html]
     crescendo generate PROMPT... | --prompts FILE [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M]
                        [--guidance G] [--guide unconditional|early_weights|low_band]
                        [--sampler heun|dpmpp_2m|sde_dpmpp_2m|adaptive] [--resolution 64] [--size 160x96]
@@ -26,7 +30,18 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.cli import data, drill, housekeeping, images, models, overview, params, serving, tracking
+from pipeline.cli import (
+    data,
+    drill,
+    housekeeping,
+    images,
+    models,
+    overview,
+    params,
+    registry,
+    serving,
+    tracking,
+)
 from pipeline.errors import run_main
 
 
@@ -36,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="crescendo", description="Everything around `dvc repro`: data, presets, promotion, images."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, params, models, images, serving, tracking, overview, housekeeping, drill):
+    for module in (data, params, models, registry, images, serving, tracking, overview, housekeeping, drill):
         module.add_commands(commands)
     return parser
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.errors import ConfigError
 from pipeline.project import find_root, locate
 
 if TYPE_CHECKING:
@@ -23,9 +25,16 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "promote",
         help="register models/refined; make it the champion if its verdict passed",
         description="Registers models/refined as the candidate, and moves the alias `champion` to it if "
-        "reports/verdict.json passed and compares it with the current champion. If not, ends with status 1 and "
-        "names the rules that failed or are undecided.",
+        "reports/verdict.json follows from its evidence, passed, and compares it with the current champion. "
+        "If not, ends with status 1 and names the rules that failed or are undecided.",
     )
+    promote.add_argument(
+        "--to", metavar="ALIAS", default="champion", help="the alias to move (default: champion)"
+    )
+    promote.add_argument(
+        "--expect", metavar="VERSION", help="only if the alias points to this version, or to `none`"
+    )
+    promote.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
     promote.add_argument(
         "--allow-candidate", action="store_true", help="end with status 0 even if it stays the candidate"
     )
@@ -34,9 +43,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _promote(args: argparse.Namespace) -> int:
     from pipeline.config.params import load_params
-    from pipeline.registry.promote import promote
+    from pipeline.registry.promote import Request, promote
 
-    promote(find_root(), load_params().promotion.name, args.allow_candidate)
+    if not re.fullmatch(r"(?!v?\d+$|latest$)[A-Za-z][\w-]*", args.to):
+        fix = "write a word of letters, digits, - and _, but not `latest` or `v1`"
+        raise ConfigError("E-CFG-065", "--to", f"{args.to!r} cannot be an alias", fix)
+    request = Request(args.to, args.expect, args.dry_run, args.allow_candidate)
+    promote(find_root(), load_params(), request)
     return 0
 
 
@@ -89,8 +102,9 @@ def _upscales_better(refined: Path, parent: str) -> bool:
 
 def _load_registered(registry: Registry, uri: str) -> Generator:
     from pipeline.inference.generator import load_generator
+    from pipeline.registry import champions
 
-    version = registry.resolve(uri)
+    version = champions.resolve(registry, uri)
     with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
         snapshot = registry.fetch(version, Path(folder))
         generator = load_generator(snapshot, default_passes=version.default_passes)
@@ -102,14 +116,20 @@ def _load_registered(registry: Registry, uri: str) -> Generator:
 
 
 def _best(root: Path) -> str | None:
-    """Address of the champion, else of the candidate; None if nothing is registered."""
+    """Address of the champion, else of the candidate; None if nothing is registered. Raises InputMissing where
+    there was a champion, and it is gone."""
     from pipeline.tracking import store
 
     if not store.store_exists(root):
         return None
     from pipeline.config.params import load_params
+    from pipeline.registry import champions
     from pipeline.registry.package import CANDIDATE, CHAMPION, Registry
 
     name = load_params(root / "params.yaml").promotion.name
-    aliases = Registry(root).aliases(name)
+    registry = Registry(root)
+    aliases = registry.aliases(name)
+    gone = None if CHAMPION in aliases else champions.find_gone(registry, name, CHAMPION)
+    if gone is not None:
+        raise champions.gone_error(name, CHAMPION, gone)
     return next((f"models:/{name}@{alias}" for alias in (CHAMPION, CANDIDATE) if alias in aliases), None)

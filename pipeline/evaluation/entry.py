@@ -27,13 +27,12 @@ from pipeline.evaluation.contenders import (
     has_early_exit,
     measure_cost,
 )
+from pipeline.evaluation.evidence import CHAMPION, TEACHER
 from pipeline.evaluation.features import Extractor, to_resolution
 from pipeline.evaluation.samples import batches_of
-from pipeline.evaluation.verdict import Baseline
 from pipeline.models.shape import in_order
 from pipeline.models.snapshot import Snapshot, load_snapshot
 
-TEACHER, CHAMPION = "finetuned", "champion"
 COST_IMAGES = 8  # by which the cost of early exit is measured
 CHOICE_IMAGES = 64  # of training captions, by which settings of the fine-tuned model are chosen
 
@@ -66,10 +65,9 @@ class Field:
         return TEACHER if self.champion is None else CHAMPION
 
     @property
-    def baseline_of_verdict(self) -> Baseline:
-        """Address and digest of that contender's model."""
-        address = "models/finetuned" if self.champion is None else self.champion.address
-        return Baseline(address, self.snapshots[self.baseline].digest)
+    def baseline_address(self) -> str:
+        """Of that contender's model."""
+        return "models/finetuned" if self.champion is None else self.champion.address
 
     @property
     def equal_cost(self) -> dict[int, str]:

@@ -7,14 +7,13 @@ equal input; times are in throughput.json.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.config.params import Evaluate, Params, Promotion
+from pipeline.config.params import Params, Promotion
 from pipeline.data.dataset import PreparedDataset
-from pipeline.evaluation import gate, report
+from pipeline.evaluation import report
 from pipeline.evaluation.comparison import (
     Margin,
     RealImages,
@@ -33,14 +32,14 @@ from pipeline.evaluation.conditions import (
     wanted_samples,
 )
 from pipeline.evaluation.contenders import is_finite
-from pipeline.evaluation.entry import TEACHER, Champion, Field, enter
-from pipeline.evaluation.estimates import Estimates, estimates_of
-from pipeline.evaluation.evidence import Description, Evidence
+from pipeline.evaluation.entry import Champion, Field, enter
+from pipeline.evaluation.estimates import estimates_of
+from pipeline.evaluation.evidence import TEACHER, Description, Evidence, Subject
 from pipeline.evaluation.extractors import load_extractors
 from pipeline.evaluation.features import Extractor
+from pipeline.evaluation.judging import build_verdict
 from pipeline.evaluation.results import as_json, build_results, flatten, summarise
 from pipeline.evaluation.samples import Samples, TaskMapper, run_locally, sample_all, sampler, throughput
-from pipeline.evaluation.verdict import PassVerdict, Verdict, fewest_passed
 
 
 def evaluate(
@@ -83,7 +82,7 @@ def evaluate(
     uncaptioned = {each.split: why for each in caption_sets if (why := each.uncaptioned_because)}
     for split, why in uncaptioned.items():
         log(f"{split} captions: not judged, {why}")
-    describe = partial(_describe, params, field, real, extractors, uncaptioned)
+    describe = partial(_describe, params, field, real, extractors, uncaptioned, _subject(field, dataset))
     comparison = compare(samples, caption_sets, dataset, real, extractors, qualifications, describe, log)
     log("judging, and writing the report")
     with artifacts.commit_directory(reports / "evaluation", {"kind": "evaluation"}) as folder:
@@ -91,7 +90,7 @@ def evaluate(
         comparison.evidence.save(path)
         evidence = Evidence.load(path)  # as whoever judges again will read it
         estimates = estimates_of(evidence)
-        verdict = build_verdict(estimates, artifacts.sha256_file(path), field, dataset, params)
+        verdict = build_verdict(estimates, artifacts.sha256_file(path), params)
         results = build_results(verdict, estimates, comparison, field, [*extractors, *unavailable], count)
         (folder / "metrics.json").write_text(as_json(results.to_json()), encoding="utf-8")
         (folder / "summary.json").write_text(as_json(summarise(results)), encoding="utf-8")
@@ -126,6 +125,7 @@ def _describe(
     real: RealImages,
     extractors: Sequence[Extractor],
     uncaptioned: Mapping[str, str],
+    subject: Subject,
     qualified: list[str],
     floors: dict[str, float],
 ) -> Description:
@@ -146,55 +146,18 @@ def _describe(
         how={each.name: each.describe() for each in field.contenders},
         not_finite=[each.name for each in field.contenders if not is_finite(field.snapshots[each.model])],
         uncaptioned=dict(uncaptioned),
+        subject=subject,
     )
 
 
-def build_verdict(
-    estimates: Mapping[str, Estimates], digest: str, field: Field, dataset: PreparedDataset, params: Params
-) -> Verdict:
-    """Judge by the estimates from the evidence, whose file has this digest."""
-    judged = gate.judge_estimates(estimates, thresholds_of(params.promotion))
-    verdicts = tuple(add_training_spread(each, params.evaluate) for each in judged)
-    whole = Verdict(
+def _subject(field: Field, dataset: PreparedDataset) -> Subject:
+    """What is judged, by digests, so that the verdict follows from the evidence alone."""
+    return Subject(
         data_digest=dataset.digest,
-        model_digest=field.snapshots["refined"].digest,
-        evidence_digest=digest,
-        baseline=field.baseline_of_verdict,
-        is_refined=field.snapshots["refined"].config.is_refined,
-        verdicts=verdicts,
-        default_passes=fewest_passed(verdicts),
+        models={name: snapshot.digest for name, snapshot in field.snapshots.items()},
+        baseline_address=field.baseline_address,
+        teacher_steps=field.snapshots[TEACHER].config.sampling.num_steps,
     )
-    return whole if whole.default_passes or field.champion else _stand_in(whole, estimates, field, params)
-
-
-def _stand_in(whole: Verdict, estimates: Mapping[str, Estimates], field: Field, params: Params) -> Verdict:
-    """The verdict on the fine-tuned model, where no number of passes of the refined one passed and there is no
-    champion yet: a first model is better than none. The same verdict where it does not pass either."""
-    teacher = field.snapshots[TEACHER]
-    steps, thresholds = teacher.config.sampling.num_steps, thresholds_of(params.promotion)
-    only = gate.judge_contender(estimates, steps, TEACHER, thresholds)
-    if only.outcome != "passed" or not whole.is_refined:
-        return whole
-    return replace(
-        whole,
-        model_digest=teacher.digest,
-        is_refined=False,
-        verdicts=(only,),
-        default_passes=steps,
-        refused=whole.verdicts,
-    )
-
-
-def add_training_spread(verdict: PassVerdict, section: Evaluate) -> PassVerdict:
-    """The verdict with what `evaluate.training_spread` says of its rules."""
-    known = {
-        each.rule: half_width
-        for each in section.training_spread
-        for passes, half_width in zip(section.num_passes, each.half_widths, strict=True)
-        if passes == verdict.passes
-    }
-    rules = tuple(replace(rule, training=known.get(rule.name)) for rule in verdict.rules)
-    return replace(verdict, rules=rules)
 
 
 def margins_of(promotion: Promotion) -> tuple[Margin, Margin]:
@@ -203,8 +166,3 @@ def margins_of(promotion: Promotion) -> tuple[Margin, Margin]:
         Margin(promotion.margin_jpeg, promotion.margin_noise),
         Margin(promotion.heldout_margin_jpeg, promotion.heldout_margin_noise),
     )
-
-
-def thresholds_of(promotion: Promotion) -> gate.Thresholds:
-    """The thresholds in params.yaml."""
-    return gate.Thresholds(**{each.name: getattr(promotion, each.name) for each in fields(gate.Thresholds)})

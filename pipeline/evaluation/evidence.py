@@ -20,6 +20,8 @@ from safetensors.numpy import save_file
 from pipeline.evaluation.metrics import Float64
 from pipeline.evaluation.statistics import Int64
 
+TEACHER, CHAMPION = "finetuned", "champion"  # the contenders that others are compared with
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -58,6 +60,17 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What was judged: digests of the prepared data and of each model (refined, finetuned, champion), the address
+    of the one that they were compared with, and the steps in which the fine-tuned model may stand in."""
+
+    data_digest: str
+    models: dict[str, str]
+    baseline_address: str
+    teacher_steps: int
+
+
+@dataclass(frozen=True)
 class Description:
     """What the numbers are of."""
 
@@ -74,6 +87,7 @@ class Description:
     how: dict[str, str] = field(default_factory=dict)  # settings in words
     not_finite: list[str] = field(default_factory=list)  # contenders with NaN or Inf among their weights
     uncaptioned: dict[str, str] = field(default_factory=dict)  # why captions are not judged, by caption set
+    subject: Subject | None = None  # None where the numbers are of no stored model
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,8 @@ class Evidence:
                 node[last] = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         for name in ("candidates", "equal_cost"):
             description[name] = {int(passes): value for passes, value in description[name].items()}
+        if description.get("subject"):
+            description["subject"] = Subject(**description["subject"])
         reference = Reference(**tree.pop("reference"))
         contenders = {split: node.pop("contenders", {}) for split, node in tree.items()}
         return cls(

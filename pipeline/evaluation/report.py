@@ -15,7 +15,7 @@ from pipeline.evaluation import figures, pictures, wording
 from pipeline.evaluation.charts import Point, draw_quality, quality_svg
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.conditions import CaptionSet
-from pipeline.evaluation.entry import TEACHER
+from pipeline.evaluation.evidence import TEACHER
 from pipeline.evaluation.metrics import Metric
 from pipeline.evaluation.results import UPSAMPLING, Results
 from pipeline.evaluation.samples import Samples

@@ -18,7 +18,7 @@ from pipeline.compute import ComputeProfile, load_profile
 from pipeline.config.params import Params, load_params
 from pipeline.errors import ConfigError, InputMissing
 from pipeline.launch.endings import seconds_taken
-from pipeline.launch.execution import inside_ray_job
+from pipeline.launch.session import inside_ray_job
 from pipeline.launch.stage import runs_folder
 from pipeline.overview.rehearsal import TRAINING, Pace, Rehearsal, rounds_of
 from pipeline.overview.stages import StageState, latest_run, stage_states
@@ -59,7 +59,7 @@ def make_plan(root: Path, wanted: Sequence[str], log: Callable[[str], None]) -> 
     for name in wanted:
         if name not in states:
             raise ConfigError(
-                "E-CFG-084", "plan", f"{name!r} is no stage", f"choose from {', '.join(states)}"
+                "E-CFG-086", "plan", f"{name!r} is no stage", f"choose from {', '.join(states)}"
             )
     due = list(wanted) or [name for name, state in states.items() if state.state != "fresh"]
     planned = _read(runs / PLAN)

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.tracking import relocation, store
 
 TIMEOUT = 10.0  # seconds to wait for a writer
+NOT_DELETED = "current_stage != 'Deleted_Internal'"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class LocalVersion:
 
     tags: Mapping[str, str]
     folder: Path | None
+    created: int  # ms since 1970
 
 
 def database_of(uri: str) -> Path | None:
@@ -41,12 +43,27 @@ def read_aliases(database: Path, name: str) -> dict[str, str]:
 def read_version(database: Path, name: str, number: str) -> LocalVersion | None:
     """One version of the model `name`; None if there is none. Raises sqlite3.Error."""
     where = "WHERE name = ? AND version = ? AND workspace = 'default'"
-    query = f"SELECT storage_location FROM model_versions {where} AND current_stage != 'Deleted_Internal'"
-    locations = _rows(database, query, name, number)
-    if not locations:
+    query = f"SELECT storage_location, creation_time FROM model_versions {where} AND {NOT_DELETED}"
+    rows = _rows(database, query, name, number)
+    if not rows:
         return None
     tags = _rows(database, f"SELECT key, value FROM model_version_tags {where}", name, number)
-    return LocalVersion(dict(tags), relocation.find_folder(locations[0][0], database))
+    return LocalVersion(dict(tags), relocation.find_folder(rows[0][0], database), int(rows[0][1] or 0))
+
+
+def read_versions(database: Path, name: str) -> dict[str, LocalVersion]:
+    """All versions of the model `name` by number, the oldest first, without their folders. Raises sqlite3.Error."""
+    where = "WHERE name = ? AND workspace = 'default'"
+    query = f"SELECT version, creation_time FROM model_versions {where} AND {NOT_DELETED} ORDER BY version"
+    tags: dict[int, dict[str, str]] = {}
+    for number, key, value in _rows(
+        database, f"SELECT version, key, value FROM model_version_tags {where}", name
+    ):
+        tags.setdefault(number, {})[key] = value
+    return {
+        str(number): LocalVersion(tags.get(number, {}), None, int(created or 0))
+        for number, created in _rows(database, query, name)
+    }
 
 
 def _rows(database: Path, query: str, *values: str) -> list[tuple[Any, ...]]:

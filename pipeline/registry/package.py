@@ -1,9 +1,10 @@
-"""The model registry: finding versions of models, registering them, fetching them back.
+"""The model registry: reading versions of models, verifying and fetching their files, and the single writes.
 
 A version is identified by the digest of its snapshot and by its default number of passes (the tags
 `crescendo.model_digest` and `crescendo.default_passes`). Its files hold both and never change, so another default
-makes another version. The registry is not trusted: fetched files are verified against their manifest, and both
-against the tags. MLflow does not check who else sets an alias, so aliases are read back after they are set.
+makes another version. The registry is not trusted: files are verified against their manifest, and these, and the
+code beside them, against the tags. MLflow does not check who else sets an alias, so aliases are read back after
+they are set; who may set them when is up to journal.py.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING
 from pipeline import artifacts
 from pipeline.errors import Busy, ConfigError, InputMissing, StorageError, one_line
 from pipeline.registry import local
-from pipeline.registry.packaging import log_model, packaged_default
-from pipeline.tracking import runs, store
+from pipeline.registry.packaging import find_snapshot, package_digest, packaged_default
+from pipeline.tracking import store
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -30,16 +31,26 @@ if TYPE_CHECKING:
 CANDIDATE, CHAMPION = "candidate", "champion"
 DIGEST_TAG = "crescendo.model_digest"
 DEFAULT_TAG = "crescendo.default_passes"
+PACKAGE_TAG = "crescendo.package_digest"  # of all files of a version
+NAME_TAG = "crescendo.model_name"  # of a logged model: the registered model that it is meant for
+NO_FILES = "crescendo:/journal"  # source of an entry: of no scheme that a server would ask
+IDENTITY = (DIGEST_TAG, DEFAULT_TAG, PACKAGE_TAG)
 REGISTRY_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a registered model, with its tags in MLflow."""
+    """A version of a registered model, with its tags in MLflow. created: ms since 1970, by the store's clock."""
 
     name: str
     number: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    created: int = 0
+
+    @property
+    def uri(self) -> str:
+        """models:/NAME/NUMBER."""
+        return f"models:/{self.name}/{self.number}"
 
     @property
     def digest(self) -> str | None:
@@ -67,15 +78,17 @@ class Registry:
             store.relocate(self._database)
 
     @functools.cached_property
-    def _connection(self) -> tuple[MlflowClient, str]:
+    def connection(self) -> tuple[MlflowClient, str]:
+        """MLflow's client, and the id of the experiment."""
         return store.connect(self.root)
 
     @property
     def _client(self) -> MlflowClient:
-        return self._connection[0]
+        return self.connection[0]
 
     @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
+    def failing(self) -> Iterator[None]:
+        """Turn failures of the registry within the block into StorageError."""
         where = store.public_uri(store.tracking_uri(self.root))
         try:
             yield
@@ -93,27 +106,20 @@ class Registry:
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
                 return local.read_aliases(self._database, name)
-        with self._failing():
+        with self.failing():
             aliases = _aliases(self._client, name) or {}
             return {alias: str(number) for alias, number in aliases.items()}
 
     def version(self, name: str, number: str) -> Version:
         """One version. Raises InputMissing if there is none."""
-        tags = self._tags(name, number)
-        if tags is None:
+        found = next((version for version in self.versions(name) if version.number == number), None)
+        if found is None:
             raise _no_model(f"models:/{name}/{number}")
-        return Version(name, number, tags)
-
-    def versions(self, name: str) -> list[Version]:
-        """All versions, the oldest first; none if there is no such model."""
-        with self._failing():
-            rows = self._client.search_model_versions(f"name = '{name}'")
-        versions = [Version(name, str(row.version), dict(row.tags)) for row in rows]
-        return sorted(versions, key=lambda version: int(version.number))
+        return found
 
     def digests(self) -> frozenset[str]:
         """Digests of the snapshots in all versions of all models."""
-        with self._failing():
+        with self.failing():
             page = self._client.search_model_versions()
             rows = [*page]
             while page.token:
@@ -121,25 +127,19 @@ class Registry:
                 rows += page
         return frozenset(row.tags[DIGEST_TAG] for row in rows if DIGEST_TAG in row.tags)
 
-    def _tags(self, name: str, number: str) -> dict[str, str] | None:
+    def versions(self, name: str, tag: tuple[str, str] | None = None) -> list[Version]:
+        """All versions, or those with a tag of this (key, value), the oldest first; none if there is no such
+        model."""
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
-                version = local.read_version(self._database, name, number)
-                return None if version is None else dict(version.tags)
-        with self._failing():
-            versions = self._client.search_model_versions(f"name = '{name}'")
-            return next((dict(each.tags) for each in versions if str(each.version) == number), None)
-
-    def find(self, name: str, digest: str, default_passes: int | None) -> Version | None:
-        """The oldest version whose snapshot has this digest, and which has this default."""
-        with self._failing():
-            if _aliases(self._client, name) is None:
-                return None
-            query = f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
-            found = self._client.search_model_versions(query)
-        versions = [Version(name, str(version.version), dict(version.tags)) for version in found]
-        same = (version for version in versions if version.default_passes == default_passes)
-        return min(same, key=lambda version: int(version.number), default=None)
+                found = local.read_versions(self._database, name)
+                versions = [Version(name, number, v.tags, v.created) for number, v in found.items()]
+                return [each for each in versions if tag is None or each.tags.get(tag[0]) == tag[1]]
+        query = f"name = '{name}'" + (f" and tags.`{tag[0]}` = '{tag[1]}'" if tag else "")
+        with self.failing():
+            rows = self._client.search_model_versions(query)
+        versions = [Version(name, str(v.version), dict(v.tags), int(v.creation_timestamp)) for v in rows]
+        return sorted(versions, key=lambda version: int(version.number))
 
     def resolve(self, uri: str) -> Version:
         """The version at `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.
@@ -156,71 +156,117 @@ class Registry:
         return self.version(match["name"], number)
 
     def fetch(self, version: Version, folder: Path) -> Path:
-        """Download `version` into `folder`; path of its snapshot, verified.
+        """Copy `version` into `folder`; path of its snapshot, verified.
 
-        Raises StorageError if files are missing or changed, or if digest or default differ from the tags.
+        Raises StorageError if files are missing or changed, or if digests or default differ from the tags.
         """
-        where, fix = f"models:/{version.name}/{version.number}", "delete that version and promote it again"
-        with self._failing():
-            copy = self._download(version, where, folder)
-        snapshots = [path for path in copy.glob("artifacts/*") if path.is_dir()]
-        if len(snapshots) != 1:
-            raise StorageError("E-IO-042", where, "does not hold a snapshot", fix)
-        digest = str(artifacts.verify_directory(snapshots[0])["digest"])
+        return self._verified(self._files(version, folder, copied=True), version)
+
+    def verify(self, version: Version, scratch: Path) -> None:
+        """Check all files of `version`, where they lie if that is on this machine. Raises as `fetch` does."""
+        self._verified(self._files(version, scratch), version)
+
+    def file(self, version: Version, path: str, scratch: Path) -> Path | None:
+        """One file of a version, in place or downloaded into `scratch`; None if it has none of that name."""
+        stored = self.folder_of(version)
+        if stored is not None:
+            return stored / path if (stored / path).is_file() else None
+        parent, _, name = path.rpartition("/")
+        known = name in self.list_names(f"{version.uri}/{parent}")
+        return self.download(f"{version.uri}/{path}", scratch) if known else None
+
+    def list_names(self, uri: str) -> list[str]:
+        """Names of the files and folders in a folder of a model."""
+        with self.failing():
+            store.connect(self.root)
+            from mlflow.artifacts import list_artifacts
+
+            return [str(each.path).rpartition("/")[2] for each in list_artifacts(artifact_uri=uri)]
+
+    def _verified(self, folder: Path, version: Version) -> Path:
+        snapshot, fix = find_snapshot(folder), "delete that version and promote it again"
+        if snapshot is None:
+            raise StorageError("E-IO-042", version.uri, "does not hold a snapshot", fix)
+        digest = str(artifacts.verify_directory(snapshot)["digest"])
         if version.digest != digest:
             problem = f"holds snapshot {digest[:12]}, its tag says {str(version.digest)[:12]}"
-            raise StorageError("E-IO-042", where, problem, fix)
-        default = packaged_default(copy / "MLmodel")
+            raise StorageError("E-IO-042", version.uri, problem, fix)
+        default = packaged_default(folder / "MLmodel")
         if default != version.default_passes:
             problem = f"has {default} as default passes, its tag says {version.default_passes}"
-            raise StorageError("E-IO-042", where, problem, fix)
-        return snapshots[0]
+            raise StorageError("E-IO-042", version.uri, problem, fix)
+        registered = version.tags.get(PACKAGE_TAG)
+        if registered and registered != (digest := package_digest(folder)):
+            problem = (
+                f"has files {digest[:12]}, {registered[:12]} were registered: code or settings were changed"
+            )
+            raise StorageError("E-IO-042", version.uri, problem, fix)
+        return snapshot
 
-    def _download(self, version: Version, uri: str, folder: Path) -> Path:
+    def _files(self, version: Version, folder: Path, copied: bool = False) -> Path:
+        """The files of a version: on this machine in place, unless they are to be copied; else downloaded."""
+        stored = self.folder_of(version)
+        if stored is None:
+            return self.download(version.uri, folder / f"{version.name}-{version.number}")
+        return Path(shutil.copytree(stored, folder / "model")) if copied else stored
+
+    def folder_of(self, version: Version) -> Path | None:
+        """The files of a version in a store on this machine."""
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
                 stored = local.read_version(self._database, version.name, version.number)
-                if stored is not None and stored.folder is not None:
-                    return Path(shutil.copytree(stored.folder, folder / "model"))
-        store.connect(self.root)  # downloads go to the tracking URI that this sets
-        import mlflow
+                return None if stored is None else stored.folder
+        return None
 
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+    def download(self, uri: str, folder: Path) -> Path:
+        """Download a model, or a file of it, into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.failing():
+            store.connect(self.root)  # downloads go to the tracking URI that this sets
+            import mlflow
+
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
 
     # --- Writing.
 
-    def register(
-        self,
-        name: str,
-        snapshot: Path,
-        digest: str,
-        tags: Mapping[str, str],
-        default_passes: int | None = None,
-    ) -> Version:
-        """Package `snapshot`, whose digest is `digest`, and register it as a new version with these tags."""
-        default = {} if default_passes is None else {DEFAULT_TAG: str(default_passes)}
-        tags = {**tags, DIGEST_TAG: digest, **default}
-        with self._failing():
-            client, experiment = self._connection
-            run, _ = runs.child_run(
-                client, experiment, runs.this_pipeline(self.root), "promote", "promote", digest
-            )
-            model_id, uri = log_model(snapshot, run, tags, default_passes)
-            client.set_terminated(run)
-            if _aliases(client, name) is None:
-                client.create_registered_model(name)
-            version = client.create_model_version(name, uri, run, tags=dict(tags), model_id=model_id)
-        return Version(name, str(version.version), tags)
+    def create_model(self, name: str, description: str) -> None:
+        """Create a registered model, unless there is one."""
+        from mlflow.exceptions import MlflowException
+
+        with self.failing():
+            if _aliases(self._client, name) is not None:
+                return
+            try:
+                self._client.create_registered_model(name, description=description)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+
+    def create_entry(self, name: str, tags: Mapping[str, str]) -> None:
+        """A version with tags alone."""
+        with self.failing():
+            self._client.create_model_version(name, NO_FILES, tags=dict(tags), await_creation_for=None)
+
+    def delete(self, version: Version) -> None:
+        """Delete a version; that there is none is no error."""
+        from mlflow.exceptions import MlflowException
+
+        with self.failing():
+            try:
+                self._client.delete_model_version(version.name, version.number)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
 
     def set_tags(self, version: Version, tags: Mapping[str, str]) -> None:
         """Set tags of a version; its other tags stay."""
-        with self._failing():
+        with self.failing():
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, version.number, key, value)
 
     def set_alias(self, version: Version, alias: str) -> None:
         """Point `alias` to `version`. Raises Busy if another process has moved it when it is read back."""
-        with self._failing():
+        with self.failing():
             if self.aliases(version.name).get(alias) != version.number:
                 self._client.set_registered_model_alias(version.name, alias, version.number)
         number = self.aliases(version.name).get(alias)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline import artifacts
 from pipeline.config.strict_yaml import parse_yaml
 from pipeline.errors import PipelineError
 
 CONFIG_KEY = "default_passes"  # in the model's own configuration; 0 is none (served.py)
+PROJECT = "project"  # what the project says of itself, beside the snapshot (provenance.py)
+ADDED = ("registered_model_meta",)  # by MLflow, to what it downloads
 SERVED = Path(__file__).with_name("served.py")
 # The modules of this package that `served.py` needs.
 CODE = (
@@ -69,10 +71,28 @@ def packaged_default(mlmodel: Path) -> int | None:
         return None
 
 
+def find_snapshot(folder: Path) -> Path | None:
+    """The snapshot inside a packaged model; None if it does not hold exactly one."""
+    snapshots = [path for path in folder.glob("artifacts/*") if path.is_dir() and path.name != PROJECT]
+    return snapshots[0] if len(snapshots) == 1 else None
+
+
+def package_digest(folder: Path) -> str:
+    """Digest of all files of a packaged model, but those that loading and downloading it add."""
+    return artifacts.digest(
+        {
+            path.relative_to(folder).as_posix(): artifacts.sha256_file(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in ADDED and path.parent.name != "__pycache__"
+        }
+    )
+
+
 def log_model(
-    snapshot: Path, run: str, tags: Mapping[str, str], default_passes: int | None
+    snapshot: Path, project: Path, run: str, tags: Mapping[str, str], default_passes: int | None
 ) -> tuple[str, str]:
-    """Log `snapshot` to `run` as a pyfunc model from code; its model id and the URI of its files."""
+    """Log `snapshot` to `run` as a pyfunc model from code, with the folder `project`, beside which it writes; its
+    model id and the URI of its files."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -82,18 +102,14 @@ def log_model(
         outputs=Schema([ColSpec(DataType.binary, "image")]),
         params=ParamSchema([ParamSpec(name, DataType.long, 0) for name in ("seed", "steps", "resolution")]),
     )
-    with (
-        tempfile.TemporaryDirectory(prefix="crescendo-") as folder,
-        mlflow.start_run(run_id=run),
-        warnings.catch_warnings(),
-    ):
+    with mlflow.start_run(run_id=run), warnings.catch_warnings():
         # MLflow asks for an input example to infer the signature, which is given here.
         warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
         info = mlflow.pyfunc.log_model(
             name="generator",
             python_model=str(SERVED),
-            code_paths=[str(copy_code(Path(folder)))],
-            artifacts={"snapshot": str(snapshot.resolve())},
+            code_paths=[str(copy_code(project.parent / "code"))],
+            artifacts={"snapshot": str(snapshot.resolve()), PROJECT: str(project.resolve())},
             signature=signature,
             model_config={CONFIG_KEY: default_passes or 0},
             pip_requirements=requirements(),

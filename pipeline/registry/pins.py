@@ -15,6 +15,7 @@ from pipeline.config.params import CORE_MODEL, Evaluate, Finetune
 from pipeline.errors import ConfigError, InputMissing, StorageError
 from pipeline.launch.stage import Stage
 from pipeline.presets import change_params
+from pipeline.registry import champions
 from pipeline.registry.package import Registry
 
 TEACHER = "teacher"  # as a baseline: the fine-tuned model from which the judged one was refined
@@ -53,7 +54,7 @@ def resolve(root: Path, address: str) -> tuple[str, str]:
     """(address without alias, digest of the verified snapshot); models/core, which DVC tracks, needs no digest."""
     if address.startswith("models:"):
         registry = Registry(root)
-        version = registry.resolve(address)
+        version = champions.resolve(registry, address)
         with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
             digest = _verified(registry.fetch(version, Path(scratch)), address)
         return f"models:/{version.name}/{version.number}", digest

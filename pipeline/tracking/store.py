@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import re
 import sqlite3
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -79,7 +82,8 @@ def connect(root: Path, timeout: int = 10) -> tuple[MlflowClient, str]:
     database = database_of(uri)
     if database is not None:
         relocate(database)
-    client = mlflow.MlflowClient(uri)
+    with _alone(database):
+        client = mlflow.MlflowClient(uri)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -92,6 +96,21 @@ def connect(root: Path, timeout: int = 10) -> tuple[MlflowClient, str]:
     if database is not None and experiment.artifact_location == relocation.artifact_location(database):
         _mark(client, experiment)
     return client, str(experiment.experiment_id)
+
+
+@contextlib.contextmanager
+def _alone(database: Path | None) -> Iterator[None]:
+    """Let one process at a time open a SQLite store: MLflow creates and upgrades its tables then, and two that do
+    so at once break each other. The lock is on the folder, and adds no file to it."""
+    if database is None or not database.parent.is_dir():
+        yield
+        return
+    folder = os.open(database.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _create_experiment(client: MlflowClient, name: str, database: Path | None) -> str:

@@ -14,8 +14,9 @@ from pipeline.config.params import load_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation import damage
 from pipeline.evaluation.conditions import CaptionSet
-from pipeline.evaluation.evaluate import margins_of, thresholds_of
+from pipeline.evaluation.evaluate import margins_of
 from pipeline.evaluation.features import randconv
+from pipeline.evaluation.judging import thresholds_of
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.sources.openmoji import OpenMoji
 from tests.conftest import write_dataset

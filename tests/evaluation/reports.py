@@ -16,10 +16,10 @@ from pipeline.evaluation.conditions import CaptionSet, SampleCount
 from pipeline.evaluation.contenders import Contender
 from pipeline.evaluation.entry import Champion, Field
 from pipeline.evaluation.estimates import estimates_of
-from pipeline.evaluation.evaluate import thresholds_of
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import Extractor, Whitening
 from pipeline.evaluation.group_classifier import Unavailable
+from pipeline.evaluation.judging import thresholds_of
 from pipeline.evaluation.memorisation import TrainingImages, thumbnails
 from pipeline.evaluation.qualification import Qualification
 from pipeline.evaluation.results import Results, build_results

@@ -17,9 +17,10 @@ from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import BadData, ConfigError, InputMissing
 from pipeline.evaluation import conditions, entry, gate
 from pipeline.evaluation.entry import Champion
-from pipeline.evaluation.evaluate import evaluate, thresholds_of
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import Extractor, randconv
+from pipeline.evaluation.judging import recompute, thresholds_of
 from pipeline.evaluation.samples import SampleResult, SampleTask
 from pipeline.evaluation.verdict import PassVerdict, Rule, Verdict
 from pipeline.models.config import SamplerSettings
@@ -159,6 +160,7 @@ def test_the_verdict_follows_from_the_evidence_alone(root: Path, params: Params)
     verdict = Verdict.read(root / "reports/verdict.json")
     path = root / "reports/evaluation/evidence.safetensors"
     assert verdict.evidence_digest == artifacts.sha256_file(path)
+    assert recompute(verdict, root / "reports/verdict.json", path, params) == verdict
     judged = tuple(gate.judge(Evidence.load(path), thresholds_of(params.promotion)))
     assert verdict.refused == judged, "untrained models pass no rule, and the fine-tuned one copies nothing"
     assert verdict.model_digest == artifacts.directory_digest(root / "models/finetuned")

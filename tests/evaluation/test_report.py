@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.config.params import Params, TrainingSpread
 from pipeline.evaluation import pictures, report, wording
 from pipeline.evaluation.entry import Champion
-from pipeline.evaluation.evaluate import add_training_spread
+from pipeline.evaluation.judging import add_training_spread
 from pipeline.evaluation.verdict import Baseline, PassVerdict, Rule, Verdict, combine, fewest_passed
 from tests.evaluation.browser import CHROMIUM, Browser, open_browser
 from tests.evaluation.evidence import CANDIDATE

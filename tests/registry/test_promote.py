@@ -216,17 +216,6 @@ def test_a_registration_without_its_alias_is_completed_by_the_next_promotion(
     assert Registry(root).aliases(NAME) == {"candidate": "1", "champion": "1"}
 
 
-def test_a_changed_file_in_the_registry_is_noticed(root: Path) -> None:
-    main.run(["promote"])
-    (weights,) = (root / "mlartifacts").rglob("model.safetensors")
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    for command in (["generate", "cat", "--num", "1"], ["promote"]):
-        with pytest.raises(StorageError, match="model.safetensors"):
-            main.run(command)
-
-
 def test_an_alias_moved_by_another_is_noticed_when_read_back(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,122 @@
+"""Registered models after their promotion: `crescendo rollback`, `history`, `verify`, `fsck`, `trace`, `diff`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from pipeline.project import find_root
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands."""
+    rollback = commands.add_parser(
+        "rollback",
+        help="make the former champion the champion again",
+        description="Moves the alias `champion` back to the version that had it before, once its files are "
+        "verified.",
+    )
+    rollback.add_argument("--to", metavar="VERSION", help="to this version, which was the champion once")
+    rollback.set_defaults(run=_rollback)
+    history = commands.add_parser("history", help="who registered and promoted which version when")
+    history.set_defaults(run=_history)
+    verify = commands.add_parser(
+        "verify",
+        help="check the files of registered models against their digests",
+        description="Checks every version that an alias points to. Ends with status 74 if one does not verify, or "
+        "the champion is gone.",
+    )
+    verify.add_argument("--all", action="store_true", help="check every version")
+    verify.set_defaults(run=_verify)
+    fsck = commands.add_parser(
+        "fsck",
+        help="tidy up what a killed promotion left in the registry",
+        description="Completes the journal of a promotion that was killed, removes half-uploaded models, ends runs "
+        "that were left, and says what it did. Waits for promotions that are running.",
+    )
+    fsck.set_defaults(run=_fsck)
+    _add_trace(commands)
+    _add_diff(commands)
+
+
+def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    trace = commands.add_parser(
+        "trace",
+        help="where a registered model comes from",
+        description="Shows code, data, runs, parents and verdict of a version, and who promoted it when, from the "
+        "registry alone.",
+    )
+    trace.add_argument("model", metavar="MODEL", help="models:/NAME@champion or models:/NAME/3")
+    trace.add_argument("--json", action="store_true", help="print it for programs")
+    trace.set_defaults(run=_trace)
+
+
+def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    diff = commands.add_parser(
+        "diff",
+        help="compare two registered models",
+        description="Prints what differs between two versions, and writes a page with their parameters, data, "
+        "rules and images of equal captions and seeds.",
+    )
+    diff.add_argument("first", metavar="MODEL", help="models:/NAME/3")
+    diff.add_argument("second", metavar="MODEL", help="models:/NAME@champion")
+    diff.add_argument("--prompts", nargs="+", metavar="PROMPT", help="default: captions of the test split")
+    diff.add_argument("--out", default="diff.html", help="the page (default: diff.html)")
+    diff.set_defaults(run=_diff)
+
+
+def _name() -> str:
+    from pipeline.config.params import load_params
+
+    return load_params(find_root() / "params.yaml").promotion.name
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    from pipeline.registry.champions import rollback
+
+    rollback(find_root(), _name(), args.to)
+    return 0
+
+
+def _history(args: argparse.Namespace) -> int:
+    from pipeline.registry.history import describe
+
+    for line in describe(find_root(), _name()):
+        print(line)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from pipeline.registry.repair import verify
+
+    verify(find_root(), _name(), args.all)
+    return 0
+
+
+def _fsck(args: argparse.Namespace) -> int:
+    from pipeline.registry.repair import fsck
+
+    fsck(find_root(), _name())
+    return 0
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from pipeline.registry.trace import draw, trace
+
+    facts = trace(find_root(), args.model)
+    if args.json:
+        print(json.dumps(facts, indent=1, sort_keys=True))
+    else:
+        print("\n".join(draw(facts)))
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from pipeline.registry.diff import compare, describe, write_page
+
+    difference = compare(find_root(), args.first, args.second)
+    print("\n".join(describe(difference)))
+    write_page(find_root(), difference, Path(args.out), args.prompts)
+    print(f"wrote {args.out}")
+    return 0

@@ -1,0 +1,113 @@
+"""Registering a snapshot: uploaded, read back and verified, and only then a version.
+
+Under the lock (journal.py), so that a snapshot with its default number of passes becomes one version, whoever
+registers it from wherever. What a crash leaves before there is a version is a logged model that no version refers
+to, which `fsck` removes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline import artifacts
+from pipeline.errors import StorageError
+from pipeline.registry.journal import Journal, Turn
+from pipeline.registry.package import (
+    DEFAULT_TAG,
+    DIGEST_TAG,
+    IDENTITY,
+    NAME_TAG,
+    PACKAGE_TAG,
+    Registry,
+    Version,
+)
+from pipeline.registry.packaging import PROJECT, find_snapshot, log_model, package_digest, packaged_default
+from pipeline.tracking import runs
+
+
+def find(registry: Registry, name: str, digest: str, default: int | None, scratch: Path) -> Version | None:
+    """The oldest version with this snapshot and this default, by its files where its tags are not those of its
+    registration: a changed tag hides no version."""
+    registered = {
+        entry.registered["version"]: {key: entry.registered.get(key) for key in IDENTITY}
+        for entry in Journal(registry, name).entries()
+        if entry.registered
+    }
+    for version in registry.versions(name):
+        tags = {key: version.tags.get(key) for key in IDENTITY}
+        trusted = registered.get(version.number) == tags
+        known = (version.digest, version.default_passes) if trusted else identity(registry, version, scratch)
+        if known == (digest, default):
+            return version
+    return None
+
+
+def identity(registry: Registry, version: Version, scratch: Path) -> tuple[str | None, int | None]:
+    """Digest and default passes by the version's own files, whatever its tags say; by these, where it has none."""
+    folder = registry.folder_of(version) or _outline(registry, version, scratch / version.number)
+    snapshot = find_snapshot(folder)
+    if snapshot is None or not (snapshot / artifacts.MANIFEST).is_file():
+        return version.digest, version.default_passes
+    return artifacts.directory_digest(snapshot), packaged_default(folder / "MLmodel")
+
+
+def _outline(registry: Registry, version: Version, folder: Path) -> Path:
+    """Download the configuration of a version and the manifest of its snapshot, without weights."""
+    names = [name for name in registry.list_names(f"{version.uri}/artifacts") if name != PROJECT]
+    for name in ("MLmodel", *(f"artifacts/{name}/{artifacts.MANIFEST}" for name in names)):
+        registry.download(f"{version.uri}/{name}", (folder / name).parent)
+    return folder
+
+
+def restore_tags(
+    registry: Registry, version: Version, digest: str, default: int | None, log: Callable[[str], None]
+) -> Version:
+    """The version, whose tags `digest` and `default` are set again if they were changed."""
+    if (version.digest, version.default_passes) == (digest, default):
+        return version
+    log(
+        f"version {version.number}: its tags said snapshot {str(version.digest)[:12]} with default passes "
+        f"{version.default_passes}; its files are {digest[:12]} with {default}, which they say again"
+    )
+    tags = {DIGEST_TAG: digest, DEFAULT_TAG: "" if default is None else str(default)}
+    registry.set_tags(version, tags)
+    return replace(version, tags={**version.tags, **tags})
+
+
+def register(
+    registry: Registry,
+    turn: Turn,
+    name: str,
+    snapshot: Path,
+    project: Path,
+    tags: Mapping[str, str],
+    default: int | None,
+) -> Version:
+    """Package `snapshot` with the folder `project` (provenance.py), beside which it writes, and register both as a
+    new version with these tags.
+
+    Raises StorageError if what was uploaded is not what was packaged."""
+    digest = artifacts.directory_digest(snapshot)
+    tags = {**tags, DIGEST_TAG: digest, **({} if default is None else {DEFAULT_TAG: str(default)})}
+    client, experiment = registry.connection
+    with registry.failing():
+        pipeline = runs.this_pipeline(registry.root)
+        run, _ = runs.child_run(client, experiment, pipeline, "promote", "promote", digest)
+        client.set_tag(run, NAME_TAG, name)
+        model_id, uri = log_model(snapshot, project, run, {**tags, NAME_TAG: name}, default)
+        client.set_terminated(run)
+    uploaded = registry.download(uri, project.parent / "uploaded")
+    copy = find_snapshot(uploaded)
+    if copy is None or artifacts.verify_directory(copy)["digest"] != digest:
+        problem = f"does not hold snapshot {digest[:12]} after its upload"
+        raise StorageError("E-IO-046", uri, problem, "check the artifact store, then run it again")
+    tags = {**tags, PACKAGE_TAG: package_digest(uploaded)}
+    registry.create_model(name, "Text to image, made by crescendo")
+    turn.check()
+    with registry.failing():
+        version = client.create_model_version(name, uri, run, tags=tags, model_id=model_id)
+    registered = Version(name, str(version.version), tags, int(version.creation_timestamp))
+    turn.note_registered(registered)
+    return registered
