@@ -32,7 +32,7 @@ def _clean(args: argparse.Namespace) -> int:
     from pipeline.housekeeping.needs import find_needs
 
     if args.keep < 0:
-        raise ConfigError("E-CFG-084", "--keep", f"{args.keep} is negative", "choose 0 or more")
+        raise ConfigError("E-CFG-085", "--keep", f"{args.keep} is negative", "choose 0 or more")
     root = find_root()
     made = plan(root, load_profile(root), find_needs(root), args.keep)
     for line in told(made if args.dry_run else carry_out(made), root, not args.dry_run):

@@ -274,5 +274,5 @@ def test_what_is_needed_is_read_from_the_project(tmp_path: Path, monkeypatch: py
 
 
 def test_a_negative_number_to_keep_is_refused() -> None:
-    with pytest.raises(Exception, match="E-CFG-084"):
+    with pytest.raises(Exception, match="E-CFG-085"):
         run(["clean", "--keep", "-1"])
