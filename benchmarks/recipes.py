@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 H100, UTILISATION = 989e12, 0.09  # FLOP/s in bfloat16 by the datasheet, and the part that `small` reached
 TWO_CORES = 0.114e12  # FLOP/s, of 57 GFLOP/s a thread
 REFINE_PASSES, REFINE_CORE = 3.8, 7.0
-ON_CPU = ("cpu-demo",)
+ON_CPU = ("cpu-demo", "demo-256")
 
 
 class Recipe(NamedTuple):

@@ -23,6 +23,7 @@ def read(name: str) -> dict[str, Any]:
     ("name", "millions", "gmac"),
     [
         ("cpu-demo", 3.1, 0.49),
+        ("demo-256", 1.65, 1.24),
         ("small-64", 31, 8.5),
         ("small", 32, 12.5),
         ("base-64", 109, 32),
@@ -36,8 +37,11 @@ def test_a_preset_has_the_size_it_is_meant_to_have(name: str, millions: float, g
     tokens = tree["data"]["max_tokens"]
     with torch.device("meta"):
         model: Any = build_core(tree["core"]["resolution"], TEXT_DIM, core)
-        for channels in tree["shell"]["channels"]:
-            model = build_shell(model, TEXT_DIM, 0.04, {**tree["shell"], "channels": channels})
+        channels, patch = tree["shell"]["channels"], tree["shell"]["patch"]
+        for width, fold in zip(
+            channels, patch if isinstance(patch, list) else [patch] * len(channels), strict=True
+        ):
+            model = build_shell(model, TEXT_DIM, 0.04, {**tree["shell"], "channels": width, "patch": fold})
         assert model.resolution == tree["data"]["resolution"]
         mask = torch.ones(1, tokens, dtype=torch.bool)
         text = Conditioning(torch.empty(1, TEXT_DIM), torch.empty(1, tokens, TEXT_DIM), mask)
