@@ -39,24 +39,16 @@ def leftovers(root: Path, runs: Path, shared: bool) -> Iterator[Item]:
 
 def _of_run(run: Path, before: float) -> Iterator[Item]:
     """Of one run, which no process of ours uses; a job of a cluster may, so what is new stays."""
-    job = (run / "job.json").exists()
-    before = min(before, time.time() - DAY) if job else before
-    for path in _walk(run):
-        relative = path.relative_to(run).parts
-        if path.lstat().st_mtime > before:
-            continue
-        if relative == ("ray",):
-            yield make_item(SCRATCH, path, run / LEASE)
-        elif relative[-2:] == ("checkpoints", "quarantine"):
-            yield make_item(BAD, path, run / LEASE)
-        elif path in set(_half_written(path.parent, before)):
-            yield make_item(HALF, path, run / LEASE)
-
-
-def _walk(run: Path) -> Iterator[Path]:
-    """Files and folders, down to where checkpoints are written."""
-    for depth in ("*", "*/*", "*/*/*"):
-        yield from sorted(run.glob(depth))
+    if (run / "job.json").exists():
+        before = min(before, time.time() - DAY)
+    below = [*plain_folders(run)]
+    for place in [run, *below, *(inner for each in below for inner in plain_folders(each))]:
+        yield from (make_item(HALF, path, run / LEASE) for path in _half_written(place, before))
+        if place.name == "checkpoints":
+            yield from (make_item(BAD, path, run / LEASE) for path in plain_folders(place, "quarantine")
+                        if path.stat().st_mtime <= before)  # fmt: skip
+    scratch = plain_folders(run, "ray")
+    yield from (make_item(SCRATCH, path, run / LEASE) for path in scratch if path.stat().st_mtime <= before)
 
 
 def _half_written(folder: Path, before: float) -> Iterator[Path]:
