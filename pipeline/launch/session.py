@@ -1,6 +1,6 @@
 """A private Ray on this machine, or that of the cluster whose job this process is.
 
-The private one listens to this machine only, asks for a token, and keeps its files in a folder of its own, which is
+The private one listens at 127.0.0.1, asks for a token, and keeps its files in a folder of its own, which is
 removed at the end. If one of its daemons dies, that is one line.
 """
 
@@ -37,8 +37,8 @@ RAY_ENV = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_enable_metrics_collection": "0",
 }
-# Of a private Ray: all of its servers, and the process group of its workers, listen to 127.0.0.1. The first is what
-# Ray has for systems whose firewalls ask about others.
+# Of a private Ray: its servers, and gloo's, listen at 127.0.0.1. The first is what Ray has for systems whose
+# firewalls ask about others. PyTorch's TCPStore, at which workers meet, always listens at all interfaces.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
 LOGS = "ray-logs"
 DAEMONS = ("gcs_server", "raylet")  # without which Ray does not go on
