@@ -15,15 +15,17 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
 from pipeline.errors import Busy, PipelineError, StorageError
 
 MANIFEST = "manifest.json"
+LOCK_WAITS = (0.0, 0.01, 0.05)  # seconds before each try to lock a file
 SCHEMA = 1
 _RESTORE = "restore the folder or recreate it"
 
@@ -308,33 +310,37 @@ def lease(path: str | os.PathLike[str]) -> Iterator[None]:
     where = Path(path)
     where.parent.mkdir(parents=True, exist_ok=True)
     with open(where, "a+", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             problem = f"is held by process {holder}"
-            raise Busy("E-BUSY-001", str(where), problem, "wait until it ends, or stop it") from None
+            raise Busy("E-BUSY-001", str(where), problem, "wait until it ends, or stop it")
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
 
 
-def holder_of(path: str | os.PathLike[str]) -> int | None:
-    """The process of this machine that holds the lease at `path`, or None. A lease whose process has died, or which
-    never was, is not touched."""
+def _lock(file: IO[str]) -> bool:
+    """Lock a file, unless it stays locked; `is_held` locks it for a moment."""
+    for wait in LOCK_WAITS:
+        time.sleep(wait)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
+
+
+def is_held(path: str | os.PathLike[str]) -> bool:
+    """Whether a process, of any machine that shares the disk, holds the lease at `path`; nothing is written."""
     try:
-        with open(path, encoding="ascii") as file:
-            pid = int(file.read())
-            if not is_alive(pid):
-                return None
+        with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return pid
-    except (OSError, ValueError):
-        return None
-    return None
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def copy_into_place(source: Path, target: Path) -> None:

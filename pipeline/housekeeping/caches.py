@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.errors import StorageError
-from pipeline.housekeeping.items import Item, is_held, is_own, make_item, plain_folders
+from pipeline.housekeeping.items import Item, is_own, make_item, plain_folders
 from pipeline.housekeeping.needs import Needs
 from pipeline.housekeeping.runs import DAY, run_folders
 from pipeline.prepare.blocks import Layout
@@ -29,18 +29,18 @@ def unneeded_caches(root: Path, runs: Path, storage: Path | None, needs: Needs, 
     """Caches that may be removed: none of `prepare` while it runs, none at all while another user's stage does.
 
     storage: that of a cluster's jobs, if any."""
-    if any(is_held(run / LEASE) for run in run_folders(runs) if not is_own(run)):
+    if any(artifacts.is_held(run / LEASE) for run in run_folders(runs) if not is_own(run)):
         return
     leases = [run / LEASE for run in run_folders(runs) if is_own(run)]
     prepare = [lease for lease in leases if lease.parent.parent.name == "prepare"]
-    if not any(map(is_held, prepare)):
+    if not any(map(artifacts.is_held, prepare)):
         cache = runs / "prepare/cache"
         if needs.params.data.fit != "buckets":  # whose keys follow from the images
             yield from _others("decoded images", cache / "pictures", _picture_keys(needs), keep, prepare)
         yield from _others("encoded captions", cache / "captions", _caption_keys(root), keep, prepare)
         if "://" not in needs.params.data.path:
             yield from _copies(root / COPIES, prepare)
-    if not any(map(is_held, leases)):
+    if not any(map(artifacts.is_held, leases)):
         pinned = {needs.params.finetune.init_sha256, needs.params.evaluate.baseline_sha256}
         yield from _others("pinned models", runs / "init", pinned, keep, leases)
         if storage is not None:

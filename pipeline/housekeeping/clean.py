@@ -10,12 +10,11 @@ from pathlib import Path
 
 from pipeline.compute import ComputeProfile
 from pipeline.housekeeping.caches import unneeded_caches
-from pipeline.housekeeping.items import Item, remove
+from pipeline.housekeeping.items import Item, in_words, remove
 from pipeline.housekeeping.leftovers import leftovers, ray_sessions
 from pipeline.housekeeping.needs import Needs
 from pipeline.housekeeping.runs import unneeded_runs
 from pipeline.launch.stage import runs_folder
-from pipeline.overview.disk import in_words
 
 SHOWN = 5  # paths of a kind
 

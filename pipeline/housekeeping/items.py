@@ -7,7 +7,6 @@ killed before it is gone has the name of a leftover (leftovers.py).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.errors import Busy
-from pipeline.overview.disk import size_below
 
 
 @dataclass(frozen=True)
@@ -42,18 +40,6 @@ def is_own(path: Path) -> bool:
     return path.lstat().st_uid == os.getuid()
 
 
-def is_held(lease: Path) -> bool:
-    """Whether a process, of any machine that shares the disk, holds a lease; nothing is written."""
-    try:
-        with open(lease, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
-
-
 def plain_folders(folder: Path, pattern: str = "*") -> Iterator[Path]:
     """Folders in a folder, in order; links are not followed."""
     found = folder.glob(pattern) if folder.is_dir() and not folder.is_symlink() else ()
@@ -74,3 +60,22 @@ def remove(item: Item) -> bool:
         return False
     artifacts.remove(aside)
     return True
+
+
+def size_below(folder: Path) -> int:
+    """Bytes on disk of the files below a folder. A file with several names there counts once; links are not
+    followed, and what vanishes meanwhile does not count."""
+    seen: dict[tuple[int, int], int] = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(place, name))
+            except FileNotFoundError:
+                continue
+            seen[status.st_dev, status.st_ino] = 512 * status.st_blocks
+    return sum(seen.values())
+
+
+def in_words(size: int) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

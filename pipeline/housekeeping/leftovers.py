@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.housekeeping.items import Item, is_held, is_own, make_item, plain_folders
+from pipeline.housekeeping.items import Item, is_own, make_item, plain_folders
 from pipeline.housekeeping.runs import DAY, run_folders
 from pipeline.tracking.stage_run import LEASE
 
@@ -33,7 +33,7 @@ def leftovers(root: Path, runs: Path, shared: bool) -> Iterator[Item]:
     for place in [*tops, *(below for top in tops for below in plain_folders(top)), *caches]:
         yield from (make_item(HALF, path) for path in _half_written(place, before))
     for run in run_folders(runs):
-        if is_own(run) and not is_held(run / LEASE):
+        if is_own(run) and not artifacts.is_held(run / LEASE):
             yield from _of_run(run, before)
 
 

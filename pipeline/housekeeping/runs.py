@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.errors import StorageError
-from pipeline.housekeeping.items import Item, is_held, is_own, make_item, plain_folders
+from pipeline.housekeeping.items import Item, is_own, make_item, plain_folders
 from pipeline.housekeeping.needs import Needs
 from pipeline.launch.history import MADE_FROM, has_begun
 from pipeline.tracking.spool import SPOOL, STATE
@@ -52,7 +52,7 @@ def why_needed(run: Path, needs: Needs) -> str | None:
     """Why a run has to stay; None if it has not."""
     if not is_own(run):
         return "of another user"
-    if is_held(run / LEASE):
+    if artifacts.is_held(run / LEASE):
         return "in use"
     made_from = _made_from(run)
     if made_from is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
+
+from pipeline.housekeeping.items import size_below
 
 FOLDERS = ("data", "models", "reports", "mlartifacts", ".dvc/cache")
 
@@ -22,22 +23,3 @@ def disk_of(root: Path, runs: Path) -> Disk:
     folders = {"runs": runs, **{name: root / name for name in FOLDERS}}
     used = {name: size_below(path) for name, path in folders.items() if path.is_dir()}
     return Disk(shutil.disk_usage(root).free, used)
-
-
-def size_below(folder: Path) -> int:
-    """Bytes on disk of the files below a folder. A file with several names there counts once; links are not
-    followed, and what vanishes meanwhile does not count."""
-    seen: dict[tuple[int, int], int] = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                status = os.lstat(os.path.join(place, name))
-            except FileNotFoundError:
-                continue
-            seen[status.st_dev, status.st_ino] = 512 * status.st_blocks
-    return sum(seen.values())
-
-
-def in_words(size: int) -> str:
-    """Bytes in MiB or GiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -23,16 +23,17 @@ from pipeline import artifacts
 from pipeline.compute import load_profile
 from pipeline.config.params import load_params
 from pipeline.errors import PipelineError, describe, one_line
+from pipeline.housekeeping.leftovers import leftovers, ray_sessions
+from pipeline.housekeeping.runs import run_folders, waits
 from pipeline.launch import jobs
 from pipeline.launch.stage import runs_folder
 from pipeline.overview.stages import LOCK, dvc_changes
 from pipeline.processes import cpu_count
-from pipeline.tracking import relocation, spool, store
+from pipeline.tracking import relocation, store
 from pipeline.tracking.stage_run import LEASE
 
 LOW_DISK = 2 * 2**30  # bytes; a demo takes half of that
 SHOWN = 4  # names in a finding
-TEMPORARY = re.compile(r".*\.(?:tmp|old)-(\d+)-[0-9a-f]+")
 
 
 class Finding(NamedTuple):
@@ -146,29 +147,18 @@ def check_git(root: Path) -> Iterator[Finding]:
 
 def check_storage(root: Path) -> Iterator[Finding]:
     """Whether run folders can be written, and what killed processes left."""
-    runs = runs_folder(root, load_profile(root))
+    profile = load_profile(root)
+    runs = runs_folder(root, profile)
     runs.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=runs) as file:
         file.write(b"x" * 4096)
         file.flush()
         os.fsync(file.fileno())
     yield Finding("runs", f"{runs} can be written")
-    left = [
-        str(path)
-        for folder in (root / "data", root / "models", root / "reports", runs)
-        for path in _left(folder)
-    ]
-    if left:
-        yield Finding("leftovers", f"of killed processes: {_some(left)}", "run `crescendo clean`")
-
-
-def _left(folder: Path) -> Iterator[Path]:
-    """Files and folders below, down to three levels, that a process was writing when it died."""
-    for pattern in ("*", "*/*", "*/*/*"):
-        for path in folder.glob(pattern):
-            match = TEMPORARY.fullmatch(path.name)
-            if match is not None and not artifacts.is_alive(int(match[1])):
-                yield path
+    found = [*leftovers(root, runs, profile.storage is not None), *ray_sessions()]
+    if found:
+        names = _some([str(item.path) for item in found])
+        yield Finding("leftovers", f"of killed processes: {names}", "run `crescendo clean`")
 
 
 def check_tracking(root: Path) -> Iterator[Finding]:
@@ -188,7 +178,8 @@ def check_tracking(root: Path) -> Iterator[Finding]:
             yield Finding("mlflow", f"{store.public_uri(uri)}: {store.one_line_of(error)}", fix)
             return
         yield Finding("mlflow", f"{store.public_uri(uri)} answers")
-    waiting = [str(path) for path in _waiting(runs_folder(root, load_profile(root)), store.server_name(root))]
+    runs = run_folders(runs_folder(root, load_profile(root)))
+    waiting = [str(run) for run in runs if waits(run) and not artifacts.is_held(run / LEASE)]
     if waiting:
         text = f"metrics of {len(waiting)} runs were not sent: {_some(waiting)}"
         yield Finding("mlflow", text, "run `crescendo sync`")
@@ -206,15 +197,6 @@ def _database(database: Path) -> Iterator[Finding]:
     moved = relocation.moved_from(database)
     former = f"; it was moved here from {_some(moved)}, and follows at its next use" if moved else ""
     yield Finding("mlflow", f"{database}{former}")
-
-
-def _waiting(runs: Path, server: str) -> Iterator[Path]:
-    """Run folders that hold what a server has not got, and that no stage is using."""
-    for path in sorted(runs.glob(f"*/*/{spool.SPOOL}")):
-        if artifacts.holder_of(path.parent / LEASE) is None:
-            found = spool.Spool(path.parent, server)
-            if not (found.held and found.ended):
-                yield path.parent
 
 
 def check_ray(root: Path) -> Iterator[Finding]:

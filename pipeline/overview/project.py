@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from pipeline.compute import load_profile
 from pipeline.config.params import load_params
+from pipeline.housekeeping.items import in_words
 from pipeline.launch.stage import runs_folder
-from pipeline.overview.disk import Disk, disk_of, in_words
+from pipeline.overview.disk import Disk, disk_of
 from pipeline.overview.stages import Progress, StageState, stage_states
 from pipeline.tracking.store import store_exists
 

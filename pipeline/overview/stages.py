@@ -81,7 +81,7 @@ def _state(
 ) -> StageState:
     """changed: what differs from the last time it ran, empty if it never did, None if nothing does. before: stages
     whose outputs it reads, and which are not fresh. current: the same command would go on with `run`."""
-    if run is not None and artifacts.holder_of(run / LEASE) is not None:
+    if run is not None and artifacts.is_held(run / LEASE):
         return StageState(name, "running", (), progress(run), run)
     if changed is None and not before:
         return StageState(name, "fresh")

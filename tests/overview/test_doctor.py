@@ -30,7 +30,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Repo.init(str(root), no_scm=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with start_stage_run("toy", root, {}, {}, folder=root / "runs/toy/0123") as run:
+        with start_stage_run("toy", root, {}, {}, folder=root / "runs/toy/0123456789abcdef") as run:
             run.log_metrics({"loss": 1.0}, 8)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return root
@@ -88,7 +88,7 @@ def no_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unsent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open(root / "runs/toy/0123/tracking.jsonl", "a") as file:
+    with open(root / "runs/toy/0123456789abcdef/tracking.jsonl", "a") as file:
         file.write('{"kind": "points", "points": [["loss", 2.0, 16, 1]]}\n')
 
 
