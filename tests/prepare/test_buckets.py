@@ -84,3 +84,7 @@ def test_a_step_that_the_networks_cannot_take_is_refused_with_the_one_they_can(t
     tree = {**tiny_tree, "data": {**tiny_tree["data"], "fit": "buckets", "bucket_step": 2}}
     with pytest.raises(ConfigError, match=r"data.bucket_step: 2 px .* 4 px, .* Fix: write 4"):
         parse_params(tree)
+    tree["data"]["bucket_step"], regions = 4, {"probability": 0.5, "maps": "random"}
+    assert parse_params(tree)
+    with pytest.raises(ConfigError, match=r"data.bucket_step: 4 px .* 8 px, .* Fix: write 8"):
+        parse_params(tree | {"regions": regions})
