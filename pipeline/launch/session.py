@@ -130,7 +130,8 @@ def ray_session(workers: int, run_dir: Path) -> Iterator[Session]:
         try:
             yield session
         except RayDied:
-            shutil.copytree(folder / "session_latest/logs", run_dir / LOGS, dirs_exist_ok=True)
+            with contextlib.suppress(OSError):  # of a file that its writer has just removed
+                shutil.copytree(folder / "session_latest/logs", run_dir / LOGS, dirs_exist_ok=True)
             raise
 
 

@@ -24,11 +24,10 @@ LOCK = "lock"  # held by the driver
 @contextlib.contextmanager
 def session_folder() -> Iterator[Path]:
     """A new folder, removed at the end, with the processes that still use it; those of dead drivers are, too."""
-    parent = Path(
-        os.environ.get("RAY_TMPDIR", "/tmp")
-    )  # Short, since paths of sockets have 107 bytes at most.
+    # Not TMPDIR, which may be long: the paths of Ray's sockets have 107 bytes at most.
+    parent = Path(os.environ.get("RAY_TMPDIR", "/tmp"))
     if count := sweep(parent):
-        print(f"removed {count} folders in {parent} that runs which were killed had left", file=sys.stderr)
+        print(f"removed what killed runs of Ray had left in {parent}: {PREFIX}* ({count})", file=sys.stderr)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     with open(folder / f"{LOCK}.new", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

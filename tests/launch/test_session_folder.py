@@ -38,4 +38,4 @@ def test_what_a_killed_driver_left_is_removed_once_nobody_uses_it(
         agent = subprocess.Popen(["sleep", "60"], stdout=log)
     assert agent.wait(5) == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == [f"{PREFIX}unknown"]
-    assert capsys.readouterr().err.startswith(f"removed 1 folders in {tmp_path} ")
+    assert capsys.readouterr().err.endswith(f"left in {tmp_path}: {PREFIX}* (1)\n")
