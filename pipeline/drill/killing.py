@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -117,7 +118,8 @@ class Attempt:
         victims = [self.process.pid] * max(len(workers), 1) + workers
         pid = victims[int(kill.chance * len(victims))]
         image = self.image()
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a worker that has ended meanwhile
+            os.kill(pid, signal.SIGKILL)
         if pid == self.process.pid:
             self.process.wait()
         self.blows.append(Blow(image, "stage" if pid == self.process.pid else "worker"))
@@ -146,7 +148,8 @@ class Attempt:
             time.sleep(0.1)
         titles = [title_of(pid) or str(pid) for pid in left]
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return titles
 
 

@@ -36,7 +36,8 @@ class Scratch:
     def environment(self) -> dict[str, str]:
         """That of its processes: no server, cluster or run folder of the user's."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED)}
-        return {**kept, "CRESCENDO_COMPUTE": self.profile, TOKEN: self.token}
+        # SPT_NOENV: Ray's workers would write their titles over the environment by which they are found.
+        return {**kept, "CRESCENDO_COMPUTE": self.profile, TOKEN: self.token, "SPT_NOENV": "1"}
 
     def run_dir(self) -> Path | None:
         """The stage's run folder, if there is one by now."""
