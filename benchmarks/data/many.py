@@ -1,4 +1,4 @@
-"""Preparation, loading and reading of many small files: processor time and memory by their number.
+"""Preparation, loading and evaluation of many small files: processor time and memory by their number.
 
     python -m benchmarks.data.many [--files 30000 300000] [--scratch FOLDER] [--out many.json] [--plot many.png]
 
@@ -74,21 +74,21 @@ def run_load(root: Path) -> None:
         batches.at(number * 128, 0)
 
 
-def run_read(root: Path) -> None:
-    """What pretraining and evaluation read of a whole set: its statistics, and the features of all test images."""
-    import torch
-
+def run_evaluate(root: Path) -> None:
+    """What `evaluate` reads of the set before it samples: statistics, caption sets, features of real images."""
     from pipeline.data.dataset import PreparedDataset
     from pipeline.data.statistics import measure_statistics
-    from pipeline.evaluation.features import RandomConvFeatures
+    from pipeline.evaluation.comparison import measure_real
+    from pipeline.evaluation.conditions import build_caption_sets
+    from pipeline.evaluation.features import randconv
 
     dataset = PreparedDataset(root / "data/prepared")
     measure_statistics(dataset, PX)
-    torch.cuda.is_available()
-    RandomConvFeatures()(dataset.images(dataset.split("test")))
+    build_caption_sets(dataset, 400, seed=0)
+    measure_real(dataset, [randconv(PX)], seed=0)
 
 
-RUNS = {"prepare": run_prepare, "load": run_load, "read": run_read}
+RUNS = {"prepare": run_prepare, "load": run_load, "evaluate": run_evaluate}
 
 
 def measured(name: str, root: Path) -> Cost:
@@ -132,18 +132,18 @@ def _proportional_mib(pid: int) -> float:
 
 
 def measure(count: int, scratch: Path) -> dict[str, Cost]:
-    """The costs of preparing `count` files, of preparing 1% more, and of loading and reading them."""
+    """The costs of preparing `count` files, of preparing 1% more, and of loading and evaluating with them."""
     root = scratch / str(count)
     write_files(root / "data/raw", range(count))
     costs = {"prepare": measured("prepare", root)}
     write_files(root / "data/raw", range(count, count + count // 100))
     costs["add 1%"] = measured("prepare", root)
-    return costs | {name: measured(name, root) for name in ("load", "read")}
+    return costs | {name: measured(name, root) for name in ("load", "evaluate")}
 
 
 def costs_table(costs: dict[int, dict[str, Cost]]) -> str:
     """A line for each number of files: CPU s and MiB of each run, and the share of what 1% more took."""
-    names = ("prepare", "add 1%", "load", "read")
+    names = ("prepare", "add 1%", "load", "evaluate")
     headers = ["files", *(f"{name}: {what}" for name in names for what in ("CPU s", "MiB")), "1% to all"]
     lines = []
     for count, own in costs.items():
@@ -154,7 +154,7 @@ def costs_table(costs: dict[int, dict[str, Cost]]) -> str:
 
 
 def plot(costs: dict[int, dict[str, Cost]], path: Path) -> None:
-    """Processor time and memory over the number of files, each with the straight line through first and last."""
+    """Processor time and memory over the number of files."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from benchmarks.data import decode, fetch, load, prepare, store, wait
+from benchmarks.data import decode, fetch, load, many, prepare, store, wait
 from pipeline.prepare import validation
 from tests.benchmarks.tables import lines
 
@@ -46,3 +46,14 @@ def test_wait_table_has_both_denoising_stages() -> None:
 def test_store_table_has_every_kind_size_and_codec() -> None:
     text = store.store_table(count=1, repeats=1)
     assert len(lines(text)) == 2 + 2 * 2 * len(store.CODECS)
+
+
+def test_many_files_are_written_once_and_their_costs_have_a_line_each(tmp_path) -> None:
+    for _ in range(2):
+        many.write_files(tmp_path / "raw", range(3))
+    assert sorted(path.suffix for path in tmp_path.rglob("*.*")) == [".jpg", ".png", *[".txt"] * 3, ".webp"]
+    cost = many.Cost(10.0, 900.0)
+    costs = {count: dict.fromkeys((*many.RUNS, "add 1%"), cost) for count in (30, 300)}
+    assert len(lines(many.costs_table(costs))) == 4
+    many.plot(costs, tmp_path / "many.png")
+    assert (tmp_path / "many.png").stat().st_size > 1000
