@@ -77,8 +77,14 @@ class Entry:
 
     @classmethod
     def of(cls, version: Version) -> Entry:
-        """An entry from its tags."""
+        """An entry from its tags. Raises StorageError where somebody else has written them."""
         tags = version.tags
+        try:
+            moves = tuple(Move(**each) for each in json.loads(tags.get(MOVES, "[]")))
+            registered = dict(json.loads(tags.get(REGISTERED, "{}")))
+        except (TypeError, ValueError):
+            fix = f"delete version {version.number} of {version.name} in MLflow"
+            raise StorageError("E-IO-048", version.uri, "is no entry of a journal", fix) from None
         return cls(
             number=int(version.number),
             state=tags.get(STATE, ""),
@@ -87,8 +93,8 @@ class Entry:
             action=tags.get(ACTION, ""),
             who=tags.get(WHO, ""),
             process=tags.get(PROCESS, ""),
-            moves=tuple(Move(**each) for each in json.loads(tags.get(MOVES, "[]"))),
-            registered=json.loads(tags.get(REGISTERED, "{}")),
+            moves=moves,
+            registered=registered,
             created=version.created,
         )
 
@@ -260,7 +266,7 @@ def this_process() -> str:
 def is_gone(process: str) -> bool:
     """Whether a process ran on this machine and runs no more."""
     machine, _, pid = process.partition("/")
-    if machine != this_process().partition("/")[0]:
+    if machine != this_process().partition("/")[0] or not pid.isdecimal():
         return False
     try:
         os.kill(int(pid), 0)

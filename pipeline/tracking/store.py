@@ -107,7 +107,8 @@ def _alone(database: Path | None) -> Iterator[None]:
         return
     folder = os.open(database.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
         os.close(folder)

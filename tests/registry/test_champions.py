@@ -9,7 +9,7 @@ from pipeline.cli import main
 from pipeline.errors import Busy, GateFailed, InputMissing, PipelineError, StorageError
 from pipeline.registry import champions
 from pipeline.registry.journal import DONE, Entry, Move
-from pipeline.registry.package import Registry
+from pipeline.registry.package import Registry, Version
 from tests.registry.conftest import write_model, write_verdict
 
 NAME = "crescendo"
@@ -101,6 +101,12 @@ def test_a_champion_that_was_deleted_is_missed_everywhere_and_the_line_says_how_
     assert line in capsys.readouterr().out
     main.run(["rollback", "--to", "1"])
     assert Registry(root).aliases(NAME)["champion"] == "1"
+
+
+@pytest.mark.parametrize("moves", ["[", '[{"alias": 1}]', "[3]"])
+def test_an_entry_that_somebody_else_wrote_is_named(moves: str) -> None:
+    with pytest.raises(StorageError, match="E-IO-048 models:/crescendo.journal/7: is no entry"):
+        Entry.of(Version("crescendo.journal", "7", {"crescendo.moves": moves}))
 
 
 def test_only_a_former_champion_or_one_that_passed_is_rolled_back_to(root: Path) -> None:
