@@ -61,7 +61,7 @@ def inside_ray_job() -> bool:
 
 
 class RayDied(Busy):
-    """A daemon of the private Ray died."""
+    """A daemon of Ray died, or did not start."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,12 @@ def ray_session(workers: int, run_dir: Path) -> Iterator[Session]:
         stack.enter_context(contextlib.redirect_stdout(printed))
         cores, memory = max(workers, cpu_count()), 80 * 2**20
         how = {"num_cpus": cores, "object_store_memory": memory, "include_dashboard": False}
-        stack.enter_context(_connection(address="local", _temp_dir=str(folder), **how))
-        own = {pid: name for pid, name in users_of(folder).items() if name in DAEMONS}
-        session = Session(run_dir, {os.pidfd_open(pid): name for pid, name in own.items()})
-        for pidfd in session.daemons:
-            stack.callback(os.close, pidfd)
         try:
+            stack.enter_context(_connection(address="local", _temp_dir=str(folder), **how))
+            own = {pid: name for pid, name in users_of(folder).items() if name in DAEMONS}
+            session = Session(run_dir, {os.pidfd_open(pid): name for pid, name in own.items()})
+            for pidfd in session.daemons:
+                stack.callback(os.close, pidfd)
             yield session
         except RayDied:
             with contextlib.suppress(OSError):  # of a file that its writer has just removed
@@ -144,7 +144,11 @@ def _connection(**how: Any) -> Iterator[None]:
 
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
+    except Exception as error:  # noqa: BLE001 - what Ray raises where its daemons do not start in time
+        fix = "run the same command again, when this machine has less to do"
+        raise RayDied("E-BUSY-034", "Ray", f"did not start: {error}", fix) from error
     if main and handler is not None:
         signal.signal(signal.SIGTERM, handler)  # ray.init installs one that exits without unwinding.
     logging.getLogger("ray").setLevel(logging.ERROR)

@@ -116,6 +116,19 @@ def test_a_dead_daemon_of_ray_is_one_line_and_may_be_continued(tmp_path: Path) -
     assert (tmp_path / "run" / LOGS / "raylet.out").is_file()
 
 
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import ray
+
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nThe raylet failed.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RayDied, match="E-BUSY-034 Ray: did not start: The current") as caught:
+        with ray_session(1, tmp_path):
+            pass
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", DAEMONS)
 def test_the_death_of_a_daemon_ends_what_waits_for_it(name: str, tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as daemon:
