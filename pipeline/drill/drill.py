@@ -28,7 +28,8 @@ def drill(
     written to runs/drill/STAGE/receipt.json. The scratch projects beside it stay where the drill has failed.
 
     Raises ConfigError where the profile trains on a cluster, Busy where the stage fails by itself."""
-    if load_profile(root, profile).address:
+    compute = load_profile(root, profile)
+    if compute.address:
         problem = (
             f"compute profile {profile} trains on a cluster; a drill kills processes of this machine only"
         )
@@ -38,7 +39,10 @@ def drill(
     folder = root / FOLDER / stage
     with artifacts.lease(folder.with_suffix(".lease")):
         shutil.rmtree(folder, ignore_errors=True)
-        quiet, noisy = (Attempt(Scratch(folder / name, stage, profile)) for name in ("quiet", "killed"))
+        quiet, noisy = (
+            Attempt(Scratch(folder / name, stage, profile), compute.workers > 0)
+            for name in ("quiet", "killed")
+        )
         for attempt in (quiet, noisy):
             make_scratch(attempt.scratch, root, params)
         try:

@@ -51,6 +51,7 @@ class Attempt:
     """The stage in a scratch project, started as often as it takes."""
 
     scratch: Scratch
+    under_ray: bool
     process: subprocess.Popen[bytes] | None = None
     begun: float = 0.0  # wall clock of the last start or kill
     blows: list[Blow] = field(default_factory=list)
@@ -114,7 +115,8 @@ class Attempt:
     def strike(self, kill: Kill) -> Blow:
         """Kill the stage, or one of the processes in which Ray trains, at even odds."""
         assert self.process is not None
-        workers = [pid for pid in self.scratch.processes() if TITLE in title_of(pid)]
+        own = self.scratch.processes() if self.under_ray else []
+        workers = [pid for pid in own if TITLE in title_of(pid)]
         victims = [self.process.pid] * max(len(workers), 1) + workers
         pid = victims[int(kill.chance * len(victims))]
         image = self.image()
