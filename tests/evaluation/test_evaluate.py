@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -356,11 +356,17 @@ def test_without_captions_to_tell_apart_all_but_captions_is_judged(
     assert ("drawn without a caption" in page) == (not ids)
 
 
+def with_rows(folder: Path, change: Callable[[int], dict[str, object]]) -> PreparedDataset:
+    """The data set, after a change of the rows of its index."""
+    lines = (folder / "index.jsonl").read_text().splitlines()
+    rows = [json.dumps(json.loads(line) | change(i)) + "\n" for i, line in enumerate(lines)]
+    (folder / "index.jsonl").write_text("".join(rows))
+    return PreparedDataset(folder)
+
+
 def test_without_captions_the_two_sets_draw_other_images(tmp_path: Path) -> None:
     write_prepared(tmp_path / "prepared", count=24)
-    dataset = PreparedDataset(tmp_path / "prepared")
-    for row in dataset.rows:
-        row["captions"] = []
+    dataset = with_rows(tmp_path / "prepared", lambda i: {"captions": []})
     heldout, train = conditions.build_caption_sets(dataset, 20, seed=0)
     assert len({*heldout.seeds(0), *train.seeds(0)}) == 40
     assert not dataset.text(heldout.caption_ids).mask.any()
@@ -368,9 +374,7 @@ def test_without_captions_the_two_sets_draw_other_images(tmp_path: Path) -> None
 
 def test_every_family_is_chosen_once_before_any_comes_twice(tmp_path: Path) -> None:
     write_prepared(tmp_path / "prepared", count=60)
-    dataset = PreparedDataset(tmp_path / "prepared")
-    for i, row in enumerate(dataset.rows):
-        row["base"] = str(i // 12)  # 5 families
+    dataset = with_rows(tmp_path / "prepared", lambda i: {"base": str(i // 12)})  # 5 families
     rows = conditions.choose_rows(dataset, "train", 12, seed=0)
     assert len(set(rows.tolist())) == 12
     assert len({dataset.rows[row]["base"] for row in rows[:5]}) == 5
@@ -395,9 +399,7 @@ def test_captions_are_drawn_again_only_when_all_were_drawn(tmp_path: Path) -> No
 def test_images_of_equal_captions_have_seeds_of_their_own(tmp_path: Path) -> None:
     """Labels, as captions of many images, would else draw a few distinct images over and over."""
     write_prepared(tmp_path / "prepared", count=60)
-    dataset = PreparedDataset(tmp_path / "prepared")
-    for i, row in enumerate(dataset.rows):
-        row["captions"] = [i % 2]
+    dataset = with_rows(tmp_path / "prepared", lambda i: {"captions": [i % 2]})
     drawn = conditions.build_caption_set(dataset, "train", "train", 50, seed=0)
     assert len(drawn.rows) == 40
     assert set(drawn.captions) == {"square number 0", "square number 1"}
