@@ -158,11 +158,13 @@ def plot(costs: dict[int, dict[str, Cost]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    counts = list(costs)
+    thousands = [count / 1000 for count in costs]
     for axes, field, unit in zip(figure.subplots(1, 2), Cost._fields, ("CPU s", "MiB"), strict=True):
         for name in ("prepare", "add 1%"):
-            axes.plot(counts, [getattr(costs[count][name], field) for count in counts], "o-", label=name)
-        axes.set(xlabel="files", ylabel=unit, xlim=(0, None), ylim=(0, None))
+            axes.plot(thousands, [getattr(own[name], field) for own in costs.values()], "o-", label=name)
+        axes.set(xlabel="thousand files", ylabel=unit)
+        axes.set_xlim(0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
