@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 
 from pipeline.errors import PipelineError, one_line
+from pipeline.registry import champions
 from pipeline.registry.package import Registry, Version
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.model import Served, load_version
@@ -76,7 +77,7 @@ class Follower:
     def look(self) -> None:
         """Follow the alias once. Nothing is raised: the service goes on with what it has."""
         try:
-            version = self._registry.resolve(self._address)
+            version = champions.resolve(self._registry, self._address)
         except Exception as error:
             self._metrics.registry_errors.inc()
             if self.unreachable is None:

@@ -13,6 +13,7 @@ import uvicorn
 
 from pipeline.errors import AccessError, Busy, ConfigError
 from pipeline.project import locate
+from pipeline.registry import champions
 from pipeline.registry.package import Registry
 from pipeline.serving.app import create_app
 from pipeline.serving.guard import LOOPBACK
@@ -76,7 +77,7 @@ def load_service(model: str, root: Path, device: str, limits: Limits, poll_secon
     if not model.startswith("models:"):
         return Service(load_folder(Path(locate(model, root)), device), limits)
     registry = Registry(root)
-    service = Service(load_version(registry, registry.resolve(model), device), limits)
+    service = Service(load_version(registry, champions.resolve(registry, model), device), limits)
     if "@" in model:
         service.follow(registry, model, device, poll_seconds)
     return service
