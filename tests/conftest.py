@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from pipeline import artifacts
 from pipeline.config.params import Params, parse_params
 from pipeline.config.strict_yaml import read_yaml
 from pipeline.data import storage
+from pipeline.data.dataset import PreparedDataset
 from pipeline.launch import session
 from pipeline.prepare.buckets import buckets_of
 from pipeline.prepare.shards import box_sums, write_images
 
 ROOT = Path(__file__).resolve().parents[1]
 
-session.require_token()  # Ray reads it once a process, so all tests share it.
+session.require_token()  # Ray reads it once a process, as it does where servers listen, so all tests share it.
+os.environ.update(session.LOOPBACK)
 
 # One thread a process: threads of tiny layers mostly wait for each other, and other tests have the other cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -181,3 +183,11 @@ def s3(s3_server: str) -> Iterator[str]:
         yield "s3://pictures"
         s3fs.S3FileSystem().rm("pictures", recursive=True)
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def with_rows(folder: Path, change: Callable[[int], dict[str, object]]) -> PreparedDataset:
+    """The data set in `folder`, after a change of the rows of its index."""
+    lines = (folder / "index.jsonl").read_text().splitlines()
+    rows = [json.dumps(json.loads(line) | change(i)) + "\n" for i, line in enumerate(lines)]
+    (folder / "index.jsonl").write_text("".join(rows))
+    return PreparedDataset(folder)

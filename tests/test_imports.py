@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rows of the house: a package imports only from rows below its own.
 ROWS = (
     ("stages", "cli"),
-    ("overview", "serving"),
-    ("housekeeping",),
+    ("overview",),
+    ("housekeeping", "serving"),
     ("workers", "registry", "drill"),
     ("launch", "watch"),
     ("inference", "evaluation"),

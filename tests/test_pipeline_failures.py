@@ -79,10 +79,13 @@ def test_a_stopped_stage_ends_with_75_and_continues(bare: Path) -> None:
 
 REGISTER = """
 from pathlib import Path
-from pipeline import artifacts
+from pipeline.registry.journal import Journal
 from pipeline.registry.package import Registry
-core = Path("models/core")
-Registry(Path(".")).register("crescendo", core, artifacts.directory_digest(core), {})
+from pipeline.registry.registration import register
+registry, project = Registry(Path(".")), Path("scratch/project")
+project.mkdir(parents=True)
+with Journal(registry, "crescendo").turn("register", print) as turn:
+    register(registry, turn, "crescendo", Path("models/core"), project, {}, None)
 """
 
 

@@ -33,7 +33,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from pipeline.compute import load_profile
     from pipeline.config.params import load_params
+    from pipeline.launch.stage import runs_folder
     from pipeline.serving.limits import Limits
     from pipeline.serving.server import Address, load_service, serve, token_for
 
@@ -54,5 +56,5 @@ def _serve(args: argparse.Namespace) -> int:
     limits = Limits(args.queue, args.timeout, args.rate)
     service = load_service(model, root, args.device, limits, args.poll)
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
-        serve(service, address, token, log)
+        serve(service, address, token, runs_folder(root, load_profile(root)), log)
     return 0

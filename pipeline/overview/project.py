@@ -15,6 +15,7 @@ from pipeline.housekeeping.items import in_words
 from pipeline.launch.stage import runs_folder
 from pipeline.overview.disk import Disk, disk_of
 from pipeline.overview.stages import Progress, StageState, stage_states
+from pipeline.serving.announce import Running, running
 from pipeline.tracking.store import store_exists
 
 SHOWN = 5  # reasons in a row of text, and versions without an alias
@@ -32,11 +33,13 @@ class RegisteredVersion:
 
 @dataclass(frozen=True)
 class Overview:
-    """name: of the registered model. versions: newest first; None if nothing was ever tracked here."""
+    """name: of the registered model. versions: newest first; None if nothing was ever tracked here. services: of
+    this project on this machine."""
 
     name: str
     stages: list[StageState]
     versions: list[RegisteredVersion] | None
+    services: list[Running]
     disk: Disk
 
 
@@ -44,7 +47,8 @@ def look(root: Path) -> Overview:
     """The state of the project at `root`. Raises PipelineError where a file or the registry cannot be read."""
     runs = runs_folder(root, load_profile(root))
     name = load_params(root / "params.yaml").promotion.name
-    return Overview(name, stage_states(root, runs), _versions(root, name), disk_of(root, runs))
+    stages, versions, services = stage_states(root, runs), _versions(root, name), list(running(runs))
+    return Overview(name, stages, versions, services, disk_of(root, runs))
 
 
 def _versions(root: Path, name: str) -> list[RegisteredVersion] | None:
@@ -92,6 +96,8 @@ def lines(overview: Overview) -> Iterator[str]:
                 yield _version(version)
         if len(plain) > SHOWN:
             yield f"  and {len(plain) - SHOWN} older without an alias"
+    for service in overview.services:
+        yield f"service {service.url}: {_service(service)}"
     parts = [f"{name} {in_words(size)}" for name, size in overview.disk.used.items()]
     yield f"disk: {in_words(overview.disk.free)} free; {', '.join(parts) or 'nothing used'}"
 
@@ -110,6 +116,14 @@ def _progress(progress: Progress, running: bool) -> str:
     if not running or progress.rate is None or progress.left is None:
         return text
     return f"{text}, {progress.rate:.3g} images/s, {tqdm.format_interval(progress.left)} left"
+
+
+def _service(service: Running) -> str:
+    if not service.answers:
+        return "does not answer"
+    what = "a folder" if service.version is None else f"version {service.version}"
+    refused = f"; refuses {service.refused}" if service.refused else ""
+    return f"serves {what} ({str(service.digest)[:12]}){refused}"
 
 
 def _version(version: RegisteredVersion) -> str:

@@ -15,6 +15,7 @@ from pipeline.errors import AccessError, Busy, ConfigError
 from pipeline.project import locate
 from pipeline.registry import champions
 from pipeline.registry.package import Registry
+from pipeline.serving.announce import announced
 from pipeline.serving.app import create_app
 from pipeline.serving.guard import LOOPBACK
 from pipeline.serving.limits import Limits
@@ -55,6 +56,7 @@ class Address:
                 fix = "choose 127.0.0.1, or 0.0.0.0 for all"
                 raise ConfigError("E-CFG-131", where, "is no address of this machine", fix) from error
             raise Busy("E-BUSY-130", where, "is in use", "choose another --port") from error
+        sock.listen(CONNECTIONS)  # from now on clients wait, and are not refused
         return sock
 
 
@@ -83,11 +85,12 @@ def load_service(model: str, root: Path, device: str, limits: Limits, poll_secon
     return service
 
 
-def serve(service: Service, address: Address, token: str | None, log: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what is in progress."""
+def serve(
+    service: Service, address: Address, token: str | None, runs: Path, log: Callable[[str], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is in progress. `runs`: where `crescendo status` looks."""
     sock = address.listen()
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    log(f"serving {service.model.label} at http://{host}:{sock.getsockname()[1]}/")
+    url = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{sock.getsockname()[1]}/"
     config = uvicorn.Config(
         create_app(service, token),
         log_level="warning",
@@ -96,4 +99,6 @@ def serve(service: Service, address: Address, token: str | None, log: Callable[[
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    uvicorn.Server(config).run([sock])
+    with announced(runs, url):
+        log(f"serving {service.model.label} at {url}")
+        uvicorn.Server(config).run([sock])

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from pipeline.models.denoiser import build_core, build_shell
 from pipeline.models.snapshot import at_resolution, load_snapshot, save_snapshot
 from pipeline.models.statistics import Statistics
 from tests.builders import snapshot_config
-from tests.conftest import write_prepared
+from tests.conftest import with_rows, write_prepared
 
 REFINED = ["refined_1", "refined_2", "refined_4"]
 CALLS = 23  # per image, of all contenders of `write_models` together
@@ -354,14 +354,6 @@ def test_without_captions_to_tell_apart_all_but_captions_is_judged(
     page = (tmp_path / "reports/evaluation/index.html").read_text()
     assert "– not applicable" in page and reason in page
     assert ("drawn without a caption" in page) == (not ids)
-
-
-def with_rows(folder: Path, change: Callable[[int], dict[str, object]]) -> PreparedDataset:
-    """The data set, after a change of the rows of its index."""
-    lines = (folder / "index.jsonl").read_text().splitlines()
-    rows = [json.dumps(json.loads(line) | change(i)) + "\n" for i, line in enumerate(lines)]
-    (folder / "index.jsonl").write_text("".join(rows))
-    return PreparedDataset(folder)
 
 
 def test_without_captions_the_two_sets_draw_other_images(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The classifier of groups: it learns them, repeats to the bit, leaves the global random state alone."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline.evaluation import group_classifier
 from pipeline.evaluation.features import Extractor
 from pipeline.evaluation.group_classifier import Classifier, Unavailable, digest, group_cls, train
 from pipeline.rng import generator_for
-from tests.conftest import write_prepared
+from tests.conftest import with_rows, write_prepared
 from tests.evaluation.test_features import drawings
 
 
@@ -67,17 +68,16 @@ def test_augmented_images_stay_sharp_and_in_place() -> None:
     assert not torch.equal(augmented[0], augmented[1])
 
 
-def with_groups(dataset: PreparedDataset, group_of: Any) -> PreparedDataset:
-    for i, row in enumerate(dataset.rows):
-        row |= group_of(i)
-    return dataset
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "prepared"
     write_prepared(folder, count=60)
     return folder
+
+
+@pytest.fixture()
+def folder(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "prepared"))
 
 
 def test_an_extractor_comes_with_its_digest_and_its_accuracy(
@@ -85,7 +85,7 @@ def test_an_extractor_comes_with_its_digest_and_its_accuracy(
 ) -> None:
     monkeypatch.setattr(group_classifier, "NUM_IMAGES", 64)
     halves = lambda i: {"subgroup": "", "group": "ab"[i % 2]}  # noqa: E731
-    extractor = group_cls(with_groups(PreparedDataset(folder), halves))
+    extractor = group_cls(with_rows(folder, halves))
     assert isinstance(extractor, Extractor)
     assert extractor(drawings(3, resolution=16)).shape == (3, extractor.dim)
     assert len(extractor.sha256) == 64
@@ -103,16 +103,14 @@ def test_only_the_train_split_is_learned(folder: Path, monkeypatch: pytest.Monke
     def groups(held_out: str) -> Any:
         return lambda i: {"subgroup": "ab"[i % 2] if i % 6 < 4 else held_out}
 
-    a, b = (group_cls(with_groups(PreparedDataset(folder), groups(name))) for name in ("a", "c"))
+    a, b = (group_cls(with_rows(folder, groups(name))) for name in ("a", "c"))
     assert isinstance(a, Extractor) and isinstance(b, Extractor)
     assert a.sha256 == b.sha256
 
 
 def test_data_without_two_groups_has_no_such_extractor_and_says_why(folder: Path) -> None:
     one = group_cls(PreparedDataset(folder))
-    rare = group_cls(
-        with_groups(PreparedDataset(folder), lambda i: {"subgroup": "b" if i in (0, 1, 2) else "a"})
-    )
+    rare = group_cls(with_rows(folder, lambda i: {"subgroup": "b" if i in (0, 1, 2) else "a"}))
     needs = "needs two groups of at least 8 training images; the largest have"
     assert one == Unavailable("group-cls", f"{needs} 's' 40")
     assert rare == Unavailable("group-cls", f"{needs} 'a' 37, 'b' 3")

@@ -56,7 +56,9 @@ def without(hidden: Path) -> list[str]:
 def ray_node(folder: Path, arguments: str, start: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
     """A process that runs `ray start` for the block; its files, and what it prints, are in `folder`."""
     folder.mkdir()
-    kept = {name: os.environ[name] for name in os.environ.keys() - LOOPBACK.keys()}
+    others = ("CRESCENDO_", "MLFLOW_")  # of other tests in this process
+    names = (name for name in os.environ.keys() - LOOPBACK.keys() if not name.startswith(others))
+    kept = {name: os.environ[name] for name in names}
     command = START.format(folder=folder, port=free_port())
     with open(folder / "out", "w") as out:
         node = subprocess.Popen(

@@ -131,7 +131,7 @@ def test_the_printed_command_leaves_a_token_that_nobody_else_can_read(tmp_path: 
 def test_no_cluster_is_one_line(tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path) -> None:
     profile = ComputeProfile(workers=1, address=f"http://127.0.0.1:{free_port()}", storage=str(tmp_path))
     config = config_of(tiny_tree, tiny_root, tmp_path / "run")
-    with pytest.raises(StorageError, match="no Ray cluster accepts the job") as caught:
+    with pytest.raises(StorageError, match="no Ray cluster accepts jobs") as caught:
         jobs.run_as_job("pretrain", pretrain.pretrain, config, profile, ["data/prepared"])
     assert "\n" not in str(caught.value)
 

@@ -29,10 +29,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "infra", root / "infra")
     Repo.init(str(root), no_scm=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # which MLflow sets; it is restored
         with start_stage_run("toy", root, {}, {}, folder=root / "runs/toy/0123456789abcdef") as run:
             run.log_metrics({"loss": 1.0}, 8)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return root
 
 

@@ -1,6 +1,7 @@
 """`crescendo serve` as a process: OpenAI's client, the page in a browser, its end; and what it refuses."""
 
 import base64
+import json
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.errors import PipelineError
 from pipeline.inference.generator import encode_png, load_generator
+from pipeline.serving.announce import Running, running
 from pipeline.serving.server import Address, token_for
 from tests.evaluation.browser import CHROMIUM, open_browser
 from tests.registry.conftest import write_model
@@ -71,9 +73,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(folder: Path) -> Iterator[str]:
     """Of a server process that asks for TOKEN."""
     command = [sys.executable, "-m", "pipeline.cli", "serve", str(folder), "--port", "0"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "CRESCENDO_TOKEN": TOKEN}
-    )
+    env = {**os.environ, "CRESCENDO_TOKEN": TOKEN, "CRESCENDO_RUNS": str(folder.parent)}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
     found = re.search(r"http://\S+", process.stdout.readline())
     assert found is not None
@@ -84,6 +85,17 @@ def address(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
+def test_others_on_this_machine_see_what_a_service_says(address: str, folder: Path) -> None:
+    left = folder.parent / "services" / f"{2**22 - 3}.json"  # of a process that is gone
+    left.write_text(json.dumps({"url": "http://127.0.0.1:9/"}))
+    (seen,) = running(folder.parent)
+    digest = load_generator(folder).snapshot.digest
+    assert seen == Running(address, answers=True, digest=digest)
+    left.with_name(f"{os.getpid()}.json").write_text(json.dumps({"url": "http://127.0.0.1:9/"}))
+    assert {each.answers for each in running(folder.parent)} == {True, False}
+    left.with_name(f"{os.getpid()}.json").unlink()
+
+
 def test_openais_client_draws_and_upscales(address: str, folder: Path) -> None:
     client = openai.OpenAI(base_url=f"{address}v1", api_key=TOKEN, max_retries=0)
     answer = client.images.generate(
