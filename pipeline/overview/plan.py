@@ -41,7 +41,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """A stage of the plan. taken: seconds of its newest run, if that has finished."""
+    """A stage of the plan. taken: seconds of its newest run, where it is fresh."""
 
     state: StageState
     estimate: Estimate | None
@@ -72,7 +72,7 @@ def make_plan(root: Path, wanted: Sequence[str], log: Callable[[str], None]) -> 
                 planned[estimate.stage] = estimate
         artifacts.write_atomic(runs / PLAN, json.dumps([asdict(each) for each in planned.values()]))
     return [
-        Row(state, planned.get(name) if name in due or state.state == "fresh" else None, _taken(runs / name))
+        Row(state, planned.get(name) if name in due or state.state == "fresh" else None, _taken(state, runs))
         for name, state in states.items()
     ]
 
@@ -126,9 +126,10 @@ def _size_of(model: Path) -> tuple[int, int]:
     return parameters, call_costs(generator.snapshot, generator.text([""]))[-1]
 
 
-def _taken(runs: Path) -> float | None:
-    run = latest_run(runs)
-    return None if run is None or not (run / "result").exists() else seconds_taken(run)
+def _taken(state: StageState, runs: Path) -> float | None:
+    """Seconds that the newest run of a stage took; None where something changed since."""
+    run = latest_run(runs / state.name)
+    return None if run is None or state.state != "fresh" else seconds_taken(run)
 
 
 def _read(path: Path) -> dict[str, Estimate]:

@@ -33,7 +33,6 @@ SHARED = ("pipeline", "stages", "infra", "dvc.yaml", "requirements.lock")  # wha
 TRAINING = {"pretrain": "models/core", "finetune": "models/finetuned", "refine": "models/refined"}
 UPDATES = (16, 64)  # of a rehearsal, at least and at most
 SHARE = 0.02  # of the images of a stage, in between
-WARM = 4  # first updates, which are slower
 EVALUATIONS = (16, 8)  # a rehearsed evaluation has one part in so many of the calls
 POLL_SECONDS = 0.5
 
@@ -201,10 +200,12 @@ def paces(records: Sequence[Record], images: int, batch: int) -> list[Pace]:
             (nimg - i * images, at) for nimg, at in sorted(times.items()) if 0 < nimg - i * images <= images
         ]
         gaps = {nimg: at - before for (_, before), (nimg, at) in pairwise(own)}
-        after_pause = gaps.get(images // 2 + batch, 0.0)
-        usual = [gap for nimg, gap in gaps.items() if nimg > WARM * batch and nimg != images // 2 + batch]
-        update = statistics.fmean(usual or gaps.values() or [0.0])
-        found.append(Pace(images, update / batch, max(after_pause - update, 0.0)))
+        after_pause = images // 2 + batch
+        # At the start, imports of the driver and the judge of the round before take their share of the cores.
+        late = [gap for nimg, gap in gaps.items() if nimg > after_pause]
+        update = statistics.median(late or gaps.values() or [0.0])
+        pause = max(gaps.get(after_pause, 0.0) - update, 0.0)
+        found.append(Pace(images, update / batch, pause))
     return found
 
 
