@@ -22,11 +22,12 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from pipeline.config.params import Finetune, Params, Training
+from pipeline.config.params import CORE_MODEL, Finetune, Params, Training
 from pipeline.errors import StorageError
 from pipeline.evaluation.conditions import SampleCount, plan_samples
 from pipeline.evaluation.evidence import Evidence
 from pipeline.launch.stage import RUNS_VARIABLE
+from pipeline.registry import pins
 from pipeline.training.records import Record, read_records
 
 SHARED = ("pipeline", "stages", "infra", "dvc.yaml", "requirements.lock")  # what stages read of a project
@@ -64,6 +65,10 @@ class Rehearsal:
         for name in SHARED:
             (self.folder / name).symlink_to(root / name)
         self.link("data/prepared", root)
+        pinned = self.folder / "runs/init"  # where stages look first: the rehearsal has a registry of its own
+        if params.finetune.init_from != CORE_MODEL:
+            pins.fetch(root, params.finetune.init_from, params.finetune.init_sha256, pinned)
+        pins.pinned_baseline(root, params.evaluate, pinned)
 
     def link(self, path: str, root: Path) -> None:
         """Take an output of the project as it is."""
@@ -71,12 +76,16 @@ class Rehearsal:
         (self.folder / path).symlink_to((root / path).resolve())
 
     def train(self, stage: str) -> tuple[Measured, list[Pace]]:
-        """Rehearse a training stage; its pace in each round. Raises StorageError where it fails."""
+        """Rehearse a training stage; its pace in each round, none where it extracts the core of a pinned model.
+
+        Raises StorageError where it fails."""
         section: Training = getattr(self.params, stage)
         images = rehearsed_images(section)
         measured = self._run(stage, {stage: short(section, images), "evaluate": watched_once(images)})
-        (progress,) = self.folder.glob(f"runs/{stage}/*/progress.jsonl")
-        return measured, paces(read_records(progress), images, section.batch_size)
+        records = [
+            r for path in self.folder.glob(f"runs/{stage}/*/progress.jsonl") for r in read_records(path)
+        ]
+        return measured, paces(records, images, section.batch_size)
 
     def evaluate(self) -> tuple[float, int]:
         """Rehearse the evaluation twice; seconds that the whole one will take, and the most memory."""

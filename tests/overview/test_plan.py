@@ -12,6 +12,7 @@ from pipeline.launch.endings import recorded_ending, seconds_taken
 from pipeline.overview.plan import Estimate, Row, further_seconds, lines
 from pipeline.overview.rehearsal import (
     Pace,
+    Rehearsal,
     extrapolate,
     paces,
     rehearsed_images,
@@ -19,6 +20,7 @@ from pipeline.overview.rehearsal import (
     short,
 )
 from pipeline.overview.stages import StageState
+from pipeline.registry import pins
 
 
 def records(rounds: list[tuple[float, float]], images: int = 160, batch: int = 8) -> list[dict[str, Any]]:
@@ -53,6 +55,24 @@ def test_a_rehearsal_is_a_run_that_params_allow(tiny_tree: dict[str, Any], tiny_
             changed = parse_params({**tree, stage: {**tree[stage], **short(section, images)}})
             assert getattr(changed, stage).num_images == images
     assert rehearsed_images(parse_params(demo).pretrain) == 64 * 8
+
+
+def test_pinned_models_are_fetched_from_the_projects_registry(
+    tiny_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+    monkeypatch.setattr(pins, "fetch", lambda *args, **_: fetched.append(args[:4]))
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    pinned = {"finetune": {"init_from": "models:/toy/1", "init_sha256": "a" * 64}}
+    pinned["evaluate"] = {"baseline": "models:/toy/2", "baseline_sha256": "b" * 64}
+    params = parse_params({**tiny_tree, **{name: {**tiny_tree[name], **own} for name, own in pinned.items()}})
+    Rehearsal(tmp_path, tmp_path / "rehearsal", params)
+    cache = tmp_path / "rehearsal/runs/init"
+    assert fetched == [
+        (tmp_path, "models:/toy/1", "a" * 64, cache),
+        (tmp_path, "models:/toy/2", "b" * 64, cache),
+    ]
+    assert paces([], 16, 8) == [], "pretrain extracts the core, and trains nothing"
 
 
 def test_a_whole_run_repeats_updates_and_pauses(tiny_tree: dict[str, Any]) -> None:
