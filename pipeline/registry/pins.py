@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, InputMissing, StorageError
 from pipeline.launch.stage import Stage
 from pipeline.presets import change_params
 from pipeline.registry import champions
-from pipeline.registry.package import Registry
+from pipeline.registry.package import Registry, Version
 
 TEACHER = "teacher"  # as a baseline: the fine-tuned model from which the judged one was refined
 
@@ -37,8 +37,8 @@ def pin_baseline(root: Path, address: str) -> list[str]:
     if address in ("", TEACHER):
         fixed, digest, passes = "", "", 0
     elif address.startswith("models:"):
-        fixed, digest = resolve(root, address)
-        passes = Registry(root).resolve(fixed).default_passes or 0
+        version, digest, is_refined = _registered(Registry(root), address)
+        fixed, passes = version.uri, (version.default_passes or 0) if is_refined else 0
     else:
         fix = f"write models:/NAME@champion, models:/NAME/3 or {TEACHER}"
         raise ConfigError(
@@ -53,14 +53,21 @@ def pin_baseline(root: Path, address: str) -> list[str]:
 def resolve(root: Path, address: str) -> tuple[str, str]:
     """(address without alias, digest of the verified snapshot); models/core, which DVC tracks, needs no digest."""
     if address.startswith("models:"):
-        registry = Registry(root)
-        version = champions.resolve(registry, address)
-        with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
-            digest = _verified(registry.fetch(version, Path(scratch)), address)
-        return f"models:/{version.name}/{version.number}", digest
+        version, digest, _ = _registered(Registry(root), address)
+        return version.uri, digest
     folder, project = (root / address).resolve(), root.resolve()
     fixed = folder.relative_to(project).as_posix() if folder.is_relative_to(project) else str(folder)
     return fixed, "" if fixed == CORE_MODEL else _verified(folder, address)
+
+
+def _registered(registry: Registry, address: str) -> tuple[Version, str, bool]:
+    """The version at an address, the digest of its verified snapshot, and whether this is a refined model."""
+    from pipeline.models.snapshot import read_config
+
+    version = champions.resolve(registry, address)
+    with tempfile.TemporaryDirectory(prefix="crescendo-") as scratch:
+        snapshot = registry.fetch(version, Path(scratch))
+        return version, _verified(snapshot, address), read_config(snapshot / "config.json").is_refined
 
 
 def fetch(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline import artifacts
 from pipeline.cli import main
+from pipeline.config.params import load_params
 from pipeline.errors import StorageError
 from pipeline.evaluation.verdict import Outcome, PassVerdict, Rule, Verdict
 from pipeline.registry.package import DEFAULT_TAG, Registry
@@ -77,16 +78,21 @@ def test_where_refinement_gained_nothing_the_fine_tuned_model_is_promoted_in_its
     assert "pass" not in capsys.readouterr().err
 
 
-def test_a_verdict_may_be_about_the_fine_tuned_model(root: Path) -> None:
+def test_a_verdict_may_be_about_the_fine_tuned_model_which_then_is_the_baseline_in_its_own_steps(
+    root: Path,
+) -> None:
     digest = write_model(root / "models/finetuned", kind="finetuned", seed=3)
     passed, failed = (Rule("copies", outcome, 0.0, threshold=0.1) for outcome in ("passed", "failed"))
     refused = (PassVerdict(1, 2, "failed", (failed,)),)
-    only = PassVerdict(4, 6, "passed", (passed,))
-    verdict = Verdict("d" * 64, digest, "e" * 64, TEACHER, False, (only,), 4, refused)
+    only = PassVerdict(12, 12, "passed", (passed,))
+    verdict = Verdict("d" * 64, digest, "e" * 64, TEACHER, False, (only,), 12, refused)
     artifacts.write_atomic(root / "reports/verdict.json", json.dumps(verdict.to_json()))
     assert main.run(["promote"]) == 0
     champion = Registry(root).resolve("models:/crescendo@champion")
-    assert (champion.digest, champion.default_passes) == (digest, 4)
+    assert (champion.digest, champion.default_passes) == (digest, 12)
+    assert main.run(["pin", "--baseline", "models:/crescendo@champion"]) == 0
+    pinned = load_params(root / "params.yaml").evaluate
+    assert (pinned.baseline_sha256, pinned.baseline_passes) == (digest, 0)
 
 
 def test_another_verdict_with_the_same_default_is_the_same_version(root: Path, judge: Judge) -> None:
