@@ -51,9 +51,10 @@ def drill(
             plan = planned(stage, kills, seed, timing.records)
             seconds = killed(noisy, plan, timing, 60 * minutes - timing.total, say)
         finally:
+            remaining = []
             for attempt in (quiet, noisy):
                 attempt.end()
-                remaining = attempt.remaining()
+                remaining += attempt.remaining()
         receipt = Receipt(
             stage=stage,
             profile=profile,

@@ -14,12 +14,11 @@ from typing import Any
 
 from pipeline.drill.plan import CHECKPOINT, Kill
 from pipeline.drill.scratch import Scratch, title_of
-from pipeline.errors import Busy
+from pipeline.errors import STOPPED, Busy
 from pipeline.training.records import read_records
 
 POLL = 0.02  # s
 GRACE = 15.0  # s, for processes that end with a killed one
-STOPPED = 75  # exit status of a stage that is to be run again
 STOPS = 10  # of these in a row, after which it is not
 TRIES = 3  # starts for a kill, before which the stage may have ended
 TITLE = "TrainWorker"  # in that of the processes in which Ray trains

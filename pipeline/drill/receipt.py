@@ -13,11 +13,11 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.drill.scratch import Scratch
 from pipeline.launch.fingerprint import outputs
+from pipeline.tracking.relocation import ARTIFACTS
 from pipeline.tracking.store import STORE
 from pipeline.training.records import NOTICES
 
 Point = tuple[str, int, float | None]  # metric, step, value (None: not a number)
-ARTIFACTS = "mlartifacts"  # MLflow's, beside its store
 # Files that differ between runs, and are no leftovers: MLflow's own, and what was said.
 OWN_NAMES = (ARTIFACTS, STORE, "drill.log")
 

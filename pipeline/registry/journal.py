@@ -266,15 +266,7 @@ def this_process() -> str:
 def is_gone(process: str) -> bool:
     """Whether a process ran on this machine and runs no more."""
     machine, _, pid = process.partition("/")
-    if machine != this_process().partition("/")[0] or not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it runs, as another user
-        return False
-    return False
+    return machine == this_process().partition("/")[0] and not artifacts.is_alive(int(pid))
 
 
 def _user() -> str:

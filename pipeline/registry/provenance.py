@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import artifacts
+from pipeline.errors import one_line
 from pipeline.evaluation.verdict import Verdict
 from pipeline.tracking import runs
 
@@ -61,7 +63,9 @@ def uncommitted(root: Path, index: Path) -> bytes:
         if present:
             git("add", *present)
         return git("diff", "--cached", "--binary", "--no-color", "--no-ext-diff", "HEAD")
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        if runs.git_commit(root) is not None:
+            print(one_line(f"warning: uncommitted changes are not stored: {error}"), file=sys.stderr)
         return b""
 
 
