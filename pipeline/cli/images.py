@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,15 +115,6 @@ def _add_upscale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     upscale.set_defaults(run=_upscale)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) of a text such as 160x96. Raises ConfigError."""
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if found is None:
-        fix = "write it as WIDTHxHEIGHT, such as 160x96"
-        raise ConfigError("E-CFG-059", "--size", f"{text!r} is no size", fix)
-    return int(found[1]), int(found[2])
-
-
 def check_png(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise ConfigError("E-CFG-044", "--out", f"{str(path)!r} is no PNG file", "let it end in .png")
@@ -212,6 +202,8 @@ def _images(
     generator: Generator, args: argparse.Namespace, prompts: Sequence[str], seeds: Sequence[int]
 ) -> Tensor:
     """Images [N,3,H,W] of prompts and seeds, with the options of the command line."""
+    from pipeline.serving.sizes import parse_size
+
     return generator.images(
         prompts,
         seeds,
@@ -220,7 +212,7 @@ def _images(
         args.sampler,
         args.guide,
         args.resolution,
-        None if args.size is None else parse_size(args.size),
+        parse_size(args.size),
     )
 
 

@@ -93,7 +93,7 @@ def test_an_image_does_not_depend_on_its_place_or_company(tmp_path: Path, kind: 
             ["--guide", "bad"],
             "guide: 'bad' is unknown. Fix: choose one of: unconditional, early_weights, low_band",
         ),
-        (["--size", "32"], "--size: '32' is no size. Fix: write it as WIDTHxHEIGHT"),
+        (["--size", "32"], "size: '32' is no size. Fix: write auto, or WIDTHxHEIGHT such as 128x128"),
         (
             ["--size", "44x24"],
             "44x24 px: sides of this model are multiples of 8, up to 128 px. Fix: choose 48x24",
