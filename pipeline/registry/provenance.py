@@ -49,6 +49,8 @@ def uncommitted(root: Path, index: Path) -> bytes:
     """What `git apply` turns the commit into the work tree with: changes of tracked files, and new files of CODE.
 
     `index`: a file for git's use. Empty without git or a commit."""
+    if runs.checked_out_commit(root) is None:
+        return b""
     environment = {**os.environ, "GIT_INDEX_FILE": str(index)}
     present = [name for name in CODE if (root / name).is_dir()]
 
@@ -64,8 +66,7 @@ def uncommitted(root: Path, index: Path) -> bytes:
             git("add", *present)
         return git("diff", "--cached", "--binary", "--no-color", "--no-ext-diff", "HEAD")
     except (OSError, subprocess.SubprocessError) as error:
-        if runs.git_commit(root) is not None:
-            print(one_line(f"warning: uncommitted changes are not stored: {error}"), file=sys.stderr)
+        print(one_line(f"warning: uncommitted changes are not stored: {error}"), file=sys.stderr)
         return b""
 
 

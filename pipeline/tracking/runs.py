@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 def git_commit(root: Path) -> str | None:
     """Commit of the work tree: `CRESCENDO_GIT_COMMIT` (for machines without git), else from git; or None."""
-    if commit := os.environ.get("CRESCENDO_GIT_COMMIT"):
-        return commit
+    return os.environ.get("CRESCENDO_GIT_COMMIT") or checked_out_commit(root)
+
+
+def checked_out_commit(root: Path) -> str | None:
+    """What git says is checked out at `root`; None without git, a repository or a commit."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"],
