@@ -211,6 +211,16 @@ class PreparedDataset:
         start, end = self._caption_ends[row], self._caption_ends[row + 1]
         return self._caption_ids[start + draw % (end - start)] if end > start else -1
 
+    def pick(self, split: str, count: int) -> list[int]:
+        """Up to `count` rows spread evenly over a split."""
+        rows: list[int] = self.split(split).tolist()
+        return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else rows
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """The names of some rows: their first captions, or nothing."""
+        ids = map(self.caption_of, rows)
+        return [self.captions[i] if i >= 0 else "" for i in ids]
+
 
 class Batch(NamedTuple):
     """Images and encoded captions in their compact stored form; `to` converts them to what networks take."""

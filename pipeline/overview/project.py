@@ -75,7 +75,7 @@ def as_json(overview: Overview) -> dict[str, Any]:
     tree = asdict(overview)
     tree["disk"] = overview.disk._asdict()
     for stage in tree["stages"]:
-        stage["folder"] = None if stage["folder"] is None else str(stage["folder"])
+        stage |= {name: None if stage[name] is None else str(stage[name]) for name in ("folder", "film")}
     return tree
 
 
@@ -103,12 +103,18 @@ def lines(overview: Overview) -> Iterator[str]:
 
 
 def _detail(stage: StageState) -> str:
-    """What there is to say of a stage beyond its state."""
+    """What there is to say of a stage beyond its state, and where its film strip lies."""
     shown = list(stage.why[:SHOWN])
     if len(stage.why) > SHOWN:
         shown.append(f"and {len(stage.why) - SHOWN} more")
     reached = [] if stage.progress is None else [_progress(stage.progress, stage.state == "running")]
-    return "; ".join([*reached, *shown])
+    film = [] if stage.film is None else [_from_here(stage.film)]
+    return "; ".join([*reached, *shown, *film])
+
+
+def _from_here(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _progress(progress: Progress, running: bool) -> str:

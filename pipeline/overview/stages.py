@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from pipeline.launch.endings import Ending, last_ending
 from pipeline.launch.fingerprint import entry_paths, read_stages, stage_identity
 from pipeline.launch.history import MADE_FROM, leaves
 from pipeline.tracking.stage_run import LEASE
+from pipeline.training.film import FILM
 from pipeline.training.records import Record, read_records
 
 LOCK = "dvc.lock"
@@ -47,13 +48,14 @@ class Progress:
 @dataclass(frozen=True)
 class StageState:
     """state: the most telling one that holds. why: what changed since the stage ran, or failed. folder: of the run
-    that runs, stopped or failed."""
+    that runs, stopped or failed. film: the film strip of that run or, where it has none yet, of the outputs."""
 
     name: str
     state: State
     why: tuple[str, ...] = ()
     progress: Progress | None = None
     folder: Path | None = None
+    film: Path | None = None
 
 
 def stage_states(root: Path, runs: Path) -> list[StageState]:
@@ -72,8 +74,14 @@ def stage_states(root: Path, runs: Path) -> list[StageState]:
         current = (
             run is not None and not before and _has_params(run, stage_identity(name, root, {})["params"])
         )
-        states.append(_state(name, changed.get(name), before, run, current))
+        state = _state(name, changed.get(name), before, run, current)
+        states.append(replace(state, film=_film(root, state)))
     return states
+
+
+def _film(root: Path, state: StageState) -> Path | None:
+    folders = [*([] if state.folder is None else [state.folder]), root / "reports" / state.name]
+    return next((folder / FILM for folder in folders if (folder / FILM).exists()), None)
 
 
 def _state(

@@ -190,6 +190,7 @@ def _find_or_register(
     tags = lineage.lineage_tags(root, judged.folder, judged.config.lineage, verdict) | tags
     project = scratch / PROJECT
     provenance.copy_files(root, project)
+    provenance.copy_films(root, judged.folder, project)
     with registry.failing():
         provenance.write_lineage(
             project, root, judged.folder, judged.config.lineage, verdict, *registry.connection

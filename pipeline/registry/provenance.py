@@ -1,7 +1,7 @@
 """What is stored beside a registered model, so that it can say where it comes from.
 
-These are the files that made it, the runs of its stages from the data to the model, and the verdict with its
-numbers. They are part of the version, and of the digest of its registration.
+These are the files that made it, the runs of its stages from the data to the model, their film strips, and the
+verdict with its numbers. They are part of the version, and of the digest of its registration.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipeline import artifacts
 from pipeline.errors import one_line
 from pipeline.evaluation.verdict import Verdict
 from pipeline.tracking import runs
+from pipeline.training.film import FILM
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -30,6 +31,12 @@ FILES = ("params.yaml", "dvc.lock", "requirements.lock")
 PATCH = "uncommitted.patch"
 LINEAGE = "lineage.json"
 VERDICT = "reports/verdict.json"
+MADE_BY = {
+    "models/core": "pretrain",
+    "models/finetuned": "finetune",
+    "models/refined": "refine",
+}  # in their order
+FILM_OF = "film-{}.png"  # of a stage
 CODE = ("pipeline", "stages")  # whose new files belong to a patch, unless git ignores them
 
 
@@ -43,6 +50,23 @@ def copy_files(root: Path, folder: Path) -> None:
     patch = uncommitted(root, folder.parent / "index")
     if patch:
         (folder / PATCH).write_bytes(patch)
+
+
+def copy_films(root: Path, model: str, folder: Path) -> None:
+    """Copy the film strips of the stages that lead to the model in `root / model` to `folder`; missing ones are
+    left out."""
+    for made, stage in MADE_BY.items():
+        film = root / "reports" / stage / FILM
+        if film.is_file():
+            shutil.copyfile(film, folder / FILM_OF.format(stage))
+        if made == model:
+            break
+
+
+def read_films(folder: Path) -> dict[str, bytes]:
+    """{stage: film strip} of those that `copy_films` left in `folder`, in the order of training."""
+    films = {stage: folder / FILM_OF.format(stage) for stage in MADE_BY.values()}
+    return {stage: film.read_bytes() for stage, film in films.items() if film.is_file()}
 
 
 def uncommitted(root: Path, index: Path) -> bytes:

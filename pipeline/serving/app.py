@@ -197,6 +197,16 @@ def _facts(service: Service) -> APIRouter:
         """The model that is served, whatever the name."""
         return schemas.ModelCard(**service.model.card())
 
+    @router.get(
+        "/v1/films/{stage}.png", response_class=Response, responses={200: {"content": {PNG: {}}}, 404: {}}
+    )
+    async def film(stage: str) -> Response:
+        """Samples of the same captions and seeds, while a stage of the model's training went on."""
+        content = service.model.films.get(stage)
+        if content is None:
+            raise Refused(404, "no_such_film", "there is no film strip of that stage")
+        return Response(content, media_type=PNG)
+
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether the process answers."""

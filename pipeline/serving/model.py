@@ -12,6 +12,8 @@ from typing import Any
 from pipeline.errors import StorageError
 from pipeline.inference.generator import Generator, load_generator
 from pipeline.registry.package import Registry, Version
+from pipeline.registry.packaging import PROJECT
+from pipeline.registry.provenance import read_films
 from pipeline.serving.prompts import CachedEncoder
 from pipeline.serving.sizes import offered_sizes, size_text
 
@@ -25,11 +27,12 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Served:
-    """A loaded model; a version of the registry, or a folder (`version` None)."""
+    """A loaded model; a version of the registry, or a folder (`version` None). films: PNG files, by stage."""
 
     name: str
     generator: Generator
     version: Version | None = None
+    films: Mapping[str, bytes] = field(default_factory=dict)
     loaded: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     @property
@@ -73,6 +76,7 @@ class Served:
             "parameters": sum(p.numel() for p in self.generator.snapshot.denoiser.parameters()),
             "text_encoder": str(config.text_encoder["name"]),
             "upscales": bool(config.shells) and not (config.is_refined and config.upscale_steps is None),
+            "films": list(self.films),
             "lineage": {name: value for name, value in sorted(lineage.items()) if value is not None},
         }
 
@@ -89,7 +93,8 @@ def load_version(registry: Registry, version: Version, device: str) -> Served:
     with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
         snapshot = registry.fetch(version, Path(folder))
         generator = load_generator(snapshot, device, version.default_passes)
-    return _warmed(Served(version.name, generator, version))
+        films = read_films(snapshot.parent / PROJECT)
+    return _warmed(Served(version.name, generator, version, films))
 
 
 def load_folder(folder: Path, device: str) -> Served:

@@ -96,6 +96,7 @@ class ModelCard(BaseModel):
     parameters: int
     text_encoder: str
     upscales: bool
+    films: list[str] = Field(description="Stages of training whose film strips are at /v1/films/STAGE.png.")
     lineage: dict[str, str]
 
 

@@ -20,7 +20,7 @@ from pipeline import artifacts
 from pipeline.data.augment import Augment
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.diffusion.generate import Generated, generate
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import StorageError
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import Lineage, SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import Denoiser, set_dtype
@@ -33,11 +33,12 @@ from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for, key
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.faults import Faults
+from pipeline.training.film import FILM, frames, sampled_captions, save_film
 from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Intervals, Progress, Snapshots, failpoint
 from pipeline.training.numerics import numerics, precision
 from pipeline.training.records import notice, read_records
-from pipeline.training.reports import GRID, save_grid, save_kernels, write_curves
+from pipeline.training.reports import COLUMNS, GRID, SAMPLES, save_grid, save_kernels, write_curves
 from pipeline.training.schedule import StepSettings
 from pipeline.training.state import TrainState
 from pipeline.training.stop import Stops
@@ -151,8 +152,7 @@ class TrainContext(Generic[S]):
 
     def pick(self, split: str, count: int) -> list[int]:
         """Up to `count` rows spread evenly over a split."""
-        rows = self.dataset.split(split).tolist()
-        return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else rows
+        return self.dataset.pick(split, count)
 
     def train(
         self, state: TrainState, step: Step, hooks: Sequence[Hook], growth: GrowthRound | None = None
@@ -263,6 +263,7 @@ class TrainContext(Generic[S]):
                 level = at_resolution(snapshot, int(suffix[1:] or snapshot.resolution))
                 self.sample_grid(level, reports / f"samples{suffix}.png")
                 self.plot_kernels(level, reports / f"kernels{suffix}.png")
+            self.save_film(reports / FILM, reports / "samples.png")
 
     def plot_kernels(self, snapshot: Snapshot, path: Path) -> None:
         """Plot the mean effective kernel against ln sigma, on held-out images; no file where kernels are off."""
@@ -275,6 +276,15 @@ class TrainContext(Generic[S]):
         curves = mean_kernel_px(snapshot.denoiser, images, text, sigmas, noise)
         save_kernels(path, sigmas, curves)
 
+    def log_samples(self, snapshot: Snapshot, nimg: int, settings: SamplerSettings | None = None) -> None:
+        """Save a sample grid of the model as it is after `nimg` training images, and the film strip up to now."""
+        self.sample_grid(snapshot, self.folder / SAMPLES / f"nimg-{nimg:012d}.png", settings)
+        self.save_film(self.folder / FILM)
+
+    def save_film(self, path: Path, finished: Path | None = None) -> None:
+        """Write the film strip of what was drawn so far and, at last, of the finished model's grid."""
+        save_film(path, frames(self.stage, self.folder, finished), *sampled_captions(self.dataset))
+
     def sample_grid(self, snapshot: Snapshot, path: Path, settings: SamplerSettings | None = None) -> None:
         """Save samples of 8 training captions (top) and 8 held-out captions (bottom), with fixed seeds."""
         rows = np.array([*self.pick("train", GRID), *self.pick("val", GRID)], np.int64)
@@ -282,17 +292,4 @@ class TrainContext(Generic[S]):
         for seeds, text, shape in self.dataset.requests(rows):
             made = self.generate(snapshot, text.to(self.device), seeds, settings, shape=shape)
             samples |= zip(seeds, made.images, strict=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_grid(path, in_order(samples), columns=8)
-
-
-def check_parent(parent: Snapshot, run: TrainContext[S]) -> None:
-    """Raise ConfigError where a model was trained with another text encoder than the data's."""
-    known, given = parent.config.text_encoder, run.dataset.text_encoder
-    if known != given:
-        name = next(name for name in {**given, **known} if known.get(name) != given.get(name))
-        problem = (
-            f"the text encoder's {name} is {known.get(name)} in the model, {given.get(name)} in the data"
-        )
-        fix = "prepare the data with the model's encoder"
-        raise ConfigError("E-CFG-021", f"params.yaml: {run.stage}", problem, fix)
+        save_grid(path, in_order(samples), columns=COLUMNS)

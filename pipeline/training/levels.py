@@ -253,10 +253,10 @@ def train_levels(
             return
         with held_out.first_averages() as errors:
             progress.write(state.nimg, errors)
-            path = run.folder / "samples" / f"nimg-{growth.start + state.nimg:012d}.png"
             # Other guides may need weights that only the finished model has.
             snapshot = Snapshot(denoiser, build_config(), "")
-            run.sample_grid(snapshot, path, replace(snapshot.config.sampling, guide="unconditional"))
+            settings = replace(snapshot.config.sampling, guide="unconditional")
+            run.log_samples(snapshot, growth.start + state.nimg, settings)
 
     def write_averaged(folder: Path) -> None:
         with first_averages(learners):

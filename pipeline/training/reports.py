@@ -1,23 +1,31 @@
 """Files in the reports of a training stage: sample grids, the plot of kernel sizes, curves as CSV."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import artifacts
 from pipeline.models.shape import Images, on_one_canvas
 
 GRID = 8  # training captions in a sample grid, and as many held-out ones
+COLUMNS = 8  # of a sample grid
+SAMPLES = "samples"  # folder in a run folder, of the grids nimg-<12 digits>.png
+PADDING = 2  # px between the images of a grid
 
 
 def save_grid(path: Path, images: Images, columns: int) -> None:
-    """Write uint8 images [3,H,W] as a PNG grid; smaller ones than others in the middle of their places."""
+    """Write uint8 images [3,H,W] as a PNG grid; smaller ones than others in the middle of their places. Readers see
+    the whole file or none."""
     from PIL import Image
     from torchvision.utils import make_grid
 
-    grid = make_grid(on_one_canvas(images), nrow=columns, padding=2, pad_value=255)
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+    grid = make_grid(on_one_canvas(images), nrow=columns, padding=PADDING, pad_value=255)
+    content = io.BytesIO()
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(content, "PNG")
+    artifacts.write_atomic(path, content.getvalue())
 
 
 def save_kernels(path: Path, sigmas: Sequence[float], curves: dict[str, list[float]]) -> None:

@@ -91,8 +91,7 @@ def judge(root: Path, path: Path) -> None:
     new = {"nimg": nimg, "time": time.time(), "resolution": snapshot.resolution, "metrics": metrics}
     records = sorted([*(r for r in records if r["nimg"] != nimg), new], key=lambda r: int(r["nimg"]))
     picture.write_csv(folder / "watch.csv", records)
-    ids = [dataset.caption_of(int(row)) for row in rows[shown]]
-    picture.draw(folder, records, [dataset.captions[i] if i >= 0 else "" for i in ids])
+    picture.draw(folder, records, dataset.names(rows[shown].tolist()))
     artifacts.write_atomic(scores, "".join(json.dumps(record) + "\n" for record in records))
 
 

@@ -17,10 +17,11 @@ from pipeline.models.denoiser import Denoiser, ShellDenoiser, build_shell, pyram
 from pipeline.models.finite import require_finite_metrics
 from pipeline.models.snapshot import Snapshot, Weights, load_snapshot, save_snapshot
 from pipeline.rng import key
-from pipeline.training.context import GrowthRound, TrainContext, check_parent
+from pipeline.training.context import GrowthRound, TrainContext
 from pipeline.training.distributed import broadcast
 from pipeline.training.levels import LevelSettings, TrainedLevel, train_levels
 from pipeline.workers.settings import (
+    check_parent,
     conditioning_options,
     level_settings,
     nets_of,

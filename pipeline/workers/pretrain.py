@@ -8,10 +8,11 @@ from pipeline.launch.worker import WorkerConfig
 from pipeline.models.config import Lineage, SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import build_core, pyramid_levels
 from pipeline.models.snapshot import Snapshot, Weights, at_resolution, load_snapshot
-from pipeline.training.context import GrowthRound, TrainContext, check_parent
+from pipeline.training.context import GrowthRound, TrainContext
 from pipeline.training.denoising import DenoisingStep
 from pipeline.training.levels import LevelSettings, TrainedLevel, train_levels
 from pipeline.workers.settings import (
+    check_parent,
     core_net,
     level_settings,
     lineage_of,

@@ -35,12 +35,12 @@ from pipeline.models.shape import SQUARE, Images, Shape, by_size, in_order, map_
 from pipeline.models.snapshot import Snapshot, load_snapshot, write_snapshot
 from pipeline.rng import key
 from pipeline.training import checkpoint
-from pipeline.training.context import TrainContext, check_parent
+from pipeline.training.context import TrainContext
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.hooks import Every
 from pipeline.training.schedule import due
 from pipeline.training.state import Learner, TrainState
-from pipeline.workers.settings import lineage_of, nets_of, train_context, unpack
+from pipeline.workers.settings import check_parent, lineage_of, nets_of, train_context, unpack
 from pipeline.workers.upscale_choice import measure_upscaling, steps_to_upscale
 
 PARENT = "models/finetuned"
@@ -90,7 +90,7 @@ def refine(config: WorkerConfig) -> None:
         if rank_and_size()[0] == 0:
             with generator.using(generator.emas["ema"]):
                 snapshot = Snapshot(student, build_config(run, student, parent), "")
-                run.sample_grid(snapshot, run.folder / "samples" / f"nimg-{state.nimg:012d}.png")
+                run.log_samples(snapshot, state.nimg)
 
     def write_averaged(folder: Path) -> None:
         with generator.using(generator.emas["ema"]):

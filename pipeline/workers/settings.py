@@ -20,6 +20,7 @@ from pipeline.data.degrade import Degrade
 from pipeline.data.folders import FarFolder
 from pipeline.diffusion.generate import Generated, generate
 from pipeline.diffusion.schedule import handover_of
+from pipeline.errors import ConfigError
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.config import Lineage
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
@@ -118,3 +119,15 @@ def lineage_of(parent: Snapshot) -> Lineage:
     """The lineage of a model trained from `parent`, which knows what it was grown from."""
     known = parent.config.lineage
     return Lineage(parent=parent.digest, init_from=known.init_from, init_sha256=known.init_sha256)
+
+
+def check_parent(parent: Snapshot, run: TrainContext[S]) -> None:
+    """Raise ConfigError where a model was trained with another text encoder than the data's."""
+    known, given = parent.config.text_encoder, run.dataset.text_encoder
+    if known != given:
+        name = next(name for name in {**given, **known} if known.get(name) != given.get(name))
+        problem = (
+            f"the text encoder's {name} is {known.get(name)} in the model, {given.get(name)} in the data"
+        )
+        fix = "prepare the data with the model's encoder"
+        raise ConfigError("E-CFG-021", f"params.yaml: {run.stage}", problem, fix)

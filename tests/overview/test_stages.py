@@ -96,6 +96,17 @@ def test_a_stale_stage_names_the_keys_and_files_that_changed_and_the_next_one_fo
     assert found["second"] == StageState("second", "stale", ("follows first",))
 
 
+def test_the_film_strip_is_that_of_the_run_and_before_it_has_one_that_of_the_outputs(trained: Path) -> None:
+    output = trained / "reports/first/film.png"
+    output.parent.mkdir(parents=True)
+    output.touch()
+    (trained / "one").unlink()
+    run = begin_run(trained)
+    assert (states(trained)["first"].state, states(trained)["first"].film) == ("stopped", output)
+    (run / "film.png").touch()
+    assert states(trained)["first"].film == run / "film.png" and states(trained)["second"].film is None
+
+
 def test_a_lost_or_edited_output_is_named(trained: Path) -> None:
     (trained / "one").unlink()
     (trained / "two").write_text("edited")

@@ -24,6 +24,9 @@ def versions(root: Path, remake: Callable[..., str]) -> list[Version]:
     """Two of them; the second is the champion."""
     main.run(["promote"])
     remake(seed=1)
+    for stage in ("refine", "finetune"):
+        (root / "reports" / stage).mkdir(parents=True, exist_ok=True)
+        (root / "reports" / stage / "film.png").write_bytes(stage.encode())
     main.run(["promote"])
     return [Registry(root).version("crescendo", number) for number in ("1", "2")]
 
@@ -74,6 +77,9 @@ def test_the_alias_is_followed_and_no_request_is_dropped(
     assert follower is not None
     with client_of(service) as client, asking(client) as statuses:
         assert served(client) == "2"
+        assert client.get("/v1/models").json()["data"][0]["films"] == ["finetune", "refine"]
+        assert client.get("/v1/films/refine.png").content == b"refine"
+        assert client.get("/v1/films/pretrain.png").status_code == 404
         registry.set_alias(versions[0], CHAMPION)
         follower.look()
         assert served(client) == "1" and client.get("/v1/models").json()["data"][0]["version"] == "1"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from pipeline import artifacts
@@ -25,6 +26,7 @@ from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import load_snapshot, save_snapshot
 from pipeline.training import checkpoint
 from pipeline.training.denoising import DenoisingSettings, DenoisingStep
+from pipeline.training.film import CELL, GAP, MARGIN
 from pipeline.training.records import read_records
 from pipeline.training.state import Learner, TrainState
 from pipeline.workers.finetune import finetune
@@ -73,6 +75,8 @@ def test_a_stage_leaves_a_verified_model_with_numbers_curves_and_pictures(
     assert len((reports / "curves.csv").read_text().splitlines()) == 1 + 6
     assert json.loads((reports / "metrics.json").read_text())["num_images"] == 48
     assert (reports / "samples.png").read_bytes().startswith(b"\x89PNG")
+    widths = [Image.open(path).width for path in (reports.parents[1] / "film.png", reports / "film.png")]
+    assert widths == [MARGIN + n * (CELL + GAP) for n in (1, 2)], "after 48 images, and of the finished model"
     records = read_records(trained / "runs" / stage / "progress.jsonl")
     assert max(int(str(record["nimg"])) for record in records) == 48
 
@@ -117,7 +121,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
     whole, resumed = last_state(trained / "runs" / stage), last_state(tmp_path / "run")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json"):
+    for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json", "reports/film.png"):
         ours, theirs = tmp_path / "run/result" / name, trained / "runs" / stage / "result" / name
         assert ours.read_bytes() == theirs.read_bytes(), name
 

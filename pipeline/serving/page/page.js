@@ -29,12 +29,18 @@ class Failure extends Error {
 }
 
 async function call(path, options = {}) {
+  return (await answerOf(path, options)).json().catch(() => ({}));
+}
+
+async function answerOf(path, options = {}) {
   const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
   for (;;) {
     const answer = await fetch(api(path), { ...options, headers });
-    const body = await answer.json().catch(() => ({}));
-    if (answer.ok) return body;
-    if (answer.status !== 429) throw new Failure(body.error?.message ?? `the service answers ${answer.status}`, answer.status);
+    if (answer.ok) return answer;
+    if (answer.status !== 429) {
+      const body = await answer.json().catch(() => ({}));
+      throw new Failure(body.error?.message ?? `the service answers ${answer.status}`, answer.status);
+    }
     await pause(1000 * Number(answer.headers.get("Retry-After") ?? 1), options.signal);
   }
 }
@@ -110,10 +116,30 @@ function showModel(card) {
   if (!card.upscales) at("upscale-status").textContent = "This model does not upscale.";
 }
 
+async function showFilms({ digest, films }) {
+  if (at("films").dataset.digest === digest) return;
+  at("films").dataset.digest = digest;
+  const blobs = await Promise.all(films.map(async (stage) => (await answerOf(`v1/films/${stage}.png`)).blob()));
+  at("films").querySelectorAll("a").forEach((link) => URL.revokeObjectURL(link.href));
+  at("films").replaceChildren(...blobs.map((blob, i) => {
+    const link = document.createElement("a");
+    const picture = new Image();
+    link.href = picture.src = URL.createObjectURL(blob);
+    link.target = "_blank";
+    picture.alt = `Film strip of the stage ${films[i]}`;
+    link.append(picture);
+    return link;
+  }));
+  at("films-part").hidden = !films.length;
+}
+
 async function loadModel() {
   try {
-    showModel((await call("v1/models")).data[0]);
+    const [card] = (await call("v1/models")).data;
+    showModel(card);
     at("access").hidden = true;
+    // They fail where the model has changed meanwhile, and are asked for again with its card.
+    await showFilms(card).catch(() => delete at("films").dataset.digest);
   } catch (error) {
     if (error.status === 401) {
       at("access").hidden = false;
