@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.strict_yaml import Section, parse_section, read_yaml, require
 from pipeline.errors import ConfigError
@@ -15,11 +15,20 @@ from pipeline.errors import ConfigError
 PROFILE_VARIABLE = "CRESCENDO_COMPUTE"
 
 
+def _as_range(value: object) -> object:
+    """One number of workers as [min, max]."""
+    return (value, value) if isinstance(value, int) else value
+
+
+Workers = Annotated[int, Field(ge=0, le=4096)]
+
+
 class ComputeProfile(Section):
     """Where a stage runs. Nothing here makes a stage stale. What is computed is the same to the last bit, except
     that `precision` and `compile` round differently, as another device does (docs/reliability.md).
 
-    workers: processes of a training stage, each of which takes whole shards; 0 trains in the calling process.
+    workers: processes of a training stage, each of which takes whole shards; 0 trains in the calling process. With
+        [min, max] a run goes on with fewer of them where nodes are lost, and with more once nodes come back.
     max_failures: restarts from the last checkpoint before a stage gives up; -1 = unlimited.
     address: dashboard URL of a Ray cluster (jobs API); null runs on this machine.
     storage: absolute path of a folder that all nodes share; null uses the working tree.
@@ -33,7 +42,7 @@ class ComputeProfile(Section):
     compile: on a GPU, torch.compile the denoising losses: takes a minute or two per level, then 1.5 times as fast.
     """
 
-    workers: Annotated[int, Field(ge=0, le=4096)] = 0
+    workers: Annotated[tuple[Workers, Workers], BeforeValidator(_as_range)] = (0, 0)
     use_gpu: bool = False
     max_failures: Annotated[int, Field(ge=-1)] = 3
     address: str | None = None
@@ -47,8 +56,22 @@ class ComputeProfile(Section):
     cuda_graphs: bool = True
     compile: bool = False
 
+    @property
+    def min_workers(self) -> int:
+        """The fewest that a stage trains on."""
+        return self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most that a stage trains on."""
+        return self.workers[1]
+
     @model_validator(mode="after")
     def _check(self) -> ComputeProfile:
+        few, many = self.min_workers, self.max_workers
+        require(
+            few <= many and (few > 0 or many == 0), f"workers: [{few}, {many}] is not [min, max], from 1 on"
+        )
         for key, path in (("storage", self.storage), ("cache", self.cache)):
             require(path is None or Path(path).is_absolute(), f"{key}: {path!r} is not an absolute path")
         url = self.data is None or "://" in self.data

@@ -20,7 +20,7 @@ def main() -> None:
     """Prepare the data, or explain in one line why that failed."""
     params = load_params()
     with open_stage("prepare", params) as stage:
-        processes = cpu_count() if stage.profile.workers == 0 else 1
+        processes = cpu_count() if stage.profile.max_workers == 0 else 1
         work = stage.run_dir.parent / "cache"
         with ProgressBar("prepare") as bar:
 

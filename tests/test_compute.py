@@ -16,7 +16,8 @@ def profile(tmp_path, monkeypatch, text, name="here"):
 
 
 def test_a_profile_is_chosen_by_the_environment_and_has_defaults(tmp_path, monkeypatch) -> None:
-    assert profile(tmp_path, monkeypatch, "workers: 2\n").workers == 2
+    assert profile(tmp_path, monkeypatch, "workers: 2\n").workers == (2, 2)
+    assert profile(tmp_path, monkeypatch, "workers: [1, 2]\n").workers == (1, 2)
     assert profile(tmp_path, monkeypatch, "").precision == "auto"
 
 
@@ -40,6 +41,8 @@ def test_an_unknown_profile_is_refused_with_a_list_of_profiles(tmp_path, monkeyp
         ("data: s3://bucket/prepared", "data: needs cache"),
         ("cache: here", "cache: 'here' is not an absolute path"),
         ("workers: -1", "greater than or equal to 0"),
+        ("workers: [0, 2]", "workers: [0, 2] is not [min, max]"),
+        ("workers: [3, 2]", "workers: [3, 2] is not [min, max]"),
     ],
 )
 def test_a_wrong_profile_is_refused(tmp_path, monkeypatch, text, words) -> None:

@@ -40,7 +40,7 @@ def drill(
     with artifacts.lease(folder.with_suffix(".lease")):
         shutil.rmtree(folder, ignore_errors=True)
         quiet, noisy = (
-            Attempt(Scratch(folder / name, stage, profile), compute.workers > 0)
+            Attempt(Scratch(folder / name, stage, profile), compute.max_workers > 0)
             for name in ("quiet", "killed")
         )
         for attempt in (quiet, noisy):

@@ -21,7 +21,8 @@ POLL = 0.02  # s
 GRACE = 15.0  # s, for processes that end with a killed one
 STOPS = 10  # of these in a row, after which it is not
 TRIES = 3  # starts for a kill, before which the stage may have ended
-TITLE = "TrainWorker"  # in that of the processes in which Ray trains
+# Of a private Ray, what is in the first word of a process's title: those that train, and daemons.
+TITLES = {"worker": "TrainWorker", "raylet": "raylet/raylet", "gcs": "gcs/gcs_server"}
 Say = Callable[[str], None]
 
 
@@ -112,18 +113,22 @@ class Attempt:
         self.wait_until(lambda: time.time() >= due)
 
     def strike(self, kill: Kill) -> Blow:
-        """Kill the stage, or one of the processes in which Ray trains, at even odds."""
+        """Kill the stage; under Ray at even odds that, one of the processes that train, or one of Ray's daemons."""
         assert self.process is not None
-        own = self.scratch.processes() if self.under_ray else []
-        workers = [pid for pid in own if TITLE in title_of(pid)]
-        victims = [self.process.pid] * max(len(workers), 1) + workers
-        pid = victims[int(kill.chance * len(victims))]
+        victims = [("stage", [self.process.pid])]
+        if self.under_ray:
+            titles = {pid: title_of(pid).partition(" ")[0] for pid in self.scratch.processes()}
+            found = {name: [pid for pid in titles if part in titles[pid]] for name, part in TITLES.items()}
+            victims += [(name, pids) for name, pids in found.items() if pids]
+        place = kill.chance * len(victims)
+        name, pids = victims[int(place)]
+        pid = pids[int(place % 1 * len(pids))]
         image = self.image()
-        with contextlib.suppress(ProcessLookupError):  # a worker that has ended meanwhile
+        with contextlib.suppress(ProcessLookupError):  # one that has ended meanwhile
             os.kill(pid, signal.SIGKILL)
         if pid == self.process.pid:
             self.process.wait()
-        self.blows.append(Blow(image, "stage" if pid == self.process.pid else "worker"))
+        self.blows.append(Blow(image, name))
         self.begun = time.time()
         return self.blows[-1]
 

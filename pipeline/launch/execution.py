@@ -17,12 +17,14 @@ from pipeline.launch.failures import FAILURE, raise_failure, record_failure
 from pipeline.launch.session import Session, ray_session
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.processes import signal_on_parent_death
+from pipeline.training.records import notice
 
 
 def train_under_ray(
     session: Session, stage: str, worker: Worker, config: WorkerConfig, profile: ComputeProfile
 ) -> None:
-    """Run `worker` in `profile.workers` processes with a process group; if one dies, all restart.
+    """Run `worker` in as many processes as `profile` says, with a process group; if one dies, all restart: as many
+    as before, or, where it has a range, as many as the cluster still has room for.
 
     Raises:
         Busy: workers died more often than the profile allows, or Ray did.
@@ -30,11 +32,18 @@ def train_under_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
+    from pipeline.launch.meeting import NoGroup
+
     scratch = config.run_dir / "ray"
+    few, many = profile.workers
+    section = getattr(config.params, stage, None)
     trainer = TorchTrainer(
-        _RemoteWorker(worker),
+        _RemoteWorker(worker, section and section.shards, many, profile.use_gpu),
         train_loop_config=config.to_dict(),
-        scaling_config=ScalingConfig(num_workers=profile.workers, use_gpu=profile.use_gpu),
+        torch_config=NoGroup(),
+        scaling_config=ScalingConfig(
+            num_workers=few if few == many else (few, many), use_gpu=profile.use_gpu
+        ),
         run_config=RunConfig(
             name=f"{stage}-{secrets.token_hex(8)}",  # Ray resumes a run whose name it knows, even a finished one.
             storage_path=str(scratch),
@@ -56,14 +65,29 @@ def train_under_ray(
 class _RemoteWorker:
     """`record_failure(worker, config)` as an object that Ray can send; it takes the config as plain values.
 
-    It dies with its raylet: without a driver it would train on for seconds, alongside the next attempt.
+    It dies with its raylet: without a driver it would train on for seconds, alongside the next attempt. shards: of
+    a batch, if the stage has them. workers: of the profile, at most.
     """
 
     worker: Worker
+    shards: int | None
+    workers: int
+    use_gpu: bool
 
-    def __call__(self, config: dict[str, Any]) -> None:
+    def __call__(self, values: dict[str, Any]) -> None:
+        from ray.train import get_context
+
+        from pipeline.launch.meeting import meet
+
         signal_on_parent_death(signal.SIGKILL)
-        record_failure(self.worker, WorkerConfig.from_dict(config))
+        config = WorkerConfig.from_dict(values)
+        size = meet(self.shards, "nccl" if self.use_gpu else "gloo")
+        rank, started = get_context().get_world_rank(), get_context().get_world_size()
+        if rank == 0 and size < self.workers:
+            idle = f"; {started - size} more cannot share {self.shards} shards" if size < started else ""
+            notice(config.run_dir, 0, f"{size} of {self.workers} workers train{idle}")
+        if rank < size:
+            record_failure(self.worker, config)
 
 
 def _explain(stage: str, failures: Mapping[int, Exception], max_failures: int) -> Exception:
@@ -84,10 +108,10 @@ def _explain(stage: str, failures: Mapping[int, Exception], max_failures: int) -
 def execute(stage: str, worker: Worker, config: WorkerConfig, profile: ComputeProfile) -> None:
     """Run `worker` in this process or on Ray: the cluster's inside a job, otherwise a private one."""
     (config.run_dir / FAILURE).unlink(missing_ok=True)
-    if profile.workers == 0:
+    if profile.max_workers == 0:
         worker(config)
         return
-    with ray_session(profile.workers, config.run_dir) as session:
+    with ray_session(profile.max_workers, config.run_dir) as session:
         train_under_ray(session, stage, worker, config, profile)
     raise_failure(config.run_dir)
 

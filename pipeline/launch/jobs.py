@@ -19,6 +19,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import copy_into_place
 from pipeline.compute import ComputeProfile
+from pipeline.config.strict_yaml import parse_section
 from pipeline.errors import Busy, PipelineError, StorageError, one_line
 from pipeline.launch.execution import execute
 from pipeline.launch.failures import FAILURE, failure_record, raise_failure
@@ -205,7 +206,7 @@ def run_job(run_dir: Path) -> None:
     body = json.loads((run_dir / JOB).read_text(encoding="utf-8"))
     module, _, function = body["worker"].partition(":")
     worker: Worker = getattr(importlib.import_module(module), function)
-    profile = ComputeProfile.model_validate(body["profile"])
+    profile = parse_section(ComputeProfile, body["profile"], JOB)
     try:
         with stop_with_checkpoint(body["stage"], run_dir):
             execute(body["stage"], worker, WorkerConfig.from_dict(body["config"]), profile)

@@ -37,9 +37,13 @@ RAY_ENV = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_enable_metrics_collection": "0",
 }
-# Of a private Ray: its servers, and gloo's, listen at 127.0.0.1. The first is what Ray has for systems whose
-# firewalls ask about others. PyTorch's TCPStore, at which workers meet, always listens at all interfaces.
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
+# Of a private Ray: its servers, and those of gloo and NCCL, listen at 127.0.0.1. The first is what Ray has for
+# systems whose firewalls ask about others.
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
 LOGS = "ray-logs"
 DAEMONS = ("gcs_server", "raylet")  # without which Ray does not go on
 

@@ -123,7 +123,7 @@ class Stage:
         if self.exports_finished():
             return
         if section := getattr(self.params, self.name, None):
-            require_whole_shards(self.name, section.shards, self.profile.workers)
+            require_whole_shards(self.name, section.shards, self.profile)
         data, inputs = self.share_data()
         config = self.worker_config(init, judge.interval, data)
         progress = ProgressWatch(self.name, self.run_dir, self.tracker)
@@ -149,11 +149,11 @@ class Stage:
         self, make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
     ) -> Iterator[Any]:
         """Map `make()`'s function over tasks, in this process or on Ray; yields results as they finish."""
-        if self.profile.workers == 0:
+        if self.profile.max_workers == 0:
             with make() as work:
                 yield from map(work, tasks)
             return
-        with ray_session(self.profile.workers, self.run_dir) as session:
+        with ray_session(self.profile.max_workers, self.run_dir) as session:
             yield from map_under_ray(session, make, tasks)
 
     def export(self, mapping: Mapping[str, str]) -> None:
@@ -186,11 +186,13 @@ def _numbers(tree: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in tree.items() if isinstance(value, int | float)}
 
 
-def require_whole_shards(stage: str, shards: int, workers: int) -> None:
-    """Raise ConfigError where the shards of a batch do not divide evenly among the workers."""
-    if workers and shards % workers:
+def require_whole_shards(stage: str, shards: int, profile: ComputeProfile) -> None:
+    """Raise ConfigError where the shards of a batch do not divide evenly among any number of workers of a profile."""
+    few, many = profile.min_workers, profile.max_workers
+    if many and not any(shards % workers == 0 for workers in range(few, many + 1)):
         fit = ", ".join(str(each) for each in range(1, shards + 1) if shards % each == 0)
-        problem = f"{shards} shards do not divide evenly among {workers} workers"
+        number = f"{many}" if few == many else f"{few} to {many}"
+        problem = f"{shards} shards do not divide evenly among {number} workers"
         fix = f"set `workers` in the compute profile to one of {fit}; or change shards, and with them the last bits"
         raise ConfigError("E-CFG-025", f"params.yaml: {stage}.shards", problem, fix)
 

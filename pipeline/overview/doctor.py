@@ -112,9 +112,11 @@ def check_params(root: Path) -> Iterator[Finding]:
     yield Finding("params", "params.yaml is valid")
     profile = load_profile(root)
     where = profile.address or "this machine"
-    text = f"{profile.workers or 1} worker{'s' * (profile.workers > 1)} on {where}"
+    few, many = profile.min_workers, profile.max_workers
+    number = f"{many or 1}" if few == many else f"{few} to {many}"
+    text = f"{number} worker{'s' * (many > 1)} on {where}"
     here = profile.address is None and not profile.use_gpu
-    fix = "lower `workers` in infra/compute" if here and profile.workers > cpu_count() else ""
+    fix = "lower `workers` in infra/compute" if here and many > cpu_count() else ""
     yield Finding("compute", text + (f", which has {cpu_count()} cores" if fix else ""), fix)
 
 

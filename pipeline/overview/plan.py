@@ -170,7 +170,7 @@ def _columns(cells: Sequence[str]) -> str:
 
 def _costs(hours: float, profile: ComputeProfile) -> str:
     """GPU-hours, and money where the profile has a price."""
-    gpus = profile.workers * profile.use_gpu
+    gpus = profile.max_workers * profile.use_gpu
     text = f", {gpus * hours:.2f} GPU-hours" if gpus else ""
     price = profile.price_per_hour
     return text if price is None else f"{text}, {price * hours:.2f} at {price:g} an hour"

@@ -83,6 +83,8 @@ def connect(root: Path, timeout: int = 10) -> tuple[MlflowClient, str]:
     if database is not None:
         relocate(database)
     with _alone(database):
+        if database is not None and database.parent.is_dir() and not database.exists():
+            _create_database(database)
         client = mlflow.MlflowClient(uri)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     experiment = client.get_experiment_by_name(name)
@@ -112,6 +114,18 @@ def _alone(database: Path | None) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def _create_database(database: Path) -> None:
+    """A new SQLite store, made aside and renamed: MLflow makes its tables in steps, and could not open a store that
+    was killed between two of them."""
+    import mlflow
+
+    new = database.with_name(f"{database.name}.new")
+    for left in database.parent.glob(f"{new.name}*"):
+        left.unlink()
+    mlflow.MlflowClient(f"sqlite:///{new}")
+    os.replace(new, database)
 
 
 def _create_experiment(client: MlflowClient, name: str, database: Path | None) -> str:

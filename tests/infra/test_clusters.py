@@ -67,7 +67,7 @@ def test_ray_knows_every_field_of_the_cluster() -> None:
     jsonschema.validate(cluster, json.loads(Path(ray.autoscaler.__path__[0], "ray-schema.json").read_text()))
     prepared = prepare_config(cluster)
     validate_config(prepared)
-    assert prepared["max_workers"] == load_profile(ROOT, "cluster").workers
+    assert prepared["max_workers"] == load_profile(ROOT, "cluster").max_workers
     commands = [line for key, lines in cluster.items() if key.endswith("_commands") for line in lines]
     for line in commands:
         subprocess.run(["bash", "-n", "-c", line], check=True)

@@ -16,6 +16,7 @@ from pipeline.compute import ComputeProfile
 from pipeline.errors import BadData, Busy, StorageError
 from pipeline.launch import execution, failures
 from pipeline.launch.session import DAEMONS, LOGS, RayDied, Session, ray_session
+from pipeline.launch.worker import WorkerConfig
 from pipeline.processes import users_of
 from tests.conftest import ROOT
 from tests.launch.toy import config_of, toy
@@ -36,11 +37,37 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
             yield session
 
 
+def listening(pid: int) -> set[str]:
+    """IP addresses, as the hexadecimal digits of /proc/net, at which a process listens."""
+    opened, addresses = set(), set()
+    with contextlib.suppress(FileNotFoundError):  # it has ended
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                opened.add(os.readlink(file))
+        for name in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in opened:
+                    addresses.add(fields[1].partition(":")[0])
+    return addresses
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, also as an IPv6 address
+
+
+def watched_toy(config: WorkerConfig) -> None:
+    """Die once, as `toy` does, and write down at which addresses the worker listens."""
+    (config.run_dir / f"listening-{os.getpid()}").write_text(" ".join(listening(os.getpid())))
+    toy(config, kill=True)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_worker_continues_from_its_checkpoint(two_workers: Session, tmp_path: Path) -> None:
     interrupt = signal.getsignal(signal.SIGINT)
-    execution.train_under_ray(two_workers, "toy", partial(toy, kill=True), config_of(tmp_path / "run"), TWO)
+    execution.train_under_ray(two_workers, "toy", watched_toy, config_of(tmp_path / "run"), TWO)
+    seen = [set(path.read_text().split()) for path in (tmp_path / "run").glob("listening-*")]
+    assert len(seen) == 4 and set().union(*seen) <= LOOPBACK, "workers meet where no other machine comes"
     assert (tmp_path / "run/killed").read_text() == "3"
     assert (tmp_path / "run/result/starts").read_text() == "2 2"
     assert not (tmp_path / "run/ray").exists()
@@ -54,28 +81,14 @@ def test_ray_asks_for_a_token_and_leaves_none_in_the_home_folder(two_workers: Se
     assert not list(Path.home().iterdir())
 
 
-def listening(pid: int) -> Iterator[str]:
-    """IP addresses, as the hexadecimal digits of /proc/net, at which a process listens."""
-    opened = set()
-    for file in Path(f"/proc/{pid}/fd").glob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            opened.add(os.readlink(file))
-    for name in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in opened:
-                yield fields[1].partition(":")[0]
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_no_other_machine_can_reach_a_server_of_ray(two_workers: Session) -> None:
     import ray
 
     folder = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[2]
-    addresses = {address for pid in (os.getpid(), *users_of(folder)) for address in listening(pid)}
-    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, also as an IPv6 address
-    assert addresses
+    addresses = set().union(*(listening(pid) for pid in (os.getpid(), *users_of(folder))))
+    assert addresses and addresses <= LOOPBACK
 
 
 DEADLY = """

@@ -32,12 +32,14 @@ def toy_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_workers_that_do_not_divide_the_shards_are_refused_before_they_start() -> None:
-    for workers in (0, 1, 2, 3, 6):
-        require_whole_shards("pretrain", 6, workers)
-    with pytest.raises(
-        ConfigError, match=r"E-CFG-025 params.yaml: pretrain.shards: 6 .* to one of 1, 2, 3, 6;"
-    ):
-        require_whole_shards("pretrain", 6, 4)
+    for workers in (0, 1, 2, 3, 6, (3, 4), (1, 4)):
+        require_whole_shards("pretrain", 6, ComputeProfile(workers=workers))
+    for workers, named in ((4, "4"), ((4, 5), "4 to 5")):
+        problem = (
+            rf"E-CFG-025 params.yaml: pretrain.shards: 6 .* among {named} workers.* to one of 1, 2, 3, 6;"
+        )
+        with pytest.raises(ConfigError, match=problem):
+            require_whole_shards("pretrain", 6, ComputeProfile(workers=workers))
 
 
 def test_a_finished_run_exports_again_without_training(

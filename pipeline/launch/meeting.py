@@ -1,0 +1,67 @@
+"""Where the workers of a stage meet under Ray: their process group, made by themselves rather than by Ray.
+
+Ray's own group listens at all interfaces, and takes in every worker. Here the store at which they meet (TCPStore)
+listens at the address that Ray knows the node of the first worker by: 127.0.0.1 where Ray is private. And where an
+elastic profile has started a number of workers that does not divide the shards of a batch, only as many compute as
+do; the others are not needed until the next restart.
+
+Imports ray and torch; `execution.py` imports it when it is used.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from ray.train import get_context
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+from ray.util import get_node_ip_address
+
+TIMEOUT = timedelta(minutes=30)  # of a collective, as Ray and PyTorch have it
+
+
+class NoGroup(TorchConfig):
+    """Ray's set-up of workers for PyTorch, without a process group."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What Ray calls on the controller."""
+        return _WithoutGroup
+
+
+class _WithoutGroup(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Leave it to the workers."""
+
+
+def computing(shards: int, workers: int) -> int:
+    """How many of `workers` share the shards of a batch: the largest number that divides them."""
+    return max(number for number in range(1, workers + 1) if shards % number == 0)
+
+
+def meet(shards: int | None, backend: str) -> int:
+    """Join the process group, `gloo` or `nccl`, of the workers that compute, in each of all workers; their number.
+    A worker of higher rank is not among them. shards: of a batch; None: all workers compute."""
+    rank, workers = get_context().get_world_rank(), get_context().get_world_size()
+    size = workers if shards is None else computing(shards, workers)
+    if workers == 1:
+        return size
+    listener = None
+    if rank == 0:
+        host = get_node_ip_address()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family)
+        address = (host, listener.getsockname()[1])
+    else:
+        address = ("", 0)
+    host, port = broadcast_from_rank_zero(address)
+    if size == 1 or rank >= size:
+        return size
+    handle = None if listener is None else listener.detach()  # the store closes it
+    store = dist.TCPStore(host, port, size, rank == 0, TIMEOUT, master_listen_fd=handle)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    return size
