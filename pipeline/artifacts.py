@@ -350,7 +350,7 @@ def copy_into_place(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         if source.is_dir():
-            shutil.copytree(source, temporary)
+            _copy_folder(source, temporary)
         else:
             shutil.copy2(source, temporary)
         if target.exists():
@@ -362,3 +362,15 @@ def copy_into_place(source: Path, target: Path) -> None:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder. Raises the first error as the OSError it was, of which shutil makes a list of texts."""
+    try:
+        shutil.copytree(source, target)
+    except shutil.Error as error:
+        _, path, text = error.args[0][0]
+        match = re.match(r"\[Errno (\d+)\]", text)
+        if match is None:
+            raise
+        raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error

@@ -73,6 +73,10 @@ class PreparedDataset:
         """The folder, for messages."""
         return self.folder.where
 
+    def check(self) -> None:
+        """Raise Busy where the files have changed since the data set was opened."""
+        self.folder.check()
+
     @property
     def digest(self) -> str:
         """Digest of the folder, from its manifest."""

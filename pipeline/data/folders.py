@@ -26,6 +26,7 @@ from pipeline.errors import Busy, ConfigError, InputMissing, PipelineError, Stor
 
 T = TypeVar("T")
 Identity = tuple[int, int, int]  # of a file: device, inode, bytes
+Stamp = tuple[Identity, int]  # and when it was last changed, in ns
 WAITS = (1.0, 3.0, 10.0, 30.0, 60.0)  # seconds before each further attempt at a store that is away
 AT_ONCE = 4  # files that are sent, or fetched ahead, at the same time
 LOST = 10  # times that a file may be removed from a cache, between its fetch and its use
@@ -50,9 +51,14 @@ class Folder(Protocol):
         """Tell that files will be opened soon."""
         ...
 
+    def check(self) -> None:
+        """Raise Busy where files have changed since the folder was opened."""
+        ...
+
 
 class LocalFolder:
-    """A folder of this machine. Its files are not verified, as whoever starts a stage has done that."""
+    """A folder of this machine. Its files are not verified, as whoever starts a stage has done that; `check` tells
+    whether they still are the same."""
 
     room = 0
 
@@ -61,6 +67,7 @@ class LocalFolder:
             raise InputMissing("E-INP-010", str(path), "no prepared data set here", "run `dvc repro prepare`")
         self.where, self._path = str(path), path
         self.manifest = artifacts.read_manifest(path)
+        self._stamps = {name: _stamp(path / name) for name in (*self.manifest["files"], MANIFEST)}
         self._opened: dict[str, Any] = {}
 
     def open(self, names: Sequence[str], read: Callable[[Path], T]) -> T:
@@ -72,6 +79,21 @@ class LocalFolder:
 
     def expect(self, names: Iterable[str]) -> None:
         """See `Folder.expect`."""
+
+    def check(self) -> None:
+        """See `Folder.check`. One that was only touched, or replaced by its equal, has not."""
+        for name, before in self._stamps.items():
+            path = self._path / name
+            stamp = _stamp(path)
+            if stamp != before:
+                if stamp is None or not self._is_same(name, path):
+                    raise changed(str(path))
+                self._stamps[name] = stamp
+
+    def _is_same(self, name: str, path: Path) -> bool:
+        if name == MANIFEST:
+            return artifacts.parse_manifest(path.read_bytes(), str(path)) == self.manifest
+        return _agrees(path, self.manifest["files"][name])
 
 
 class FarFolder:
@@ -141,6 +163,9 @@ class FarFolder:
             self._fetchers.append(threading.Thread(target=self._fetch_ahead, daemon=True))
             self._fetchers[-1].start()
 
+    def check(self) -> None:
+        """See `Folder.check`: nothing, since what is in the store is named by its digest."""
+
     def _fetch_ahead(self) -> None:
         """Fetch what is expected, until nothing is."""
         with contextlib.suppress(Empty):
@@ -188,6 +213,25 @@ class FarFolder:
 
 def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_size
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Of a file; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return _identity(status), status.st_mtime_ns
+
+
+def changed(where: str) -> Busy:
+    """The error for data that are not those with which a run has begun."""
+    problem = (
+        "has changed since the stage began; what was trained on it since the last checkpoint is not kept"
+    )
+    return Busy(
+        "E-BUSY-180", where, problem, "run the stage again: on other data it begins anew, else it goes on"
+    )
 
 
 def _agrees(path: Path, about: dict[str, Any]) -> bool:

@@ -91,6 +91,7 @@ class Stage:
             cuda_graphs=profile.cuda_graphs,
             compile=profile.compile,
             watch_images=watch_images,
+            prepared=self.inputs.get(PREPARED),
             data=data,
             cache=profile.cache,
             cache_gib=profile.cache_gib,
@@ -187,7 +188,7 @@ def _numbers(tree: Mapping[str, Any]) -> dict[str, float]:
 
 
 def require_whole_shards(stage: str, shards: int, profile: ComputeProfile) -> None:
-    """Raise ConfigError where the shards of a batch do not divide evenly among any number of workers of a profile."""
+    """Raise ConfigError where the shards of a batch divide evenly among no number of workers of a profile."""
     few, many = profile.min_workers, profile.max_workers
     if many and not any(shards % workers == 0 for workers in range(few, many + 1)):
         fit = ", ".join(str(each) for each in range(1, shards + 1) if shards % each == 0)

@@ -14,9 +14,10 @@ from pipeline.config.params import Params, parse_params
 class WorkerConfig:
     """Everything that one worker process needs to train a stage, on this machine or another.
 
-    root: the folder with data/prepared and models/. data: where the prepared data are instead, a URL that ends with
-    their digest; cache and cache_gib are those of the compute profile for it. run_dir: working state; the finished
-    model and its reports go to run_dir/result. init: a pinned model to start from, in place of models/core.
+    root: the folder with data/prepared and models/. prepared: the digest that the former had when the stage began.
+    data: where the prepared data are instead, a URL that ends with their digest; cache and cache_gib are those of
+    the compute profile for it. run_dir: working state; the finished model and its reports go to run_dir/result.
+    init: a pinned model to start from, in place of models/core.
     precision, recompute, cuda_graphs and compile are those of the compute profile (pipeline/compute.py).
     watch_images: training images between snapshots in run_dir/watch, which the result does not depend on; 0: none.
     """
@@ -30,6 +31,7 @@ class WorkerConfig:
     cuda_graphs: bool = True
     compile: bool = False
     watch_images: int = 0
+    prepared: str | None = None
     data: str | None = None
     cache: str | None = None
     cache_gib: float = 0.0

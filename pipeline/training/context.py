@@ -168,9 +168,8 @@ class TrainContext(Generic[S]):
             failpoint("step", growth.start + state.nimg)
             return step(state)
 
-        saver = Checkpoints(
-            folder, self.intervals.checkpoint_images, s.batch_size, s.num_images, faults, self.numerics
-        )
+        interval, check = self.intervals.checkpoint_images, self.dataset.check
+        saver = Checkpoints(folder, interval, s.batch_size, s.num_images, faults, check, self.numerics)
         stops = Stops(self.stage, self.folder, self.intervals.log_images, growth.start, faults, saver.save)
         fit(state, step_or_fail, s.batch_size, s.num_images, [faults, *hooks, saver, stops])
         faults.settled(state)

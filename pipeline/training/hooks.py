@@ -37,7 +37,9 @@ class Intervals:
 
 
 class Checkpoints:
-    """Save a checkpoint every `interval` images of a run of `num_images`, but not within a row of skipped steps."""
+    """Save a checkpoint every `interval` images of a run of `num_images`, but not within a row of skipped steps.
+
+    `check_data` raises where the data have changed: then what was trained since the last checkpoint is not kept."""
 
     def __init__(
         self,
@@ -46,8 +48,10 @@ class Checkpoints:
         batch_size: int,
         num_images: int,
         faults: Faults,
+        check_data: Callable[[], None],
         numerics: Mapping[str, str] = {},
     ) -> None:
+        self.check_data = check_data
         self.folder, self.interval, self.batch_size, self.faults = folder, interval, batch_size, faults
         self.num_images, self.numerics = num_images, numerics
 
@@ -59,6 +63,7 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Save now."""
+        self.check_data()
         checkpoint.save(self.folder, state, self.shared, self.numerics)
 
     def shared(self, nimg: int) -> bool:

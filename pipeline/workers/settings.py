@@ -17,7 +17,7 @@ from pipeline.data.augment import LABELS, Augment
 from pipeline.data.cache import Cache
 from pipeline.data.dataset import PreparedDataset
 from pipeline.data.degrade import Degrade
-from pipeline.data.folders import FarFolder
+from pipeline.data.folders import FarFolder, changed
 from pipeline.diffusion.generate import Generated, generate
 from pipeline.diffusion.schedule import handover_of
 from pipeline.errors import ConfigError
@@ -43,9 +43,12 @@ def unpack(kind: type[Settings], source: object, **others: Any) -> Settings:
 
 
 def open_data(config: WorkerConfig) -> PreparedDataset:
-    """The prepared data that a worker reads."""
+    """The prepared data that a worker reads. Raises Busy where they are not those that the driver has verified."""
     if config.data is None:
-        return PreparedDataset(config.root / "data/prepared")
+        dataset = PreparedDataset(config.root / "data/prepared")
+        if config.prepared not in (None, dataset.digest):
+            raise changed(dataset.where)
+        return dataset
     assert config.cache is not None
     return PreparedDataset(FarFolder(config.data, Cache(Path(config.cache), int(config.cache_gib * 2**30))))
 

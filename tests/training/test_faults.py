@@ -89,7 +89,7 @@ def trained(folder: Path, bad: Bad, kill_at: int = -1, images: int = IMAGES) -> 
         return step(bad, state)
 
     progress = Progress(folder / "progress.jsonl", 4 * BATCH, BATCH, images, state.nimg)
-    saver = Checkpoints(folder / "checkpoints", CHECKPOINT, BATCH, images, faults)
+    saver = Checkpoints(folder / "checkpoints", CHECKPOINT, BATCH, images, faults, lambda: None)
     fit(state, step_or_die, BATCH, images, [faults, progress, saver])
     faults.settled(state)
     checkpoint.save(folder / "checkpoints", state)

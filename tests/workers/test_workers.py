@@ -19,7 +19,7 @@ from pipeline.adversarial.random_features import RandomDistance
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.data.folders import push
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import Busy, ConfigError, StorageError
 from pipeline.launch.continuation import continue_from
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.denoiser import pyramid_levels
@@ -148,6 +148,29 @@ def all_finite(run_dir: Path) -> bool:
     stored = [load_file(path) for path in run_dir.rglob("*.safetensors")]
     json.loads((run_dir / "result/reports/metrics.json").read_text(), parse_constant=pytest.fail)
     return all(bool(torch.isfinite(tensor).all()) for tensors in stored for tensor in tensors.values())
+
+
+def test_data_that_change_stop_the_run_before_a_checkpoint_holds_them(
+    tiny_tree: dict[str, Any], tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_root / "data", tmp_path / "data")
+    prepared = tmp_path / "data/prepared"
+    config, shard = config_of(tiny_tree, tmp_path, tmp_path / "run"), next(prepared.glob("images-*"))
+    content = shard.read_bytes()
+
+    def damage(name: str, nimg: int) -> None:
+        if nimg == 16:
+            shard.touch()  # the same bytes, which is no change
+        if nimg == 24:
+            shard.write_bytes(content[:-1] + b"x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.context.failpoint", damage)
+        with pytest.raises(Busy, match=f"E-BUSY-180 {shard}: has changed since the stage began"):
+            pretrain(replace(config, prepared=artifacts.directory_digest(prepared)))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [f"nimg-{16:012d}"]
+    with pytest.raises(Busy, match=f"E-BUSY-180 {prepared}: has changed"):
+        pretrain(replace(config, prepared="of the data before"))
 
 
 def test_a_batch_that_is_not_finite_costs_its_step_and_is_named_also_when_the_run_is_killed_after_it(
