@@ -32,6 +32,7 @@ from pipeline.launch.worker import Worker, WorkerConfig
 JOB = "job.json"
 CODE = ("pipeline", "stages")  # all that a job is given of the checkout
 UNREACHABLE_SECONDS = 600.0  # for which a cluster may not answer while a job trains
+READY_SECONDS = 120.0  # for which a cluster that has just started may not take jobs
 # Of requests: no connection, a timeout, an answer of the server that it cannot serve just now.
 UNREACHABLE = (OSError, RuntimeError)
 FAILPOINTS = ("CRESCENDO_FAILPOINT", "CRESCENDO_FAILPOINT_FILE")
@@ -67,7 +68,7 @@ def run_as_job(
     (run_dir / FAILURE).unlink(missing_ok=True)
     with _failing(profile.address):
         client = _client(profile.address)
-        job = _running_job(client, str(run_dir)) or _submit(client, root, run_dir)
+        job = _start(client, stage, root, run_dir)
     _wait_for(client, job, stage, run_dir)
 
 
@@ -94,6 +95,23 @@ def _failing(address: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError) as error:
         problem = f"no Ray cluster accepts jobs ({error})"
         raise StorageError("E-IO-030", address, problem, "check `address` and the cluster") from None
+
+
+def _start(client: Any, stage: str, root: Path, run_dir: Path) -> str:
+    """The id of the job of `run_dir`, which is submitted unless one is alive. Servers of a cluster start one after
+    the other, so a server's error is no refusal before READY_SECONDS."""
+    deadline = time.monotonic() + READY_SECONDS
+    waiting = False
+    while True:
+        try:
+            return _running_job(client, str(run_dir)) or _submit(client, root, run_dir)
+        except RuntimeError as error:
+            if "status code 5" not in str(error) or time.monotonic() > deadline:
+                raise
+            if not waiting:
+                log(stage, f"the cluster takes no jobs yet, waiting for it ({one_line(str(error))})")
+            waiting = True
+        time.sleep(POLL_SECONDS)
 
 
 def _submit(client: Any, root: Path, run_dir: Path) -> str:

@@ -218,6 +218,27 @@ def test_a_job_that_cannot_be_stopped_is_named(
     assert "job-1 could not be stopped and may train on" in capsys.readouterr().err
 
 
+def test_a_cluster_that_has_just_started_is_waited_for(
+    impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: list[RuntimeError | str] = [RuntimeError("status code 500: No agent"), *BLIPS[1:], "job-1"]
+    monkeypatch.setattr(jobs, "_running_job", lambda *_: None)
+
+    def submit(*_: object) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(jobs, "_submit", submit)
+    assert jobs._start(None, "pretrain", tmp_path, tmp_path) == "job-1"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "pretrain: the cluster takes no jobs yet, waiting for it (status code 500: No agent)"
+    answers = [RuntimeError("Request failed with status code 401: no token")]
+    with pytest.raises(RuntimeError, match="401"):
+        jobs._start(None, "pretrain", tmp_path, tmp_path)
+
+
 def test_nothing_but_code_leaves_the_checkout(checkout: Path, tmp_path: Path) -> None:
     for name in (".env.local", ".netrc", "id_rsa", "deploy.key", "train.log"):
         (checkout / name).write_text("secret")
