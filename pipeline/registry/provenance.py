@@ -52,15 +52,17 @@ def copy_files(root: Path, folder: Path) -> None:
         (folder / PATCH).write_bytes(patch)
 
 
+def films_of(root: Path, model: str) -> dict[str, Path]:
+    """{stage: film strip} of the stages that lead to the model in `root / model`, in order, where there is one."""
+    stages = list(MADE_BY.values())[: list(MADE_BY).index(model) + 1] if model in MADE_BY else []
+    films = {stage: root / "reports" / stage / FILM for stage in stages}
+    return {stage: film for stage, film in films.items() if film.is_file()}
+
+
 def copy_films(root: Path, model: str, folder: Path) -> None:
-    """Copy the film strips of the stages that lead to the model in `root / model` to `folder`; missing ones are
-    left out."""
-    for made, stage in MADE_BY.items():
-        film = root / "reports" / stage / FILM
-        if film.is_file():
-            shutil.copyfile(film, folder / FILM_OF.format(stage))
-        if made == model:
-            break
+    """Copy `films_of` a model to `folder`, for `read_films`."""
+    for stage, film in films_of(root, model).items():
+        shutil.copyfile(film, folder / FILM_OF.format(stage))
 
 
 def read_films(folder: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from pipeline.errors import StorageError
 from pipeline.inference.generator import Generator, load_generator
 from pipeline.registry.package import Registry, Version
 from pipeline.registry.packaging import PROJECT
-from pipeline.registry.provenance import read_films
+from pipeline.registry.provenance import films_of, read_films
 from pipeline.serving.prompts import CachedEncoder
 from pipeline.serving.sizes import offered_sizes, size_text
 
@@ -99,7 +99,10 @@ def load_version(registry: Registry, version: Version, device: str) -> Served:
 
 def load_folder(folder: Path, device: str) -> Served:
     """Load, verify and warm the model in a folder. Raises as `load_version` does, or InputMissing."""
-    return _warmed(Served(folder.resolve().name, load_generator(folder, device)))
+    folder = folder.resolve()
+    films = films_of(folder.parent.parent, f"{folder.parent.name}/{folder.name}")
+    content = {stage: film.read_bytes() for stage, film in films.items()}
+    return _warmed(Served(folder.name, load_generator(folder, device), films=content))
 
 
 def _warmed(served: Served) -> Served:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,26 @@ OPTIONS = (
     "--disable-background-networking",
     "--remote-debugging-pipe",
 )
+
+
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}  # virtual key codes
+MOST_KEYS = 40  # that lead to something
+# axe-core: what is wrong with a page, but for trifles.
+AUDIT = (
+    (resources.files("axe_core_python") / "axe.min.js").read_text()
+    + """;
+(async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
+  .filter((each) => each.impact != "minor")
+  .map((each) => `${each.impact} ${each.id}: ${each.nodes.map((node) => node.target.join(" ")).join(", ")}`))()"""
+)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A key of KEYS, or a text, that is typed once, or until an expression of the page is true."""
+
+    key: str
+    until: str = "true"
 
 
 @dataclass
@@ -70,9 +91,30 @@ class Browser:
         while not any(event.get("method") == method for event in self.events):
             self.events.append(self._receive())
 
-    def visit(self, page: Path | str, width: int, scheme: str, expressions: list[str]) -> Visit:
-        """Open a file or an address in a window of `width` px, in the colour scheme "light" or "dark"; promises are
-        awaited."""
+    def evaluate(self, session: str, expression: str) -> Any:
+        """Value of an expression of the page; a promise is awaited."""
+        options = {"returnByValue": True, "awaitPromise": True}
+        result = self.call("Runtime.evaluate", session, expression=expression, **options)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def type(self, session: str, typed: Typed) -> None:
+        """Press and release a key, or insert a text."""
+        for _ in range(MOST_KEYS):
+            if typed.key in KEYS:
+                names = {"key": typed.key, "code": typed.key, "windowsVirtualKeyCode": KEYS[typed.key]}
+                text = {"text": "\r"} if typed.key == "Enter" else {}
+                self.call("Input.dispatchKeyEvent", session, type="keyDown", **names, **text)
+                self.call("Input.dispatchKeyEvent", session, type="keyUp", **names)
+            else:
+                self.call("Input.insertText", session, text=typed.key)
+            if self.evaluate(session, typed.until):
+                return
+        raise AssertionError(f"{typed.key} was pressed {MOST_KEYS} times, and not {typed.until}")
+
+    def visit(self, page: Path | str, width: int, scheme: str, steps: list[str | Typed]) -> Visit:
+        """Open a file or an address in a window of `width` px, in the colour scheme "light" or "dark"; type, and
+        evaluate expressions, whose promises are awaited."""
         self.events.clear()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -85,10 +127,11 @@ class Browser:
         self.call("Page.navigate", session, url=page if isinstance(page, str) else page.resolve().as_uri())
         self.wait_for("Page.loadEventFired")
         visit = Visit()
-        for expression in expressions:
-            options = {"returnByValue": True, "awaitPromise": True}
-            result = self.call("Runtime.evaluate", session, expression=expression, **options)
-            visit.values.append(result["result"].get("value"))
+        for step in steps:
+            if isinstance(step, Typed):
+                self.type(session, step)
+            else:
+                visit.values.append(self.evaluate(session, step))
         for event in self.events:
             params = event.get("params", {})
             match event.get("method"):

@@ -17,7 +17,7 @@ from pipeline.evaluation import pictures, report, wording
 from pipeline.evaluation.entry import Champion
 from pipeline.evaluation.judging import add_training_spread
 from pipeline.evaluation.verdict import Baseline, PassVerdict, Rule, Verdict, combine, fewest_passed
-from tests.evaluation.browser import CHROMIUM, Browser, open_browser
+from tests.evaluation.browser import AUDIT, CHROMIUM, Browser, open_browser
 from tests.evaluation.evidence import CANDIDATE
 from tests.evaluation.reports import Made, make
 
@@ -294,11 +294,12 @@ SHOWN = "['.wide', '.narrow'].map(each => getComputedStyle(document.querySelecto
 def test_the_page_fits_its_window_asks_for_nothing_and_has_no_error(
     browser: Browser, folder: Path, width: int, scheme: str
 ) -> None:
-    visit = browser.visit(folder / "index.html", width, scheme, [OPEN_ALL, WIDTHS, BROKEN, NAMELESS, SHOWN])
-    _, (inner, needed), broken, nameless, shown = visit.values
+    steps = [OPEN_ALL, WIDTHS, BROKEN, NAMELESS, SHOWN, AUDIT]
+    visit = browser.visit(folder / "index.html", width, scheme, steps)
+    _, (inner, needed), broken, nameless, shown, faults = visit.values
     assert inner == width
     assert needed <= inner
-    assert broken == nameless == 0
+    assert broken == nameless == 0 and faults == []
     assert shown == (["none", "block"] if width == 400 else ["block", "none"])
     outside = [url for url in visit.requests if not url.startswith("data:")]
     assert outside == [(folder / "index.html").resolve().as_uri()]

@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.inference.generator import encode_png, load_generator
 from pipeline.serving.announce import Running, running
 from pipeline.serving.server import Address, token_for
-from tests.evaluation.browser import CHROMIUM, open_browser
+from tests.evaluation.browser import AUDIT, CHROMIUM, Browser, Typed, open_browser
 from tests.registry.conftest import write_model
 from tests.serving.test_upscaling import png
 
@@ -43,19 +43,27 @@ DRAW = """(async () => {
   await until(() => document.querySelectorAll('#gallery img').length == 3);
   return [...document.querySelectorAll('#gallery button')].map((each) => each.ariaLabel);
 })()"""
+LOOK = "document.querySelector('#gallery button').click()"
 UPSCALE = """(async () => {
-  document.querySelector('#gallery button').click();
   at('enlarge').click();
   await until(() => !at('comparison').hidden);
-  await at('after').decode();
-  return [at('after').naturalWidth, at('viewer').open];
+  await Promise.all(['before', 'after'].map((id) => at(id).decode()));
+  at('divider').value = 25;
+  at('divider').dispatchEvent(new Event('input'));
+  const widths = ['before', 'after'].map((id) => at(id).naturalWidth);
+  return [...widths, getComputedStyle(at('before')).clipPath, at('viewer').open];
 })()"""
 FAIL = """(async () => {
   at('size').append(new Option('bad', 'bad'));
   at('size').value = 'bad';
   at('generate').requestSubmit();
   await until(() => !at('error').hidden);
-  return at('error').textContent;
+  at('error').scrollIntoView();
+  return [at('error').textContent, at('error').role, at('gallery').children.length, at('status').textContent];
+})()"""
+FILMS = """(async () => {
+  await until(() => document.querySelector('#films img'));
+  return [...document.querySelectorAll('#films img')].map((each) => each.alt);
 })()"""
 NAMELESS = """[...document.querySelectorAll('input:not([type=hidden]), select, textarea, button')]
   .filter((each) => !each.labels?.length && !each.ariaLabel && !each.textContent.trim()).map((each) => each.id)"""
@@ -64,9 +72,11 @@ WIDTHS = "document.documentElement.scrollWidth <= innerWidth"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "tiny"
-    write_model(folder, upscale_steps=1)
-    return folder
+    root = tmp_path_factory.mktemp("served")
+    write_model(root / "models/refined", upscale_steps=1)
+    (root / "reports/refine").mkdir(parents=True)
+    (root / "reports/refine/film.png").write_bytes(png())
+    return root / "models/refined"
 
 
 @pytest.fixture(scope="module")
@@ -116,25 +126,72 @@ def test_openais_client_draws_and_upscales(address: str, folder: Path) -> None:
         assert file.read(4) == b"\x89PNG"
     edited = client.images.edit(image=("x.png", png()), prompt="cat", extra_body={"factor": 4})
     assert edited.size == "96x80"
-    assert client.models.list().data[0].id == "tiny" and client.models.retrieve("dall-e-3").id == "tiny"
+    assert client.models.list().data[0].id == "refined" and client.models.retrieve("x").id == "refined"
     with pytest.raises(openai.BadRequestError, match="choose one of: 1, 2, 4"):
         client.images.generate(prompt="cat", extra_body={"steps": 3})
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{address}v1", api_key="another", max_retries=0).models.list()
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium or google-chrome on the path")
+    with open_browser(tmp_path_factory.mktemp("browser") / "profile") as browser:
+        yield browser
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on the path")
-def test_the_page_draws_upscales_and_shows_errors(address: str, tmp_path: Path) -> None:
-    with open_browser(tmp_path / "profile") as browser:
-        visit = browser.visit(address, 400, "dark", [UNTIL, OPEN, DRAW, UPSCALE, FAIL, NAMELESS, WIDTHS])
-    _, served, labels, upscaled, error, nameless, fits = visit.values
-    assert served.startswith("tiny · 32 px") and labels == [
-        f"cat, seed {seed}: look closer" for seed in (3, 4, 5)
-    ]
-    assert upscaled == [64, False] and error.startswith("E-CFG-130 size: 'bad' is no size")
-    assert nameless == [] and fits
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_page_draws_upscales_shows_errors_and_has_no_fault_of_accessibility(
+    browser: Browser, address: str, width: int, scheme: str
+) -> None:
+    steps = [UNTIL, AUDIT, OPEN, FILMS, DRAW, LOOK, AUDIT, UPSCALE, AUDIT, FAIL, AUDIT, NAMELESS, WIDTHS]
+    visit = browser.visit(address, width, scheme, [*steps])
+    _, locked, served, films, labels, _, viewed, upscaled, compared, failed, faults, nameless, fits = (
+        visit.values
+    )
+    assert served.startswith("refined · 32 px") and films == ["Film strip of the stage refine"]
+    assert labels == [f"cat, seed {seed}: look closer" for seed in (3, 4, 5)]
+    assert upscaled == [32, 64, "inset(0px 75% 0px 0px)", False]
+    error, role, left, status = failed
+    assert error.startswith("E-CFG-130 size: 'bad' is no size") and (role, left, status) == ("alert", 0, "")
+    assert locked == viewed == compared == faults == nameless == [] and fits
     assert all(request.startswith((address, "blob:", "data:")) for request in visit.requests)
+
+
+@pytest.mark.slow
+def test_the_keyboard_alone_is_enough(browser: Browser, address: str) -> None:
+    steps = [
+        UNTIL,
+        "until(() => document.activeElement == at('token'))",
+        Typed(TOKEN),
+        Typed("Enter", "until(() => at('size').options.length).then(() => true)"),
+        Typed("Tab", "document.activeElement.className == 'skip'"),
+        Typed("Enter", "document.activeElement == at('prompt')"),
+        Typed("cat"),
+        Typed("Tab", "document.activeElement == at('count')"),
+        Typed("2"),
+        Typed("Enter", "until(() => document.querySelectorAll('#gallery img').length == 2).then(() => true)"),
+        "[at('prompt').value, at('count').value, at('status').textContent]",
+        Typed("Tab", "document.activeElement.parentElement.parentElement == at('gallery')"),
+        Typed("Enter", "at('viewer').open"),
+        Typed("ArrowRight", "at('caption').textContent.includes('cat')"),
+        Typed("Escape", "!at('viewer').open"),
+        "document.activeElement.ariaLabel",
+        Typed("Enter", "at('viewer').open"),
+        Typed("Tab", "document.activeElement == at('enlarge')"),
+        Typed("Enter", "until(() => !at('comparison').hidden).then(() => true)"),
+        Typed("Tab", "document.activeElement == at('divider')"),
+        Typed("ArrowRight", "at('divider').value == 51"),
+        "[at('upscale-status').textContent, at('before').style.clipPath]",
+    ]
+    visit = browser.visit(address, 1280, "light", steps)
+    _, _, (prompt, count, status), opener, (upscaled, shown) = visit.values
+    assert (prompt, count) == ("cat", "2") and status.startswith("2 of 2")
+    assert opener.startswith("cat, seed")
+    assert upscaled == "64x64" and shown == "inset(0px 49% 0px 0px)"
 
 
 def test_a_service_that_others_can_reach_has_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
