@@ -63,6 +63,7 @@ FAIL = """(async () => {
 })()"""
 FILMS = """(async () => {
   await until(() => document.querySelector('#films img'));
+  at('training').open = true;
   return [...document.querySelectorAll('#films img')].map((each) => each.alt);
 })()"""
 NAMELESS = """[...document.querySelectorAll('input:not([type=hidden]), select, textarea, button')]

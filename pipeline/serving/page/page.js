@@ -130,7 +130,7 @@ async function showFilms({ digest, films }) {
     link.append(picture);
     return link;
   }));
-  at("films-part").hidden = !films.length;
+  at("training").hidden = !films.length;
 }
 
 async function loadModel() {
