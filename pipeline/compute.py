@@ -13,6 +13,7 @@ from pipeline.config.strict_yaml import Section, parse_section, read_yaml, requi
 from pipeline.errors import ConfigError
 
 PROFILE_VARIABLE = "CRESCENDO_COMPUTE"
+DEFAULT = "local"
 
 
 def _as_range(value: object) -> object:
@@ -86,7 +87,7 @@ class ComputeProfile(Section):
 
 def load_profile(root: str | os.PathLike[str] = ".", name: str | None = None) -> ComputeProfile:
     """Read `infra/compute/NAME.yaml`; NAME is CRESCENDO_COMPUTE or `local` unless given."""
-    name = name or os.environ.get(PROFILE_VARIABLE) or "local"
+    name = name or os.environ.get(PROFILE_VARIABLE) or DEFAULT
     folder = Path(root, "infra", "compute")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or not (folder / f"{name}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"

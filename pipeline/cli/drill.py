@@ -32,10 +32,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _drill(args: argparse.Namespace) -> int:
-    from pipeline.compute import PROFILE_VARIABLE
+    from pipeline.compute import DEFAULT, PROFILE_VARIABLE
     from pipeline.drill.drill import FOLDER, drill
 
-    own = os.environ.get(PROFILE_VARIABLE) or "local"
+    own = os.environ.get(PROFILE_VARIABLE) or DEFAULT
     profile = PROFILES[args.under] if args.under else own
     root = find_root()
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 from pipeline.drill.plan import CHECKPOINT, Kill
 from pipeline.drill.scratch import Scratch, title_of
 from pipeline.errors import STOPPED, Busy
+from pipeline.launch.scratch import command
 from pipeline.training.records import read_records
 
 POLL = 0.02  # s
@@ -64,10 +64,13 @@ class Attempt:
             return
         self.require_a_known_ending()
         self.finished |= self.process is not None and self.process.poll() == 0
-        command = [sys.executable, "-m", f"stages.{self.scratch.stage}"]
         with open(self.scratch.log, "ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.scratch.folder, env=self.scratch.environment, stdout=log, stderr=log
+                command(self.scratch.stage),
+                cwd=self.scratch.folder,
+                env=self.scratch.environment,
+                stdout=log,
+                stderr=log,
             )
         self.begun = time.time()
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from pipeline.launch import scratch as layout
 from pipeline.launch.fingerprint import outputs
 
-LINKED = ("pipeline", "stages", "infra", "dvc.yaml", "data")
 TOKEN = "CRESCENDO_DRILL"  # in the environment of all processes of a scratch project
-DROPPED = ("CRESCENDO_", "MLFLOW_", "DVC_", "RAY_ADDRESS")
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,9 @@ class Scratch:
 
     @property
     def environment(self) -> dict[str, str]:
-        """That of its processes: no server, cluster or run folder of the user's."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED)}
-        # SPT_NOENV: Ray's workers would write their titles over the environment by which they are found.
-        return {**kept, "CRESCENDO_COMPUTE": self.profile, TOKEN: self.token, "SPT_NOENV": "1"}
+        """That of its processes, by which they are found."""
+        # SPT_NOENV: Ray's workers would write their titles over it.
+        return layout.environment(self.folder, self.profile) | {TOKEN: self.token, "SPT_NOENV": "1"}
 
     def run_dir(self) -> Path | None:
         """The stage's run folder, if there is one by now."""
@@ -50,15 +45,12 @@ class Scratch:
 
 def make_scratch(scratch: Scratch, root: Path, params: Mapping[str, Any]) -> None:
     """Lay out a project for a drill of the one in `root`, with these parameters."""
-    scratch.folder.mkdir(parents=True)
-    for name in LINKED:
-        (scratch.folder / name).symlink_to(root / name)
+    layout.lay_out(scratch.folder, root, (*layout.CODE, "data"))
     made = {Path(path) for path in outputs(scratch.stage, root)}
-    (scratch.folder / "models").mkdir()
     for model in (root / "models").glob("*/"):
         if model.relative_to(root) not in made:
-            (scratch.folder / "models" / model.name).symlink_to(model)
-    YAML(typ="safe").dump(dict(params), scratch.folder / "params.yaml")
+            layout.link(scratch.folder / "models" / model.name, model)
+    layout.write_params(scratch.folder, params)
 
 
 def all_processes() -> list[int]:

@@ -29,7 +29,7 @@ from pipeline.compute import ComputeProfile, load_profile
 from pipeline.config.params import Params
 from pipeline.data.folders import push
 from pipeline.errors import ConfigError, StorageError
-from pipeline.launch import history
+from pipeline.launch import history, machine
 from pipeline.launch.endings import recorded_ending
 from pipeline.launch.execution import execute, map_under_ray
 from pipeline.launch.fingerprint import (
@@ -242,6 +242,8 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
         made_from = {**stage_identity(name, code, deps), "files": code_files(code, deps)}
         if line := history.begin(name, run_dir, made_from):
             print(line, file=sys.stderr)
+        if inside_ray_job() or not profile.address:  # else this is not the machine
+            machine.begin(run_dir, machine.facts_here(code / machine.LOCK), fresh)
         tracker = stage_run.start_stage_run(
             name,
             root,
@@ -259,4 +261,7 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
             yield Stage(name, params, profile, root, run_dir, fingerprint, inputs, tracker)
             tracker.log_outputs(
                 {path: digest_path(root / path) for path in outputs(name, code) if (root / path).exists()}
+            )
+            tracker.set_tags(
+                {f"{machine.TAG}{fact}": text for fact, text in machine.recorded(run_dir).items() if text}
             )

@@ -6,7 +6,6 @@ A check looks at one thing, changes nothing, and yields what it found. What goes
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import re
 import shutil
@@ -17,15 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from packaging.requirements import Requirement
-
 from pipeline import artifacts
 from pipeline.compute import load_profile
 from pipeline.config.params import load_params
 from pipeline.errors import PipelineError, describe, one_line
 from pipeline.housekeeping.leftovers import leftovers, ray_sessions
 from pipeline.housekeeping.runs import run_folders, waits
-from pipeline.launch import jobs
+from pipeline.launch import jobs, machine
 from pipeline.launch.stage import runs_folder
 from pipeline.overview.stages import LOCK, dvc_changes
 from pipeline.processes import cpu_count
@@ -63,30 +60,14 @@ def examine(root: Path) -> Iterator[Finding]:
 def check_python(root: Path) -> Iterator[Finding]:
     """The interpreter, and the packages of requirements.lock."""
     version = ".".join(map(str, sys.version_info[:3]))
-    pins = _pins(root / "requirements.lock")
-    found = {name: _installed(name) for name in pins}
-    wrong = [f"{name} {found[name] or 'missing'} ({pin})" for name, pin in pins.items() if found[name] != pin]
+    lock = root / machine.LOCK
+    pins = machine.pins(lock)
+    wrong = [f"{name} {found} ({pins[name]})" for name, found in machine.unlike_lock(lock).items()]
     if not wrong:
         yield Finding("python", f"{version}, {len(pins)} packages as in requirements.lock")
         return
     text = f"{version}, {len(wrong)} of {len(pins)} packages are not as in requirements.lock: {_some(wrong)}"
     yield Finding("python", text, "run `pip install --require-hashes -r requirements.lock`")
-
-
-def _pins(lock: Path) -> dict[str, str]:
-    """{package: version} that a lock file has for this interpreter and system."""
-    if not lock.is_file():
-        return {}
-    entries = re.findall(r"^([A-Za-z0-9][^\\#\n]*?==[^\\\n]*?)\s*\\?$", lock.read_text(), re.MULTILINE)
-    needed = (each for each in map(Requirement, entries) if each.marker is None or each.marker.evaluate())
-    return {each.name: next(iter(each.specifier)).version for each in needed}
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def check_machine(root: Path) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,17 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ruamel.yaml import YAML
 
+from pipeline.compute import DEFAULT, PROFILE_VARIABLE
 from pipeline.config.params import CORE_MODEL, Finetune, Params, Training
 from pipeline.errors import StorageError
 from pipeline.evaluation.conditions import SampleCount, plan_samples
 from pipeline.evaluation.evidence import Evidence
-from pipeline.launch.stage import RUNS_VARIABLE
+from pipeline.launch import scratch
 from pipeline.registry import pins
 from pipeline.training.records import Record, read_records
 
-SHARED = ("pipeline", "stages", "infra", "dvc.yaml", "requirements.lock")  # what stages read of a project
 TRAINING = {"pretrain": "models/core", "finetune": "models/finetuned", "refine": "models/refined"}
 UPDATES = (16, 64)  # of a rehearsal, at least and at most
 SHARE = 0.02  # of the images of a stage, in between
@@ -61,9 +59,8 @@ class Rehearsal:
 
     def __init__(self, root: Path, folder: Path, params: Params) -> None:
         self.folder, self.params = folder, params
-        self.folder.mkdir(parents=True)
-        for name in SHARED:
-            (self.folder / name).symlink_to(root / name)
+        self.profile = os.environ.get(PROFILE_VARIABLE) or DEFAULT
+        scratch.lay_out(folder, root)
         self.link("data/prepared", root)
         pinned = self.folder / "runs/init"  # where stages look first: the rehearsal has a registry of its own
         if params.finetune.init_from != CORE_MODEL:
@@ -72,8 +69,7 @@ class Rehearsal:
 
     def link(self, path: str, root: Path) -> None:
         """Take an output of the project as it is."""
-        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / path).symlink_to((root / path).resolve())
+        scratch.link(self.folder / path, (root / path).resolve())
 
     def train(self, stage: str) -> tuple[Measured, list[Pace]]:
         """Rehearse a training stage; its pace in each round, none where it extracts the core of a pinned model.
@@ -107,18 +103,11 @@ class Rehearsal:
         tree = self.params.model_dump(mode="json")
         for name, values in changes.items():
             tree[name] = {**tree[name], **values}
-        YAML(typ="safe").dump(tree, self.folder / "params.yaml")
-        store = self.folder / "mlflow.db"
-        env = {
-            **os.environ,
-            RUNS_VARIABLE: str(self.folder / "runs"),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
-            "CRESCENDO_GIT_COMMIT": "0" * 40,
-        }
-        env.pop("DVC_STAGE", None)
+        scratch.write_params(self.folder, tree)
+        env = scratch.environment(self.folder, self.profile) | {"CRESCENDO_GIT_COMMIT": "0" * 40}
         began = time.monotonic()
         with open(self.folder / f"{stage}.log", "w+b") as log:
-            command = [sys.executable, "-m", f"stages.{stage}"]
+            command = scratch.command(stage)
             process = subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log)
             with PeakMemory(process.pid) as memory:
                 status = process.wait()

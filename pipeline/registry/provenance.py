@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import artifacts
 from pipeline.errors import one_line
 from pipeline.evaluation.verdict import Verdict
+from pipeline.launch import machine
 from pipeline.tracking import runs
 from pipeline.training.film import FILM
 
@@ -149,6 +150,7 @@ def _describe_run(client: MlflowClient, run: Run) -> dict[str, Any]:
         "commit": commit,
         "inputs": _with_prefix(tags, "input."),
         "outputs": _with_prefix(tags, "output."),
+        "machine": _with_prefix(tags, machine.TAG),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from pipeline.launch import machine
 from pipeline.overview import doctor
 from pipeline.overview.doctor import Finding, examine
 from pipeline.tracking import store
@@ -43,7 +44,7 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CRESCENDO_COMPUTE", "process")
     monkeypatch.setenv("CRESCENDO_GIT_COMMIT", "0" * 40)
     monkeypatch.setattr(doctor, "LOW_DISK", 0)
-    monkeypatch.setattr(doctor, "_pins", lambda lock: {})
+    monkeypatch.setattr(machine, "pins", lambda lock: {})
     return Path(shutil.copytree(template, tmp_path / "project"))
 
 
@@ -92,7 +93,7 @@ def unsent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_package(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_pins", lambda lock: {"torch": "0.1", "no-such-package": "1"})
+    monkeypatch.setattr(machine, "pins", lambda lock: {"torch": "0.1", "no-such-package": "1"})
 
 
 def full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,5 +149,5 @@ def test_a_store_that_was_moved_is_said_to_follow(template: Path, project: Path)
 
 
 def test_the_lock_file_names_a_version_for_this_interpreter() -> None:
-    pins = doctor._pins(ROOT / "requirements.lock")
+    pins = machine.pins(ROOT / "requirements.lock")
     assert len(pins) > 100 and pins["torch"][0].isdigit()
