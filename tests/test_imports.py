@@ -17,6 +17,7 @@ ROWS = (
     ("stages", "cli"),
     ("overview",),
     ("housekeeping", "serving"),
+    ("reproduce",),
     ("workers", "registry", "drill"),
     ("launch", "watch"),
     ("inference", "evaluation"),
@@ -29,7 +30,7 @@ ROWS = (
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 NOT_COMPARED = (
-    "launch", "tracking", "registry", "drill", "overview", "housekeeping", "cli", "compute", "presets",
+    "launch", "tracking", "registry", "drill", "reproduce", "overview", "housekeeping", "cli", "compute", "presets",
     "processes", "progress", "project", "errors",
 )  # fmt: skip
 STAGES = ("prepare", "pretrain", "finetune", "refine", "evaluate")  # in order

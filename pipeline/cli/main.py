@@ -8,6 +8,7 @@
     crescendo rollback [--to VERSION]
     crescendo history | verify [--all] | fsck
     crescendo trace MODEL [--json]
+    crescendo reproduce MODEL [--only STAGE] [--dry-run] [--environment here] [--data here] [--json]
     crescendo diff MODEL MODEL [--prompts PROMPT...] [--out diff.html]
     crescendo generate PROMPT... | --prompts FILE [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M]
                        [--guidance G] [--guide unconditional|early_weights|low_band]
@@ -39,6 +40,7 @@ from pipeline.cli import (
     overview,
     params,
     registry,
+    reproduce,
     serving,
     tracking,
 )
@@ -51,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="crescendo", description="Everything around `dvc repro`: data, presets, promotion, images."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, params, models, registry, images, serving, tracking, overview, housekeeping, drill):
+    for module in (
+        data, params, models, registry, reproduce, images, serving, tracking, overview, housekeeping, drill
+    ):  # fmt: skip
         module.add_commands(commands)
     return parser
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.compute import ComputeProfile
 from pipeline.housekeeping.caches import unneeded_caches
 from pipeline.housekeeping.items import Item, in_words, remove
-from pipeline.housekeeping.leftovers import leftovers, ray_sessions
+from pipeline.housekeeping.leftovers import leftovers, ray_sessions, reproductions
 from pipeline.housekeeping.needs import Needs
 from pipeline.housekeeping.runs import unneeded_runs
 from pipeline.launch.stage import runs_folder
@@ -38,6 +38,7 @@ def plan(root: Path, profile: ComputeProfile, needs: Needs, keep: int) -> Plan:
     made.items.extend(unneeded_caches(root, runs, storage, needs, keep))
     made.items.extend(leftovers(root, runs, storage is not None))
     made.items.extend(ray_sessions())
+    made.items.extend(reproductions(root))
     whole = {item.path for item in made.items}
     return Plan([item for item in made.items if not whole & set(item.path.parents)], made.stay)
 

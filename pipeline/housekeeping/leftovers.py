@@ -1,4 +1,5 @@
-"""What killed processes left: half-written files and folders, damaged checkpoints, Ray's scratch and sessions."""
+"""What killed processes left: half-written files and folders, damaged checkpoints, Ray's scratch and sessions,
+reproductions that were stopped."""
 
 from __future__ import annotations
 
@@ -11,16 +12,19 @@ from pathlib import Path
 from pipeline import artifacts
 from pipeline.housekeeping.items import Item, is_own, make_item, plain_folders
 from pipeline.housekeeping.runs import DAY, run_folders
+from pipeline.reproduce import workplace, worktree
 from pipeline.tracking.stage_run import LEASE
 
 TEMPORARY = re.compile(r"(?P<original>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)-[0-9a-f]{8}")
 SESSION = re.compile(r"session_[\d_-]+_(\d+)")
 OUTPUTS = ("data", "models", "reports")
-HALF, SCRATCH, BAD, SESSIONS = (
+HALF, SCRATCH, BAD, SESSIONS, REPRODUCTIONS, RECORDS = (
     "half-written files",
     "scratch of Ray",
     "damaged checkpoints",
     "sessions of Ray",
+    "reproductions that were stopped",
+    "records of their work trees",
 )
 
 
@@ -75,6 +79,22 @@ def ray_sessions() -> Iterator[Item]:
             continue
         if all(map(_is_old, (path, *path.rglob("*")))):
             yield make_item(SESSIONS, path)
+
+
+def reproductions(root: Path) -> Iterator[Item]:
+    """Folders of this user's reproductions that nobody goes on with for a day, and what git in `root` knows of work
+    trees in such folders, or in those that are gone."""
+    old = []
+    for folder in workplace.folders():
+        touched = max(
+            path.lstat().st_mtime for path in (folder, *folder.glob("*"), *folder.glob("tree/runs/*/*/*"))
+        )
+        if touched < time.time() - DAY and not artifacts.is_held(folder / workplace.LEASE):
+            old.append(folder)
+            yield make_item(REPRODUCTIONS, folder, folder / workplace.LEASE)
+    for record, tree in worktree.records(root):
+        if tree.parent.name.startswith(workplace.PREFIX) and (tree.parent in old or not tree.exists()):
+            yield make_item(RECORDS, record)
 
 
 def _is_old(path: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Making a registered version again, and comparing bits: `crescendo reproduce`."""
