@@ -29,7 +29,8 @@ PLAN = "plan.json"  # in the folder of runs: what was planned last
 @dataclass(frozen=True)
 class Estimate:
     """What a stage will take. parameters and multiply_adds: of one call for one image, of the model that it makes;
-    None for stages that make none. seconds and memory (bytes): None where it was not rehearsed."""
+    None for stages that make none. seconds and memory (bytes): None where it was not rehearsed. gpu_memory: bytes
+    that a training stage takes on each GPU."""
 
     stage: str
     images: int | None = None
@@ -37,6 +38,7 @@ class Estimate:
     multiply_adds: int | None = None
     seconds: float | None = None
     memory: int | None = None
+    gpu_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def _rehearse(
             parameters, multiply_adds = _size_of(folder / model)
             seconds = measured.seconds + further_seconds(params, stage, paces)
             total = images * rounds_of(params, stage)
-            yield Estimate(stage, total, parameters, multiply_adds, seconds, measured.memory)
+            costs = (seconds, measured.memory, measured.gpu_memory)
+            yield Estimate(stage, total, parameters, multiply_adds, *costs)
     if "evaluate" in due:
         log("rehearsing evaluate")
         seconds, memory = rehearsal.evaluate()
@@ -142,7 +145,7 @@ def _read(path: Path) -> dict[str, Estimate]:
 
 def lines(rows: Sequence[Row], profile: ComputeProfile) -> Iterator[str]:
     """The plan as text, a line each."""
-    titles = ("images", "parameters", "GMAC/call", "GiB", "time", "took")
+    titles = ("images", "parameters", "GMAC/call", "GiB", "GPU GiB", "time", "took")
     yield f"{'stage':9} {'state':9} {_columns(titles)}"
     for row in rows:
         each = row.estimate or Estimate(row.state.name)
@@ -151,6 +154,7 @@ def lines(rows: Sequence[Row], profile: ComputeProfile) -> Iterator[str]:
             f"{each.parameters / 1e6:.2f} M" if each.parameters else "",
             f"{each.multiply_adds / 1e9:.3f}" if each.multiply_adds else "",
             f"{each.memory / 2**30:.1f}" if each.memory else "",
+            f"{each.gpu_memory / 2**30:.1f}" if each.gpu_memory else "",
             "" if each.seconds is None else tqdm.format_interval(each.seconds),
             "" if row.taken is None else tqdm.format_interval(row.taken),
         )
@@ -165,7 +169,7 @@ def lines(rows: Sequence[Row], profile: ComputeProfile) -> Iterator[str]:
 
 
 def _columns(cells: Sequence[str]) -> str:
-    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, (12, 11, 10, 6, 9, 9), strict=True))
+    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, (12, 11, 10, 6, 8, 9, 9), strict=True))
 
 
 def _costs(hours: float, profile: ComputeProfile) -> str:

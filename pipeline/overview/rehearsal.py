@@ -7,13 +7,14 @@ fails where it would. The project's own runs, models and tracking store stay as 
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from pipeline.evaluation.conditions import SampleCount, plan_samples
 from pipeline.evaluation.evidence import Evidence
 from pipeline.launch import scratch
 from pipeline.registry import pins
+from pipeline.training.context import GPU_MEMORY
 from pipeline.training.records import Record, read_records
 
 TRAINING = {"pretrain": "models/core", "finetune": "models/finetuned", "refine": "models/refined"}
@@ -38,10 +40,12 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Measured:
-    """A rehearsed stage. seconds: of the whole run. memory: most bytes that its processes held alone at a time."""
+    """A rehearsed stage. seconds: of the whole run. memory: most bytes that its processes held alone at a time.
+    gpu_memory: most bytes that a worker reserved on its GPU; None without one."""
 
     seconds: float
     memory: int
+    gpu_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Rehearsal:
         records = [
             r for path in self.folder.glob(f"runs/{stage}/*/progress.jsonl") for r in read_records(path)
         ]
+        reserved = [json.loads(path.read_text()) for path in self.folder.glob(f"runs/{stage}/*/{GPU_MEMORY}")]
+        measured = replace(measured, gpu_memory=max(reserved, default=None))
         return measured, paces(records, images, section.batch_size)
 
     def evaluate(self) -> tuple[float, int]:

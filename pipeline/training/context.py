@@ -44,6 +44,7 @@ from pipeline.training.state import TrainState
 from pipeline.training.stop import Stops
 
 S = TypeVar("S", bound=StepSettings)
+GPU_MEMORY = "gpu_memory.json"  # in the run folder: most bytes that the first worker reserved on its GPU
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,9 @@ class TrainContext(Generic[S]):
                 self.sample_grid(level, reports / f"samples{suffix}.png")
                 self.plot_kernels(level, reports / f"kernels{suffix}.png")
             self.save_film(reports / FILM, reports / "samples.png")
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_reserved(self.device)
+            artifacts.write_atomic(self.folder / GPU_MEMORY, json.dumps(peak))
 
     def plot_kernels(self, snapshot: Snapshot, path: Path) -> None:
         """Plot the mean effective kernel against ln sigma, on held-out images; no file where kernels are off."""

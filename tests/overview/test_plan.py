@@ -11,6 +11,7 @@ from pipeline.config.params import Params, parse_params
 from pipeline.launch.endings import recorded_ending, seconds_taken
 from pipeline.overview.plan import Estimate, Row, further_seconds, lines
 from pipeline.overview.rehearsal import (
+    Measured,
     Pace,
     Rehearsal,
     extrapolate,
@@ -75,6 +76,18 @@ def test_pinned_models_are_fetched_from_the_projects_registry(
     assert paces([], 16, 8) == [], "pretrain extracts the core, and trains nothing"
 
 
+def test_the_memory_of_a_gpu_is_what_the_worker_noted(
+    tiny_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    rehearsal = Rehearsal(tmp_path, tmp_path / "rehearsal", tiny_params)
+    monkeypatch.setattr(rehearsal, "_run", lambda *_: Measured(1.0, 2))
+    assert rehearsal.train("pretrain")[0] == Measured(1.0, 2, None)
+    (rehearsal.folder / "runs/pretrain/0123").mkdir(parents=True)
+    (rehearsal.folder / "runs/pretrain/0123/gpu_memory.json").write_text("3")
+    assert rehearsal.train("pretrain")[0] == Measured(1.0, 2, 3)
+
+
 def test_a_whole_run_repeats_updates_and_pauses(tiny_tree: dict[str, Any]) -> None:
     tree = {
         **tiny_tree,
@@ -99,7 +112,7 @@ def test_a_plan_shows_what_it_knows() -> None:
         Row(StageState("prepare", "fresh"), None, 36.0),
         Row(
             StageState("pretrain", "stale", ("pretrain.lr 0.04 -> 0.02",)),
-            Estimate("pretrain", 36800, 1_200_000, 350_000_000, 185.0, 2**31),
+            Estimate("pretrain", 36800, 1_200_000, 350_000_000, 185.0, 2**31, 2**32),
             180.0,
         ),
         Row(
@@ -109,7 +122,7 @@ def test_a_plan_shows_what_it_knows() -> None:
     profile = ComputeProfile(workers=2, use_gpu=True, price_per_hour=3.0)
     shown = list(lines(rows, profile))
     assert shown[2].split() == [
-        *("pretrain", "stale", "36,800", "1.20", "M", "0.350", "2.0", "03:05", "03:00"),
+        *("pretrain", "stale", "36,800", "1.20", "M", "0.350", "2.0", "4.0", "03:05", "03:00"),
         *("pretrain.lr", "0.04", "->", "0.02"),
     ]
     assert shown[-1] == "to run: 05:41, 0.19 GPU-hours, 0.28 at 3 an hour"
