@@ -223,8 +223,10 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
     return manifest
 
 
-def verify_directory(path: str | os.PathLike[str]) -> dict[str, Any]:
+def verify_directory(path: str | os.PathLike[str], exact: bool = True) -> dict[str, Any]:
     """Check every file of an artifact directory against its manifest, and return the manifest.
+
+    exact: that there are no other files.
 
     Raises:
         StorageError: names the first file that is missing, unexpected, or differs in size or sha256.
@@ -232,7 +234,7 @@ def verify_directory(path: str | os.PathLike[str]) -> dict[str, Any]:
     directory = Path(path)
     manifest = read_manifest(directory)
     expected, present = manifest["files"], set(_files_below(directory))
-    for name in sorted(present | set(expected)):
+    for name in sorted(present | set(expected) if exact else expected):
         where, fix = str(directory / name), _RESTORE
         if name not in present:
             raise StorageError("E-IO-015", where, "is missing", fix)

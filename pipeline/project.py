@@ -31,6 +31,12 @@ def locate(typed: str, root: Path) -> str:
     return typed if Path(typed).exists() else os.path.relpath(root / typed)
 
 
+def folder_name(folder: str | Path, root: Path) -> str:
+    """A folder as its images name it: from the root, or where it lies elsewhere, its own name alone."""
+    path = Path(folder).resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
 def is_tracked(path: str, root: Path) -> bool:
     """Whether git or DVC keeps a path below the root; True of what they could not keep."""
     place = Path(os.path.normpath(root / path))

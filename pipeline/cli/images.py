@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.models import load_model, load_upscaler
 from pipeline.errors import BadData, ConfigError
 from pipeline.project import find_root
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pipeline.inference.generator import Generator
 
 MAX_IMAGES = 4096  # one grid, held in memory
@@ -130,7 +127,8 @@ def _generate(args: argparse.Namespace) -> int:
 def _generate_grid(args: argparse.Namespace) -> int:
     """All images in one PNG file, a row for each prompt."""
     from pipeline import artifacts
-    from pipeline.inference.generator import encode_png, tile
+    from pipeline.inference.generator import tile
+    from pipeline.inference.png import encode_png
 
     num, out = 16 if args.num is None else args.num, args.out or Path("grid.png")
     total = num * len(args.prompts)
@@ -139,9 +137,12 @@ def _generate_grid(args: argparse.Namespace) -> int:
     check_png(out)
     generator = _generator(args, num)
     prompts = [prompt for prompt in args.prompts for _ in range(num)]
-    images = _images(generator, args, prompts, [*range(args.seed, args.seed + num)] * len(args.prompts))
+    options = _options(args)
+    seeds = [*range(args.seed, args.seed + num)] * len(args.prompts)
+    images = generator.images(prompts, seeds, **options)
     columns = num if len(args.prompts) > 1 else math.ceil(math.sqrt(num))
-    artifacts.write_atomic(out, encode_png(tile(images, columns)))
+    sheet = {"prompts": args.prompts, "seed": args.seed, "num": num, "columns": columns}
+    artifacts.write_atomic(out, encode_png(tile(images, columns), generator.made(**options) | sheet))
     height, width = images.shape[2:]
     count = "1 image" if len(images) == 1 else f"{len(images)} images"
     print(f"wrote {count} of {width}x{height} px to {out}{_effort(generator, args)}")
@@ -152,7 +153,7 @@ def _generate_files(args: argparse.Namespace) -> int:
     """A PNG file for each prompt of a file and each seed, and a list of them."""
     from pipeline import artifacts
     from pipeline.cli.prompts import LIST, as_list, read_prompts, wanted
-    from pipeline.inference.generator import encode_png
+    from pipeline.inference.png import encode_png
     from pipeline.progress import ProgressBar
 
     num, out = 1 if args.num is None else args.num, args.out or Path("images")
@@ -162,14 +163,16 @@ def _generate_files(args: argparse.Namespace) -> int:
     if out.is_file():
         raise ConfigError("E-CFG-083", "--out", f"{out} is a file", "name a folder")
     todo = list(wanted(found.prompts, range(args.seed, args.seed + num)))
-    generator = _generator(args, num)
+    generator, options = _generator(args, num), _options(args)
+    made = generator.made(**options)
     out.mkdir(parents=True, exist_ok=True)
     with ProgressBar("generate") as on_progress:
         for done in range(0, len(todo), TOGETHER):
             part = todo[done : done + TOGETHER]
-            images = _images(generator, args, [each.prompt for each in part], [each.seed for each in part])
+            images = generator.images([each.prompt for each in part], [each.seed for each in part], **options)
             for each, image in zip(part, images, strict=True):
-                artifacts.write_atomic(out / each.file, encode_png(image))
+                own = {"prompt": each.prompt, "seed": each.seed}
+                artifacts.write_atomic(out / each.file, encode_png(image, made | own))
             on_progress(done + len(part), len(todo))
     artifacts.write_atomic(out / LIST, as_list(todo))
     passed = [f"{found.repeated} repeated"] * bool(found.repeated) + [f"{found.empty} empty"] * bool(
@@ -184,10 +187,9 @@ def _generate_files(args: argparse.Namespace) -> int:
 
 def _generator(args: argparse.Namespace, num: int) -> Generator:
     """The model that was asked for; options out of range are refused, and those without effect named."""
-    from pipeline.inference.generator import check_seed
+    from pipeline.inference.generator import check_guidance, check_seed
 
-    if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
-        raise ConfigError("E-CFG-045", "--guidance", f"{args.guidance} is out of range", "choose 0 or more")
+    check_guidance(args.guidance)
     for seed in (args.seed, args.seed + num - 1):
         check_seed(seed)
     generator = load_model(args.model, find_root())
@@ -198,22 +200,18 @@ def _generator(args: argparse.Namespace, num: int) -> Generator:
     return generator
 
 
-def _images(
-    generator: Generator, args: argparse.Namespace, prompts: Sequence[str], seeds: Sequence[int]
-) -> Tensor:
-    """Images [N,3,H,W] of prompts and seeds, with the options of the command line."""
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the command line, by their names in `Generator.images`."""
     from pipeline.serving.sizes import parse_size
 
-    return generator.images(
-        prompts,
-        seeds,
-        args.steps,
-        args.guidance,
-        args.sampler,
-        args.guide,
-        args.resolution,
-        parse_size(args.size),
-    )
+    return {
+        "num_steps": args.steps,
+        "guidance": args.guidance,
+        "sampler": args.sampler,
+        "guide": args.guide,
+        "resolution": args.resolution,
+        "size": parse_size(args.size),
+    }
 
 
 def _effort(generator: Generator, args: argparse.Namespace) -> str:
@@ -225,7 +223,7 @@ def _upscale(args: argparse.Namespace) -> int:
     import torch
 
     from pipeline import artifacts
-    from pipeline.inference.generator import encode_png
+    from pipeline.inference.png import encode_png
     from pipeline.inference.upscaling import UpscaleSettings
     from pipeline.prepare import images
     from pipeline.prepare.limits import MAX_BYTES, MAX_PIXELS
@@ -252,6 +250,7 @@ def _upscale(args: argparse.Namespace) -> int:
         enlarged = generator.upscale(pixels, args.prompt, args.seed, settings, on_progress)
     if alpha is not None:
         enlarged = images.with_alpha(enlarged, alpha)
-    artifacts.write_atomic(args.out, encode_png(torch.from_numpy(enlarged).permute(2, 0, 1)))
+    made = generator.made_of(content, args.prompt, args.seed, settings)
+    artifacts.write_atomic(args.out, encode_png(torch.from_numpy(enlarged).permute(2, 0, 1), made))
     print(f"wrote {width}x{height} px to {args.out}")
     return 0

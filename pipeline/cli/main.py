@@ -7,7 +7,7 @@
     crescendo promote [--to ALIAS] [--expect VERSION] [--dry-run] [--allow-candidate]
     crescendo rollback [--to VERSION]
     crescendo history | verify [--all] | fsck
-    crescendo trace MODEL [--json]
+    crescendo trace MODEL|FILE.png [--json]
     crescendo reproduce MODEL [--only STAGE] [--dry-run] [--environment here] [--data here] [--json]
     crescendo diff MODEL MODEL [--prompts PROMPT...] [--out diff.html]
     crescendo generate PROMPT... | --prompts FILE [--num 16] [--steps 1] [--seed 0] [--out grid.png] [--model M]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
-from pipeline.project import find_root, locate
+from pipeline.project import find_root, folder_name, locate
 
 if TYPE_CHECKING:
     from pipeline.inference.generator import Generator
@@ -59,13 +59,14 @@ def load_model(model: str | None, root: Path) -> Generator:
 
     if model is not None and not model.startswith("models:"):
         print(f"model: {model}")
-        return load_generator(locate(model, root))
+        folder = locate(model, root)
+        return load_generator(folder, address=folder_name(folder, root))
     uri = model or _best(root)
     if uri is None:
         from pipeline.registry.promote import MODEL
 
         print(f"model: {MODEL} (nothing is registered)")
-        return load_generator(root / MODEL)
+        return load_generator(root / MODEL, address=MODEL)
     from pipeline.registry.package import Registry
 
     return _load_registered(Registry(root), uri)
@@ -107,7 +108,7 @@ def _load_registered(registry: Registry, uri: str) -> Generator:
     version = champions.resolve(registry, uri)
     with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
         snapshot = registry.fetch(version, Path(folder))
-        generator = load_generator(snapshot, default_passes=version.default_passes)
+        generator = load_generator(snapshot, default_passes=version.default_passes, address=version.uri)
     print(f"model: {uri}, version {version.number} ({generator.snapshot.digest[:12]})")
     if generator.default_passes is None and generator.snapshot.config.is_refined:
         note = "no number of passes of this model passed its evaluation; its default is the fewest"

@@ -43,11 +43,15 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     trace = commands.add_parser(
         "trace",
-        help="where a registered model comes from",
+        help="where a registered model, or a picture, comes from",
         description="Shows code, data, runs, parents and verdict of a version, and who promoted it when, from the "
-        "registry alone.",
+        "registry alone. Of a picture, also how it was made.",
     )
-    trace.add_argument("model", metavar="MODEL", help="models:/NAME@champion or models:/NAME/3")
+    trace.add_argument(
+        "what",
+        metavar="MODEL|FILE",
+        help="models:/NAME@champion, models:/NAME/3 or a PNG file that crescendo made",
+    )
     trace.add_argument("--json", action="store_true", help="print it for programs")
     trace.set_defaults(run=_trace)
 
@@ -102,13 +106,17 @@ def _fsck(args: argparse.Namespace) -> int:
 
 
 def _trace(args: argparse.Namespace) -> int:
+    from pipeline.registry.picture import draw_picture, trace_picture
     from pipeline.registry.trace import draw, trace
 
-    facts = trace(find_root(), args.model)
+    of_version = args.what.startswith("models:")
+    facts = (
+        trace(find_root(), args.what) if of_version else trace_picture(find_root(), Path(args.what), _name())
+    )
     if args.json:
         print(json.dumps(facts, indent=1, sort_keys=True))
     else:
-        print("\n".join(draw(facts)))
+        print("\n".join(draw(facts) if of_version else draw_picture(facts)))
     return 0
 
 

@@ -7,7 +7,8 @@ the same image in both. It is packed into registered models, and therefore needs
 from __future__ import annotations
 
 import dataclasses
-import io
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.renamed import RENAMED_GUIDES
 from pipeline.errors import ConfigError
+from pipeline.inference.png import read_made
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,11 +44,13 @@ class Generator:
     """A loaded model and the text encoder that it was trained with.
 
     default_passes: of a refined model, where no number is asked for; None is its fewest.
+    address: of the model, models:/NAME/3 or a folder, which its images are to name; "" where it is not known.
     """
 
     snapshot: Snapshot
     encoder: TextEncoder
     default_passes: int | None = None
+    address: str = ""
 
     def passes(self, num_steps: int | None = None) -> int | None:
         """Passes per image where `num_steps` are asked for; None for models that are not refined."""
@@ -105,6 +109,44 @@ class Generator:
         generated = generate_images(snapshot, text, own, settings, steps, batch, shape)
         return generated.images[: len(prompts)]
 
+    def made(self, **options: Any) -> dict[str, Any]:
+        """What images with these options of `images` say of how they were made (png.py), but prompt and seed."""
+        config = self.snapshot.config
+        sampling, side = config.sampling, options.get("resolution") or config.resolution
+        width, height = options.get("size") or (side, side)
+        facts = {**self._named(), "width": width, "height": height}
+        if side != config.resolution:
+            facts["resolution"] = side
+        passes = self.passes(options.get("num_steps"))
+        if passes is not None:
+            return {**facts, "passes": passes}
+        return facts | {
+            "steps": options.get("num_steps") or self.default_passes or sampling.num_steps,
+            "guidance": sampling.guidance if options.get("guidance") is None else options["guidance"],
+            "sampler": options.get("sampler") or sampling.sampler,
+            "guide": options.get("guide") or sampling.guide,
+        }
+
+    def made_of(self, source: bytes, prompt: str, seed: int, settings: UpscaleSettings) -> dict[str, Any]:
+        """What an image file that `upscale` enlarged says of how it was made, and its source of how that was."""
+        from pipeline.inference.upscaling import own_steps, own_strength
+
+        config = self.snapshot.config
+        steps = own_steps(config) if settings.num_steps is None else settings.num_steps
+        low = settings.sigma_low
+        return self._named() | {
+            "prompt": prompt,
+            "seed": seed,
+            "factor": settings.factor,
+            "steps": steps,
+            "strength": own_strength(config, steps) if low is None else low,
+            "project": settings.project,
+            "of": {"sha256": hashlib.sha256(source).hexdigest(), "made": read_made(source)},
+        }
+
+    def _named(self) -> dict[str, Any]:
+        return {"model": self.address, "digest": self.snapshot.digest}
+
     def upscale(
         self,
         image: NDArray[np.uint8],
@@ -139,7 +181,9 @@ class Generator:
         return Conditioning(*map(torch.from_numpy, encoded))
 
 
-def load_generator(folder: str | Path, device: str = "cpu", default_passes: int | None = None) -> Generator:
+def load_generator(
+    folder: str | Path, device: str = "cpu", default_passes: int | None = None, address: str = ""
+) -> Generator:
     """Load and verify a snapshot folder and the encoder it names.
 
     Raises:
@@ -151,7 +195,7 @@ def load_generator(folder: str | Path, device: str = "cpu", default_passes: int 
 
     snapshot = load_snapshot(folder, device)
     encoder = encoder_of(snapshot.config.text_encoder, str(folder))
-    return Generator(snapshot, encoder, default_passes)
+    return Generator(snapshot, encoder, default_passes, address)
 
 
 def shape_of(snapshot: Snapshot, size: tuple[int, int]) -> Shape:
@@ -186,6 +230,12 @@ def check_count(num_steps: int | None) -> int | None:
     return num_steps
 
 
+def check_guidance(guidance: float | None) -> None:
+    """Raises ConfigError for a strength that is not finite, or below 0; None is the model's own."""
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
+        raise ConfigError("E-CFG-045", "guidance", f"{guidance} is out of range", "choose 0 or more")
+
+
 def check_name(what: str, name: str | None, known: Sequence[str]) -> None:
     """Raises ConfigError for a name that is not among `known`; None is the model's own."""
     if name in RENAMED_GUIDES:
@@ -198,15 +248,6 @@ def check_seed(seed: int) -> None:
     """Raises ConfigError for a seed outside 0 ... 2^63 - 1."""
     if not 0 <= seed <= MAX_SEED:
         raise ConfigError("E-CFG-042", "seed", f"{seed} is out of range", f"choose 0 to {MAX_SEED}")
-
-
-def encode_png(image: Tensor) -> bytes:
-    """uint8 [3,H,W], or [4,H,W] with alpha, as the bytes of a PNG file."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, format="PNG")
-    return file.getvalue()
 
 
 def tile(images: Tensor, columns: int, padding: int = 2) -> Tensor:

@@ -192,6 +192,11 @@ def own_steps(config: SnapshotConfig) -> int:
     return config.upscale_steps or PLAIN_STEPS
 
 
+def own_strength(config: SnapshotConfig, num_steps: int) -> float:
+    """sigma_low by default."""
+    return 0.2 if config.is_refined and num_steps == 1 else 0.05
+
+
 def upscale(
     snapshot: Snapshot,
     image: Pixels,
@@ -238,7 +243,7 @@ def _double(
     device, config = next(shell.parameters()).device, snapshot.config
     steps = own_steps(config) if settings.num_steps is None else settings.num_steps
     at_once = config.is_refined and steps == 1
-    strength = (0.2 if at_once else 0.05) if settings.sigma_low is None else settings.sigma_low
+    strength = own_strength(config, steps) if settings.sigma_low is None else settings.sigma_low
     octave = len(pyramid_levels(shell)) - 2
     top = HANDOVER if at_once else handover_of(config.sampling.handover, octave)
     sigmas = karras_sigmas(steps, top * shell.sigma_high_band, SIGMA_MIN)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from pipeline import artifacts
 from pipeline.errors import Busy, ConfigError, InputMissing, StorageError, one_line
 from pipeline.registry import local
-from pipeline.registry.packaging import find_snapshot, package_digest, packaged_default
+from pipeline.registry.packaging import changed_file, find_snapshot, package_digest, packaged_default
 from pipeline.tracking import store
 
 if TYPE_CHECKING:
@@ -197,9 +197,9 @@ class Registry:
             raise StorageError("E-IO-042", version.uri, problem, fix)
         registered = version.tags.get(PACKAGE_TAG)
         if registered and registered != (digest := package_digest(folder)):
-            problem = (
-                f"has files {digest[:12]}, {registered[:12]} were registered: code or settings were changed"
-            )
+            file = changed_file(folder)
+            what = f"has files {digest[:12]}, {registered[:12]} were registered"
+            problem = f"{what}: code or settings were changed" + (f", {file}" if file else "")
             raise StorageError("E-IO-042", version.uri, problem, fix)
         return snapshot
 

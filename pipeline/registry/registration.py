@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.errors import StorageError
+from pipeline.models.snapshot import read_config
 from pipeline.registry.journal import Journal, Turn
 from pipeline.registry.package import (
     DEFAULT_TAG,
@@ -23,7 +24,15 @@ from pipeline.registry.package import (
     Registry,
     Version,
 )
-from pipeline.registry.packaging import PROJECT, find_snapshot, log_model, package_digest, packaged_default
+from pipeline.registry.packaging import (
+    PROJECT,
+    build,
+    find_snapshot,
+    package_digest,
+    packaged_default,
+    upload,
+)
+from pipeline.registry.requirements import requirements
 from pipeline.tracking import runs
 
 
@@ -85,18 +94,21 @@ def register(
     tags: Mapping[str, str],
     default: int | None,
 ) -> Version:
-    """Package `snapshot` with the folder `project` (provenance.py), beside which it writes, and register both as a
-    new version with these tags.
+    """Package `snapshot` with the folder `project` (provenance.py), beside which it writes, and the model card that
+    lies there, and register it as a new version with these tags.
 
     Raises StorageError if what was uploaded is not what was packaged."""
     digest = artifacts.directory_digest(snapshot)
     tags = {**tags, DIGEST_TAG: digest, **({} if default is None else {DEFAULT_TAG: str(default)})}
+    config, package = read_config(snapshot / "config.json"), project.parent / "package"
+    encoder = str(config.text_encoder["name"])
+    build(package, snapshot, project, config, default, requirements(registry.root, encoder))
     client, experiment = registry.connection
     with registry.failing():
         pipeline = runs.this_pipeline(registry.root)
         run, _ = runs.child_run(client, experiment, pipeline, "promote", "promote", digest)
         client.set_tag(run, NAME_TAG, name)
-        model_id, uri = log_model(snapshot, project, run, {**tags, NAME_TAG: name}, default)
+        model_id, uri = upload(client, experiment, run, package, {**tags, NAME_TAG: name})
         client.set_terminated(run)
     uploaded = registry.download(uri, project.parent / "uploaded")
     copy = find_snapshot(uploaded)

@@ -69,7 +69,7 @@ def draw(facts: Mapping[str, Any]) -> list[str]:
     default = facts["default_passes"]
     passes = f", default passes {default}" if default else ""
     lines = [f"{facts['version']}{aliases}  snapshot {_short(facts['digest'])}{passes}"]
-    return lines + list(_branches(_tree(facts)))
+    return lines + list(branches(_tree(facts)))
 
 
 def _tree(facts: Mapping[str, Any]) -> Tree:
@@ -167,11 +167,12 @@ def _rule(rule: Mapping[str, Any]) -> str:
     return text + (f"  threshold {rule['threshold']:.4g}" if rule["threshold"] is not None else "")
 
 
-def _branches(tree: Tree, indent: str = "") -> Iterator[str]:
+def branches(tree: Tree, indent: str = "") -> Iterator[str]:
+    """The lines of a tree."""
     for i, (line, below) in enumerate(tree.items()):
         last = i == len(tree) - 1
         yield f"{indent}{'└─ ' if last else '├─ '}{line}"
-        yield from _branches(below, indent + ("   " if last else "│  "))
+        yield from branches(below, indent + ("   " if last else "│  "))
 
 
 def _short(digest: str | None) -> str:

@@ -15,7 +15,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from pipeline.errors import one_line
-from pipeline.inference.generator import check_seed, check_steps, encode_png
+from pipeline.inference.generator import check_seed, check_steps
+from pipeline.inference.png import encode_png
 from pipeline.serving import schemas
 from pipeline.serving.answers import Refused, add_handlers
 from pipeline.serving.batching import ImageJob
@@ -107,12 +108,16 @@ def _add_generations(router: APIRouter, service: Service) -> None:
             for i in range(n)
         ]
         drawn = await service.run(request, jobs)
-        images = [await run_in_threadpool(encode_png, image) for image in drawn]
+        made = model.generator.made(num_steps=body.steps, size=size)
+        files = [
+            await run_in_threadpool(encode_png, image, made | {"prompt": job.prompt, "seed": job.seed})
+            for job, image in zip(jobs, drawn, strict=True)
+        ]
         notes = _notes(model, body)
         if asked not in (None, size):
             notes.append(f"size: {body.size} is not made by this model, {size_text(size)} is the nearest")
         answer = _answer(model, size_text(size), body.steps or model.default_steps, notes)
-        return answer.model_copy(update={"data": _data(service, request, images, seed, body.response_format)})
+        return answer.model_copy(update={"data": _data(service, request, files, seed, body.response_format)})
 
 
 def _add_edits(router: APIRouter, service: Service) -> None:
@@ -123,7 +128,8 @@ def _add_edits(router: APIRouter, service: Service) -> None:
         """An uploaded image, enlarged by 2 or 4: what `crescendo upscale` does."""
         model, n, seed = service.model, body.n or 1, _first_seed(body.seed, body.n or 1)
         service.admit(request, n)
-        pixels, alpha = await run_in_threadpool(service.uploads.decode, await body.image.read())
+        content = await body.image.read()
+        pixels, alpha = await run_in_threadpool(service.uploads.decode, content)
         settings, steps, size, notes = enlargement(model, body, pixels)
         if n * size[0] * size[1] > MAX_UPSCALED_PIXELS:
             problem = (
@@ -132,9 +138,13 @@ def _add_edits(router: APIRouter, service: Service) -> None:
             raise Refused(400, "too_large", problem)
         jobs = upscale_jobs(model, pixels, body.prompt, range(seed, seed + n), settings)
         enlarged = await service.run(request, jobs)
-        images = [await run_in_threadpool(encode_png, with_alpha(image, alpha)) for image in enlarged]
+        made = await run_in_threadpool(model.generator.made_of, content, body.prompt, seed, settings)
+        files = [
+            await run_in_threadpool(encode_png, with_alpha(image, alpha), made | {"seed": job.seed})
+            for job, image in zip(jobs, enlarged, strict=True)
+        ]
         answer = _answer(model, size_text(size), steps, _notes(model, body) + notes)
-        return answer.model_copy(update={"data": _data(service, request, images, seed, body.response_format)})
+        return answer.model_copy(update={"data": _data(service, request, files, seed, body.response_format)})
 
 
 def _first_seed(seed: int | None, n: int) -> int:

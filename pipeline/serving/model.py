@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import StorageError
 from pipeline.inference.generator import Generator, load_generator
+from pipeline.project import folder_name
 from pipeline.registry.package import Registry, Version
 from pipeline.registry.packaging import PROJECT
 from pipeline.registry.provenance import films_of, read_films
@@ -92,17 +93,18 @@ def load_version(registry: Registry, version: Version, device: str) -> Served:
     image fails."""
     with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
         snapshot = registry.fetch(version, Path(folder))
-        generator = load_generator(snapshot, device, version.default_passes)
+        generator = load_generator(snapshot, device, version.default_passes, version.uri)
         films = read_films(snapshot.parent / PROJECT)
     return _warmed(Served(version.name, generator, version, films))
 
 
-def load_folder(folder: Path, device: str) -> Served:
+def load_folder(folder: Path, device: str, root: Path) -> Served:
     """Load, verify and warm the model in a folder. Raises as `load_version` does, or InputMissing."""
     folder = folder.resolve()
     films = films_of(folder.parent.parent, f"{folder.parent.name}/{folder.name}")
     content = {stage: film.read_bytes() for stage, film in films.items()}
-    return _warmed(Served(folder.name, load_generator(folder, device), films=content))
+    generator = load_generator(folder, device, address=folder_name(folder, root))
+    return _warmed(Served(folder.name, generator, films=content))
 
 
 def _warmed(served: Served) -> Served:

@@ -77,7 +77,7 @@ def token_for(address: Address, log: Callable[[str], None]) -> str | None:
 def load_service(model: str, root: Path, device: str, limits: Limits, poll_seconds: float) -> Service:
     """The service of a folder, of a version, or of what an alias points to, which it follows."""
     if not model.startswith("models:"):
-        return Service(load_folder(Path(locate(model, root)), device), limits)
+        return Service(load_folder(Path(locate(model, root)), device, root), limits)
     registry = Registry(root)
     service = Service(load_version(registry, champions.resolve(registry, model), device), limits)
     if "@" in model:

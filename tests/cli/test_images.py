@@ -87,7 +87,7 @@ def test_an_image_does_not_depend_on_its_place_or_company(tmp_path: Path, kind: 
         (["--num", "5000"], "--num"),
         (["--seed", "-1"], "seed"),
         (["--out", "grid.gif"], ".png"),
-        (["--guidance", "nan"], "--guidance"),
+        (["--guidance", "nan"], "E-CFG-045 guidance"),
         (["--resolution", "64"], "this model makes no 64 px. Fix: choose one of: 16, 32"),
         (
             ["--guide", "bad"],

@@ -81,8 +81,10 @@ def quiet_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, quiet_store: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder, which is also the working directory. Its verdicts are without evidence, and taken on trust."""
+    """The folder, which is also the working directory. Its verdicts are without evidence, and taken on trust; its
+    models are registered without a card, which takes time to draw."""
     monkeypatch.setattr("pipeline.evaluation.judging.recompute", lambda claimed, *_: claimed)
+    monkeypatch.setattr("pipeline.registry.card.write_card", lambda *_: None)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     write_verdict(tmp_path, write_model(tmp_path / "models" / "refined"))
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,5 @@
 """Promotion against a real SQLite registry: candidate, champion, refusals, restarts, damage."""
 
-import io
 import json
 import os
 import subprocess
@@ -25,8 +24,9 @@ from pipeline.errors import (
 )
 from pipeline.evaluation.verdict import Baseline, Outcome
 from pipeline.registry import package
+from pipeline.registry.card import write_card
 from pipeline.registry.package import Registry
-from pipeline.registry.packaging import requirements
+from pipeline.registry.requirements import requirements
 from pipeline.tracking import stage_run
 from tests.registry.conftest import write_verdict
 
@@ -242,31 +242,67 @@ def test_an_address_of_another_form_is_refused(root: Path, uri: str) -> None:
 
 LOAD = """
 import sys, mlflow, pandas as pd
+from pathlib import Path
+from mlflow.exceptions import MlflowException
+
 model = mlflow.pyfunc.load_model(sys.argv[1])
-out = model.predict(pd.DataFrame({"prompt": ["cat", "dog"]}), params={"seed": 3, "steps": 2})
 import pipeline
 print(pipeline.__file__)
-open("out.png", "wb").write(out["image"][0])
-low = model.predict(pd.DataFrame({"prompt": ["cat"]}), params={"seed": 3, "steps": 2, "resolution": 16})
-open("low.png", "wb").write(low["image"][0])
+
+def draw(*prompts, **params):
+    return model.predict(pd.DataFrame({"prompt": list(prompts)}), params=params)["image"]
+
+for i, image in enumerate(draw("cat", "dog", seed=3, steps=2, n=2, width=40, height=24)):
+    Path(f"{i}.png").write_bytes(image)
+Path("low.png").write_bytes(draw("cat", seed=3, steps=2, resolution=16)[0])
+for wrong in ({"seed": -1}, {"steps": 3}, {"width": 33}, {"n": 0}, {"guidance": 2.0}, {"resolution": 64}):
+    try:
+        draw("cat", **wrong)
+    except MlflowException as error:
+        error.message = "Failed to predict data"  # as the server does
+        print(error.exit_code, error.get_http_status_code(), error.serialize_as_json())
+print(len(draw()))
+changed = Path(sys.argv[1], "code/pipeline/rng.py")
+changed.write_text(changed.read_text() + "#")
+try:
+    mlflow.pyfunc.load_model(sys.argv[1])
+except MlflowException as error:
+    print(error)
 """
+REFUSED = (
+    "E-CFG-042 seed: -1 is out of range",
+    "E-CFG-041 steps: 3 is not a number of passes",
+    "E-CFG-058 size: 33x32 px",
+    "E-CFG-072 n: 0 makes 0 images",
+    "E-CFG-070 guidance: 2 would have no effect",
+    "E-CFG-051 resolution: this model makes no 64 px",
+)
 
 
 @pytest.mark.slow
-def test_the_registered_model_works_alone_and_draws_the_images_of_generate(root: Path) -> None:
+def test_the_registered_model_works_alone_and_draws_the_images_of_generate(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.registry.card.write_card", write_card)
     main.run(["promote"])
-    main.run(["generate", "cat", "--num", "1", "--steps", "2", "--seed", "3", "--out", "grid.png"])
+    draw = ["generate", "cat", "--num", "2", "--steps", "2", "--seed", "3"]
+    main.run([*draw, "--size", "40x24", "--out", "grid.png"])
+    main.run([*draw, "--resolution", "16", "--out", "coarse.png"])
     (model,) = (path.parent for path in (root / "mlartifacts").rglob("MLmodel"))
     assert not list(model.rglob("*.pkl"))
-    pinned = (model / "requirements.txt").read_text().splitlines()
-    assert sorted(pinned) == sorted(requirements())
+    assert str(root) not in (model / "MLmodel").read_text()
+    assert (model / "requirements.txt").read_text() == requirements(root, "minilm")
+    assert {"README.md", "card.html", "samples/1.png"} <= artifacts.verify_directory(model)["files"].keys()
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(model)], cwd=root, capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines()[-1].startswith(str(model))
-    alone = np.asarray(Image.open(io.BytesIO((root / "out.png").read_bytes())))
-    grid = np.asarray(Image.open(root / "grid.png"))
-    np.testing.assert_array_equal(alone, grid[2:-2, 2:-2])
-    main.run(["generate", "cat", "--num", "1", "--steps", "2", "--seed", "3", "--resolution", "16"])
-    alone = np.asarray(Image.open(io.BytesIO((root / "low.png").read_bytes())))
-    np.testing.assert_array_equal(alone, np.asarray(Image.open(root / "grid.png"))[2:-2, 2:-2])
+    place, *refused, none, changed = done.stdout.splitlines()
+    assert place.startswith(str(model)) and none == "0" and "E-IO-017" in changed and "rng.py" in changed
+    for line, words in zip(refused, REFUSED, strict=True):
+        assert line.startswith("78 400 ") and words in line and len(json.loads(line[7:])) == 2
+    grid, alone = np.asarray(Image.open("grid.png")), [np.asarray(Image.open(f"{i}.png")) for i in range(4)]
+    np.testing.assert_array_equal(grid[2:-2, 2:42], alone[0])
+    np.testing.assert_array_equal(grid[2:-2, 44:-2], alone[1])
+    assert json.loads(Image.open("3.png").text["crescendo"])["prompt"] == "dog"
+    coarse = np.asarray(Image.open("coarse.png"))
+    np.testing.assert_array_equal(coarse[2:-2, 2:18], np.asarray(Image.open("low.png")))

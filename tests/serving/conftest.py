@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """A refined model of 32 px, which upscales."""
     folder = tmp_path_factory.mktemp("served") / "tiny"
     write_model(folder, upscale_steps=1)
-    return load_folder(folder, "cpu")
+    return load_folder(folder, "cpu", folder.parent)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.errors import PipelineError
-from pipeline.inference.generator import encode_png, load_generator
+from pipeline.inference.generator import load_generator
+from pipeline.inference.png import encode_png, read_png
 from pipeline.serving.announce import Running, running
 from pipeline.serving.server import Address, token_for
 from tests.evaluation.browser import AUDIT, CHROMIUM, Browser, Typed, open_browser
@@ -118,8 +119,11 @@ def test_openais_client_draws_and_upscales(address: str, folder: Path) -> None:
         extra_body={"seed": 4, "steps": 2},
     )
     expected = load_generator(folder).images(["cat", "cat"], [4, 5], 2)
-    assert [base64.b64decode(each.b64_json or "") for each in answer.data or []] == [
-        *map(encode_png, expected)
+    served = [read_png(base64.b64decode(each.b64_json or "")) for each in answer.data or []]
+    assert [pixels for _, pixels in served] == [read_png(encode_png(image))[1] for image in expected]
+    assert [made and (made["model"], made["prompt"], made["seed"]) for made, _ in served] == [
+        ("tiny", "cat", 4),
+        ("tiny", "cat", 5),
     ]
     drawn = client.images.generate(model="dall-e-3", prompt="cat", response_format="url").data
     assert drawn is not None and drawn[0].url is not None
