@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 KEY = "crescendo"
 PIXELS = "pixels"  # digest, in what is read and written under KEY
-MAX_TEXT = 2**20  # bytes of an entry; a picture that is made of others may have many
+MAX_TEXT = 2**20  # bytes of an entry; a sheet may have many prompts
+MAX_DEPTH = 64  # a picture may be enlarged again and again
 
 
 def encode_png(image: Tensor, made: Mapping[str, Any] | None = None) -> bytes:
@@ -43,7 +44,7 @@ def read_png(content: bytes) -> tuple[dict[str, Any] | None, str]:
     """How a PNG file says it was made, with PIXELS, and the digest of its own pixels.
 
     None where it says nothing that can be read. Raises what Pillow raises for files that are no PNG, damaged or too
-    large (DAMAGE)."""
+    large."""
     from PIL import Image
 
     with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
@@ -69,7 +70,13 @@ def _parse(text: object) -> dict[str, Any] | None:
         made = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return made if isinstance(made, dict) else None
+    return made if isinstance(made, dict) and _is_shallow(made) else None
+
+
+def _is_shallow(value: object, most: int = MAX_DEPTH) -> bool:
+    """Whether values lie within each other at most so many times: a hostile file cannot exhaust the stack."""
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most > 0 and all(_is_shallow(each, most - 1) for each in below)
 
 
 def pixel_digest(picture: Image.Image) -> str:

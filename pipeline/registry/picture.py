@@ -69,7 +69,7 @@ def find_version(root: Path, made: Mapping[str, Any], name: str) -> Version | No
         name = match["name"]
     versions = Registry(root).versions(name, (DIGEST_TAG, digest))
     named = [version for version in versions if version.uri == address]
-    return (named or versions or [None])[-1]
+    return next(reversed(named or versions), None)
 
 
 def command(made: Mapping[str, Any], version: Version | None) -> list[str]:

@@ -37,7 +37,8 @@ def closure(names: Iterable[str]) -> dict[str, str]:
 
     Those that are not installed are left out: the model works here without them."""
     found: dict[str, str] = {}
-    todo, seen = [Requirement(name) for name in names], set()
+    todo = [Requirement(name) for name in names]
+    seen: set[tuple[str, str]] = set()
     while todo:
         wanted = todo.pop()
         name = canonicalize_name(wanted.name)
@@ -56,7 +57,7 @@ def closure(names: Iterable[str]) -> dict[str, str]:
 def read_lock(text: str) -> Mapping[str, Mapping[str, str]]:
     """{name: {version: its lines}} of a file that `uv pip compile --generate-hashes` wrote."""
     locked: dict[str, dict[str, str]] = {}
-    for lines in re.findall(r"^[A-Za-z0-9].*\n(?:[ \t].*\n)*", text, flags=re.MULTILINE):
-        name, version = re.match(r"([\w.-]+)(?:\[[^]]*\])?==([^ ;\\\n]+)", lines).groups()
-        locked.setdefault(canonicalize_name(name), {})[version] = lines
+    entry = r"^([\w.-]+)(?:\[[^]]*\])?==([^ ;\\\n]+).*\n(?:[ \t].*\n)*"
+    for found in re.finditer(entry, text, flags=re.MULTILINE):
+        locked.setdefault(canonicalize_name(found[1]), {})[found[2]] = found[0]
     return locked

@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 import mlflow
@@ -40,11 +40,15 @@ class Refusal(MlflowException, click.ClickException):  # type: ignore[misc]  # m
     """One line for a caller. MLflow's server would put the data before it, and its command line a traceback."""
 
     def __init__(self, line: str, status: int, code: int = INVALID_PARAMETER_VALUE) -> None:
-        super().__init__(line, error_code=code)
-        self.line, self.exit_code = line, status
+        MlflowException.__init__(self, line, error_code=code)
+        self.line, self.status = line, status
 
     def serialize_as_json(self) -> str:
         return json.dumps({"error_code": self.error_code, "message": self.line})
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        print(self.line, file=file or sys.stderr)
+        sys.exit(self.status)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pipeline import artifacts
 from pipeline.evaluation.verdict import Verdict
 from pipeline.models.snapshot import read_config
 from pipeline.registry import card
-from pipeline.registry.card import Subject
+from pipeline.registry.card import Subject, write_card
 from pipeline.registry.packaging import defaults
 
 HOSTILE = "<img src=x onerror=alert(1)> | `a` [x](javascript:alert(1)) \x1b[31m &lt; *b*"
@@ -50,7 +50,7 @@ def test_a_card_says_what_is_known_and_captions_stay_text(
         evidence_digest=artifacts.sha256_file(root / "reports/evaluation/evidence.safetensors"),
     )
     monkeypatch.setattr(card, "heldout_captions", lambda *_: [HOSTILE, "cat"])
-    card.write_card(root / "card", root, subject_of(root, verdict))
+    write_card(root / "card", root, subject_of(root, verdict))
     text, page = ((root / "card" / name).read_text() for name in ("README.md", "card.html"))
     for words in (
         "1,234 for training",
@@ -71,7 +71,7 @@ def test_a_card_says_what_is_known_and_captions_stay_text(
 
 
 def test_what_is_of_another_evaluation_is_left_out(root: Path) -> None:
-    card.write_card(root / "card", root, subject_of(root, Verdict.read(root / "reports/verdict.json")))
+    write_card(root / "card", root, subject_of(root, Verdict.read(root / "reports/verdict.json")))
     text = (root / "card/README.md").read_text()
     assert "its source, licence and size are not known" in text and "*no caption*" in text
     assert (

@@ -250,7 +250,7 @@ import pipeline
 print(pipeline.__file__)
 
 def draw(*prompts, **params):
-    return model.predict(pd.DataFrame({"prompt": list(prompts)}), params=params)["image"]
+    return model.predict(pd.DataFrame({"prompt": pd.Series(prompts, dtype=str)}), params=params)["image"]
 
 for i, image in enumerate(draw("cat", "dog", seed=3, steps=2, n=2, width=40, height=24)):
     Path(f"{i}.png").write_bytes(image)
@@ -260,7 +260,7 @@ for wrong in ({"seed": -1}, {"steps": 3}, {"width": 33}, {"n": 0}, {"guidance": 
         draw("cat", **wrong)
     except MlflowException as error:
         error.message = "Failed to predict data"  # as the server does
-        print(error.exit_code, error.get_http_status_code(), error.serialize_as_json())
+        print(error.status, error.get_http_status_code(), error.serialize_as_json())
 print(len(draw()))
 changed = Path(sys.argv[1], "code/pipeline/rng.py")
 changed.write_text(changed.read_text() + "#")
@@ -293,9 +293,9 @@ def test_the_registered_model_works_alone_and_draws_the_images_of_generate(
     assert str(root) not in (model / "MLmodel").read_text()
     assert (model / "requirements.txt").read_text() == requirements(root, "minilm")
     assert {"README.md", "card.html", "samples/1.png"} <= artifacts.verify_directory(model)["files"].keys()
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(model)], cwd=root, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", LOAD, str(model)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     place, *refused, none, changed = done.stdout.splitlines()
     assert place.startswith(str(model)) and none == "0" and "E-IO-017" in changed and "rng.py" in changed
     for line, words in zip(refused, REFUSED, strict=True):
