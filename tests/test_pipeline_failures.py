@@ -58,7 +58,8 @@ def test_no_permission_is_one_line(bare: Path) -> None:
 def test_a_stopped_stage_ends_with_75_and_continues(bare: Path) -> None:
     """SIGTERM in the middle of pretrain; then the same command ends in the bits of an unbroken run."""
     write_prepared(bare / "data/prepared", resolution=32)
-    write_params(bare, pretrain={"num_images": 240, "sample_images": 240})
+    unjudged = {"watch_images": {"pretrain": 0, "finetune": 0, "refine": 0}}
+    write_params(bare, pretrain={"num_images": 240, "sample_images": 240}, evaluate=unjudged)
     run("python -m stages.pretrain", bare, env=PROCESS)
     files = ("models/core/model.safetensors", "reports/pretrain/curves.csv")
     whole = [(bare / name).read_bytes() for name in files]
