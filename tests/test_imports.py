@@ -19,7 +19,7 @@ ROWS = (
     ("housekeeping", "serving"),
     ("reproduce",),
     ("workers", "registry", "drill"),
-    ("launch", "watch"),
+    ("launch", "watch", "export"),
     ("inference", "evaluation"),
     ("adversarial",),
     ("training", "prepare"),

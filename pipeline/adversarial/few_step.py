@@ -48,7 +48,7 @@ def few_step(
     x = start
     schedule = (sigma_start, *PASS_SIGMAS[passes])
     for i, sigma in enumerate(schedule):
-        s = torch.full((len(x),), sigma, device=x.device)
+        s = torch.full((x.shape[0],), sigma, device=x.device)
         last = i + 1 == len(schedule)
         with torch.set_grad_enabled(torch.is_grad_enabled() and last):
             estimate = core.estimate(x, s, text)
@@ -60,7 +60,7 @@ def few_step(
         sigma = HANDOVER * shell.sigma_high_band
         noise = draw(f"shell-{shell.resolution}", shell.resolution)
         noisy = to_next_octave(estimate.denoised.detach(), sigma, noise)
-        s = torch.full((len(x),), sigma, device=x.device)
+        s = torch.full((x.shape[0],), sigma, device=x.device)
         estimate = shell.add_octave(noisy, estimate, s, text)
         estimates.append(estimate.denoised)
     return estimates

@@ -15,6 +15,7 @@
                        [--sampler heun|dpmpp_2m|sde_dpmpp_2m|adaptive] [--resolution 64] [--size 160x96]
     crescendo upscale IMAGE [--factor 2|4] [--out upscaled.png] [--prompt TEXT] [--model M] [--steps N]
                       [--strength S] [--no-project] [--seed 0]
+    crescendo export FOLDER [--model M] [--steps 1] [--licence TEXT] [--force]
     crescendo serve [MODEL] [--port 8000] [--host 127.0.0.1]
     crescendo status [--watch [SECONDS]] [--json]
     crescendo plan [STAGE...]
@@ -34,6 +35,7 @@ from typing import NoReturn
 from pipeline.cli import (
     data,
     drill,
+    export,
     housekeeping,
     images,
     models,
@@ -54,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (
-        data, params, models, registry, reproduce, images, serving, tracking, overview, housekeeping, drill
+        data, params, models, registry, reproduce, images, export, serving, tracking, overview, housekeeping, drill
     ):  # fmt: skip
         module.add_commands(commands)
     return parser

@@ -26,7 +26,7 @@ GUIDES = ("unconditional", "early_weights", "low_band")
 
 def without_text(denoiser: Denoise, noisy: Tensor, sigma: Tensor, text: Conditioning) -> GuidedEstimates:
     """The guide without captions; both run as one batch and count as two calls."""
-    second = torch.arange(2 * len(noisy), device=noisy.device) >= len(noisy)
+    second = torch.arange(2 * noisy.shape[0], device=noisy.device) >= noisy.shape[0]
     both = text.doubled().drop_captions(second)
     estimate, guide_estimate = denoiser(noisy.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
     return estimate, guide_estimate, 2
@@ -91,8 +91,7 @@ class Guided:
 
     def __call__(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """Denoise [B,3,R,R]; all of sigma [B] must be equal."""
-        level = float(sigma[0]) * self.scale
-        if self.weight == 1 or not self.interval[0] <= level <= self.interval[1]:
+        if self.weight == 1 or not self.interval[0] <= float(sigma[0]) * self.scale <= self.interval[1]:
             self.nfe += 1
             return self.denoiser(noisy, sigma, text)
         estimate, guide_estimate, calls = self.guide(self.denoiser, noisy, sigma, text)

@@ -17,7 +17,7 @@ from pipeline.diffusion.early_exit import ActiveTiles, TileEarlyExit
 from pipeline.diffusion.guidance import Denoise, Guided, guide_of
 from pipeline.diffusion.samplers import ADAPTIVE, History, integrate
 from pipeline.diffusion.schedule import grids
-from pipeline.diffusion.seeds import seeded_noise, step_noise
+from pipeline.diffusion.seeds import Draw, seeded_noise, step_noise
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
 from pipeline.models.denoiser import PATCH, Denoiser, ShellDenoiser, pyramid_levels
@@ -33,7 +33,6 @@ def to_next_octave(low: Tensor, sigma: float, noise: Tensor) -> Tensor:
     return upsample(low) + high_pass(sigma * noise)
 
 
-@torch.no_grad()
 def sample_pyramid(
     denoiser: Denoiser,
     text: Conditioning,
@@ -58,20 +57,36 @@ def sample_pyramid(
 
     Returns (standardised images [N,3,H,W], denoiser calls an image)."""
     draw = seeded_noise(seeds, text.pooled.device, shape)
+    levels = grids(pyramid_levels(denoiser), settings, steps, sigma_max, sigma_min)
+    visited = [sigmas.tolist() for sigmas in levels]
+    return descend(denoiser, text, draw, visited, settings, early, early_exit)
+
+
+@torch.no_grad()
+def descend(
+    denoiser: Denoiser,
+    text: Conditioning,
+    draw: Draw,
+    visited: Sequence[Sequence[float]],
+    settings: SamplerSettings,
+    early: Denoiser | None = None,
+    early_exit: TileEarlyExit | None = None,
+) -> tuple[Tensor, int]:
+    """`sample_pyramid` from given noise, down the levels `visited` (`schedule.grids`)."""
     pyramid = pyramid_levels(denoiser)
     guides = pyramid_levels(early) if early else [None] * len(pyramid)
     core, top = pyramid[0], denoiser.resolution
-    visited = grids(pyramid, settings, steps, sigma_max, sigma_min)
-    x = draw("noise", core.resolution) * float(visited[0][0]) * core.resolution / top
+    x = draw("noise", core.resolution) * visited[0][0] * core.resolution / top
     nfe, history = 0, History()
     for i, (level, sigmas) in enumerate(zip(pyramid, visited, strict=True)):
         unit = level.resolution / top  # sigma here = sigma at the top * unit
+        own = [sigma * unit for sigma in sigmas]
         noise = partial(step_noise, draw, level.resolution)
         finest = level is denoiser
         if finest and settings.sampler == ADAPTIVE:
             estimate = region_denoiser(level, text, settings.guidance, settings.guidance_interval)
             patch = PATCH * level.resolution // core.resolution
-            x = sde_dpmpp_2m_adaptive(estimate, x, sigmas * unit, noise, patch)
+            x = sde_dpmpp_2m_adaptive(estimate, x, torch.tensor(own, dtype=torch.float64), noise, patch)
             return x, nfe + (len(sigmas) - 1) * (1 if settings.guidance == 1 else 2)
         guided = Guided(
             level,
@@ -84,10 +99,10 @@ def sample_pyramid(
         if finest and early_exit is not None and isinstance(level, ShellDenoiser):
             guided.denoiser = tiles = ActiveTiles(level, len(x), x.shape[2:], early_exit)
             denoise = tiles.with_exit(guided)
-        x = integrate(settings.sampler, denoise, x, sigmas * unit, text, noise, history)
+        x = integrate(settings.sampler, denoise, x, own, text, noise, history)
         nfe += guided.nfe
         if not finest:
             history.upsample()
             fresh = draw(f"lift-{2 * level.resolution}", 2 * level.resolution)
-            x = to_next_octave(x, float(sigmas[-1]) * 2 * unit, fresh)
+            x = to_next_octave(x, sigmas[-1] * 2 * unit, fresh)
     return x, nfe

