@@ -1,0 +1,1 @@
+"""Faults on purpose, in campaigns: races, crashes, tampering, bad requests and kills (`make chaos`)."""

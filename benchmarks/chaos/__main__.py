@@ -1,0 +1,134 @@
+"""`python -m benchmarks.chaos`: campaigns of faults in batches, a seed each; what is done is not done again.
+
+    python -m benchmarks.chaos                          # one batch of every campaign, on SQLite and on PostgreSQL
+    python -m benchmarks.chaos race --batches 5         # the next five seeds, from 0, that are not in the results
+    python -m benchmarks.chaos race --seeds 7 --server http://127.0.0.1:5000
+    python -m benchmarks.chaos --table                  # the results as Markdown
+
+A batch adds a line to runs/chaos/results.jsonl. Status 1 where a promise was broken: the lines say with which seed,
+and its folder stays in runs/chaos. PostgreSQL is Debian's, in a cluster that this starts; where that is missing,
+the campaigns on it are left out, and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.chaos import results, stores
+from benchmarks.chaos.races import race
+from benchmarks.chaos.results import Batch, Findings
+from benchmarks.chaos.stores import Store
+from pipeline.errors import InputMissing, run_main
+from pipeline.project import find_root
+from pipeline.tracking.runs import git_commit
+
+FOLDER = "runs/chaos"
+Campaign = Callable[[int, Path, Store], Findings]
+CAMPAIGNS: dict[str, Campaign] = {"race": race}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; status 1 where a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos")
+    parser.add_argument("campaigns", nargs="*", metavar="CAMPAIGN", help=f"of {', '.join(CAMPAIGNS)} (all)")
+    parser.add_argument("--batches", type=int, default=1, help="of each campaign on each store (1)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="these, done or not")
+    parser.add_argument("--store", choices=(stores.SQLITE, stores.POSTGRES), help="only on this one")
+    parser.add_argument("--server", help="the URI of an MLflow server, which keeps what is registered")
+    parser.add_argument("--table", action="store_true", help="print the results, and run nothing")
+    args = parser.parse_args(arguments)
+    unknown = set(args.campaigns) - set(CAMPAIGNS)
+    if unknown:
+        parser.error(f"no campaign {', '.join(sorted(unknown))}: choose from {', '.join(CAMPAIGNS)}")
+    folder = find_root() / FOLDER
+    if args.table:
+        print(results.table(results.read(folder / "results.jsonl")))
+        return 0
+    template = stores.rehearse(folder / "rehearsal")
+    failures = 0
+    for kind in (args.store,) if args.store else (stores.SQLITE, stores.POSTGRES):
+        failures += run_on(kind, args, folder, template)
+    return 1 if failures else 0
+
+
+def run_on(kind: str, args: argparse.Namespace, folder: Path, template: Path) -> int:
+    """Run the batches that were asked for on one kind of store; how many promises were broken."""
+    failures = 0
+    try:
+        with opened(kind, args.server, folder) as registry:
+            for campaign in args.campaigns or CAMPAIGNS:
+                shown = registry.kind if registry else kind
+                done = {
+                    batch.seed
+                    for batch in results.read(folder / "results.jsonl")
+                    if batch.key[:2] == (campaign, shown)
+                }
+                for seed in args.seeds or [seed for seed in range(10**6) if seed not in done][: args.batches]:
+                    failures += run_batch(campaign, seed, registry or template, folder)
+    except InputMissing as error:
+        print(f"left out, all on {kind}: {error}", file=sys.stderr)
+    return failures
+
+
+@contextlib.contextmanager
+def opened(kind: str, server: str | None, folder: Path) -> Iterator[Store | None]:
+    """The server for campaigns on PostgreSQL; None for SQLite, of which every batch has a new one."""
+    if kind == stores.SQLITE:
+        yield None
+    elif server:
+        yield stores.reached(server)
+    else:
+        place = folder / "server"
+        shutil.rmtree(place, ignore_errors=True)
+        with stores.own_server(place) as own:
+            yield own
+        shutil.rmtree(place)
+
+
+def run_batch(campaign: str, seed: int, registry: Store | Path, folder: Path) -> int:
+    """Run one batch on a store, or a new one from a template, and note it; how many promises were broken."""
+    place = folder / f"{campaign}-{seed}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    if isinstance(registry, Path):
+        registry = stores.new_sqlite(place / "store", registry)
+    started, used = time.monotonic(), _cpu()
+    found = CAMPAIGNS[campaign](seed, place, registry)
+    batch = Batch(
+        campaign=campaign,
+        store=registry.kind,
+        seed=seed,
+        counts=dict(found.counts),
+        failures=found.failures,
+        seconds=round(time.monotonic() - started, 1),
+        cpu=round(_cpu() - used, 1),
+        commit=str(git_commit(find_root()))[:12],
+    )
+    results.append(folder / "results.jsonl", batch)
+    shown = ", ".join(f"{count} {name}" for name, count in batch.counts.items())
+    print(
+        f"{campaign}, {registry.kind}, seed {seed}: {shown}; {batch.seconds:.0f} s, {batch.cpu:.0f} s of CPU",
+        flush=True,
+    )
+    for line in found.failures:
+        print(f"  BROKEN {line}", flush=True)
+    if not found.failures:
+        shutil.rmtree(place)
+    return len(found.failures)
+
+
+def _cpu() -> float:
+    """Seconds of this process and of those it has waited for."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in usage)
+
+
+if __name__ == "__main__":
+    run_main(main)
