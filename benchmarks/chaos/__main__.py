@@ -5,6 +5,12 @@
     python -m benchmarks.chaos race --seeds 7 --server http://127.0.0.1:5000
     python -m benchmarks.chaos --table                  # the results as Markdown
 
+race      16 promoters at once, 10 rounds; a checker beside them
+crash     20 promotions and rollbacks that die at a step, and `fsck`
+tamper    100 changes of registered files, and six users of each
+request   some hundred bad requests
+kill-...  20 kills of pretrain, finetune or refine, compared bit by bit with a run that was left alone
+
 A batch adds a line to runs/chaos/results.jsonl. Status 1 where a promise was broken: the lines say with which seed,
 and its folder stays in runs/chaos. PostgreSQL is Debian's, in a cluster that this starts; where that is missing,
 the campaigns on it are left out, and named.
@@ -14,24 +20,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos import results, stores
+from benchmarks.chaos.crashes import crash
+from benchmarks.chaos.kills import kill
 from benchmarks.chaos.races import race
+from benchmarks.chaos.requests import request
 from benchmarks.chaos.results import Batch, Findings
 from benchmarks.chaos.stores import Store
+from benchmarks.chaos.tampering import tamper
+from pipeline import artifacts
+from pipeline.drill.plan import STAGES
 from pipeline.errors import InputMissing, run_main
 from pipeline.project import find_root
 from pipeline.tracking.runs import git_commit
 
 FOLDER = "runs/chaos"
 Campaign = Callable[[int, Path, Store], Findings]
-CAMPAIGNS: dict[str, Campaign] = {"race": race}
+KILLS: dict[str, Campaign] = {f"kill-{stage}": partial(kill, stage) for stage in STAGES}
+CAMPAIGNS: dict[str, Campaign] = {"race": race, "crash": crash, "tamper": tamper, "request": request, **KILLS}
+ON_SQLITE_ALONE = ("request", *KILLS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,50 +67,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.table:
         print(results.table(results.read(folder / "results.jsonl")))
         return 0
-    template = stores.rehearse(folder / "rehearsal")
-    failures = 0
-    for kind in (args.store,) if args.store else (stores.SQLITE, stores.POSTGRES):
-        failures += run_on(kind, args, folder, template)
+    own = folder / f"process-{os.getpid()}"  # others may run beside this one
+    try:
+        template = stores.rehearse(own)
+        kinds = (args.store,) if args.store else (stores.SQLITE, stores.POSTGRES)
+        failures = sum(run_on(kind, args, folder, template) for kind in kinds)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
     return 1 if failures else 0
 
 
 def run_on(kind: str, args: argparse.Namespace, folder: Path, template: Path) -> int:
     """Run the batches that were asked for on one kind of store; how many promises were broken."""
     failures = 0
+    chosen = [
+        each for each in args.campaigns or CAMPAIGNS if kind == stores.SQLITE or each not in ON_SQLITE_ALONE
+    ]
     try:
-        with opened(kind, args.server, folder) as registry:
-            for campaign in args.campaigns or CAMPAIGNS:
+        with opened(kind, args.server, template.parent / "server") as registry:
+            for campaign in chosen:
                 shown = registry.kind if registry else kind
-                done = {
-                    batch.seed
-                    for batch in results.read(folder / "results.jsonl")
-                    if batch.key[:2] == (campaign, shown)
-                }
-                for seed in args.seeds or [seed for seed in range(10**6) if seed not in done][: args.batches]:
-                    failures += run_batch(campaign, seed, registry or template, folder)
+                with artifacts.lease(folder / f"{campaign}-{kind}.lease"):
+                    for seed in args.seeds or fresh(folder, campaign, shown)[: args.batches]:
+                        failures += run_batch(campaign, seed, registry or template, folder)
     except InputMissing as error:
-        print(f"left out, all on {kind}: {error}", file=sys.stderr)
+        print(f"left out on {kind}: {', '.join(chosen)}: {error}", file=sys.stderr)
     return failures
 
 
+def fresh(folder: Path, campaign: str, store: str) -> list[int]:
+    """Seeds from 0 that are not in the results yet."""
+    batches = results.read(folder / "results.jsonl")
+    done = {batch.seed for batch in batches if (batch.campaign, batch.store) == (campaign, store)}
+    return [seed for seed in range(len(done) + 1000) if seed not in done]
+
+
 @contextlib.contextmanager
-def opened(kind: str, server: str | None, folder: Path) -> Iterator[Store | None]:
+def opened(kind: str, server: str | None, place: Path) -> Iterator[Store | None]:
     """The server for campaigns on PostgreSQL; None for SQLite, of which every batch has a new one."""
     if kind == stores.SQLITE:
         yield None
     elif server:
         yield stores.reached(server)
     else:
-        place = folder / "server"
-        shutil.rmtree(place, ignore_errors=True)
         with stores.own_server(place) as own:
             yield own
-        shutil.rmtree(place)
 
 
 def run_batch(campaign: str, seed: int, registry: Store | Path, folder: Path) -> int:
     """Run one batch on a store, or a new one from a template, and note it; how many promises were broken."""
-    place = folder / f"{campaign}-{seed}"
+    kind = stores.SQLITE if isinstance(registry, Path) else registry.kind.partition(" ")[0]
+    place = folder / f"{campaign}-{kind}-{seed}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     if isinstance(registry, Path):

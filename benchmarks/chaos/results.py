@@ -36,11 +36,6 @@ class Batch:
     cpu: float
     commit: str
 
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """What is done once."""
-        return self.campaign, self.store, self.seed
-
 
 def read(file: Path) -> list[Batch]:
     """All batches of a file, none where there is no file. A line that was cut by a kill is passed over."""

@@ -147,7 +147,7 @@ def _programs() -> Path:
     if found is None and not places:
         fix = "install it (Debian: `apt-get install postgresql`), or name a server with --server"
         raise InputMissing(
-            "E-INP-240", "PostgreSQL", "initdb is neither on the path nor in " + str(DEBIAN), fix
+            "E-INP-043", "PostgreSQL", "initdb is neither on the path nor in " + str(DEBIAN), fix
         )
     return Path(found).resolve().parent if found else places[-1].parent
 
@@ -162,7 +162,7 @@ def _account() -> str | None:
         return pwd.getpwnam(ACCOUNT).pw_name
     except KeyError:
         fix = f"run this as another user, or add an account `{ACCOUNT}`"
-        raise InputMissing("E-INP-241", "PostgreSQL", "it does not run as root", fix) from None
+        raise InputMissing("E-INP-044", "PostgreSQL", "it does not run as root", fix) from None
 
 
 def _free_port() -> int:
@@ -195,5 +195,5 @@ def _patiently(answers: Callable[[], bool], server: subprocess.Popen[bytes], log
     deadline = time.monotonic() + PATIENCE
     while not answers():
         if server.poll() is not None or time.monotonic() > deadline:
-            raise Busy("E-BUSY-240", str(log.parent), "a server does not start", f"read {log}")
+            raise Busy("E-BUSY-045", str(log.parent), "a server does not start", f"read {log}")
         time.sleep(0.1)

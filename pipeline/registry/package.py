@@ -208,7 +208,7 @@ class Registry:
         stored = self.folder_of(version)
         if stored is None:
             return self.download(version.uri, folder / f"{version.name}-{version.number}")
-        return Path(shutil.copytree(stored, folder / "model")) if copied else stored
+        return _copied(stored, folder / "model", version.uri) if copied else stored
 
     def folder_of(self, version: Version) -> Path | None:
         """The files of a version in a store on this machine."""
@@ -274,6 +274,16 @@ class Registry:
             problem = f"points to version {number} after it was set to {version.number}"
             fix = "another promotion is running: run this one again when it has finished"
             raise Busy("E-BUSY-040", f"models:/{version.name}@{alias}", problem, fix)
+
+
+def _copied(stored: Path, target: Path, uri: str) -> Path:
+    """A copy of a stored model. Raises StorageError where something in it cannot be copied, such as a pipe."""
+    try:
+        return Path(shutil.copytree(stored, target, ignore_dangling_symlinks=True))
+    except shutil.Error as error:
+        path, _, reason = error.args[0][0]
+        fix = "delete that version and promote it again"
+        raise StorageError("E-IO-049", uri, f"{path} cannot be read: {reason}", fix) from error
 
 
 def _no_model(uri: str) -> InputMissing:
