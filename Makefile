@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test check nightly bench ablate evaluate-seeds lock clean
+.PHONY: demo test check nightly chaos bench ablate evaluate-seeds lock clean
 
 demo: $(VENV)/.stamp
 	dvc repro
@@ -38,6 +38,11 @@ check: $(VENV)/.stamp
 # What takes too long for every run: ten thousand damaged images.
 nightly: $(VENV)/.stamp
 	CRESCENDO_MUTANTS=10000 python -m pytest tests/prepare/test_hostile_images.py
+
+# Races, crashes, tampering, bad requests and kills, in batches with a seed each; some hours. What is done stays done, and
+# docs/reliability.md has what was found. On PostgreSQL, too, where Debian's packages are installed.
+chaos: $(VENV)/.stamp
+	python -m benchmarks.chaos
 
 # Tables of the benchmarks that take minutes; benchmarks/README.md names the others. Needs what `make demo` makes.
 bench: $(VENV)/.stamp

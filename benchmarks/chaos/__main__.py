@@ -1,15 +1,17 @@
 """`python -m benchmarks.chaos`: campaigns of faults in batches, a seed each; what is done is not done again.
 
-    python -m benchmarks.chaos                          # one batch of every campaign, on SQLite and on PostgreSQL
+    python -m benchmarks.chaos                          # `make chaos`: what is not done yet of the batches below
     python -m benchmarks.chaos race --batches 5         # the next five seeds, from 0, that are not in the results
     python -m benchmarks.chaos race --seeds 7 --server http://127.0.0.1:5000
     python -m benchmarks.chaos --table                  # the results as Markdown
 
-race      16 promoters at once, 10 rounds; a checker beside them
-crash     20 promotions and rollbacks that die at a step, and `fsck`
-tamper    100 changes of registered files, and six users of each
-request   some hundred bad requests
-kill-...  20 kills of pretrain, finetune or refine, compared bit by bit with a run that was left alone
+race      5 batches of 10 rounds with 16 promoters; a checker beside them
+crash     5 batches of 20 promotions and rollbacks that die at a step, and `fsck`
+tamper    a batch of 100 changes of registered files, and six users of each
+request   a batch of some hundred bad requests
+kill-...  5 batches of 20 kills of pretrain, finetune or refine, compared bit by bit with a run that was left alone
+
+Those of the registry run on SQLite and on PostgreSQL, but `request`, whose stores are part of the requests.
 
 A batch adds a line to runs/chaos/results.jsonl. Status 1 where a promise was broken: the lines say with which seed,
 and its folder stays in runs/chaos. PostgreSQL is Debian's, in a cluster that this starts; where that is missing,
@@ -47,6 +49,7 @@ FOLDER = "runs/chaos"
 Campaign = Callable[[int, Path, Store], Findings]
 KILLS: dict[str, Campaign] = {f"kill-{stage}": partial(kill, stage) for stage in STAGES}
 CAMPAIGNS: dict[str, Campaign] = {"race": race, "crash": crash, "tamper": tamper, "request": request, **KILLS}
+BATCHES = {"tamper": 1, "request": 1}  # that make a campaign complete; 5 of others
 ON_SQLITE_ALONE = ("request", *KILLS)
 
 
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; status 1 where a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos")
     parser.add_argument("campaigns", nargs="*", metavar="CAMPAIGN", help=f"of {', '.join(CAMPAIGNS)} (all)")
-    parser.add_argument("--batches", type=int, default=1, help="of each campaign on each store (1)")
+    parser.add_argument("--batches", type=int, help="of each campaign on each store (what makes it complete)")
     parser.add_argument("--seeds", type=int, nargs="+", help="these, done or not")
     parser.add_argument("--store", choices=(stores.SQLITE, stores.POSTGRES), help="only on this one")
     parser.add_argument("--server", help="the URI of an MLflow server, which keeps what is registered")
@@ -88,18 +91,20 @@ def run_on(kind: str, args: argparse.Namespace, folder: Path, template: Path) ->
             for campaign in chosen:
                 shown = registry.kind if registry else kind
                 with artifacts.lease(folder / f"{campaign}-{kind}.lease"):
-                    for seed in args.seeds or fresh(folder, campaign, shown)[: args.batches]:
+                    for seed in args.seeds or fresh(folder, campaign, shown, args.batches):
                         failures += run_batch(campaign, seed, registry or template, folder)
     except InputMissing as error:
         print(f"left out on {kind}: {', '.join(chosen)}: {error}", file=sys.stderr)
     return failures
 
 
-def fresh(folder: Path, campaign: str, store: str) -> list[int]:
-    """Seeds from 0 that are not in the results yet."""
+def fresh(folder: Path, campaign: str, store: str, count: int | None) -> list[int]:
+    """The next `count` seeds from 0 that are not in the results; None: those that make the campaign complete."""
     batches = results.read(folder / "results.jsonl")
     done = {batch.seed for batch in batches if (batch.campaign, batch.store) == (campaign, store)}
-    return [seed for seed in range(len(done) + 1000) if seed not in done]
+    if count is None:
+        return [seed for seed in range(BATCHES.get(campaign, 5)) if seed not in done]
+    return [seed for seed in range(len(done) + count) if seed not in done][:count]
 
 
 @contextlib.contextmanager

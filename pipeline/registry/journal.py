@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import os
 import random
+import re
 import secrets
 import socket
 import threading
@@ -36,8 +36,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from pipeline import artifacts
-from pipeline.errors import Busy, PipelineError, StorageError
+from pipeline.errors import Busy, PipelineError, StorageError, one_line
 from pipeline.registry.package import IDENTITY, Registry, Version
 
 SUFFIX = ".journal"
@@ -57,6 +59,9 @@ class Move:
     alias: str
     before: str | None
     after: str
+
+
+MANY_MOVES, STRINGS = TypeAdapter(tuple[Move, ...]), TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,11 @@ class Entry:
         """An entry from its tags. Raises StorageError where somebody else has written them."""
         tags = version.tags
         try:
-            moves = tuple(Move(**each) for each in json.loads(tags.get(MOVES, "[]")))
-            registered = dict(json.loads(tags.get(REGISTERED, "{}")))
-        except (TypeError, ValueError):
+            moves = MANY_MOVES.validate_json(tags.get(MOVES, "[]"), strict=True)
+            registered = STRINGS.validate_json(tags.get(REGISTERED, "{}"), strict=True)
+            if registered and not registered.get("version"):
+                raise ValueError
+        except ValueError:
             fix = f"delete version {version.number} of {version.name} in MLflow"
             raise StorageError("E-IO-048", version.uri, "is no entry of a journal", fix) from None
         return cls(
@@ -90,9 +97,9 @@ class Entry:
             state=tags.get(STATE, ""),
             owner=tags.get(OWNER, ""),
             beat=tags.get(BEATS, ""),
-            action=tags.get(ACTION, ""),
-            who=tags.get(WHO, ""),
-            process=tags.get(PROCESS, ""),
+            action=one_line(tags.get(ACTION, "")),
+            who=one_line(tags.get(WHO, "")),
+            process=one_line(tags.get(PROCESS, "")),
             moves=moves,
             registered=registered,
             created=version.created,
@@ -266,7 +273,9 @@ def this_process() -> str:
 def is_gone(process: str) -> bool:
     """Whether a process ran on this machine and runs no more."""
     machine, _, pid = process.partition("/")
-    return machine == this_process().partition("/")[0] and not artifacts.is_alive(int(pid))
+    if machine != this_process().partition("/")[0] or not re.fullmatch("[0-9]{1,9}", pid):
+        return False
+    return not artifacts.is_alive(int(pid))
 
 
 def _user() -> str:

@@ -83,7 +83,9 @@ def connect(root: Path, timeout: int = 10) -> tuple[MlflowClient, str]:
     if database is not None:
         relocate(database)
     with _alone(database):
-        if database is not None and database.parent.is_dir() and not database.exists():
+        if database is not None and database.exists():
+            _require_database(database)
+        elif database is not None and database.parent.is_dir():
             _create_database(database)
         client = mlflow.MlflowClient(uri)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
@@ -116,6 +118,12 @@ def _alone(database: Path | None) -> Iterator[None]:
         os.close(folder)
 
 
+def _require_database(file: Path) -> None:
+    """Raise sqlite3.Error where SQLite cannot read a file: MLflow would try that again for 100 seconds."""
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA schema_version").fetchone()
+
+
 def _create_database(database: Path) -> None:
     """A new SQLite store, made aside and renamed: MLflow makes its tables in steps, and could not open a store that
     was killed between two of them."""
@@ -124,6 +132,7 @@ def _create_database(database: Path) -> None:
     new = database.with_name(f"{database.name}.new")
     for left in database.parent.glob(f"{new.name}*"):
         left.unlink()
+    new.touch()  # OSError at once, where the folder takes no file
     mlflow.MlflowClient(f"sqlite:///{new}")
     os.replace(new, database)
 
@@ -163,7 +172,7 @@ def failures() -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return (MlflowException, SQLAlchemyError, OSError)
+    return (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 
 
 def server_name(root: Path) -> str:
