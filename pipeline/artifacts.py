@@ -211,7 +211,7 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
     """`read_manifest` of its bytes."""
     try:
         manifest = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise StorageError("E-IO-012", where, "is not JSON", _RESTORE) from None
     if not isinstance(manifest, dict) or set(manifest) != {"schema", "meta", "files", "digest"}:
         raise StorageError("E-IO-012", where, "is not a manifest", _RESTORE)

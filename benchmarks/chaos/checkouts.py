@@ -13,6 +13,8 @@ from typing import Any
 from benchmarks.chaos.commands import ask, registered
 from benchmarks.chaos.project import MODEL, VERDICT, trusted
 from benchmarks.chaos.results import Findings
+from pipeline.config.strict_yaml import read_yaml
+from pipeline.launch.scratch import write_params
 from pipeline.registry.promote import EVIDENCE
 
 CONFIG, MISSING, DATA, STORAGE = 78, 66, 65, 74
@@ -146,15 +148,9 @@ def nesting(path: Path) -> Callable[[], None]:
 
 def naming(checkout: Path, value: Any) -> Callable[[], object]:
     """Give the registered model another name."""
-    text = (checkout / "params.yaml").read_text()
 
     def name() -> None:
-        from ruamel.yaml import YAML
-
-        yaml = YAML(typ="safe")
-        tree = yaml.load(text)
-        tree["promotion"]["name"] = value
-        with open(checkout / "params.yaml", "w", encoding="utf-8") as file:
-            yaml.dump(tree, file)
+        tree = read_yaml(checkout / "params.yaml")
+        write_params(checkout, {**tree, "promotion": {**tree["promotion"], "name": value}})
 
     return name

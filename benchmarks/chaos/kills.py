@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from ruamel.yaml import YAML
 
 from benchmarks.chaos import forks
 from benchmarks.chaos.project import ROOT
@@ -31,7 +30,8 @@ from pipeline.config.strict_yaml import read_yaml
 from pipeline.drill.killing import Attempt, killed, timed
 from pipeline.drill.plan import planned, scaled
 from pipeline.drill.receipt import Receipt, differences
-from pipeline.drill.scratch import LINKED, Scratch, make_scratch
+from pipeline.drill.scratch import Scratch, make_scratch
+from pipeline.launch import scratch as layout
 from pipeline.launch.worker import WorkerConfig
 from pipeline.prepare.prepare import prepare
 from pipeline.workers.finetune import finetune
@@ -176,11 +176,9 @@ def tiny_project(folder: Path) -> Path:
     if project.exists():
         return project
     making = project.with_name(f"{project.name}.tmp-{os.getpid()}")
+    layout.lay_out(making, ROOT)
+    layout.write_params(making, tree)
     (making / "data/raw").mkdir(parents=True)
-    for name in LINKED:
-        if name != "data":
-            (making / name).symlink_to(ROOT / name)
-    YAML(typ="safe").dump(tree, making / "params.yaml")
     forks.call(fill, making, log=making / "log")
     making.rename(project)
     return project

@@ -106,7 +106,7 @@ def cases() -> list[Case]:
 def stores() -> list[Case]:
     """All requests to registries that are not there."""
     return [
-        Case("store", user, frozenset({STORAGE}), {"MLFLOW_TRACKING_URI": uri})
+        Case("store", user, frozenset({CONFIG, MISSING, STORAGE}), {"MLFLOW_TRACKING_URI": uri})
         for uri in STORES
         for user in STORE_USERS
     ]
@@ -151,7 +151,9 @@ def refused(checkout: Path, requests: list[Case]) -> Findings:
             answer = ask(case.words)
         judge(found, case, answer)
         found.require((checkout / "params.yaml").read_bytes() == params, f"{case} has changed params.yaml")
-        found.require(before is None or registered(checkout) == before, f"{case} has changed the registry")
+        if before is not None:
+            found.require(registered(checkout) == before, f"{case} has changed the registry")
+            before = registered(checkout)
     return found
 
 

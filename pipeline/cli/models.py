@@ -45,8 +45,8 @@ def _promote(args: argparse.Namespace) -> int:
     from pipeline.config.params import load_params
     from pipeline.registry.promote import Request, promote
 
-    if not re.fullmatch(r"(?!v?\d+$|latest$)[A-Za-z][\w-]*", args.to):
-        fix = "write a word of letters, digits, - and _, but not `latest` or `v1`"
+    if not re.fullmatch(r"(?!v\d+$|latest$)[a-z][a-z0-9_-]{0,99}", args.to, re.ASCII | re.IGNORECASE):
+        fix = "write a word of up to 100 letters, digits, - and _, but not `latest` or `v1`"
         raise ConfigError("E-CFG-065", "--to", f"{args.to!r} cannot be an alias", fix)
     request = Request(args.to, args.expect, args.dry_run, args.allow_candidate)
     promote(find_root(), load_params(), request)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import artifacts
-from pipeline.errors import Busy, ConfigError, InputMissing, StorageError, one_line
+from pipeline.errors import Busy, ConfigError, InputMissing, PipelineError, StorageError, one_line
 from pipeline.registry import local
 from pipeline.registry.packaging import changed_file, find_snapshot, package_digest, packaged_default
 from pipeline.tracking import store
@@ -61,7 +61,7 @@ class Version:
     def default_passes(self) -> int | None:
         """The fewest passes that passed the evaluation; None if none did."""
         tag = self.tags.get(DEFAULT_TAG, "")
-        return int(tag) if tag.isdecimal() else None
+        return int(tag) if tag.isascii() and tag.isdecimal() else None
 
 
 class Registry:
@@ -87,12 +87,19 @@ class Registry:
         return self.connection[0]
 
     @contextlib.contextmanager
-    def failing(self) -> Iterator[None]:
-        """Turn failures of the registry within the block into StorageError."""
+    def failing(self, others: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Turn failures of the registry within the block, and exceptions of `others`, into StorageError.
+
+        Raises InputMissing where a library that the registry needs is not installed."""
         where = store.public_uri(store.tracking_uri(self.root))
         try:
             yield
-        except store.failures() as error:
+        except PipelineError:
+            raise
+        except ImportError as error:
+            fix = "install what this address needs, or check MLFLOW_TRACKING_URI"
+            raise InputMissing("E-INP-046", f"registry {where}", str(error), fix) from error
+        except (*store.failures(), *others) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # by this machine's disk; run_main explains it
             reason = store.one_line_of(error)
@@ -177,7 +184,7 @@ class Registry:
 
     def list_names(self, uri: str) -> list[str]:
         """Names of the files and folders in a folder of a model."""
-        with self.failing():
+        with self.failing((Exception,)):  # of any store, to which a source may lead
             store.connect(self.root)
             from mlflow.artifacts import list_artifacts
 
@@ -221,7 +228,7 @@ class Registry:
     def download(self, uri: str, folder: Path) -> Path:
         """Download a model, or a file of it, into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        with self.failing():
+        with self.failing((Exception,)):
             store.connect(self.root)  # downloads go to the tracking URI that this sets
             import mlflow
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from pipeline.errors import one_line
+from pipeline.errors import ConfigError, one_line
 from pipeline.project import home_of
 from pipeline.tracking import relocation
 
@@ -28,8 +28,15 @@ STORE = "mlflow.db"  # in the repository root, without a tracking server
 
 
 def tracking_uri(root: Path) -> str:
-    """`MLFLOW_TRACKING_URI` if set, else a SQLite file in the repository root, which experiments share."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home_of(root) / STORE}"
+    """`MLFLOW_TRACKING_URI` if set, else a SQLite file in the repository root, which experiments share. Raises
+    ConfigError, without the value, which may hold a password, where it is no address."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home_of(root) / STORE}"
+    try:
+        urlsplit(uri)
+    except ValueError:
+        fix = "write one such as http://HOST:5000, or leave it unset"
+        raise ConfigError("E-CFG-063", "MLFLOW_TRACKING_URI", "is no address", fix) from None
+    return uri
 
 
 def store_exists(root: Path) -> bool:
