@@ -35,9 +35,10 @@ check: $(VENV)/.stamp
 	mypy pipeline
 	$(MAKE) test
 
-# What takes too long for every run: ten thousand damaged images.
+# What takes too long for every run: ten thousand damaged images, and as many requests.
 nightly: $(VENV)/.stamp
 	CRESCENDO_MUTANTS=10000 python -m pytest tests/prepare/test_hostile_images.py
+	CRESCENDO_REQUESTS=10000 python -m pytest tests/serving/test_fuzz.py
 
 # Races, crashes, tampering, bad requests and kills, in batches with a seed each; some hours. What is done stays done, and
 # docs/reliability.md has what was found. On PostgreSQL, too, where Debian's packages are installed.

@@ -34,10 +34,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _serve(args: argparse.Namespace) -> int:
     from pipeline.compute import load_profile
-    from pipeline.config.params import load_params
     from pipeline.launch.stage import runs_folder
     from pipeline.serving.limits import Limits
-    from pipeline.serving.server import Address, load_service, serve, token_for
+    from pipeline.serving.server import Address, load_service, registered_champion, serve, token_for
 
     if not 0 <= args.port < 65536:
         raise ConfigError("E-CFG-133", "--port", f"{args.port} is no port", "choose 0 to 65535")
@@ -46,7 +45,7 @@ def _serve(args: argparse.Namespace) -> int:
         if value is not None and not 0 < value < 1e6:
             raise ConfigError("E-CFG-134", f"--{option}", f"{value} is out of range", "choose more than 0")
     root = find_root()
-    model = args.model or f"models:/{load_params(root / 'params.yaml').promotion.name}@champion"
+    model = args.model or registered_champion(root)
     address = Address(args.host, args.port)
 
     def log(line: str) -> None:

@@ -36,7 +36,7 @@ def encode_png(image: Tensor, made: Mapping[str, Any] | None = None) -> bytes:
         facts = {**made, PIXELS: pixel_digest(picture)}
         info.add_text(KEY, json.dumps(facts, sort_keys=True, separators=(",", ":")))
     file = io.BytesIO()
-    picture.save(file, format="PNG", pnginfo=info)
+    picture.save(file, format="PNG", pnginfo=info, compress_level=4)  # half the time of 6, and 1% more bytes
     return file.getvalue()
 
 

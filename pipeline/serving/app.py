@@ -79,7 +79,7 @@ def _images(service: Service) -> APIRouter:
     )
     async def image(name: str) -> Response:
         """An image that an answer gave by its URL."""
-        content = service.images.get(name)
+        content = await service.images.get(name)
         if content is None:
             raise Refused(404, "no_such_image", "there is no such image, or it is not kept any more")
         return Response(content, media_type=PNG)
@@ -117,7 +117,8 @@ def _add_generations(router: APIRouter, service: Service) -> None:
         if asked not in (None, size):
             notes.append(f"size: {body.size} is not made by this model, {size_text(size)} is the nearest")
         answer = _answer(model, size_text(size), body.steps or model.default_steps, notes)
-        return answer.model_copy(update={"data": _data(service, request, files, seed, body.response_format)})
+        data = await _data(service, request, files, seed, body.response_format)
+        return answer.model_copy(update={"data": data})
 
 
 def _add_edits(router: APIRouter, service: Service) -> None:
@@ -144,7 +145,8 @@ def _add_edits(router: APIRouter, service: Service) -> None:
             for job, image in zip(jobs, enlarged, strict=True)
         ]
         answer = _answer(model, size_text(size), steps, _notes(model, body) + notes)
-        return answer.model_copy(update={"data": _data(service, request, files, seed, body.response_format)})
+        data = await _data(service, request, files, seed, body.response_format)
+        return answer.model_copy(update={"data": data})
 
 
 def _first_seed(seed: int | None, n: int) -> int:
@@ -177,14 +179,18 @@ def _answer(model: Served, size: str, steps: int, notes: list[str]) -> schemas.I
     )
 
 
-def _data(
+async def _data(
     service: Service, request: Request, images: Sequence[bytes], seed: int, form: schemas.Format | None
 ) -> list[schemas.ServedImage]:
     """Files in the form that was asked for."""
+
+    async def url(image: bytes) -> str:
+        return f"{request.base_url}images/{await service.images.add(image)}.png"
+
     return [
         schemas.ServedImage(
             b64_json=None if form == "url" else base64.b64encode(image).decode(),
-            url=None if form == "b64_json" else f"{request.base_url}images/{service.images.add(image)}.png",
+            url=None if form == "b64_json" else await url(image),
             seed=seed + i,
         )
         for i, image in enumerate(images)

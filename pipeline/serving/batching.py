@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from pipeline.serving.model import Served
     from pipeline.serving.sizes import Size
 
-# Images of one call. Encoding their prompts costs the same for one as for many, and on a CPU three batches' work.
-MOST = 16
-# What a call that is not full waits for more, over the time that the last one took, and in seconds: whoever got an
+# What a batch that is not full waits for more, over the time that the last one took, and in seconds: whoever got an
 # image from that asks for the next now.
 LINGER, MAX_LINGER = 0.1, 0.1
 
@@ -88,6 +86,7 @@ class Batcher:
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._linger = 0.0
+        self._rows = 1  # of a batch of the model that was used last
         self.seconds_per_image = 0.1  # lately
 
     @property
@@ -128,7 +127,7 @@ class Batcher:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
-                self._changed.wait_for(lambda: len(self._waiting) >= MOST or self._closed, self._linger)
+                self._changed.wait_for(lambda: len(self._waiting) >= self._rows or self._closed, self._linger)
                 if self._closed:
                     return
                 job = self._waiting.popleft() if self._waiting else None
@@ -139,17 +138,15 @@ class Batcher:
 
     def _generate(self, first: ImageJob) -> None:
         """Make the image of a job, in a batch with others of its key."""
-        generator = first.model.generator
-        rows = max(MOST, BATCH[next(generator.snapshot.denoiser.parameters()).device.type])
+        self._rows = BATCH[next(first.model.generator.snapshot.denoiser.parameters()).device.type]
         with self._changed:
             images = [job for job in self._waiting if isinstance(job, ImageJob)]
-            others = [job for job in images if job.key == first.key][: rows - 1]
+            others = [job for job in images if job.key == first.key][: self._rows - 1]
             self._waiting = deque(job for job in self._waiting if job not in others)
         batch = [job for job in (first, *others) if job.future.set_running_or_notify_cancel()]
         if batch:
             start = time.monotonic()
-            prompts = [job.prompt for job in images if job.model is first.model]  # encoded in one call
-            _settle(batch, lambda jobs: _images(jobs, prompts if len(jobs) > 1 else ()))
+            _settle(batch, _images)
             self._record(len(batch), time.monotonic() - start)
 
     def _upscale(self, job: UpscaleJob) -> None:
@@ -192,13 +189,11 @@ def _settle(jobs: Sequence[Any], make: Callable[[Sequence[Any]], Sequence[Tensor
         job.future.set_result(result)
 
 
-def _images(jobs: Sequence[ImageJob], prompts: Sequence[str]) -> Sequence[Tensor]:
-    """The images of jobs of one key. `prompts`, of jobs that wait, are encoded with theirs."""
-    first, generator = jobs[0], jobs[0].model.generator
-    own = [job.prompt for job in jobs]
-    generator.text([*own, *prompts[:64]])
-    images = generator.images(own, [job.seed for job in jobs], first.steps, size=first.size)
-    return list(images)
+def _images(jobs: Sequence[ImageJob]) -> Sequence[Tensor]:
+    """The images of jobs of one key."""
+    first = jobs[0]
+    prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
+    return list(first.model.generator.images(prompts, seeds, first.steps, size=first.size))
 
 
 def _upscaled(job: UpscaleJob, on_progress: Callable[[int, int], None]) -> Tensor:

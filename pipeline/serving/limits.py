@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 
 MAX_IMAGES = 10  # of one request, as OpenAI's
 MAX_STEPS = 100
@@ -48,6 +49,18 @@ class RateLimiter:
         return 0.0 if taken else (wanted - left) * 60 / self._rate
 
 
+class Images(Protocol):
+    """Where images that are given by URL are kept."""
+
+    async def add(self, content: bytes) -> str:
+        """Keep a file; its name."""
+        ...
+
+    async def get(self, name: str) -> bytes | None:
+        """A file that is kept."""
+        ...
+
+
 class ImageStore:
     """PNG files in memory, under names that cannot be guessed: the newest, up to KEPT_BYTES and KEPT_SECONDS."""
 
@@ -55,7 +68,7 @@ class ImageStore:
         self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
         self._bytes = 0
 
-    def add(self, content: bytes) -> str:
+    async def add(self, content: bytes) -> str:
         """Keep a file; its name."""
         name = secrets.token_urlsafe(18)
         self._kept[name] = time.monotonic(), content
@@ -65,7 +78,7 @@ class ImageStore:
             self._bytes -= len(gone)
         return name
 
-    def get(self, name: str) -> bytes | None:
+    async def get(self, name: str) -> bytes | None:
         """A file that is kept."""
         stored, content = self._kept.get(name, (0.0, None))
         return None if content is None or time.monotonic() - stored > KEPT_SECONDS else content

@@ -1,5 +1,4 @@
-"""Encoded prompts, kept: an encoder works in batches of one size (text/encoder.py), which costs a single prompt as
-much as many."""
+"""Encoded prompts, kept: most requests are for more images of a prompt that was there before."""
 
 from __future__ import annotations
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import uvicorn
 
+from pipeline.config.params import load_params
 from pipeline.errors import AccessError, Busy, ConfigError
 from pipeline.project import locate
 from pipeline.registry import champions
-from pipeline.registry.package import Registry
+from pipeline.registry.package import CHAMPION, Registry
 from pipeline.serving.announce import announced
 from pipeline.serving.app import create_app
 from pipeline.serving.guard import LOOPBACK
@@ -60,18 +61,27 @@ class Address:
         return sock
 
 
-def token_for(address: Address, log: Callable[[str], None]) -> str | None:
-    """The token that requests need: that of the environment, or beyond loopback one that is drawn and printed.
-
-    Raises ConfigError for one that can be guessed."""
+def environment_token() -> str | None:
+    """The token that the environment has. Raises ConfigError for one that can be guessed."""
     token = os.environ.get(TOKEN)
     if token is not None and (len(token) < LEAST_TOKEN or not token.isascii()):
         problem = f"is not at least {LEAST_TOKEN} ASCII characters"
         raise ConfigError("E-CFG-132", TOKEN, problem, "make one with `openssl rand -hex 16`")
+    return token
+
+
+def token_for(address: Address, log: Callable[[str], None]) -> str | None:
+    """The token that requests need: that of the environment, or beyond loopback one that is drawn and printed."""
+    token = environment_token()
     if token is None and not address.is_loopback:
         token = secrets.token_urlsafe(24)
         log(f"token: {token} (set {TOKEN} to choose it)")
     return token
+
+
+def registered_champion(root: Path) -> str:
+    """The address of the project's champion."""
+    return f"models:/{load_params(root / 'params.yaml').promotion.name}@{CHAMPION}"
 
 
 def load_service(model: str, root: Path, device: str, limits: Limits, poll_seconds: float) -> Service:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.serving.answers import CLIENT_GONE, Refused
 from pipeline.serving.batching import Batcher, ImageJob, QueueFull, UpscaleJob
 from pipeline.serving.follow import Follower
-from pipeline.serving.limits import ImageStore, Limits, RateLimiter
+from pipeline.serving.limits import Images, ImageStore, Limits, RateLimiter
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.schemas import Readiness
 from pipeline.serving.uploads import Uploads
@@ -30,7 +30,7 @@ class Service:
         self.metrics = Metrics(lambda: self.batcher.waiting)
         self.batcher = Batcher(limits.queue, self.metrics.on_batch)
         self.metrics.on_model(model)
-        self.images = ImageStore()
+        self.images: Images = ImageStore()
         self.uploads = Uploads()
         self.follower: Follower | None = None
         self._model = model
@@ -86,6 +86,7 @@ class Service:
             message = f"{self.batcher.waiting} images wait, and {self.limits.queue} may"
             raise Refused(429, "queue_full", message, self.batcher.retry_after) from None
         work = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+        work.add_done_callback(_retrieve)
         gone = asyncio.ensure_future(_until_gone(request))
         either: list[asyncio.Future[Any]] = [work, gone]
         try:
@@ -101,6 +102,12 @@ class Service:
             work.cancel()
             for job in jobs:
                 job.abandon()
+
+
+def _retrieve(work: asyncio.Future[Any]) -> None:
+    """Look at how work ended that nobody waits for any more; asyncio would log it as an error."""
+    if not work.cancelled():
+        work.exception()
 
 
 async def _until_gone(request: Request) -> None:

@@ -22,7 +22,12 @@ OBJECTS = {
 }
 CORE = [name for name, found in OBJECTS.items() if not found["apiVersion"].startswith("ray.io/")]
 JOB, CLUSTER = OBJECTS["rayjob.yaml:RayJob"], OBJECTS["raycluster.yaml:RayCluster"]
-RAY_SPECS = {"job": JOB["spec"]["rayClusterSpec"], "cluster": CLUSTER["spec"]}
+SERVICE = OBJECTS["rayservice.yaml:RayService"]
+RAY_SPECS = {
+    "job": JOB["spec"]["rayClusterSpec"],
+    "cluster": CLUSTER["spec"],
+    "service": SERVICE["spec"]["rayClusterConfig"],
+}
 
 
 def exactly(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
@@ -65,12 +70,15 @@ RAY_JOB = exactly(
     suspend=FLAG,
     submitterPodTemplate=POD,
 )
+RAY_SERVICE = exactly(
+    {"serveConfigV2": TEXT, "rayClusterConfig": RAY_CLUSTER}, excludeHeadPodFromServeSvc=FLAG
+)
 NAMED = exactly({"name": TEXT, "namespace": {"const": "crescendo"}})
 SCHEMAS = {
     kind: exactly(
         {"apiVersion": {"const": "ray.io/v1"}, "kind": {"const": kind}, "metadata": NAMED, "spec": spec}
     )
-    for kind, spec in (("RayJob", RAY_JOB), ("RayCluster", RAY_CLUSTER))
+    for kind, spec in (("RayJob", RAY_JOB), ("RayCluster", RAY_CLUSTER), ("RayService", RAY_SERVICE))
 }
 
 
@@ -97,7 +105,7 @@ def test_kubernetes_knows_every_object(name: str) -> None:
     validate(OBJECTS[name])
 
 
-@pytest.mark.parametrize("found", [JOB, CLUSTER], ids=lambda found: found["kind"])
+@pytest.mark.parametrize("found", [JOB, CLUSTER, SERVICE], ids=lambda found: found["kind"])
 def test_kuberay_knows_every_field(found: dict[str, Any]) -> None:
     jsonschema.validate(found, SCHEMAS[found["kind"]])
 
@@ -137,10 +145,11 @@ def test_a_ray_cluster_fits_its_compute_profile_and_the_locked_ray(spec: dict[st
     environment = yaml.safe_load(JOB["spec"]["runtimeEnvYAML"])["env_vars"]
     profile = load_profile(ROOT, environment["CRESCENDO_COMPUTE"])
     (group,) = spec["workerGroupSpecs"]
-    assert group["replicas"] == profile.workers
-    for template in (spec["headGroupSpec"]["template"], group["template"]):
-        (container,) = template["spec"]["containers"]
-        assert profile.storage in {mount["mountPath"] for mount in container["volumeMounts"]}
+    if spec is not RAY_SPECS["service"]:  # which runs no stage
+        assert (group["minReplicas"], group["maxReplicas"]) == profile.workers
+        for template in (spec["headGroupSpec"]["template"], group["template"]):
+            (container,) = template["spec"]["containers"]
+            assert profile.storage in {mount["mountPath"] for mount in container["volumeMounts"]}
     locked = re.search(r"^ray==(\S+)", (ROOT / "requirements.lock").read_text(), re.M)
     assert locked
     assert spec["rayVersion"] == locked[1]

@@ -75,9 +75,12 @@ def test_the_rate_is_of_each_client() -> None:
 
 
 def test_images_are_kept_up_to_a_limit() -> None:
-    store = ImageStore()
-    names = [store.add(bytes(KEPT_BYTES // 2)) for _ in range(3)]
-    assert [store.get(name) is None for name in names] == [True, False, False]
+    async def gone() -> list[bool]:
+        store = ImageStore()
+        names = [await store.add(bytes(KEPT_BYTES // 2)) for _ in range(3)]
+        return [await store.get(name) is None for name in names]
+
+    assert asyncio.run(gone()) == [True, False, False]
 
 
 def test_work_of_a_client_that_has_gone_is_not_done(model: Served) -> None:
