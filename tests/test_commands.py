@@ -44,7 +44,7 @@ PROGRAMS = (
         "mkdir",
         "export",
     ),
-    *("docker", "kubectl", "ray", "ssh", "sky", "sbatch", "umask", "cd"),
+    *("docker", "kubectl", "ray", "serve", "ssh", "sky", "sbatch", "umask", "cd"),
 )
 # What no test can run, by how it begins, and why.
 LEFT_OUT = {
@@ -67,7 +67,9 @@ LEFT_OUT = {
     "docker": "needs Docker; tests/infra",
     "kubectl": "needs Kubernetes; tests/infra",
     "ray": "needs a cluster; tests/launch",
+    "serve": "needs Ray Serve; tests/serving",
     "(umask 077; ray": "writes a token into the home folder",
+    "(umask 077; echo CRESCENDO_TOKEN=": "writes a token",
     "ssh": "needs another machine",
     "sky": "needs an account at a cloud; tests/infra",
     "sbatch": "needs Slurm; tests/infra",
