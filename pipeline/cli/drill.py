@@ -28,16 +28,24 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--under", choices=sorted(PROFILES), help="profile local or process (default: your own)"
     )
     drill.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    drill.add_argument(
+        "--attach", metavar="MODEL", help="keep the receipt as a tag of a registered version: models:/NAME/3"
+    )
     drill.set_defaults(run=_drill)
 
 
 def _drill(args: argparse.Namespace) -> int:
     from pipeline.compute import DEFAULT, PROFILE_VARIABLE
     from pipeline.drill.drill import FOLDER, drill
+    from pipeline.registry import champions
+    from pipeline.registry.package import Registry
+    from pipeline.tracking.runs import git_commit
 
     own = os.environ.get(PROFILE_VARIABLE) or DEFAULT
     profile = PROFILES[args.under] if args.under else own
     root = find_root()
+    registry = Registry(root) if args.attach else None
+    version = registry and champions.resolve(registry, args.attach)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -46,4 +54,7 @@ def _drill(args: argparse.Namespace) -> int:
     for line in receipt.lines():
         print(line)
     print(f"written to {FOLDER}/{args.stage}/receipt.json")
+    if registry and version:
+        registry.set_tags(version, receipt.tag(git_commit(root)))
+        print(f"attached to {version.uri}")
     return 0 if receipt.passed else 1

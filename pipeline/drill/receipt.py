@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sqlite3
 from collections import Counter
@@ -17,6 +18,7 @@ from pipeline.tracking.relocation import ARTIFACTS
 from pipeline.tracking.store import STORE
 from pipeline.training.records import NOTICES
 
+TAG = "crescendo.drill."  # and the stage
 Point = tuple[str, int, float | None]  # metric, step, value (None: not a number)
 # Files that differ between runs, and are no leftovers: MLflow's own, and what was said.
 OWN_NAMES = (ARTIFACTS, STORE, "drill.log")
@@ -70,6 +72,13 @@ class Receipt:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {"passed": self.passed, "lost_seconds_a_kill": self.lost_seconds, **asdict(self)}
+
+    def tag(self, commit: str | None) -> dict[str, str]:
+        """A tag for a registered version: the receipt in JSON, lists by their length. commit: of the code."""
+        numbers = {
+            key: len(value) if isinstance(value, list) else value for key, value in self.to_json().items()
+        }
+        return {f"{TAG}{self.stage}": json.dumps({**numbers, "commit": commit})}
 
     def lines(self) -> list[str]:
         """For people."""

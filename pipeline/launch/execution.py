@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import secrets
 import shutil
@@ -18,6 +19,8 @@ from pipeline.launch.session import Session, ray_session
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.processes import signal_on_parent_death
 from pipeline.training.records import notice
+
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 def train_under_ray(
@@ -36,6 +39,10 @@ def train_under_ray(
 
     scratch = config.run_dir / "ray"
     few, many = profile.workers
+    if few < many:
+        os.environ[START_TIMEOUT] = (
+            "60"  # Then Ray counts the nodes anew; it may not have known that one is lost.
+        )
     section = getattr(config.params, stage, None)
     trainer = TorchTrainer(
         _RemoteWorker(worker, section and section.shards, many, profile.use_gpu),

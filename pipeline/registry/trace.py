@@ -84,6 +84,7 @@ def _tree(facts: Mapping[str, Any]) -> Tree:
                 else f"{move['alias']}: {_before(move)}"
             )
             tree[f"{entry['action']}  {when(entry['when'])}  {entry['who']}  {what}"] = {}
+    tree |= _drills(facts["tags"])
     lineage = facts["lineage"]
     if lineage is None:
         tags = {key: value for key, value in facts["tags"].items() if not key.endswith("verdict_rules")}
@@ -92,6 +93,17 @@ def _tree(facts: Mapping[str, Any]) -> Tree:
         }
         return tree
     return tree | _code(lineage) | _model(lineage) | _verdict(lineage)
+
+
+def _drills(tags: Mapping[str, str]) -> Tree:
+    """The receipts that `crescendo drill --attach` left."""
+    receipts = [json.loads(value) for key, value in tags.items() if key.startswith("crescendo.drill.")]
+    outcome = {True: "passed", False: "FAILED"}
+    return {
+        f"drill  {each['stage']}: {outcome[each['passed']]}, {each['kills']} kills, profile {each['profile']}, "
+        f"seed {each['seed']}, commit {_short(each['commit'])}": {}
+        for each in receipts
+    }
 
 
 def _before(move: Mapping[str, Any]) -> str:

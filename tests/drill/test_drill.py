@@ -76,6 +76,9 @@ def test_a_sound_stage_passes_and_leaves_only_its_receipt(
     assert [path.name for path in folder.iterdir()] == ["receipt.json"]
     stored = json.loads((folder / "receipt.json").read_text())
     assert stored["passed"] and stored["digest_quiet"] == stored["digest_killed"]
+    ((name, tag),) = receipt.tag("c0ffee0").items()
+    assert name == "crescendo.drill.pretrain"
+    assert json.loads(tag).items() >= {"passed": True, "kills": len(receipt.kills), "missing": 0}.items()
 
 
 def test_other_bits_doubled_points_and_leftovers_are_found(

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine."""
+"""A Ray cluster of a head and two nodes on this machine."""
 
 import contextlib
 import os
@@ -12,9 +12,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.launch.session import LOOPBACK, RAY_ENV
+from pipeline.processes import users_of
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 START = (
@@ -29,20 +31,35 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """url: of the dashboard. spare: folder of the node that may be lost."""
+
+    url: str
+    spare: Path
+
+    def lose_the_spare(self) -> None:
+        """Kill all processes of the spare node."""
+        for pid in users_of(self.spare):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 @contextlib.contextmanager
-def two_nodes() -> Iterator[str]:
-    """Dashboard URL of a cluster that asks for this environment's token. Drivers run on its head, all work on the
-    other node, which does not see the head's folder, where the packages of drivers are."""
+def two_nodes() -> Iterator[Cluster]:
+    """A cluster that asks for this environment's token. Drivers run on its head, all work on two nodes of a core,
+    which do not see the head's folder, where the packages of drivers are."""
     url, gcs = f"http://127.0.0.1:{(port := free_port())}", free_port()
     head = f"--head --num-cpus=0 --port={gcs} --dashboard-port={port} --ray-client-server-port={free_port()}"
-    worker = f"--address=127.0.0.1:{gcs} --num-cpus=2"
+    worker = f"--address=127.0.0.1:{gcs} --num-cpus=1"
     with contextlib.ExitStack() as stack:
         temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
         home = Path(stack.enter_context(temporary))
         process = stack.enter_context(ray_node(home / "head", head))
         await_refusal(url, process, home / "head/out")
-        stack.enter_context(ray_node(home / "node", worker, without(home / "head")))
-        yield url
+        for name in ("node", "spare"):
+            stack.enter_context(ray_node(home / name, worker, without(home / "head")))
+        yield Cluster(url, home / "spare")
 
 
 def without(hidden: Path) -> list[str]:

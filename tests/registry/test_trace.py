@@ -46,6 +46,16 @@ def test_a_version_shows_where_it_comes_from_without_the_project(
     assert [stage["run_id"] for stage in facts["lineage"]["stages"]] == [runs[3], runs[0], runs[2], runs[1]]
     assert set(facts["lineage"]["files"]) == {"dvc.lock", "params.yaml"}
     assert facts["lineage"]["verdict"] == json.loads((root / "reports/verdict.json").read_text())
+    receipt = {
+        "stage": "pretrain",
+        "passed": True,
+        "kills": 20,
+        "profile": "process",
+        "seed": 0,
+        "commit": None,
+    }
+    registry = Registry(root)
+    registry.set_tags(registry.version("crescendo", "1"), {"crescendo.drill.pretrain": json.dumps(receipt)})
     main.run(["trace", "models:/crescendo/1"])
     lines = [line.strip("│├└─ ") for line in capsys.readouterr().out.splitlines()]
     order = [
@@ -53,6 +63,7 @@ def test_a_version_shows_where_it_comes_from_without_the_project(
         "registered  20",
         "promote  20",
         "promote  20",
+        "drill  pretrain: passed, 20 kills, profile process, seed 0",
         "code  commit c0ffee0",
         "dvc.lock  sha256",
         "params.yaml  sha256",
