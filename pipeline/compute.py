@@ -37,6 +37,8 @@ class ComputeProfile(Section):
         read it from there; null: from the working tree or `storage`.
     cache: absolute path of a folder on each node's own disk, for what workers have read from `data`.
     cache_gib: what this folder may hold, in GiB, of all workers and data sets together.
+    backup: URL such as s3://bucket/runs, below which the state of a run is copied while it trains, and from which
+        it goes on where the run folder is lost; null: nowhere.
     price_per_hour: of all that the profile uses, in any currency, for `crescendo plan`; null: unknown.
     recompute: recompute activations in the backward pass, for less memory and about a third more time.
     cuda_graphs: on a GPU, record the passes of a training step once and replay them; has no effect with recompute.
@@ -51,6 +53,7 @@ class ComputeProfile(Section):
     data: str | None = None
     cache: str | None = None
     cache_gib: Annotated[float, Field(gt=0)] = 64.0
+    backup: str | None = None
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: bool = False
@@ -75,8 +78,8 @@ class ComputeProfile(Section):
         )
         for key, path in (("storage", self.storage), ("cache", self.cache)):
             require(path is None or Path(path).is_absolute(), f"{key}: {path!r} is not an absolute path")
-        url = self.data is None or "://" in self.data
-        require(url, f"data: {self.data!r} is not a URL such as s3://bucket/prepared")
+        for key, url in (("data", self.data), ("backup", self.backup)):
+            require(url is None or "://" in url, f"{key}: {url!r} is not a URL such as s3://bucket/prepared")
         require(
             self.data is None or self.cache is not None, "data: needs cache, a folder on each node's disk"
         )

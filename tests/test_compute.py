@@ -39,6 +39,7 @@ def test_an_unknown_profile_is_refused_with_a_list_of_profiles(tmp_path, monkeyp
         ),
         ("data: bucket/prepared", "data: 'bucket/prepared' is not a URL"),
         ("data: s3://bucket/prepared", "data: needs cache"),
+        ("backup: bucket/runs", "backup: 'bucket/runs' is not a URL"),
         ("cache: here", "cache: 'here' is not an absolute path"),
         ("workers: -1", "greater than or equal to 0"),
         ("workers: [0, 2]", "workers: [0, 2] is not [min, max]"),

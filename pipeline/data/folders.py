@@ -105,7 +105,7 @@ class FarFolder:
     def __init__(self, url: str, cache: Cache) -> None:
         self.where, self._cache, self._digest = url, cache, url.rpartition("/")[2]
         self._store, self._path = open_store(url)
-        content = _patiently(lambda: self._store.cat_file(f"{self._path}/{MANIFEST}"), f"{url}/{MANIFEST}")
+        content = patiently(lambda: self._store.cat_file(f"{self._path}/{MANIFEST}"), f"{url}/{MANIFEST}")
         self.manifest = artifacts.parse_manifest(content, f"{url}/{MANIFEST}")
         if self.manifest["digest"] != self._digest:
             raise _damaged(f"{url}/{MANIFEST}")
@@ -205,7 +205,7 @@ class FarFolder:
                 raise EOFError(f"{path.stat().st_size} of {about['size']} bytes")
 
         for _ in range(2):  # Bytes may change on their way.
-            _patiently(fetch, where)
+            patiently(fetch, where)
             if _agrees(path, about):
                 return
         raise _damaged(where)
@@ -244,7 +244,7 @@ def _damaged(where: str) -> StorageError:
     return StorageError("E-IO-062", where, "differs from what was sent", fix)
 
 
-def _patiently(work: Callable[[], T], where: str, failed: str = "cannot be fetched") -> T:
+def patiently(work: Callable[[], T], where: str, failed: str = "cannot be fetched") -> T:
     """`work()`, tried again after WAITS while its store is away."""
     for wait in (*WAITS, None):
         try:
@@ -272,12 +272,12 @@ def push(path: Path, url: str, log: Callable[[str], None]) -> str:
     target = f"{url.rstrip('/')}/{manifest['digest']}"
     store, place = open_store(target)
     sizes = {name: about["size"] for name, about in manifest["files"].items()}
-    there = _patiently(partial(_sizes, store, place), target, "cannot be listed")
+    there = patiently(partial(_sizes, store, place), target, "cannot be listed")
     missing = [name for name, size in sizes.items() if there.get(name) != size]
 
     def send(name: str) -> None:
         put = partial(store.put_file, str(path / name), f"{place}/{name}")
-        _patiently(put, f"{target}/{name}", "cannot be sent")
+        patiently(put, f"{target}/{name}", "cannot be sent")
 
     if missing:
         amount = sum(sizes[name] for name in missing) / 2**30

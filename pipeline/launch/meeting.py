@@ -20,6 +20,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.util import get_node_ip_address
+from torch._C._distributed_c10d import TCPStore  # torch.distributed has it without saying so to mypy
 
 TIMEOUT = timedelta(minutes=30)  # of a collective, as Ray and PyTorch have it
 
@@ -62,6 +63,6 @@ def meet(shards: int | None, backend: str) -> int:
     if size == 1 or rank >= size:
         return size
     handle = None if listener is None else listener.detach()  # the store closes it
-    store = dist.TCPStore(host, port, size, rank == 0, TIMEOUT, master_listen_fd=handle)
+    store = TCPStore(host, port, size, rank == 0, TIMEOUT, master_listen_fd=handle)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return size

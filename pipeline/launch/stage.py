@@ -30,6 +30,7 @@ from pipeline.config.params import Params
 from pipeline.data.folders import push
 from pipeline.errors import ConfigError, StorageError
 from pipeline.launch import history, machine
+from pipeline.launch.backup import Backup
 from pipeline.launch.endings import recorded_ending
 from pipeline.launch.execution import execute, map_under_ray
 from pipeline.launch.fingerprint import (
@@ -121,6 +122,9 @@ class Stage:
         `init` is a model to start from, below the folder of all runs, which every node of a cluster sees.
         `judge` measures the averaged model meanwhile; the result does not depend on it."""
         judge = judge or Judge(interval=0)
+        backup = Backup(self.name, self.run_dir, self.profile.backup) if self.profile.backup else None
+        if backup and not history.has_begun(self.run_dir):
+            backup.restore()
         if self.exports_finished():
             return
         if section := getattr(self.params, self.name, None):
@@ -130,7 +134,8 @@ class Stage:
         progress = ProgressWatch(self.name, self.run_dir, self.tracker)
         judging = Judging(self.name, self.root, self.run_dir, judge, self.tracker)
         (self.run_dir / STOP).unlink(missing_ok=True)
-        with judging, progress, stop_with_checkpoint(self.name, self.run_dir):
+        copied = backup or contextlib.nullcontext()
+        with copied, judging, progress, stop_with_checkpoint(self.name, self.run_dir):
             if self.profile.address and not inside_ray_job():
                 run_as_job(self.name, worker, config, self.profile, inputs)
             else:

@@ -19,7 +19,8 @@ from pipeline.adversarial.random_features import RandomDistance
 from pipeline.config.params import parse_params
 from pipeline.data.dataset import Batches, PreparedDataset
 from pipeline.data.folders import push
-from pipeline.errors import Busy, ConfigError, StorageError
+from pipeline.errors import Busy, ConfigError, Stopped, StorageError
+from pipeline.launch.backup import Backup
 from pipeline.launch.continuation import continue_from
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.denoiser import pyramid_levels
@@ -274,6 +275,28 @@ def test_data_in_a_store_train_the_same_bits(
         each / "result/model/model.safetensors" for each in (config.run_dir, trained / "runs" / stage)
     )
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_run_that_was_copied_to_a_store_goes_on_from_there_with_the_bits_of_an_unbroken_one(
+    trained: Path, tiny_tree: dict[str, Any], s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(name: str, nimg: int) -> None:
+        if name == "step" and nimg == 40:
+            raise Stopped("E-STOP-001", "pretrain", "is taken away", "go on elsewhere")
+
+    lost, run_dir = tmp_path / "lost/run", tmp_path / "new/run"
+    config = config_of(tiny_tree, trained, lost)
+    with monkeypatch.context() as patch, pytest.raises(Stopped), Backup("pretrain", lost, f"{s3}/runs"):
+        patch.setattr("pipeline.training.context.failpoint", stop)
+        pretrain(config)
+    shutil.rmtree(lost)
+    run_dir.mkdir(parents=True)
+    assert Backup("pretrain", run_dir, f"{s3}/runs").restore()
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"nimg-{32:012d}"]
+    pretrain(replace(config, run_dir=run_dir))
+    for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json"):
+        theirs = trained / "runs/pretrain/result" / name
+        assert (run_dir / "result" / name).read_bytes() == theirs.read_bytes()
 
 
 def test_refine_exports_the_state_of_the_lowest_kernel_distance_where_asked_to(
