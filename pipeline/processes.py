@@ -1,14 +1,16 @@
-"""Processes: those that end with their parent, and those that use a folder. Standard library only."""
+"""Processes: those that end with their parent, those that use a folder, memory. Standard library only."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import fcntl
+import gc
 import multiprocessing
 import os
 import select
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -34,6 +36,18 @@ def end_with_creator() -> None:
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([pipe], [], [], 0)[0]:  # It ended before.
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Look for garbage in cycles a hundred times less often, while millions of small objects come and go that form
+    none: the more there is in memory, the more each look costs."""
+    before = gc.get_threshold()
+    gc.set_threshold(100 * before[0], *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def cpu_count() -> int:

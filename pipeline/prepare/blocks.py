@@ -27,6 +27,7 @@ from pipeline.data import storage
 from pipeline.errors import BadData, Busy
 from pipeline.prepare.decoder import KILLED, LOSSES, Decoder, Task
 from pipeline.prepare.framing import DecodedImage, Pixels, Size
+from pipeline.prepare.limits import TOO_MANY_BYTES
 from pipeline.prepare.measure import ImageMeasures, measure
 from pipeline.prepare.photos import NO_PLUGIN
 from pipeline.prepare.shards import box_side, box_sums
@@ -154,7 +155,8 @@ class _Reader:
             read = partial(self._source.read, item, self._source.limits.max_bytes)
             return self._patience.read(read, item.where), item.where
         except BadData as problem:
-            self.unread.add(item.id)
+            if problem.code != TOO_MANY_BYTES:  # which holds as long as the item's version does
+                self.unread.add(item.id)
             return problem
 
 

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ CELL = 48  # width of a cell, grey levels (RMS)
 WINDOW = 32  # images of one key that an image is compared with, a table
 TOGETHER = 2**14  # images that are compared in one go
 SUMMED = 64  # images whose means are computed in one go
+_CELL_BITS = 10  # of the number of a cell, which lies in -148 ... 147 with SIDE and CELL as they are
 
 Means = NDArray[np.uint8]
 Pairs = NDArray[np.int64]
@@ -96,12 +97,20 @@ def box_means(sums: Iterable[NDArray[np.uint16]], factor: int, side: int, count:
     ):
         numbers, some = zip(*run, strict=True)
         down, across = math.lcm(height, side), math.lcm(width, side)
-        parts = np.stack(some).repeat(down // height, 2).repeat(across // width, 3)
-        down, across = down // side, across // side  # parts of boxes in a part of the image
-        total = parts.reshape(-1, 3, side, down, side, across).sum((3, 5), dtype=np.int64)
-        pixels = down * across * factor**2
+        boxes = np.stack(some).repeat(down // height, 2).repeat(across // width, 3)
+        total = _every(_every(boxes, 2, down // side), 3, across // side)
+        pixels = down // side * (across // side) * factor**2  # of a part of the image
         means[numbers[0] : numbers[-1] + 1] = (2 * total + pixels) // (2 * pixels)
     return means
+
+
+def _every(values: NDArray[Any], axis: int, count: int) -> NDArray[np.uint32]:
+    """Sums of `count` values each along an axis; whole slices are added, far faster than short rows are summed."""
+    parts = np.moveaxis(values, axis, 0)
+    total = parts[::count].astype(np.uint32)
+    for number in range(1, count):
+        total += parts[number::count]
+    return np.moveaxis(total, 0, axis)
 
 
 def similar_pairs(means: Means, families: NDArray[np.int64]) -> Pairs:
@@ -124,11 +133,13 @@ def _candidates(means: Means, families: NDArray[np.int64]) -> Iterator[Pairs]:
     cell = CELL * math.isqrt(means[0].size) if len(means) else 1
     for band in range(BANDS):
         line, *keyed = sketches[:, band * (KEYS + 1) : (band + 1) * (KEYS + 1)].T
-        cells = [values // cell for values in keyed]
-        order = np.lexsort((line, *cells))
-        sorted_cells, own = np.stack(cells, 1)[order], families[order]
+        cells = np.zeros(len(line), np.int64)
+        for values in keyed:
+            cells = (cells << _CELL_BITS) + values // cell
+        order = np.lexsort((line, cells))
+        sorted_cells, own = cells[order], families[order]
         for step in range(1, min(WINDOW, len(order) - 1) + 1):
-            same = (sorted_cells[step:] == sorted_cells[:-step]).all(1)
+            same = sorted_cells[step:] == sorted_cells[:-step]
             if not same.any():
                 break
             start = np.flatnonzero(same & (own[step:] != own[:-step]))

@@ -197,7 +197,8 @@ def make_records(
         if number in chosen:
             some.append(image)
     names = [image.item.captions[0] if image.item.captions else None for image in some]
-    tokens = encoder.count_tokens([name or "" for name in names])
+    unique = list(dict.fromkeys(name or "" for name in names))
+    tokens = dict(zip(unique, encoder.count_tokens(unique), strict=True))
     texts = {text for image in some for text in image.item.captions}
     flaws = {text: text_flaws(text) for text in texts}
     near: dict[int, set[str]] = defaultdict(set)  # splits of each image's near duplicates
@@ -215,11 +216,11 @@ def make_records(
             caption=name,
             num_captions=len(image.item.captions),
             caption_flaws=", ".join(sorted({flaw for text in image.item.captions for flaw in flaws[text]})),
-            tokens=count,
+            tokens=tokens[name or ""],
             near_elsewhere=len(near[number] - {splits[families[number]]}),
             aspect=round(max(_measured(image)[1:3]) / min(_measured(image)[1:3]), 4),
             side=side_of(image, resolution),
             **_measured(image)._asdict(),
         )
-        for number, image, name, count in zip(numbers, some, names, tokens, strict=True)
+        for number, image, name in zip(numbers, some, names, strict=True)
     ]

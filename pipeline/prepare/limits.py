@@ -36,9 +36,10 @@ class Limits(NamedTuple):
 
 
 USUAL = Limits()
+TOO_MANY_BYTES = "E-IMG-002"
 
 
 def too_many_bytes(where: str, size: int, limit: int) -> BadData:
     """What is wrong with a file of more bytes than it may have."""
     problem = f"has {size} bytes, the limit is {limit}"
-    return BadData("E-IMG-002", where, problem, "scale it down, or raise data.max_bytes")
+    return BadData(TOO_MANY_BYTES, where, problem, "scale it down, or raise data.max_bytes")

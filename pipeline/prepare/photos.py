@@ -198,13 +198,14 @@ def is_raw_name(name: str) -> bool:
 
 def raw_twins(names: Iterable[str]) -> set[str]:
     """The raw files among images that a camera has written as a picture, too: `IMG_1.CR2` beside `IMG_1.JPG`."""
-    raw, others = {}, set()
-    for name in names:
-        if is_raw_name(name):
-            raw[name] = posixpath.splitext(name)[0].lower()
-        else:
-            others.add(posixpath.splitext(name)[0].lower())
-    return {name for name, stem in raw.items() if stem in others}
+    listed = list(names)
+    raw = [name for name in listed if is_raw_name(name)]
+    pictures = {_stem(name) for name in listed if not is_raw_name(name)} if raw else set()
+    return {name for name in raw if _stem(name) in pictures}
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0].lower()
 
 
 def is_raw(image: Image.Image) -> bool:
@@ -215,7 +216,8 @@ def is_raw(image: Image.Image) -> bool:
 
 def suffix_of(name: str) -> str:
     """The suffix of a file's name, in small letters, by which files are counted."""
-    return posixpath.splitext(name)[1].lower()
+    stem, dot, suffix = name.rpartition("/")[2].lstrip(".").rpartition(".")
+    return (dot + suffix).lower() if stem else ""
 
 
 def raw_in_words(names: Sequence[str]) -> str:

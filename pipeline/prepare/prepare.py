@@ -49,6 +49,7 @@ from pipeline.prepare.sources.load import open_source
 from pipeline.prepare.sources.source import Item
 from pipeline.prepare.splits import SPLITS, assign_splits, hardly_judged, shortage
 from pipeline.prepare.validation import CAPTIONS, Report
+from pipeline.processes import seldom_collected
 from pipeline.text.load import load_text_encoder
 
 CHECKED = "reports/data_check.jsonl"
@@ -63,6 +64,7 @@ def _ignore_line(line: str) -> None:
     return None
 
 
+@seldom_collected()
 def prepare(
     params: Params,
     root: Path,
@@ -128,6 +130,7 @@ def validation_digest(root: Path) -> str:
     return str(artifacts.read_manifest(root / PREPARED)["meta"]["validation"]["digest"])
 
 
+@seldom_collected()
 def check(params: Params, root: Path, docs: Path | None, log: Log) -> None:
     """Log in a few lines what `prepare` would do, without doing it. Write what it would leave out to CHECKED, and
     Data Docs to `docs` if given.

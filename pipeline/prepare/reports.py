@@ -22,6 +22,7 @@ from pipeline.prepare import photos, shards, validation
 from pipeline.prepare.framing import Pixels, centred, elongation, tile
 from pipeline.prepare.ingest import IngestedItem, images_of
 from pipeline.prepare.intake import DATA_DOCS, REPORTS, Inspection, SortedItems
+from pipeline.prepare.sources.captions import FOLDER_NAMES
 from pipeline.prepare.sources.files import listed
 from pipeline.prepare.sources.source import Item, Source
 
@@ -190,10 +191,12 @@ def captions_in_words(items: Iterable[Item], rule: str) -> list[str]:
     own = "the source's own"
     origins: Counter[str] = Counter()
     texts: Counter[str] = Counter()
-    without = []
+    without, foldered = [], []
     for item in items:
         if item.captions:
             origins[item.origin or own] += 1
+            if item.origin == FOLDER_NAMES:
+                foldered.append(item.where)
             texts[item.captions[0]] += 1
         else:
             without.append(item.where)
@@ -203,6 +206,10 @@ def captions_in_words(items: Iterable[Item], rule: str) -> list[str]:
     lines = [f"captions of {total} images: {listed([*counts, f'{len(without)} without'], 12)}"]
     if without and rule != "none":
         lines.append(f"warning: {_images(without)} no caption: {listed(without, 3)}")
+    if rule == "auto" and 0 < len(foldered) < captioned:
+        fix = "data.captions: sidecar or metadata leaves them without"
+        problem = f"{_images(foldered)} no caption but the name of the folder, unlike others"
+        lines.append(f"warning: {problem} ({fix}): {listed(foldered, 3)}")
     text, count = max(texts.items(), key=lambda pair: pair[1], default=("", 0))
     if count >= MANY and count >= NEARLY_ALL * captioned:
         lines.append(f"warning: {count} of {total} images have one caption, {text[:80]!r}")

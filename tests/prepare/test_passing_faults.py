@@ -124,8 +124,10 @@ def test_a_verdict_on_bytes_is_kept(raw, tmp_path) -> None:
     for name in ("000", "010", "020"):
         (raw / f"{name}.png").write_bytes((raw / f"{name}.png").read_bytes()[:100])
     (raw / "030.png").write_bytes(b"")
+    with open(raw / "040.png", "r+b") as file:
+        file.truncate(2**40)
     first = take(Faulty(tmp_path), tmp_path / "cache")
-    assert usable(first) == COUNT - 4 and attempts_in_words(sort_out(first)) == []
+    assert usable(first) == COUNT - 5 and attempts_in_words(sort_out(first)) == []
     again = take(Faulty(tmp_path), tmp_path / "cache", lambda make, tasks: pytest.fail("nothing to do"))
     assert [str(each.problem) for each in again] == [str(each.problem) for each in first]
 

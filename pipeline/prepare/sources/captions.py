@@ -16,12 +16,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from pipeline.errors import BadData
+from pipeline.prepare.photos import suffix_of
 from pipeline.prepare.sources.files import File, Tree, listed, printable
 from pipeline.prepare.sources.metadata import Described, clean_captions, is_metadata
-from pipeline.prepare.sources.sidecars import Sidecars, owners, suffix_of
+from pipeline.prepare.sources.sidecars import Sidecars, owners
 
 Sourced = tuple[tuple[str, ...], str]  # captions, and their origin in words
-NO_ORIGIN = "none"
+NO_ORIGIN, FOLDER_NAMES = "none", "folder names"
 UNREAD = {
     ".cls", ".tag", ".tags", ".prompt", ".text", ".xml", ".yaml", ".yml", ".rtf", ".md", ".doc", ".docx", ".odt",
     ".xls", ".xlsx", ".ods",
@@ -64,7 +65,7 @@ class Captions:
             stem = posixpath.splitext(posixpath.basename(name))[0]
             return clean_captions([_words(printable(stem))], where), "file names"
         if self._rule in {"auto", "folder"} and groups:
-            return clean_captions([_words(_REPEATS.sub("", groups[-1], count=1))], where), "folder names"
+            return clean_captions([_words(_REPEATS.sub("", groups[-1], count=1))], where), FOLDER_NAMES
         return (), NO_ORIGIN
 
     @property

@@ -37,11 +37,12 @@ OTHERS = {
     ".xmp",
 }  # fmt: skip
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar", ".zst"}
+_NO_IMAGES = DOCUMENTS | OTHERS | ARCHIVES
 
 
 def is_document(name: str) -> bool:
     """Whether a file is known, by its name, not to be an image."""
-    return photos.suffix_of(name) in DOCUMENTS | OTHERS | ARCHIVES
+    return photos.suffix_of(name) in _NO_IMAGES
 
 
 def _archives(where: str, documents: Sequence[File]) -> list[BadData]:
@@ -85,7 +86,10 @@ class TreeSource:
         Raises InputMissing if there is none, BadData for a bad metadata file or a damaged archive.
         """
         files = self._tree.files()
-        image_files = [file for file in files if not is_document(file.name)]
+        image_files: list[File] = []
+        documents: list[File] = []
+        for file in files:
+            (documents if is_document(file.name) else image_files).append(file)
         raw_twins = photos.raw_twins(file.name for file in image_files)
         image_files = [file for file in image_files if file.name not in raw_twins]
         if not image_files:
@@ -93,7 +97,6 @@ class TreeSource:
             problem = f"holds no images, but {packed} archives" if packed else "holds no images"
             fix = "write data.source: archive" if packed else "put PNG or JPEG files there"
             raise InputMissing("E-INP-022", self._name, problem, fix)
-        documents = [file for file in files if is_document(file.name)]
         names = [file.name for file in image_files]
         captions = Captions(self._tree, self._name, names, documents, self._rule)
         sound = (file.name for file in image_files if file.flaw is None)

@@ -64,8 +64,11 @@ class LocalTree:
                 yield name
 
     def _file(self, name: str) -> File:
-        path, where = os.path.join(self._folder, name), f"{self._name}/{printable(name)}"
+        path = os.path.join(self._folder, name)
         status = os.lstat(path)
+        if stat.S_ISREG(status.st_mode):
+            return File(name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+        where = f"{self._name}/{printable(name)}"
         if stat.S_ISLNK(status.st_mode):
             target = os.path.realpath(path)
             if not os.path.exists(target) or os.path.islink(target):

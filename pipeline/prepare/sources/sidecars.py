@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence, Set
 from functools import partial
 
 from pipeline.errors import BadData
+from pipeline.prepare.photos import suffix_of
 from pipeline.prepare.sources.files import File, Tree, Unread, printable
 from pipeline.prepare.sources.metadata import clean_captions, texts_of
 from pipeline.prepare.sources.patience import Patience
@@ -17,11 +18,6 @@ from pipeline.prepare.sources.tables import caption_column, column_name, decode_
 SIDECARS = (".txt", ".caption", ".json")
 MAX_SIDECAR = 64 * 1024
 MAX_JSON = 2**20
-
-
-def suffix_of(name: str) -> str:
-    """The suffix of a file's name, in lower case."""
-    return posixpath.splitext(name)[1].lower()
 
 
 def owners(images: Sequence[str], files: Sequence[File]) -> dict[str, list[str]]:

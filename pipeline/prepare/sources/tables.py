@@ -34,7 +34,7 @@ _FIX_JSON = (
     'write a list of {"file_name": "a.png", "text": "a caption"}, or {"a.png": {"caption": "a caption"}}'
 )
 _FIX_COCO = "give it `images` with id and file_name, and `annotations` with image_id and caption"
-_FIX_TABLE = "give it the columns file_name and text"
+_FIX_QUOTES = 'close each quote, and double those inside of a text: "a 5"" nail"'
 Row = Mapping[str, Any]
 Rows = Iterator[tuple[str, Row]]  # where it is, for messages; cells by column
 
@@ -203,7 +203,9 @@ def _separated_rows(content: bytes, where: str) -> Rows:
                 yield at, _cells(header, cells, separator, at)
     except csv.Error as exc:
         at = f"{where} line {lines.line_num}"
-        raise BadData("E-CAP-004", at, f"is not CSV ({exc})", _FIX_TABLE) from None
+        long = "field limit" in str(exc)
+        fix = "shorten it, or close the quote before it" if long else _FIX_QUOTES
+        raise BadData("E-CAP-004", at, f"is not CSV ({exc})", fix) from None
 
 
 def _header(cells: Sequence[str], at: str) -> list[str]:

@@ -166,6 +166,49 @@ def test_an_archive_in_an_archive_is_named(tmp_path) -> None:
         open_bytes(tmp_path, make_zip([("inner.zip", inner)])).listing()
 
 
+PHONE = [("IMG_1.JPG", PNG), ("IMG_1.TXT", b"a dog"), ("IMG_2.Jpeg", png(2)), ("IMG_2.Txt", b"a cat")]
+MAC = [("__MACOSX/._IMG_1.JPG", b"\0\5\26\7"), (".DS_Store", b"x"), ("._IMG_2.Jpeg", b"x")]
+WINDOWS = [
+    ("desktop.ini", b"[x]"),
+    ("Thumbs.db", b"x"),
+    ("clip.MP4", b"x"),
+    ("notes.docx", b"PK"),
+    ("IMG_1.AAE", b"x"),
+]
+SIDE = json.dumps({"caption": "a dog", "url": "x"}).encode()
+PACKED = {  # members, captions by image, what is passed over
+    "of a phone": (PHONE, ("a dog", "a cat"), {}),
+    "of a Mac": (PHONE + MAC, ("a dog", "a cat"), {"__MACOSX": 1, "hidden": 2}),
+    "of Windows": (
+        PHONE + WINDOWS,
+        ("a dog", "a cat"),
+        {".aae": 1, ".docx": 1, ".mp4": 1, "Thumbs.db": 1, "desktop.ini": 1},
+    ),
+    "below a folder": (
+        [(f"my photos/{name}", content) for name, content in PHONE + MAC],
+        ("a dog", "a cat"),
+        {"__MACOSX": 1, "hidden": 2},
+    ),
+    "names with dots": ([("./22.01.v1.png", PNG), ("./22.01.v1.txt", b"a dog")], ("a dog",), {}),
+    "JSON beside images": ([("000.jpg", PNG), ("000.json", SIDE)], ("a dog",), {}),
+    "text and JSON": ([("000.jpg", PNG), ("000.json", SIDE), ("000.txt", b"a red dog")], ("a red dog",), {}),
+    "classes": ([("000.png", PNG), ("000.cls", b"3")], (None,), {".cls": 1}),
+    "two suffixes": ([("0.input.jpg", PNG), ("0.outputs.txt", b"a dog")], (None,), {".txt": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("case", PACKED)
+def test_archives_of_phones_and_shards_keep_every_caption_and_count_the_rest(tmp_path, case, kind) -> None:
+    members, texts, passed_over = PACKED[case]
+    found = open_bytes(tmp_path, make(kind, members)).listing()
+    assert [item.captions for item in found.items] == [(text,) if text else () for text in texts]
+    assert found.passed_over == passed_over and all(item.flaw is None for item in found.items)
+    captions = len(members) - len(found.items) - sum(passed_over.values())
+    assert captions >= sum(text is not None for text in texts)
+    assert bool(found.notes) == (None in texts)  # what looks like captions and is not read is named
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_of_archives_is_one_source(tmp_path, kind) -> None:
     shards = tmp_path / "shards"

@@ -156,6 +156,11 @@ REFUSED = {
     "CSV, an open quote": (
         "metadata.csv", 'file_name,text\n000.png,"a\n001.png,b"\n002.png,c\n', "a quote that is not closed",
     ),
+    "CSV, an open quote in the last line": (
+        "metadata.csv", 'file_name,text\n000.png,a\n001.png,"b\n', "is not CSV .*Fix: close each quote",
+    ),
+    "CSV, a quote inside": ("metadata.csv", 'file_name,text\n000.png,"a 5" nail"\n', "line 2: .* and double those"),
+    "CSV, a long text": ("metadata.csv", "file_name,text\n000.png," + "x" * 10**6, "line 2: .* Fix: shorten it"),
     "no column of names": ("metadata.jsonl", '{"text": "a"}', "E-CAP-004 .* line 1: has no file_name, but text"),
     "rows that name no image": ("metadata.csv", "file_name,text\nx.png,a\ny.png,b\n", "007 .*'x.png', 'y.png'"),
     "kohya, of another folder": ("meta_cap.json", '{"x": {"caption": "a"}}', "E-CAP-007 .*'x'"),
@@ -356,12 +361,16 @@ def test_where_captions_are_from_is_told_with_counts_that_add_up(tmp_path) -> No
     put(tmp_path / "raw", "metadata.jsonl", '{"file_name": "a.png", "prompt": "x"}\n')
     put(tmp_path / "raw", "b.TXT", "y")
     items = listing(tmp_path / "raw").items
-    (line, warning) = captions_in_words(items, "auto")
+    line, warning, foldered = captions_in_words(items, "auto")
     assert line == (
         "captions of 6 images: 2 from folder names, 1 from metadata.jsonl (column prompt), "
         "1 from .txt files, 2 without"
     )
     assert warning == "warning: 2 images have no caption: raw/e.png, raw/f.png"
+    assert foldered == (
+        "warning: 2 images have no caption but the name of the folder, unlike others (data.captions: sidecar or "
+        "metadata leaves them without): raw/cats/c.png, raw/cats/d.png"
+    )
     assert captions_in_words(items, "none") == [line]
     assert sum(Counter(item.origin for item in items).values()) == 6
 
