@@ -28,8 +28,7 @@ from pipeline.evaluation.conditions import SampleCount, plan_samples
 from pipeline.evaluation.evidence import Evidence
 from pipeline.launch import scratch
 from pipeline.registry import pins
-from pipeline.training.context import GPU_MEMORY
-from pipeline.training.records import Record, read_records
+from pipeline.training.records import GPU_MEMORY, Record, read_records
 
 TRAINING = {"pretrain": "models/core", "finetune": "models/finetuned", "refine": "models/refined"}
 UPDATES = (16, 64)  # of a rehearsal, at least and at most

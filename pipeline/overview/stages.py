@@ -23,8 +23,7 @@ from pipeline.launch.endings import Ending, last_ending
 from pipeline.launch.fingerprint import entry_paths, read_stages, stage_identity
 from pipeline.launch.history import MADE_FROM, leaves
 from pipeline.tracking.stage_run import LEASE
-from pipeline.training.film import FILM
-from pipeline.training.records import Record, read_records
+from pipeline.training.records import FILM, Record, read_records
 
 LOCK = "dvc.lock"
 RECENT = 6  # records of progress that a rate is taken over

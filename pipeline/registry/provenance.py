@@ -20,7 +20,7 @@ from pipeline.errors import one_line
 from pipeline.evaluation.verdict import Verdict
 from pipeline.launch import machine
 from pipeline.tracking import runs
-from pipeline.training.film import FILM
+from pipeline.training.records import FILM
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

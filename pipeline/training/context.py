@@ -33,18 +33,17 @@ from pipeline.models.statistics import Statistics
 from pipeline.rng import generator_for, key
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.faults import Faults
-from pipeline.training.film import FILM, frames, sampled_captions, save_film
+from pipeline.training.film import frames, sampled_captions, save_film
 from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Intervals, Progress, Snapshots, failpoint
 from pipeline.training.numerics import numerics, precision
-from pipeline.training.records import notice, read_records
+from pipeline.training.records import FILM, GPU_MEMORY, notice, read_records
 from pipeline.training.reports import COLUMNS, GRID, SAMPLES, save_grid, save_kernels, write_curves
 from pipeline.training.schedule import StepSettings
 from pipeline.training.state import TrainState
 from pipeline.training.stop import Stops
 
 S = TypeVar("S", bound=StepSettings)
-GPU_MEMORY = "gpu_memory.json"  # in the run folder: most bytes that the first worker reserved on its GPU
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image, Resampling
     from PIL.ImageFont import FreeTypeFont
 
-FILM = "film.png"  # in the run folder while a stage trains, then in its reports
 CELL = 128  # px of an image
 GAP = 4  # px between images
 MARGIN = 160  # px on the left, for captions

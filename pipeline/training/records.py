@@ -1,4 +1,4 @@
-"""Files of JSON lines in a run folder: progress.jsonl, and notices.jsonl with what a user should know.
+"""Files in a run folder, by name. Of JSON lines: progress.jsonl, and notices.jsonl with what a user should know.
 
 Each line is a record {"nimg", "time", "metrics" or "text", ...}. A damaged line costs itself and is named; it is
 never a traceback. Standard library only.
@@ -17,6 +17,8 @@ from pipeline.errors import one_line
 
 NOTICES = "notices.jsonl"
 STOP = "stop"  # a file in a run folder that asks the run to stop
+FILM = "film.png"  # the film strip, in the run folder while a stage trains, then in its reports
+GPU_MEMORY = "gpu_memory.json"  # in the run folder: most bytes that the first worker reserved on its GPU
 Record = dict[str, Any]
 
 

@@ -34,6 +34,12 @@ def test_help_imports_nothing_heavy() -> None:
     assert names - set(sys.stdlib_module_names) == {"__main__", "pipeline"}
 
 
+def test_a_status_needs_no_torch() -> None:
+    code = "import sys, pipeline.overview.project; print('torch' in sys.modules, 'mlflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
 @pytest.mark.parametrize(
     "command", ["data check", "data show", "preset", "pin", "promote", "generate", "upscale"]
 )
