@@ -144,6 +144,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             write_verdict(folder, digest, baseline=before)
             assert main.run(["promote"]) == 0
             before = Baseline(f"models:/crescendo/{seed + 1}", digest)
+        assert main.run(["generate", "red heart", "--num", "1", "--out", "picture.png"]) == 0
         yield folder
 
 
