@@ -85,17 +85,21 @@ def race(
     stop = forks.CONTEXT.Event()
     arguments = {"log": log, "environment": registry.environment}
     checker = forks.start(look, folder / "observer", name, stop, **arguments)
-    for number in range(rounds):
-        plan = Round.drawn(draw, promoters)
-        for i, checkout in enumerate(checkouts):
-            make_project(checkout, 1000 * seed + 100 * number + i % plan.models, name, before[1])
-        outcomes = run_round(checkouts, plan, before[0], **arguments)
-        state = forks.call(state_of, folder / "observer", name, **arguments)
-        judge_round(found, f"seed {seed}, round {number}", number, plan, outcomes, state)
-        digest = {each[0]: each[1] for each in state.versions}.get(str(state.champion))
-        before = str(state.champion), Baseline(f"models:/{name}/{state.champion}", str(digest))
-    found.counts["versions"] += len(state.versions)
-    stop.set()
+    try:
+        for number in range(rounds):
+            plan = Round.drawn(draw, promoters)
+            for i, checkout in enumerate(checkouts):
+                make_project(checkout, 1000 * seed + 100 * number + i % plan.models, name, before[1])
+            outcomes = run_round(checkouts, plan, before[0], **arguments)
+            state = forks.call(state_of, folder / "observer", name, **arguments)
+            judge_round(found, f"seed {seed}, round {number}", number, plan, outcomes, state)
+            digest = {each[0]: each[1] for each in state.versions}.get(str(state.champion))
+            if digest is None:  # nobody won, which is among the failures
+                break
+            before = str(state.champion), Baseline(f"models:/{name}/{state.champion}", digest)
+        found.counts["versions"] += len(state.versions)
+    finally:
+        stop.set()
     looks = checker.result()
     found.counts |= Counter({"looks": looks.count, "s of looking": round(looks.seconds)})
     found.failures += [f"seed {seed}, checker: {line}" for line in looks.broken]

@@ -90,7 +90,8 @@ def own_server(folder: Path) -> Iterator[Store]:
         }
         command = [sys.executable, "-m", "mlflow", "server"]
         command += [f"--{name}={value}" for name, value in options.items()]
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        off = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment = {**os.environ, **off}
         server = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True
         )
