@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from benchmarks.chaos import forks
 from benchmarks.chaos.project import make_project, params_of, trusted
 from pipeline.errors import Busy, InputMissing
+from pipeline.processes import signal_on_parent_death
 from pipeline.registry.promote import promote
 from pipeline.tracking import store
 
@@ -93,7 +95,13 @@ def own_server(folder: Path) -> Iterator[Store]:
         off = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         environment = {**os.environ, **off}
         server = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True
+            command,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
+            preexec_fn=end_with_this,
         )
         try:
             _wait_for(f"http://127.0.0.1:{port}/health", server, folder / "server.log")
@@ -101,7 +109,7 @@ def own_server(folder: Path) -> Iterator[Store]:
             yield Store(POSTGRES, f"http://127.0.0.1:{port}", models)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, 15)
+                os.killpg(server.pid, signal.SIGTERM)
             server.wait()
 
 
@@ -130,15 +138,21 @@ def _cluster(folder: Path) -> Iterator[str]:
             ]
             subprocess.run(command, check=True, stdout=log, stderr=log, user=user, cwd="/")
         options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={database}"]
+        command = [programs / "postgres", "-D", place, *options]
         server = subprocess.Popen(
-            [programs / "postgres", "-D", place, *options], stdout=log, stderr=log, user=user, cwd="/"
+            command, stdout=log, stderr=log, user=user, cwd="/", preexec_fn=end_with_this
         )
         try:
             _wait_for_socket(database / ".s.PGSQL.5432", server, folder / "postgres.log")
             yield f"postgresql://mlflow@/postgres?host={database}"
         finally:
-            server.send_signal(2)  # a fast shutdown
+            server.send_signal(signal.SIGINT)  # a fast shutdown
             server.wait()
+
+
+def end_with_this() -> None:
+    """In a server before it starts: let it end with the process that starts it, even where that is killed."""
+    signal_on_parent_death(signal.SIGINT)
 
 
 def _programs() -> Path:
