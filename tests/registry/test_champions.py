@@ -8,7 +8,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.errors import Busy, GateFailed, InputMissing, PipelineError, StorageError
 from pipeline.registry import champions
-from pipeline.registry.journal import DONE, Entry, Move
+from pipeline.registry.journal import DONE, Entry, Move, is_gone, this_process
 from pipeline.registry.package import Registry, Version
 from tests.registry.conftest import write_model, write_verdict
 
@@ -103,10 +103,27 @@ def test_a_champion_that_was_deleted_is_missed_everywhere_and_the_line_says_how_
     assert Registry(root).aliases(NAME)["champion"] == "1"
 
 
-@pytest.mark.parametrize("moves", ["[", '[{"alias": 1}]', "[3]"])
-def test_an_entry_that_somebody_else_wrote_is_named(moves: str) -> None:
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("moves", "["),
+        ("moves", '[{"alias": 1}]'),
+        ("moves", "[3]"),
+        ("moves", '[{"alias": "a", "before": null, "after": 2}]'),
+        ("registered", '{"x": "1"}'),
+        ("registered", '{"version": 7}'),
+        ("registered", "[]"),
+    ],
+)
+def test_an_entry_that_somebody_else_wrote_is_named(tag: str, value: str) -> None:
     with pytest.raises(StorageError, match="E-IO-048 models:/crescendo.journal/7: is no entry"):
-        Entry.of(Version("crescendo.journal", "7", {"crescendo.moves": moves}))
+        Entry.of(Version("crescendo.journal", "7", {f"crescendo.{tag}": value}))
+
+
+@pytest.mark.parametrize("number", ["", "x", "-1", "9" * 30, "\u0661"])
+def test_a_process_with_an_odd_number_is_not_known_to_be_gone(number: str) -> None:
+    machine = this_process().partition("/")[0]
+    assert not is_gone(f"{machine}/{number}")
 
 
 def test_only_a_former_champion_or_one_that_passed_is_rolled_back_to(root: Path) -> None:

@@ -1,10 +1,12 @@
 """Where runs are stored."""
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.errors import ConfigError
 from pipeline.tracking import runs, store
 
 
@@ -21,6 +23,27 @@ def test_the_store_is_a_file_of_the_repository_unless_a_server_is_set(
     assert store.tracking_uri(tmp_path) == "http://host:5000"
     assert store.database_of("http://host:5000") is None
     assert store.public_uri("http://me:pw@host:5000/x") == "http://host:5000/x"
+
+
+def test_an_address_that_is_none_is_refused_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@[")
+    with pytest.raises(
+        ConfigError, match="^E-CFG-063 MLFLOW_TRACKING_URI: is no address. Fix: write one such as"
+    ):
+        store.tracking_uri(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"no database", None])
+def test_a_file_that_is_no_database_is_refused_at_once(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mlflow.db"
+    file.mkdir() if content is None else file.write_bytes(content * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    with pytest.raises(sqlite3.DatabaseError):
+        store.connect(tmp_path)
 
 
 def test_a_store_whose_making_is_killed_is_not_there_and_is_made_by_the_next(
