@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.chaos import results, stores
+from benchmarks.chaos import forks, results, stores
 from benchmarks.chaos.crashes import crash
 from benchmarks.chaos.kills import kill
 from benchmarks.chaos.races import race
@@ -70,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.table:
         print(results.table(results.read(folder / "results.jsonl")))
         return 0
+    for left in folder.glob("process-*"):  # by one that was killed
+        if not artifacts.is_alive(int(left.name.removeprefix("process-"))):
+            shutil.rmtree(left)
     own = folder / f"process-{os.getpid()}"  # others may run beside this one
     try:
         template = stores.rehearse(own)
@@ -94,7 +97,7 @@ def run_on(kind: str, args: argparse.Namespace, folder: Path, template: Path) ->
                     for seed in args.seeds or fresh(folder, campaign, shown, args.batches):
                         failures += run_batch(campaign, seed, registry or template, folder)
     except InputMissing as error:
-        print(f"left out on {kind}: {', '.join(chosen)}: {error}", file=sys.stderr)
+        print(f"left out of {', '.join(chosen)} on {kind}: {error}", file=sys.stderr)
     return failures
 
 
@@ -128,7 +131,10 @@ def run_batch(campaign: str, seed: int, registry: Store | Path, folder: Path) ->
     if isinstance(registry, Path):
         registry = stores.new_sqlite(place / "store", registry)
     started, used = time.monotonic(), _cpu()
-    found = CAMPAIGNS[campaign](seed, place, registry)
+    try:
+        found = CAMPAIGNS[campaign](seed, place, registry)
+    except forks.Failed as error:
+        found = Findings(failures=[f"seed {seed} ended early: {error}"])
     batch = Batch(
         campaign=campaign,
         store=registry.kind,

@@ -84,9 +84,7 @@ def crash(seed: int, folder: Path, store: Store, crashes: int = CRASHES) -> Find
     for i in range(crashes):
         action = ROLLBACK if i % 5 == 4 else PROMOTE
         step = chosen(steps[action], i % 2 == 0, (i + draw.random()) / crashes)
-        if action == PROMOTE:
-            new_model(attack, 1000 * seed + 10 + i, attack.call(state_of))
-        crash_once(attack, action, step, draw)
+        crash_once(attack, action, step, 1000 * seed + 10 + i, draw)
     return attack.found
 
 
@@ -102,13 +100,16 @@ def new_model(attack: Attack, seed: int, champion: State) -> str:
     return make_project(attack.checkout, seed, attack.name, baseline if champion.champion else TEACHER)
 
 
-def crash_once(attack: Attack, action: str, step: int, draw: random.Random) -> None:
-    """One crash, and what follows it."""
+def crash_once(attack: Attack, action: str, step: int, seed: int, draw: random.Random) -> None:
+    """One crash, of the promotion of the model of `seed` or of a rollback, and what follows it."""
     found, where = attack.found, f"{attack.name}, {action}, step {step}"
     before: State = attack.call(state_of)
+    new = new_model(attack, seed, before) if action == PROMOTE else None
     attack.dies(action, step)
     after: State = attack.call(state_of)
     found.require(after.champion is not None, f"{where}: there is no champion")
+    if new is not None:
+        found.require(after.digest in (before.digest, new), f"{where}: the champion is another model")
     found.failures += [f"{where}, before fsck: {line}" for line in after.problems if "champion" in line]
     if draw.random() < 0.5:
         attack.dies(FSCK, draw.randrange(40))
@@ -119,7 +120,7 @@ def crash_once(attack: Attack, action: str, step: int, draw: random.Random) -> N
     if action == PROMOTE:
         attack.call(act, PROMOTE, None)
         again: State = attack.call(tidied)
-        found.require(again.champion != before.champion, f"{where}: promoting again did not promote")
+        found.require(again.digest == new, f"{where}: promoting again did not promote")
         found.failures += [f"{where}, promoted again: {line}" for line in again.problems]
 
 

@@ -36,17 +36,8 @@ def entries() -> list[dict[str, str]]:
     machine = this_process().partition("/")[0]
     moves = ("[", "3", "null", "[3]", "[{}]", '[{"alias": 1, "before": null, "after": 2}]', "{}", "[[]]")
     registered = ("[", "3", "null", "[]", '{"x": 1}', '{"version": 7}', '{"version": null}', '[["version"]]')
-    processes = (
-        "",
-        "x",
-        "/",
-        "a/b/c",
-        f"{machine}/x",
-        f"{machine}/-1",
-        f"{machine}/{10**30}",
-        f"{machine}/",
-        "x" * 400,
-    )
+    numbers = ("x", "-1", str(10**30), "")
+    processes = ("", "x", "/", "a/b/c", "x" * 400, *(f"{machine}/{number}" for number in numbers))
     odd: list[dict[str, str]] = [{STATE: OPEN, PROCESS: process, BEATS: "x"} for process in processes]
     odd += [{STATE: state, MOVES: each} for each in moves for state in (OPEN, "done")]
     odd += [{STATE: state, REGISTERED: each} for each in registered for state in (OPEN, "done")]
