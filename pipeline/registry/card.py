@@ -8,6 +8,7 @@ random order, with seeds from 0. Captions and names are data, and are escaped.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -179,6 +180,10 @@ def as_page(markdown: str, folder: Path, name: str) -> str:
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    body = body.replace("<pre>", '<pre tabindex="0">').replace("</table>", "</table></div>")
+    numbers = itertools.count(1)
+    region = '<div class="scroll small" tabindex="0" role="region" aria-label="Table {}"><table>'
+    body = re.sub("<table>", lambda _: region.format(next(numbers)), body)
     for path in sorted((folder / "samples").glob("*.png")):
         source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
         body = body.replace(f'src="samples/{path.name}"', f'src="{source}"')

