@@ -190,6 +190,14 @@ def _tidy(target: Path) -> None:
             remove(sibling)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the parts of files below `folder` that killed writers left; who calls it holds the folder's lease."""
+    for path in sorted(folder.rglob("*.tmp-*")):
+        match = re.search(r"\.tmp-(\d+)-[0-9a-f]{8}$", path.name)
+        if match and path.is_file() and not is_alive(int(match[1])):
+            remove(path)
+
+
 # --- Reading.
 
 

@@ -190,3 +190,14 @@ JSON = st.recursive(
 @given(JSON.filter(lambda value: "\\ud" not in json.dumps(value)))
 def test_a_digest_survives_a_trip_through_json(value) -> None:
     assert artifacts.digest(json.loads(json.dumps(value))) == artifacts.digest(value)
+
+
+def test_parts_of_files_that_killed_writers_left_are_swept(tmp_path) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", ""])
+    writer.wait()
+    kept = [f"a.json.tmp-{os.getpid()}-0123abcd", f"a.json.tmp-{writer.pid}-x", "a.tmp-b"]
+    (tmp_path / "below").mkdir()
+    for name in (*kept, f"a.json.tmp-{writer.pid}-0123abcd"):
+        (tmp_path / "below" / name).touch()
+    artifacts.sweep(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "below").iterdir()) == sorted(kept)

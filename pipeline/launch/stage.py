@@ -243,6 +243,7 @@ def open_stage(name: str, params: Params, root: Path | None = None) -> Iterator[
     inputs = {path: digest for path, digest in deps.items() if not is_code(path)}
     run_dir = runs_folder(root, profile) / name / fingerprint[:16]
     with artifacts.lease(run_dir / stage_run.LEASE), recorded_ending(run_dir):
+        artifacts.sweep(run_dir)
         fresh = not history.has_begun(run_dir)
         made_from = {**stage_identity(name, code, deps), "files": code_files(code, deps)}
         if line := history.begin(name, run_dir, made_from):
