@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,6 +84,11 @@ def _unescape(escape: str) -> str:
         return _SHORT[escape]
     code = int(escape[1:], 16)
     return chr(code + 0xDC00 if escape[0] == "x" and code >= 0x80 else code)
+
+
+def folded(name: str) -> str:
+    """A name without case, and with each accent in its letter, which a Mac writes as two characters."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def by_name(file: File) -> bytes:

@@ -7,13 +7,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from pipeline.prepare.sources.files import folded
+
 
 def _slashes(name: str) -> str:
     return posixpath.normpath(name.strip().replace("\\", "/"))
 
 
 def _folded(name: str) -> str:
-    return _slashes(name).casefold()
+    return folded(_slashes(name))
 
 
 def _stem(name: str) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 
 from pipeline.errors import BadData
 from pipeline.prepare.photos import suffix_of
-from pipeline.prepare.sources.files import File, Tree, Unread, printable
+from pipeline.prepare.sources.files import File, Tree, Unread, folded, printable
 from pipeline.prepare.sources.metadata import clean_captions, texts_of
 from pipeline.prepare.sources.patience import Patience
 from pipeline.prepare.sources.tables import caption_column, column_name, decode_text
@@ -22,11 +22,12 @@ MAX_JSON = 2**20
 
 def owners(images: Sequence[str], files: Sequence[File]) -> dict[str, list[str]]:
     """The images that each file lies beside, by its name: those with the same name but for the suffix (`a.txt` of
-    `a.png`), or the whole one (`a.png.txt`). Case is ignored where no name is the same without that."""
+    `a.png`), or the whole one (`a.png.txt`). Case and ways to write accents are ignored where no name is the same
+    without that."""
     stems = {file.name: posixpath.splitext(file.name)[0] for file in files}
     exact = _by_key(images, set(stems.values()), str)
-    folded = _by_key(images, {stem.casefold() for stem in stems.values() if stem not in exact}, str.casefold)
-    found = {name: exact.get(stem) or folded.get(stem.casefold(), []) for name, stem in stems.items()}
+    alike = _by_key(images, {folded(stem) for stem in stems.values() if stem not in exact}, folded)
+    found = {name: exact.get(stem) or alike.get(folded(stem), []) for name, stem in stems.items()}
     return {name: images for name, images in found.items() if images}
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import unicodedata
 from collections import Counter
 
 import pyarrow as pa
@@ -373,6 +374,17 @@ def test_where_captions_are_from_is_told_with_counts_that_add_up(tmp_path) -> No
     )
     assert captions_in_words(items, "none") == [line]
     assert sum(Counter(item.origin for item in items).values()) == 6
+
+
+@pytest.mark.parametrize("name", ["Été.txt", "été.caption", "metadata.csv"])
+def test_accents_may_be_written_as_on_a_mac(tmp_path, name) -> None:
+    """There, a file's name has a letter and its accent as two characters."""
+    put(tmp_path / "raw", unicodedata.normalize("NFD", "été.png"), "image")
+    put(
+        tmp_path / "raw", name, "a meadow" if name != "metadata.csv" else "file_name,text\nété.png,a meadow\n"
+    )
+    found = listing(tmp_path / "raw")
+    assert [item.captions for item in found.items] == [("a meadow",)] and found.notes == ()
 
 
 def test_one_caption_for_nearly_all_is_told(tmp_path) -> None:
