@@ -118,7 +118,7 @@ def drawn(client: httpx.Client, seed: int, n: int = 1) -> tuple[str, bytes]:
 
 def deploy(config: dict[str, Any], printed: Path) -> None:
     """What `serve deploy` does."""
-    found = re.search(r"dashboard at\D*(http://[\d.:]+)", printed.read_text())
+    found = re.search(r"dashboard at.*?(http://[\d.:]+)", printed.read_text())
     assert found is not None
     headers = {"Authorization": f"Bearer {RAY_TOKEN}"}
     httpx.put(f"{found[1]}/api/serve/applications/", json=config, headers=headers).raise_for_status()
