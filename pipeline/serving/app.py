@@ -208,7 +208,7 @@ def _facts(service: Service) -> APIRouter:
         """The model that is served."""
         return schemas.ModelList(data=[schemas.ModelCard(**service.model.card())])
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", responses={404: {"model": schemas.ErrorAnswer}})
     async def model(name: str) -> schemas.ModelCard:
         """The model that is served, whatever the name."""
         return schemas.ModelCard(**service.model.card())

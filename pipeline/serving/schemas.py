@@ -71,7 +71,7 @@ class ImageAnswer(BaseModel):
     created: int
     data: list[ServedImage]
     model: str
-    version: str | None
+    version: str | None = None
     digest: str
     size: str
     steps: int
@@ -112,7 +112,7 @@ class Readiness(BaseModel):
 
     status: Literal["ready"] = "ready"
     model: str
-    version: str | None
+    version: str | None = None
     digest: str
     refused: dict[str, str] | None = None
     registry: str = "reachable"

@@ -121,7 +121,9 @@ def deploy(config: dict[str, Any], printed: Path) -> None:
     found = re.search(r"dashboard at.*?(http://[\d.:]+)", printed.read_text())
     assert found is not None
     headers = {"Authorization": f"Bearer {RAY_TOKEN}"}
-    httpx.put(f"{found[1]}/api/serve/applications/", json=config, headers=headers).raise_for_status()
+    httpx.put(
+        f"{found[1]}/api/serve/applications/", json=config, headers=headers, timeout=60
+    ).raise_for_status()
 
 
 @pytest.mark.ray
