@@ -19,10 +19,9 @@ from pipeline.launch.session import LOOPBACK, RAY_ENV
 from pipeline.processes import users_of
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-START = (
-    "ray start --block --object-store-memory=80000000 --disable-usage-stats --temp-dir={folder} "
-    "--dashboard-agent-listen-port={port}"
-)
+START = "ray start --block --object-store-memory=80000000 --disable-usage-stats --temp-dir={folder} {ports}"
+# Of a node's agents. A raylet that has to ask for them dies where an agent takes 15 s to start (a busy machine).
+PORTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
 
 
 def free_port() -> int:
@@ -76,7 +75,8 @@ def ray_node(folder: Path, arguments: str, start: Sequence[str] = ()) -> Iterato
     others = ("CRESCENDO_", "MLFLOW_")  # of other tests in this process
     names = (name for name in os.environ.keys() - LOOPBACK.keys() if not name.startswith(others))
     kept = {name: os.environ[name] for name in names}
-    command = START.format(folder=folder, port=free_port())
+    ports = " ".join(f"--{name}-port={free_port()}" for name in PORTS)
+    command = START.format(folder=folder, ports=ports)
     with open(folder / "out", "w") as out:
         node = subprocess.Popen(
             [*start, *command.split(), *arguments.split()],
