@@ -35,8 +35,6 @@ UNREACHABLE_SECONDS = 600.0  # for which a cluster may not answer while a job tr
 READY_SECONDS = 120.0  # for which a cluster that has just started may not take jobs
 # Of requests: no connection, a timeout, an answer of the server that it cannot serve just now.
 UNREACHABLE = (OSError, RuntimeError)
-# A cluster that has just been started takes no job, and says so; it is asked this often, a second apart.
-NOT_YET, SUBMISSIONS = "No available agent", 30
 FAILPOINTS = ("CRESCENDO_FAILPOINT", "CRESCENDO_FAILPOINT_FILE")
 
 
@@ -124,19 +122,12 @@ def _submit(client: Any, root: Path, run_dir: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="crescendo-job-") as package:
         for name in CODE:
             shutil.copytree(root / name, Path(package, name), ignore=shutil.ignore_patterns("__pycache__"))
-        how = {
-            "entrypoint": f"python -m stages.job {shlex.quote(str(run_dir))}",
-            "runtime_env": {"working_dir": package, "env_vars": _job_environment()},
-            "metadata": {"crescendo_run": str(run_dir)},
-        }
-        for attempt in range(SUBMISSIONS):
-            try:
-                return str(client.submit_job(**how))
-            except RuntimeError as error:
-                if NOT_YET not in str(error) or attempt + 1 == SUBMISSIONS:
-                    raise
-            time.sleep(POLL_SECONDS)
-    raise AssertionError("the last attempt returns or raises")
+        job = client.submit_job(
+            entrypoint=f"python -m stages.job {shlex.quote(str(run_dir))}",
+            runtime_env={"working_dir": package, "env_vars": _job_environment()},
+            metadata={"crescendo_run": str(run_dir)},
+        )
+    return str(job)
 
 
 def _job_environment() -> dict[str, str]:

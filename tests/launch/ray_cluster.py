@@ -1,4 +1,4 @@
-"""A Ray cluster of a head and two nodes on this machine."""
+"""A Ray cluster of two nodes on this machine."""
 
 import contextlib
 import os
@@ -12,16 +12,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.launch.session import LOOPBACK, RAY_ENV
-from pipeline.processes import users_of
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-START = "ray start --block --object-store-memory=80000000 --disable-usage-stats --temp-dir={folder} {ports}"
-# Of a node's agents. A raylet that has to ask for them dies where an agent takes 15 s to start (a busy machine).
-PORTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+START = (
+    "ray start --block --object-store-memory=80000000 --disable-usage-stats --temp-dir={folder} "
+    "--dashboard-agent-listen-port={port}"
+)
 
 
 def free_port() -> int:
@@ -30,35 +29,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """url: of the dashboard. spare: folder of the node that may be lost."""
-
-    url: str
-    spare: Path
-
-    def lose_the_spare(self) -> None:
-        """Kill all processes of the spare node."""
-        for pid in users_of(self.spare):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
 @contextlib.contextmanager
-def two_nodes() -> Iterator[Cluster]:
-    """A cluster that asks for this environment's token. Drivers run on its head, all work on two nodes of a core,
-    which do not see the head's folder, where the packages of drivers are."""
+def two_nodes() -> Iterator[str]:
+    """Dashboard URL of a cluster that asks for this environment's token. Drivers run on its head, all work on the
+    other node, which does not see the head's folder, where the packages of drivers are."""
     url, gcs = f"http://127.0.0.1:{(port := free_port())}", free_port()
     head = f"--head --num-cpus=0 --port={gcs} --dashboard-port={port} --ray-client-server-port={free_port()}"
-    worker = f"--address=127.0.0.1:{gcs} --num-cpus=1"
+    worker = f"--address=127.0.0.1:{gcs} --num-cpus=2"
     with contextlib.ExitStack() as stack:
         temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
         home = Path(stack.enter_context(temporary))
         process = stack.enter_context(ray_node(home / "head", head))
         await_refusal(url, process, home / "head/out")
-        for name in ("node", "spare"):
-            stack.enter_context(ray_node(home / name, worker, without(home / "head")))
-        yield Cluster(url, home / "spare")
+        stack.enter_context(ray_node(home / "node", worker, without(home / "head")))
+        yield url
 
 
 def without(hidden: Path) -> list[str]:
@@ -75,8 +59,7 @@ def ray_node(folder: Path, arguments: str, start: Sequence[str] = ()) -> Iterato
     others = ("CRESCENDO_", "MLFLOW_")  # of other tests in this process
     names = (name for name in os.environ.keys() - LOOPBACK.keys() if not name.startswith(others))
     kept = {name: os.environ[name] for name in names}
-    ports = " ".join(f"--{name}-port={free_port()}" for name in PORTS)
-    command = START.format(folder=folder, ports=ports)
+    command = START.format(folder=folder, port=free_port())
     with open(folder / "out", "w") as out:
         node = subprocess.Popen(
             [*start, *command.split(), *arguments.split()],

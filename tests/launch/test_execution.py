@@ -129,6 +129,13 @@ def test_a_dead_daemon_of_ray_is_one_line_and_may_be_continued(tmp_path: Path) -
     assert (tmp_path / "run" / LOGS / "raylet.out").is_file()
 
 
+def test_as_many_of_an_elastic_profile_train_as_can_share_the_shards() -> None:
+    from pipeline.launch.meeting import computing
+
+    assert [computing(4, workers) for workers in (1, 2, 3, 4, 5)] == [1, 2, 2, 4, 4]
+    assert [computing(6, workers) for workers in (4, 5, 6)] == [3, 3, 6]
+
+
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import ray
 
