@@ -72,7 +72,7 @@ class Inputs:
             yield Source(path, self.lock.where(entry), partial(self._pull, path, digest))
 
     def _places(self, path: str, digest: str | None) -> Iterator[tuple[str, Path]]:
-        yield "the commit", self.tree / path
+        yield "the work tree", self.tree / path
         if digest == self.recipe.digest:
             yield "the version", self.recipe.snapshot
         yield "the project", self.root / path
@@ -126,9 +126,11 @@ class Inputs:
         problem = (
             f"the version was made from {str(digest)[:12]}; it is {here}, and in no cache or remote of DVC"
         )
-        fix = f"restore {path}" + (
-            ", or use what the project has with `--data here`" if raw and present.exists() else ""
-        )
+        fix = f"restore {path}"
+        if not raw:
+            fix += ", or run this without --only, which makes it"
+        elif present.exists():
+            fix += ", or use what the project has with `--data here`"
         return InputMissing("E-INP-168", path, problem, fix)
 
 

@@ -111,7 +111,7 @@ def make_plan(root: Path, registry: Registry, version: Version, request: Request
         raise InputMissing(
             "E-INP-169", recipe.uri, problem, "reproduce it without --only, which compares the model"
         )
-    inputs = Inputs(root, tree, recipe, registry, request.own_data, place.folder / "inputs")
+    inputs = Inputs(root, tree, recipe, registry, request.own_data, place.inputs)
     inputs.lock.lay()
     sources = [inputs.find(path, raw=graph.maker(path) is None) for path in graph.brought(stages)]
     sources += list(_pinned(root, tree, stages, place))

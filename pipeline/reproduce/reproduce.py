@@ -15,13 +15,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.errors import STOPPED, StorageError
+from pipeline.errors import STOPPED, Busy, StorageError
 from pipeline.launch import machine, scratch
 from pipeline.launch.fingerprint import digest_path
 from pipeline.launch.history import MADE_FROM
+from pipeline.processes import signal_on_parent_death
 from pipeline.registry import champions
 from pipeline.registry.package import Registry
 from pipeline.reproduce.comparison import Outcome, Output, Report, causes, differing_parts
@@ -85,11 +87,15 @@ def _run(plan: Plan, stage: str) -> float:
     own = {"PYTHONPATH": str(plan.tree), "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     if not plan.environment.new and os.environ.get("PYTHONPATH"):
         own["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
-    own["DVC_STAGE"] = stage  # as under `dvc repro`, a stage stops when its parent dies
     environment = scratch.environment(plan.tree, plan.profile) | own
     command = scratch.command(stage, python)
     process = subprocess.Popen(
-        command, cwd=plan.tree, env=environment, stdout=sys.stderr, start_new_session=True
+        command,
+        cwd=plan.tree,
+        env=environment,
+        stdout=sys.stderr,
+        start_new_session=True,
+        preexec_fn=partial(signal_on_parent_death, signal.SIGTERM),
     )
     try:
         status = process.wait()
@@ -99,10 +105,10 @@ def _run(plan: Plan, stage: str) -> float:
             process.send_signal(signal.SIGTERM)
             process.wait()
         raise
+    problem = f"ends with status {status} in the work tree {plan.tree}; what it said is above"
     if status == STOPPED:
-        raise KeyboardInterrupt
+        raise Busy("E-BUSY-161", stage, problem, "run the same command again, which goes on there")
     if status:
-        problem = f"ends with status {status} in the work tree {plan.tree}; what it said is above"
         fix = "mend that and run it again, which goes on there; `crescendo clean` removes it after a day"
         raise StorageError("E-IO-161", stage, problem, fix)
     return time.monotonic() - began

@@ -41,16 +41,22 @@ class Workplace:
         return self.folder / "version"
 
     @property
+    def inputs(self) -> Path:
+        """Models that are fetched from the registry."""
+        return self.folder / "inputs"
+
+    @property
     def environment(self) -> Path:
         """A virtual environment, if one is made."""
         return self.folder / "environment"
 
     def begin(self) -> None:
-        """Remove what a process left that was killed before stages ran."""
+        """Remove what is fetched again, and what a process left that was killed before stages ran."""
+        shutil.rmtree(self.version, ignore_errors=True)
+        shutil.rmtree(self.inputs, ignore_errors=True)
         if not (self.folder / READY).exists():
             worktree.remove(self.root, self.checkout)
-            for path in (self.checkout, self.version):
-                shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(self.checkout, ignore_errors=True)
 
     def remove(self) -> None:
         """Remove the folder."""

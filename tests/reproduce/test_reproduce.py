@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -100,7 +101,7 @@ def recipe(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recip
         "models:/toy/1", "models/core", digests["models/core"], git(root, "rev-parse", "HEAD"), files,
         made / "models/core", digests, facts, {"prepare": 2.0},
     )  # fmt: skip
-    monkeypatch.setattr("pipeline.reproduce.plan.read_recipe", lambda *_: recipe)
+    monkeypatch.setattr("pipeline.reproduce.plan.read_recipe", lambda *at: at[2].mkdir() or recipe)
     monkeypatch.setattr(reproduce.champions, "resolve", lambda *_: Version("toy", "1"))
     return recipe
 
@@ -231,10 +232,19 @@ def test_stopped_or_killed_it_goes_on_or_is_cleaned(
     if number == signal.SIGTERM:
         assert again(root).identical and not kept.exists()
         return
-    subprocess.run(["pkill", "-f", str(kept)], check=False)
+    wait_for(lambda: not works_in(kept))  # the stage dies with its parent
     for path in (kept, *kept.glob("*")):
         os.utime(path, (0, 0))
     assert [item.kind for item in reproductions(root)] == [REPRODUCTIONS, RECORDS]
+
+
+def works_in(folder: Path) -> list[Path]:
+    """Processes whose working directory is below a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            found += [path] if path.readlink().is_relative_to(folder) else []
+    return found
 
 
 def wait_for(happened: Callable[[], object]) -> None:
