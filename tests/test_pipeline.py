@@ -137,6 +137,19 @@ def test_a_clone_has_everything_and_keeps_it_when_the_source_is_missing(
     assert (folder / "data/prepared/manifest.json").exists()
 
 
+def test_a_version_is_made_again_in_a_clone_with_the_same_bits(checkout: Path, tmp_path: Path) -> None:
+    run(f"git clone -q {checkout} {tmp_path}/clone", checkout)
+    registry = {**PROCESS, "MLFLOW_TRACKING_URI": f"sqlite:///{checkout}/mlflow.db"}
+    command = "crescendo reproduce models:/crescendo/1 --only pretrain --environment here --json"
+    found = json.loads(run(command, tmp_path / "clone", env=registry).stdout)
+    assert found["outcome"] == "identical" and found["inputs"] == {
+        "data/prepared": "DVC's remote, if it has it"
+    }
+    (stage,) = found["stages"]
+    assert [output["path"] for output in stage["outputs"]] == ["models/core"]
+    assert run("git status --porcelain; git worktree list | tail -n +2", tmp_path / "clone").stdout == ""
+
+
 def test_a_change_reruns_what_follows_from_it_and_going_back_computes_nothing(checkout: Path) -> None:
     """In a folder of DVC's own, which is removed afterwards."""
     ran = run("dvc exp run --temp -n slower -S finetune.lr=0.005 2>&1", checkout, env=PROCESS).stdout

@@ -65,7 +65,8 @@ class Inputs:
 
     def _candidates(self, path: str, digest: str | None) -> Iterator[Source]:
         for where, place in self._places(path, digest):
-            if digest is not None and _digest(place) == digest:
+            known = place == self.tree / path if digest is None else _digest(place) == digest
+            if known and place.exists():
                 yield Source(path, where, partial(self._link, path, place))
         entry = self.lock.entry(path)
         if entry is not None and self.lock.may_have(entry):

@@ -62,12 +62,12 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of two stages in git, with raw data that git does not know."""
+    """A project in a sub-folder of a repository, with raw data that git does not know."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     for name in ("TOY", "CRESCENDO_COMPUTE", "GIT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    root = tmp_path / "project"
+    root = tmp_path / "repository/project"
     (root / "stages").mkdir(parents=True)
     (root / "dvc.yaml").write_text(DVC_YAML)
     (root / "params.yaml").write_text(PARAMS.format(1))
@@ -75,7 +75,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "stages/__init__.py").touch()
     for stage in (("prepare", "data/raw", "data/prepared"), ("pretrain", "data/prepared", "models/core")):
         (root / f"stages/{stage[0]}.py").write_text(STAGE.format(stage))
-    git(root, "init", "-q")
+    git(root.parent, "init", "-q")
     git(root, "add", ".")
     git(root, "commit", "-qm", "one")
     (root / "data/raw").mkdir(parents=True)
@@ -115,7 +115,7 @@ def again(root: Path, **request: object) -> Report:
 def traces(root: Path) -> list[str]:
     """All files of the project with their content, but for git's own; and what is left outside."""
     files = [path for path in root.rglob("*") if path.is_file() and ".git" not in path.parts]
-    left = [path.name for path in (root.parent / "tmp").iterdir()]
+    left = [path.name for path in (root.parents[1] / "tmp").iterdir()]
     trees = git(root, "worktree", "list").splitlines()[1:]
     return sorted(f"{path} {path.read_text()}" for path in files) + left + trees
 
@@ -222,7 +222,7 @@ def test_stopped_or_killed_it_goes_on_or_is_cleaned(
         except KeyboardInterrupt:
             os._exit(75)
         os._exit(1)
-    wait_for(lambda: list((tmp_path / "tmp").glob("*/tree/waiting")))
+    wait_for(lambda: list((tmp_path / "tmp").glob("*/tree/project/waiting")))
     with pytest.raises(Busy, match="E-BUSY-001"):
         again(root)
     os.kill(child, number)
