@@ -80,12 +80,12 @@ class Lock:
         found: dict[str, list[str]] = {}
         if not self._stages or not self._config:
             return found
-        with self._opened() as repo:
+        with self._opened() as repo, repo.lock:
             for stage in repo.index.stages:
-                if stage.addressing in stages:
-                    named = [name for entries in stage.status().values() for name in _changed(entries)]
-                    if named:
-                        found[stage.addressing] = named
+                name = str(getattr(stage, "name", ""))  # of those of dvc.yaml
+                if name in stages:
+                    changed = [path for entries in stage.status().values() for path in _changed(entries)]
+                    found |= {name: changed} if changed else {}
         return found
 
     def lay(self) -> None:
@@ -127,7 +127,7 @@ def _config_of(root: Path) -> dict[str, Any]:
             remotes = {name: _plain(remote) for name, remote in repo.config["remote"].items()}
             default = repo.config["core"].get("remote")
             core = {"remote": default} if default else {}
-            return {"cache": {"dir": repo.cache.local.path}, "remote": remotes, "core": core}
+            return {"cache": {"dir": repo.cache.local_cache_dir}, "remote": remotes, "core": core}
     except DvcException:
         return {}
 

@@ -89,9 +89,9 @@ class Plan:
             where = f" on {device}" if device else ""
             yield f"{stage:12} {', '.join(self.graph.compared(stage))}: {took}{where}"
         total = sum(seconds for seconds in known if seconds is not None)
-        yield f"in all       {total:.0f} s then" + (
-            ", and an environment to download" if self.environment.new else ""
-        )
+        more = ", and what is not known" if None in known else ""
+        download = ", and an environment to download" if self.environment.new else ""
+        yield f"in all       {total:.0f} s then{more}{download}"
 
 
 def make_plan(root: Path, registry: Registry, version: Version, request: Request, place: Workplace) -> Plan:
@@ -121,7 +121,11 @@ def make_plan(root: Path, registry: Registry, version: Version, request: Request
 
 def _require_this_machine(tree: Path, profile: str) -> None:
     path = tree / f"infra/compute/{profile}.yaml"
-    if path.is_file() and (read_yaml(path) or {}).get("address"):
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml"))) or "none"
+        problem = f"the version has no compute profile {profile!r}"
+        raise ConfigError("E-CFG-163", PROFILE_VARIABLE, problem, f"choose one of: {known}")
+    if (read_yaml(path) or {}).get("address"):
         problem = (
             f"compute profile {profile} trains on a cluster, where the data of the project would be replaced"
         )

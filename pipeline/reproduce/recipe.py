@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import BadData, InputMissing
 from pipeline.launch.machine import Facts
+from pipeline.launch.stage import PREPARED
 from pipeline.registry.package import Registry, Version
 from pipeline.registry.packaging import PROJECT
 from pipeline.registry.provenance import LINEAGE
@@ -81,6 +82,8 @@ def _digests(uri: str, lineage: Mapping[str, Any]) -> dict[str, str]:
 
 def _known(lineage: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield lineage["model"]["folder"], lineage["model"]["digest"]
+    if lineage["data"]["digest"]:
+        yield PREPARED, lineage["data"]["digest"]
     for run in [*lineage["stages"], *lineage["evaluation"]]:
         yield from run["inputs"].items()
         yield from run["outputs"].items()

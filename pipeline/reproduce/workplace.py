@@ -75,8 +75,8 @@ def workplace(root: Path, key: str) -> Iterator[Workplace]:
         fix = "have it removed, or set TMPDIR to another folder"
         raise AccessError("E-ACC-160", str(place.folder), "is another user's", fix)
     with artifacts.lease(place.folder / LEASE):
-        place.begin()
         try:
+            place.begin()
             yield place
         except (KeyboardInterrupt, PipelineError, OSError):
             if not (place.folder / READY).exists():

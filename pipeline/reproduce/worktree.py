@@ -16,7 +16,7 @@ NO_HOOKS = ("-c", "core.hooksPath=/dev/null")
 
 
 def require_commit(root: Path, commit: str, uri: str) -> None:
-    """Raise InputMissing unless the repository at `root` has the commit of a version."""
+    """Raise InputMissing unless there is git, and the repository at `root` has the commit of a version."""
     if shutil.which("git") is None:
         raise InputMissing("E-INP-162", "git", "is not on the path", "install it")
     if _git(root, "rev-parse", "--git-dir").returncode:
@@ -53,7 +53,8 @@ def add(root: Path, commit: str, folder: Path, files: Path) -> Path:
 
 def remove(root: Path, folder: Path) -> None:
     """Remove a work tree, if it is there, and what the repository knows of it."""
-    _git(root, "worktree", "remove", "--force", "--force", str(folder))
+    if shutil.which("git") is not None:
+        _git(root, "worktree", "remove", "--force", "--force", str(folder))
 
 
 def records(root: Path) -> list[tuple[Path, Path]]:

@@ -72,6 +72,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "dvc.yaml").write_text(DVC_YAML)
     (root / "params.yaml").write_text(PARAMS.format(1))
     (root / ".gitignore").write_text("data\nmodels\n")
+    (root / "infra/compute").mkdir(parents=True)
+    (root / "infra/compute/local.yaml").write_text("workers: 0\n")
+    (root / "infra/compute/far.yaml").write_text("address: http://head:8265\nstorage: /mnt/x\n")
     (root / "stages/__init__.py").touch()
     for stage in (("prepare", "data/raw", "data/prepared"), ("pretrain", "data/prepared", "models/core")):
         (root / f"stages/{stage[0]}.py").write_text(STAGE.format(stage))
@@ -141,7 +144,7 @@ def test_a_dry_run_says_what_it_takes(root: Path, recipe: Recipe) -> None:
         "input        data/raw: the project",
         "prepare      data/prepared: took 2 s",
         "pretrain     models/core: its time is not known",
-        "in all       2 s then",
+        "in all       2 s then, and what is not known",
     ]
     assert plan.to_json()["stages"][0] == {"stage": "prepare", "outputs": ["data/prepared"], "seconds": 2.0}
     assert traces(root) == before
@@ -177,6 +180,20 @@ def test_changed_data_are_refused_or_named_as_the_cause(root: Path, recipe: Reci
     report = again(root, own_data=True)
     assert report.outcomes[0].stage == "prepare" and report.outcomes[0].differs
     assert report.outcomes[0].causes[0] == ("other data", "data/raw is not what the version was made from")
+
+
+@pytest.mark.parametrize(
+    ("profile", "error"),
+    [("far", "E-CFG-162 .* on a cluster"), ("moon", "E-CFG-163 .*choose one of: far, local")],
+)
+def test_a_profile_of_a_cluster_or_none_is_refused(
+    root: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, profile: str, error: str
+) -> None:
+    before = traces(root)
+    monkeypatch.setenv("CRESCENDO_COMPUTE", profile)
+    with pytest.raises(ConfigError, match=error):
+        again(root)
+    assert traces(root) == before
 
 
 def test_a_commit_that_is_not_here_and_no_repository_are_one_line(
