@@ -78,12 +78,14 @@ def command(made: Mapping[str, Any], version: Version | None) -> list[str]:
     prompts = several if isinstance(several, list) else [made.get("prompt", "")]
     steps = made.get("passes", made.get("steps"))
     words = ["crescendo", *(["upscale", "IMAGE"] if "of" in made else ["generate"])]
-    words += ["--model", str(made.get("model")) if version is None else version.uri]
+    address = made.get("model") if version is None else version.uri
+    words += ["--model", str(address)] if address else []
     words += ["--seed", str(made.get("seed"))] + ([] if steps is None else ["--steps", str(steps)])
     for key in OPTIONS:
         words += [f"--{key}", str(made[key])] if key in made else []
     if "of" in made:
-        return [*words, *([] if made.get("project", True) else ["--no-project"]), f"--prompt={prompts[0]}"]
+        words += [] if made.get("project", True) else ["--no-project"]
+        return [*words, *(f"--prompt={prompt}" for prompt in prompts)]
     size = "x".join(str(made.get(side)) for side in SIZE)
     return [*words, "--size", size, "--num", str(made.get("num", 1)), "--", *map(str, prompts)]
 

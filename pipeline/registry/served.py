@@ -101,7 +101,7 @@ def draw(generator: Generator, prompts: list[Any], params: dict[str, Any]) -> li
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             fix = 'write text; "" for no caption'
-            raise ConfigError("E-CFG-071", "prompt", f"{prompt!r} in row {row} is no text", fix)
+            raise ConfigError("E-CFG-071", "prompt", f"{str(prompt)[:60]} in row {row} is no text", fix)
     n, first = params.get("n", 1), params.get("seed", 0)
     if n < 1 or n * len(prompts) > MAX_IMAGES:
         problem = f"{n} makes {n * len(prompts)} images"

@@ -95,7 +95,7 @@ def test_pictures_that_were_changed_or_say_nothing_are_said_so(
         "of": 3,
         "num": {},
     }
-    for facts in (json.loads(text), hostile):
+    for facts in (json.loads(text), hostile, {"prompts": [], "of": {"made": [1]}}):
         info = PngInfo()
         info.add_text(KEY, json.dumps(facts))
         Image.fromarray(edited).save("edited.png", pnginfo=info)
