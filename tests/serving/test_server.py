@@ -122,8 +122,8 @@ def test_openais_client_draws_and_upscales(address: str, folder: Path) -> None:
     served = [read_png(base64.b64decode(each.b64_json or "")) for each in answer.data or []]
     assert [pixels for _, pixels in served] == [read_png(encode_png(image))[1] for image in expected]
     assert [made and (made["model"], made["prompt"], made["seed"]) for made, _ in served] == [
-        ("tiny", "cat", 4),
-        ("tiny", "cat", 5),
+        (folder.name, "cat", 4),
+        (folder.name, "cat", 5),
     ]
     drawn = client.images.generate(model="dall-e-3", prompt="cat", response_format="url").data
     assert drawn is not None and drawn[0].url is not None
