@@ -25,6 +25,7 @@ from pipeline.reproduce import environment, reproduce, workplace, worktree
 from pipeline.reproduce.comparison import Report
 from pipeline.reproduce.plan import Plan, Request
 from pipeline.reproduce.recipe import Recipe
+from tests.conftest import ROOT
 
 # Copies its input and the seed; `TOY` makes it wait, fail or write something else.
 STAGE = """
@@ -45,6 +46,20 @@ text = source.read_text() if source.is_file() else (source / "x").read_text()
 Path(out, "x").write_text(f"{{text}} {{seed}}" + "!" * (kind == "loud"))
 Path(f"runs/{{stage}}/0").mkdir(parents=True)
 Path("reports/prepare").mkdir(parents=True, exist_ok=True)
+"""
+# `crescendo reproduce` of a recipe that is given as JSON.
+PROGRAM = """
+import json, sys, tempfile
+from pathlib import Path
+from pipeline.errors import run_main
+from pipeline.registry.package import Version
+from pipeline.reproduce import plan, recipe, reproduce
+root, tempfile.tempdir, stored = sys.argv[1:]
+values = json.loads(stored)
+values |= {name: Path(values[name]) for name in ("files", "snapshot")}
+plan.read_recipe = lambda *at: at[2].mkdir() or recipe.Recipe(**values)
+reproduce.champions.resolve = lambda *_: Version("toy", "1")
+run_main(lambda: reproduce.reproduce(Path(root), "models:/toy/1", plan.Request(), print) and 0)
 """
 DVC_YAML = """
 stages:
@@ -230,20 +245,14 @@ def test_a_failing_stage_keeps_the_work_tree_and_the_same_command_goes_on(
 def test_stopped_or_killed_it_goes_on_or_is_cleaned(
     root: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        os.environ["TOY"] = "wait"
-        try:
-            again(root)
-        except KeyboardInterrupt:
-            os._exit(75)
-        os._exit(1)
+    stored = json.dumps(vars(recipe), default=str)
+    command = [sys.executable, "-c", PROGRAM, str(root), tempfile.gettempdir(), stored]
+    child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TOY": "wait"}, stdout=subprocess.DEVNULL)
     wait_for(lambda: list((tmp_path / "tmp").glob("*/tree/project/waiting")))
     with pytest.raises(Busy, match="E-BUSY-001"):
         again(root)
-    os.kill(child, number)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (75 if number == signal.SIGTERM else -9)
+    child.send_signal(number)
+    assert child.wait() == (75 if number == signal.SIGTERM else -9)
     (kept,) = (tmp_path / "tmp").iterdir()
     assert list(json.loads((kept / "seconds.json").read_text())) == ["prepare"]
     if number == signal.SIGTERM:
