@@ -55,9 +55,9 @@ def test_what_cannot_be_deployed_is_one_line(
 
 
 @contextlib.contextmanager
-def serve_run(config: Path, port: int) -> Iterator[httpx.Client]:
-    """`serve run` with a configuration, and a client of it once it is ready. What it prints is beside the
-    configuration."""
+def serve_run(config: Path, port: int) -> Iterator[tuple[httpx.Client, Path]]:
+    """`serve run` with a configuration: a client of it once it is ready, and Ray's folder. What it prints is beside
+    the configuration."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "RAY_"))}
     with contextlib.ExitStack() as stack:
         # Sockets have short paths, and another Ray of this machine is not joined.
@@ -83,7 +83,7 @@ def serve_run(config: Path, port: int) -> Iterator[httpx.Client]:
             printed = config.with_suffix(".out")
             until(lambda: process.poll() is not None or answers(client, "/readyz"), 300, printed)
             assert process.poll() is None, printed.read_text()
-            yield client
+            yield client, Path(folder)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -144,7 +144,7 @@ def test_two_replicas_serve_the_same_pixels_follow_the_alias_and_finish_what_the
     place = root / "serve.json"
     place.write_text(json.dumps(config))
     printed = place.with_suffix(".out")
-    with serve_run(place, port) as client, ThreadPoolExecutor(8) as pool:
+    with serve_run(place, port) as (client, folder), ThreadPoolExecutor(8) as pool:
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 401
         assert {version for version, _ in pool.map(lambda i: drawn(client, i), range(15))} == {"2"}
         Registry(root).set_alias(Registry(root).version("crescendo", "1"), CHAMPION)
@@ -153,9 +153,8 @@ def test_two_replicas_serve_the_same_pixels_follow_the_alias_and_finish_what_the
         for (version, content), image in zip(served, expected, strict=True):
             pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(content)))).permute(2, 0, 1)
             assert version == "1" and torch.equal(pixels, image)
-        made = {client.get("/metrics").text for _ in range(20)}
-        counts = {re.search(r"crescendo_batch_images_sum (\S+)", text)[1] for text in made}
-        assert len(counts) == 2, counts
+        logs = folder.glob("**/replica_crescendo_Replica_*.log")
+        assert sum("POST /v1/images/generations 200" in each.read_text() for each in logs) == 2
         late = [pool.submit(drawn, client, seed, 10) for seed in range(8)]
         time.sleep(0.2)
         replica["num_replicas"] = 1
