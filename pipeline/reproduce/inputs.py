@@ -1,6 +1,6 @@
 """What the stages of a version read and none of them makes: found by digest, and laid into the work tree.
 
-Raw data are those of the commit, or of the project's own folder where these have the digest, else of DVC's
+Raw data are those of the work tree, or of the project's own folder where these have the digest, else of DVC's
 cache or remote. Models and prepared data are found in the version, in the project, its runs, the registry, or
 by DVC. What lies in the project is linked, and never written to.
 """

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.errors import AccessError, PipelineError
+from pipeline.errors import AccessError
 from pipeline.reproduce import worktree
 
 PREFIX = "crescendo-reproduce-"
@@ -78,12 +78,9 @@ def workplace(root: Path, key: str) -> Iterator[Workplace]:
         try:
             place.begin()
             yield place
-        except (KeyboardInterrupt, PipelineError, OSError):
+        except BaseException:
             if not (place.folder / READY).exists():
                 place.remove()
-            raise
-        except BaseException:
-            place.remove()
             raise
         place.remove()
 
