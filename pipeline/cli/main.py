@@ -7,6 +7,7 @@
     crescendo promote [--to ALIAS] [--expect VERSION] [--dry-run] [--allow-candidate]
     crescendo rollback [--to VERSION]
     crescendo history | verify [--all] | fsck
+    crescendo copy MODEL --to URI | sign MODEL --key FILE
     crescendo trace MODEL|FILE.png [--json]
     crescendo reproduce MODEL [--only STAGE] [--dry-run] [--environment here] [--data here] [--json]
     crescendo diff MODEL MODEL [--prompts PROMPT...] [--out diff.html]

@@ -36,6 +36,31 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "that were left, and says what it did. Waits for promotions that are running.",
     )
     fsck.set_defaults(run=_fsck)
+    copy = commands.add_parser(
+        "copy",
+        help="copy a registered model to another store",
+        description="Copies the files of a version byte for byte, verifies them on both sides, and registers them "
+        "at the target with the same tags, and where they come from. A model that is there already stays the "
+        "version that it is. No alias is moved.",
+    )
+    copy.add_argument("model", metavar="MODEL", help="models:/NAME/3 or models:/NAME@ALIAS")
+    copy.add_argument(
+        "--to",
+        required=True,
+        metavar="URI",
+        help="http://HOST:PORT of a server, or sqlite:////FOLDER/mlflow.db",
+    )
+    copy.set_defaults(run=_copy)
+    sign = commands.add_parser(
+        "sign",
+        help="sign a registered model with a key file",
+        description="Signs the files of a version in the format of OpenSSF Model Signing. Where "
+        "CRESCENDO_PUBLIC_KEY names the public key, no registered model is loaded, promoted or copied without such "
+        "a signature.",
+    )
+    sign.add_argument("model", metavar="MODEL", help="models:/NAME/3 or models:/NAME@ALIAS")
+    sign.add_argument("--key", required=True, type=Path, metavar="FILE", help="private key, PEM")
+    sign.set_defaults(run=_sign)
     _add_trace(commands)
     _add_diff(commands)
 
@@ -95,6 +120,20 @@ def _verify(args: argparse.Namespace) -> int:
     from pipeline.registry.repair import verify
 
     verify(find_root(), _name(), args.all)
+    return 0
+
+
+def _copy(args: argparse.Namespace) -> int:
+    from pipeline.registry.copying import copy
+
+    copy(find_root(), args.model, args.to)
+    return 0
+
+
+def _sign(args: argparse.Namespace) -> int:
+    from pipeline.registry.copying import sign_version
+
+    sign_version(find_root(), args.model, args.key)
     return 0
 
 

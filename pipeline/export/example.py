@@ -46,11 +46,16 @@ def encode(folder: Path, facts: dict[str, Any], prompts: Sequence[str], runtime:
     clean = [" ".join(unicodedata.normalize("NFC", prompt).split()) for prompt in prompts]
     known = np.array([bool(prompt) for prompt in clean])
     if "labels" in facts:
+        unknown = sorted({prompt for prompt in clean if prompt} - set(facts["labels"]))
+        if unknown:
+            raise SystemExit(f"not one of the labels in export.json: {unknown[0]!r}")
         pooled = np.zeros((len(clean), facts["dim"]), np.float32)
         for row, prompt in enumerate(clean):
             if prompt:
                 pooled[row, facts["labels"].index(prompt)] = 1
         return [pooled, pooled[:, None].copy(), known[:, None]]
+    if not facts["text"]:
+        raise SystemExit("the text encoder is not part of this folder: see README.md")
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

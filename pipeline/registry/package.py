@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import artifacts
 from pipeline.errors import Busy, ConfigError, InputMissing, PipelineError, StorageError, one_line
-from pipeline.registry import local
+from pipeline.registry import local, signing
 from pipeline.registry.packaging import changed_file, find_snapshot, package_digest, packaged_default
 from pipeline.tracking import store
 
@@ -169,9 +169,12 @@ class Registry:
         """
         return self._verified(self._files(version, folder, copied=True), version)
 
-    def verify(self, version: Version, scratch: Path) -> None:
-        """Check all files of `version`, where they lie if that is on this machine. Raises as `fetch` does."""
-        self._verified(self._files(version, scratch), version)
+    def verify(self, version: Version, scratch: Path, signed: bool = True) -> Path:
+        """Check all files of `version`, where they lie if that is on this machine; their folder. Raises as `fetch`
+        does; without `signed` asks for no signature."""
+        folder = self._files(version, scratch)
+        self._verified(folder, version, signed)
+        return folder
 
     def file(self, version: Version, path: str, scratch: Path) -> Path | None:
         """One file of a version, in place or downloaded into `scratch`; None if it has none of that name."""
@@ -190,7 +193,9 @@ class Registry:
 
             return [str(each.path).rpartition("/")[2] for each in list_artifacts(artifact_uri=uri)]
 
-    def _verified(self, folder: Path, version: Version) -> Path:
+    def _verified(self, folder: Path, version: Version, signed: bool = True) -> Path:
+        if signed:
+            signing.require(folder, version.tags, version.uri)
         snapshot, fix = find_snapshot(folder), "delete that version and promote it again"
         if snapshot is None:
             raise StorageError("E-IO-042", version.uri, "does not hold a snapshot", fix)

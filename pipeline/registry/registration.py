@@ -7,9 +7,11 @@ to, which `fsck` removes.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline import artifacts
 from pipeline.errors import StorageError
@@ -25,6 +27,7 @@ from pipeline.registry.package import (
     Version,
 )
 from pipeline.registry.packaging import (
+    ADDED,
     PROJECT,
     build,
     find_snapshot,
@@ -116,10 +119,49 @@ def register(
         problem = f"does not hold snapshot {digest[:12]} after its upload"
         raise StorageError("E-IO-046", uri, problem, "check the artifact store, then run it again")
     tags = {**tags, PACKAGE_TAG: package_digest(uploaded)}
+    return _number(registry, turn, Uploaded(name, run, model_id, uri), tags)
+
+
+def register_copy(
+    registry: Registry, turn: Turn, name: str, package: Path, tags: Mapping[str, str], scratch: Path
+) -> Version:
+    """Upload `package`, all files of a version of another store, as they are, and register them as a new version
+    with its tags, which hold the digest of the package.
+
+    Raises StorageError if what was uploaded is not that."""
+    clean = scratch / "clean"
+    shutil.copytree(package, clean, ignore=shutil.ignore_patterns(*ADDED, "__pycache__"))
+    client, experiment = registry.connection
+    with registry.failing():
+        key = {"crescendo.kind": "copy", "crescendo.run": tags[PACKAGE_TAG], NAME_TAG: name}
+        run = runs.find_or_create_run(client, experiment, key, "copy")
+        uploaded = Uploaded(name, run, *upload(client, experiment, run, clean, {NAME_TAG: name}))
+        client.set_terminated(run)
+    digest = package_digest(registry.download(uploaded.uri, scratch / "uploaded"))
+    if digest != tags[PACKAGE_TAG]:
+        problem = f"holds files {digest[:12]} after their upload, not {tags[PACKAGE_TAG][:12]}"
+        raise StorageError("E-IO-090", uploaded.uri, problem, "check the artifact store, then run it again")
+    return _number(registry, turn, uploaded, tags)
+
+
+class Uploaded(NamedTuple):
+    """Files in a store that are to become a version of the model `name`."""
+
+    name: str
+    run: str
+    model_id: str
+    uri: str
+
+
+def _number(registry: Registry, turn: Turn, uploaded: Uploaded, tags: Mapping[str, str]) -> Version:
+    """Make uploaded and verified files a version, which can be seen from now on."""
+    name, run, model_id, uri = uploaded
     registry.create_model(name, "Text to image, made by crescendo")
     turn.check()
     with registry.failing():
-        version = client.create_model_version(name, uri, run, tags=tags, model_id=model_id)
+        version = registry.connection[0].create_model_version(
+            name, uri, run, tags=dict(tags), model_id=model_id
+        )
     registered = Version(name, str(version.version), tags, int(version.creation_timestamp))
     turn.note_registered(registered)
     return registered

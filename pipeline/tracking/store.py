@@ -44,6 +44,19 @@ def store_exists(root: Path) -> bool:
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (home_of(root) / STORE).is_file()
 
 
+@contextlib.contextmanager
+def other_store(uri: str) -> Iterator[None]:
+    """Make `uri` the store of this process for the block, models included."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+        os.environ.update(before)
+
+
 def public_uri(uri: str) -> str:
     """`uri` without user name and password, for messages."""
     parts = urlsplit(uri)
