@@ -49,18 +49,16 @@ def meet(shards: int | None, backend: str) -> int:
     A worker of higher rank is not among them. shards: of a batch; None: all workers compute."""
     rank, workers = get_context().get_world_rank(), get_context().get_world_size()
     size = workers if shards is None else computing(shards, workers)
-    if workers == 1:
+    if size == 1:
         return size
-    listener = None
+    listener: socket.socket | None = None
+    address = ("", 0)
     if rank == 0:
         host = get_node_ip_address()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, 0), family=family)
+        listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         address = (host, listener.getsockname()[1])
-    else:
-        address = ("", 0)
     host, port = broadcast_from_rank_zero(address)
-    if size == 1 or rank >= size:
+    if rank >= size:
         return size
     handle = None if listener is None else listener.detach()  # the store closes it
     store = TCPStore(host, port, size, rank == 0, TIMEOUT, master_listen_fd=handle)

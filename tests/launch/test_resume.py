@@ -24,7 +24,8 @@ from tests.conftest import write_prepared
 
 pytestmark = pytest.mark.slow
 
-TWO = ComputeProfile(workers=2, max_failures=2)
+# Two workers, or three where there are cores for them, one of which has no shard to train on.
+ELASTIC = ComputeProfile(workers=(1, 3), max_failures=2)
 WORKERS = {"pretrain": pretrain.pretrain, "finetune": finetune.finetune, "refine": refine.refine}
 
 
@@ -116,7 +117,9 @@ def test_a_killed_run_ends_in_the_same_bytes(
     tmp_path: Path,
 ) -> None:
     config = config_of(stage, tree, root, tmp_path / "run", watch=8)
-    execution.train_under_ray(ray_of_two, stage, Killed(WORKERS[stage], failpoints, tmp_path), config, TWO)
+    execution.train_under_ray(
+        ray_of_two, stage, Killed(WORKERS[stage], failpoints, tmp_path), config, ELASTIC
+    )
     failures.raise_failure(tmp_path / "run")
     assert all((tmp_path / failpoint).exists() for failpoint in failpoints)
     assert digests(tmp_path / "run") == digests(root / stage)
