@@ -16,8 +16,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.config.params import Data, Params
 from pipeline.data.storage import Bucket
-from pipeline.errors import BadData, InputMissing
-from pipeline.prepare import photos, shards, validation
+from pipeline.prepare import gates, shards, validation
 from pipeline.prepare.blocks import Layout
 from pipeline.prepare.buckets import buckets_of, candidate_sizes, in_buckets
 from pipeline.prepare.clusters import join_similar
@@ -44,11 +43,10 @@ from pipeline.prepare.intake import (
     sort_out,
 )
 from pipeline.prepare.reports import findings, problems_of, quarantine, report_rows, thumbnails, write_reports
-from pipeline.prepare.sources.links import OUTSIDE, roots_in_words
 from pipeline.prepare.sources.load import open_source
 from pipeline.prepare.sources.source import Item
-from pipeline.prepare.splits import SPLITS, assign_splits, hardly_judged, shortage
-from pipeline.prepare.validation import CAPTIONS, Report
+from pipeline.prepare.splits import SPLITS, assign_splits
+from pipeline.prepare.validation import CAPTIONS
 from pipeline.processes import seldom_collected
 from pipeline.text.load import load_text_encoder
 
@@ -96,9 +94,9 @@ def prepare(
     write_reports(root, data, metrics, inspection)
     for line in told(inspection, data):
         log(line)
-    gate_items(inspection, data, f"{QUARANTINE}/report.jsonl")
-    gate_report(inspection.report)
-    gate_splits(inspection, data, log)
+    gates.require_items(inspection, data, f"{QUARANTINE}/report.jsonl")
+    gates.require_valid(inspection.report)
+    gates.require_splits(inspection, data, log)
     meta: dict[str, Any] = {}
     with artifacts.commit_directory(root / PREPARED, meta) as folder:
         images, sums = stored_images(ok), stored_sums(ok)
@@ -155,9 +153,9 @@ def check(params: Params, root: Path, docs: Path | None, log: Log) -> None:
     report = root / CHECKED
     report.parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_atomic(report, shards.dump_lines(report_rows(inspection)))
-    gate_items(inspection, data, CHECKED)
-    gate_report(inspection.report)
-    gate_splits(inspection, data, log)
+    gates.require_items(inspection, data, CHECKED)
+    gates.require_valid(inspection.report)
+    gates.require_splits(inspection, data, log)
     log(similar_families(metrics))
     parts = splits_in_words(metrics)
     log(f"prepare would write {parts} at {data.resolution} px, {metrics['captions']} captions")
@@ -236,70 +234,3 @@ def similar_families(metrics: dict[str, Any]) -> str:
     return text + (
         f"; the largest has {found['largest']} ({found['largest_name']})" if found["joined"] else ""
     )
-
-
-def gate_items(inspection: Inspection, data: Data, report: str) -> None:
-    """Raise BadData if a link leads outside, no image is usable, or a larger part than `max_bad_fraction` is not;
-    InputMissing if a plug-in is missing. `report` is the file that lists what is wrong."""
-    items = inspection.items
-    counts = items.counts()
-    bad, total = counts["n_quarantined"], counts["n_in"]
-    _gate_links(inspection, data, report)
-    _gate_plugins(inspection, data)
-    if items.ok and bad <= data.max_bad_fraction * total:
-        return
-    first, fix = "", f"see {report}"
-    if items.quarantined and (problem := items.quarantined[0].problem):
-        alike = sum(
-            each.problem is not None and each.problem.code == problem.code for each in items.quarantined
-        )
-        first = f", {alike} by {problem.code}, such as {problem.where}, which {problem.problem}"
-        fix = f"{problem.fix}; {report} lists all"
-    if not items.ok:
-        raise BadData("E-DAT-002", data.source, f"none of {total} images is usable{first}", fix)
-    problem_text = (
-        f"{bad} of {total} images are unusable, max_bad_fraction is {data.max_bad_fraction:g}{first}"
-    )
-    raise BadData("E-DAT-001", data.source, problem_text, fix)
-
-
-def _gate_links(inspection: Inspection, data: Data, report: str) -> None:
-    """Raise BadData E-DAT-004 if links lead to where they may not: what they hold would be missing in silence."""
-    links = [item for item in inspection.items.quarantined if item.problem and item.problem.code == OUTSIDE]
-    problems = [item.problem for item in links if item.problem]
-    problems += [note for note in inspection.notes if note.code == OUTSIDE]
-    if problems:
-        first, count = problems[0], len(problems) - 1
-        more = f", and {count} more lead outside" if count else ""
-        fix = f"{roots_in_words([item.item.version for item in links]) or first.fix}; {report} lists all"
-        raise BadData("E-DAT-004", data.source, f"{first.where} {first.problem}{more}", fix)
-
-
-def gate_splits(inspection: Inspection, data: Data, log: Log) -> None:
-    """Raise BadData for too few images or families for the later stages; log where a verdict needs more."""
-    missing = shortage(*inspection.split_sizes(captioned=False), data.split.model_dump())
-    if missing:
-        problem, fix = missing
-        doubles = len(inspection.items.duplicates)
-        also = f"; {doubles} more are exact duplicates" if doubles else ""
-        raise BadData("E-DAT-005", data.source, problem + also, fix)
-    if warning := hardly_judged(*inspection.split_sizes(captioned=True)):
-        log(warning)
-
-
-def _gate_plugins(inspection: Inspection, data: Data) -> None:
-    """Raise InputMissing E-INP-069 if images lack a plug-in: what is used must not depend on the machine."""
-    problems = [item.problem for item in inspection.items.quarantined if item.problem]
-    if names := [problem.where for problem in problems if problem.code == photos.NO_PLUGIN]:
-        problem = f"{len(names)} images need the extra photos ({photos.counted(names)}), such as {names[0]}"
-        raise InputMissing("E-INP-069", data.source, problem, f"{photos.INSTALL}, or export them as JPEG")
-
-
-def gate_report(report: Report) -> None:
-    """Raise BadData if a critical expectation failed."""
-    failed = report.failed("critical")
-    if failed:
-        first = failed[0]
-        others = f", and {len(failed) - 1} more expectations failed" if len(failed) > 1 else ""
-        problem = f"{first.failure}{others}"
-        raise BadData("E-DAT-003", PREPARED, problem, f"open {DATA_DOCS}/index.html and repair the data")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.config.params import parse_params
 from pipeline.errors import BadData, InputMissing
-from pipeline.prepare import photos
+from pipeline.prepare import gates, photos
 from pipeline.prepare import prepare as stage
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.images import decode_square
@@ -181,7 +181,7 @@ def test_without_the_plugins_the_extra_is_named(tmp_path, tiny_tree, monkeypatch
     object.__setattr__(inspection, "items", SortedItems(ok=[sound] * 10_000, quarantined=lacking))
     object.__setattr__(inspection, "listing", source.listing())
     with pytest.raises(InputMissing) as gate:
-        stage.gate_items(inspection, parse_params(tiny_tree).data, "report.jsonl")
+        gates.require_items(inspection, parse_params(tiny_tree).data, "report.jsonl")
     line = str(gate.value)
     assert "20 images need the extra photos (10 .jxl, 10 .heic), such as raw/00.jxl" in line
     assert "Fix: pip install 'crescendo[photos]', or export them as JPEG" in line

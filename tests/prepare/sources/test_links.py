@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline.config.params import parse_params
 from pipeline.errors import BadData
+from pipeline.prepare import gates
 from pipeline.prepare import prepare as stage
 from pipeline.prepare.framing import Framing
 from pipeline.prepare.ingest import IngestedItem
@@ -90,7 +91,7 @@ def test_links_outside_stop_the_stage_and_are_named_with_their_cure(root, make) 
     object.__setattr__(inspection, "listing", Listing(items))
     data = parse_params_data(root)
     with pytest.raises(BadData, match="E-DAT-004") as caught:
-        stage.gate_items(inspection, data, "report.jsonl")
+        gates.require_items(inspection, data, "report.jsonl")
     line = str(caught.value)
     assert caught.value.exit_status == 65 and f"{root}/store" in line and "data.link_roots: [" in line
     if make is not file_links:
