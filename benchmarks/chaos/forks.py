@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from pipeline.processes import signal_on_parent_death
 from pipeline.tracking import store
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -105,6 +106,7 @@ def _run(
     function: Callable[..., Any],
     arguments: tuple[object, ...],
 ) -> None:
+    signal_on_parent_death(signal.SIGKILL)
     words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(words, 1)
     os.dup2(words, 2)

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos import forks
@@ -101,7 +102,7 @@ def own_server(folder: Path) -> Iterator[Store]:
             env=environment,
             cwd=folder,
             start_new_session=True,
-            preexec_fn=end_with_this,
+            preexec_fn=partial(signal_on_parent_death, signal.SIGTERM),
         )
         try:
             _wait_for(f"http://127.0.0.1:{port}/health", server, folder / "server.log")
@@ -140,7 +141,12 @@ def _cluster(folder: Path) -> Iterator[str]:
         options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={database}"]
         command = [programs / "postgres", "-D", place, *options]
         server = subprocess.Popen(
-            command, stdout=log, stderr=log, user=user, cwd="/", preexec_fn=end_with_this
+            command,
+            stdout=log,
+            stderr=log,
+            user=user,
+            cwd="/",
+            preexec_fn=partial(signal_on_parent_death, signal.SIGINT),
         )
         try:
             _wait_for_socket(database / ".s.PGSQL.5432", server, folder / "postgres.log")
@@ -148,11 +154,6 @@ def _cluster(folder: Path) -> Iterator[str]:
         finally:
             server.send_signal(signal.SIGINT)  # a fast shutdown
             server.wait()
-
-
-def end_with_this() -> None:
-    """In a server before it starts: let it end with the process that starts it, even where that is killed."""
-    signal_on_parent_death(signal.SIGINT)
 
 
 def _programs() -> Path:

@@ -57,7 +57,7 @@ def test_bad_requests_are_refused_in_one_line_and_one_that_is_not_is_found(
     forks.call(promote_here, checkout, **where)
     some = cases()[::25]
     found = forks.call(refused, checkout, [*some, Case("fine", ("history",), frozenset({66}))], **where)
-    assert [line.split(":")[0] for line in found.failures] == ["fine"]
+    assert [line.split(":")[0] for line in found.failures] == ["fine"], found.failures
     assert found.counts["refused in one line"] == len(some) > 20
 
 
