@@ -85,7 +85,7 @@ class Case:
 
 def cases() -> list[Case]:
     """All requests to a registry that is as it should be."""
-    absent = frozenset({CONFIG, MISSING, STORAGE})  # the last one of a path, which `trace` takes, too
+    absent = frozenset({CONFIG, MISSING})
     found = [
         Case("address", (*reader, each), absent) for reader in READERS for each in (*ADDRESSES, *NOT_THERE)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,11 @@ def trace_picture(root: Path, path: Path, name: str) -> dict[str, Any]:
 
     Raises:
         BadData: it is no PNG file, or is damaged.
-        InputMissing: it does not say how it was made.
+        InputMissing: there is no such file, or it does not say how it was made.
     """
+    if not os.path.isfile(path):
+        fix = "name a PNG file, models:/NAME/3 or models:/NAME@champion"
+        raise InputMissing("E-INP-074", str(path), "is no file, nor an address of the registry", fix)
     try:
         made, pixels = read_png(path.read_bytes())
     except OSError as error:
