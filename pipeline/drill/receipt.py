@@ -14,6 +14,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.drill.scratch import Scratch
 from pipeline.launch.fingerprint import outputs
+from pipeline.launch.session import LOGS
 from pipeline.tracking.relocation import ARTIFACTS
 from pipeline.tracking.store import STORE
 from pipeline.training.records import NOTICES
@@ -138,9 +139,9 @@ def tracked(scratch: Scratch) -> tuple[Counter[Point], list[str]]:
 
 
 def files_below(folder: Path) -> set[str]:
-    """Paths of the files of a scratch project, without links."""
+    """Paths of the files of a scratch project, without links, and the logs that a dead daemon of Ray's leaves."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    inside = (path.relative_to(folder) for path in files if path.name != NOTICES)
+    inside = (path.relative_to(folder) for path in files if path.name != NOTICES and LOGS not in path.parts)
     return {path.as_posix() for path in inside if path.parts[0] not in OWN_NAMES}
 
 
