@@ -63,9 +63,12 @@ ablate: $(VENV)/.stamp
 evaluate-seeds: $(VENV)/.stamp
 	python -m benchmarks.seeds --seeds 3 --write
 
-# Two steps: pip cannot check hashes of an editable install.
+# Several steps: the locked pip first, as that of an old Python refuses the lock file; pip cannot check hashes of an
+# editable install.
 $(VENV)/.locked: requirements.lock
 	$(PYTHON) -m venv $(VENV)
+	awk '/^[^ ]/ { pip = /^pip==/ } pip' requirements.lock | \
+		$(BIN)/python -m pip install --quiet --require-hashes -r /dev/stdin
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	touch $@
 

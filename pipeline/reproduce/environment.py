@@ -4,6 +4,7 @@ requirements.lock, else a new one."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,13 @@ class Environment:
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)])
         quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
-        _run([str(self.python), "-m", "pip", "install", *quiet, "--require-hashes", "-r", str(self.lock)])
+        install = [str(self.python), "-m", "pip", "install", *quiet, "--require-hashes", "-r"]
+        # The locked pip first: that of an old Python refuses locks of packages that others want with extras.
+        if pip := re.search(r"^pip==.*\n(?:[ \t].*\n)*", self.lock.read_text(encoding="utf-8"), re.MULTILINE):
+            alone = folder / "pip.lock"
+            alone.write_text(pip[0], encoding="utf-8")
+            _run([*install, str(alone)])
+        _run([*install, str(self.lock)])
         (folder / MADE).touch()
 
 

@@ -79,7 +79,7 @@ def test_skypilot_s_task_runs_stages_on_the_disk_of_its_profile() -> None:
     jsonschema.validate(task, TASK)
     profile = load_profile(ROOT, task["envs"]["CRESCENDO_COMPUTE"])
     assert profile.storage in task["file_mounts"]
-    assert list(task["resources"]["accelerators"].values()) == [profile.workers]
+    assert list(task["resources"]["accelerators"].values()) == [profile.max_workers]
     assert all((ROOT / f"stages/{name}.py").is_file() for name in task["envs"]["STAGES"].split())
     for script in (task["setup"], task["run"]):
         subprocess.run(["bash", "-n", "-c", script], check=True)
