@@ -27,6 +27,9 @@ os.environ.update(session.LOOPBACK)
 # One thread a process: threads of tiny layers mostly wait for each other, and other tests have the other cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# The first backward pass of a process starts threads for all devices that are known by then, of which torch.export
+# knows more; a process with such threads cannot be forked to train. So it comes before any test.
+torch.ones(1, requires_grad=True).sum().backward()
 # Ray's workers do what tests wait for; niced (15 by default), they would starve on a busy machine.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

@@ -83,7 +83,7 @@ def test_the_model_is_registered_and_draws_images(checkout: Path) -> None:
     assert output.startswith("model: models:/crescendo@" + ("champion" if default else "candidate"))
     folder = run(f"crescendo generate 'red heart' {steps} --out f.png --model models/refined", checkout)
     assert "models/refined" in folder.stdout
-    assert (checkout / "g.png").read_bytes() == (checkout / "f.png").read_bytes()
+    assert Image.open(checkout / "g.png").tobytes() == Image.open(checkout / "f.png").tobytes()
     for size in (8, 16, 32):
         output = run(
             f"crescendo generate 'red heart' --num 1 --resolution {size} --out f.png", checkout

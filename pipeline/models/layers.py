@@ -26,7 +26,7 @@ def unit_rms(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-8) -> Tensor
     norm = torch.linalg.vector_norm(
         x, dim=dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
     )
-    count = math.prod(x.shape[d] for d in ((dim,) if isinstance(dim, int) else dim))
+    count = math.prod([x.shape[d] for d in ((dim,) if isinstance(dim, int) else dim)])
     return x * (math.sqrt(count) / (norm + eps)).to(x.dtype)
 
 
