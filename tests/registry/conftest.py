@@ -12,6 +12,7 @@ from pipeline.evaluation.verdict import Baseline, Outcome, PassVerdict, Rule, Ve
 from pipeline.models.config import Lineage, SamplerSettings
 from pipeline.models.snapshot import save_snapshot
 from pipeline.text.minilm import SHA256 as MINILM_SHA256
+from pipeline.tracking import store
 from tests.builders import CORE, WIDE_SHELL, build_pyramid, snapshot_config
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,16 @@ def write_verdict(
     default = fewest_passed(verdicts)
     verdict = Verdict("d" * 64, digest, "e" * 64, baseline, True, tuple(verdicts), default)
     artifacts.write_atomic(root / "reports" / "verdict.json", json.dumps(verdict.to_json()))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without models, which takes MLflow seconds to create."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        store.connect(folder)
+    return folder
 
 
 @pytest.fixture

@@ -23,16 +23,6 @@ NAME = "crescendo"
 ADDRESS = f"models:/{NAME}/1"
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without models, which takes MLflow seconds to create."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        store.connect(folder)
-    return folder
-
-
 @pytest.fixture
 def target(root: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of an empty store; the project's own holds a champion."""

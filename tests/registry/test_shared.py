@@ -12,21 +12,10 @@ from pipeline.registry.journal import Journal
 from pipeline.registry.package import Registry
 from pipeline.registry.promote import Request, promote
 from pipeline.registry.repair import fsck, verify
-from pipeline.tracking import store
 from tests.registry.conftest import write_model, write_verdict
 from tests.registry.processes import copy_project, promote_all, promote_and_die
 
 NAME = "crescendo"
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without models, which takes MLflow seconds to create."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        store.connect(folder)
-    return folder
 
 
 @pytest.fixture
