@@ -52,8 +52,8 @@ def normalise(text: str) -> str:
         return " ".join(text.split())
     text = text.translate(_PLAIN_QUOTES)
     kept = (" " if c.isspace() else c for c in text if c.isspace() or c == _JOINER or _is_visible(c))
-    composed = _limit_marks(unicodedata.normalize("NFC", "".join(kept)))
-    return " ".join(_STRAY_JOINER.sub("", composed).split())
+    joined = _STRAY_JOINER.sub("", "".join(kept))
+    return " ".join(_limit_marks(unicodedata.normalize("NFC", joined)).split())
 
 
 def plain_english(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import emoji
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.text import captions
@@ -27,6 +27,7 @@ PIECES = st.sampled_from(
 )
 
 
+@example("A\u200d\u0300")  # a joiner in the way of a composition
 @given(st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join)))
 def test_a_normalised_caption_is_one_clean_line_and_stays_so(text) -> None:
     clean = captions.normalise(text)
