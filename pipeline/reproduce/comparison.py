@@ -105,7 +105,7 @@ class Report:
         """For people."""
         for outcome in self.outcomes:
             then = outcome.seconds_then
-            took = f"{outcome.seconds:.0f} s" + (f", then {then:.0f} s" if then is not None else "")
+            took = f"{outcome.seconds:.0f} s" + (f", the first time {then:.0f} s" if then is not None else "")
             for output in outcome.outputs:
                 yield f"{outcome.stage:12} {output.path} {_compared(output)}  ({took})"
                 yield from (f"{'':12}   {part}" for part in output.parts)

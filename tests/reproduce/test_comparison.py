@@ -68,7 +68,10 @@ def test_a_report_names_the_first_stage_that_differs_for_people_and_programs() -
     )
     report = Report("models:/x/1", "e" * 64, "0" * 40, "this one", {}, [same, unknown])
     assert report.identical and list(report.lines())[-1] == "identical" and report.to_json()["first"] is None
-    assert list(report.lines())[0] == "prepare      data/prepared aaaaaaaaaaaa identical  (3 s, then 4 s)"
+    assert (
+        list(report.lines())[0]
+        == "prepare      data/prepared aaaaaaaaaaaa identical  (3 s, the first time 4 s)"
+    )
     report.outcomes.append(other)
     lines, tree = list(report.lines()), report.to_json()
     assert "cccccccccccc differs from bbbbbbbbbbbb" in lines[2]
