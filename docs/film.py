@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from pipeline.compute import load_profile
 from pipeline.data.dataset import PreparedDataset
 from pipeline.launch.stage import runs_folder
@@ -28,7 +30,11 @@ def main() -> None:
         if run is None:
             sys.exit(f"runs/{stage}: has no run. Fix: run `dvc repro`")
         columns += frames(stage, run, run / "result/reports/samples.png")
-    save_film(Path(sys.argv[1]), columns, *sampled_captions(dataset))
+    path = Path(sys.argv[1])
+    save_film(path, columns, *sampled_captions(dataset))
+    with Image.open(path) as film:  # a third of the size, for git
+        small = film.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
 
 
 if __name__ == "__main__":

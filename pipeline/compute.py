@@ -29,7 +29,7 @@ class ComputeProfile(Section):
     that `precision` and `compile` round differently, as another device does (docs/reliability.md).
 
     workers: processes of a training stage, each of which takes whole shards; 0 trains in the calling process. With
-        [min, max] a run goes on with fewer of them where nodes are lost, and with more once nodes come back.
+        [min, max] a run goes on with fewer of them where nodes are lost.
     max_failures: restarts from the last checkpoint before a stage gives up; -1 = unlimited.
     address: dashboard URL of a Ray cluster (jobs API); null runs on this machine.
     storage: absolute path of a folder that all nodes share; null uses the working tree.

@@ -7,13 +7,14 @@ kill costs a second and not the half minute of a fresh start.
 
 from __future__ import annotations
 
+import math
 import os
 import runpy
 import shutil
 import signal
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from benchmarks.chaos.stores import Store
 from pipeline import artifacts
 from pipeline.config.params import parse_params
 from pipeline.config.strict_yaml import read_yaml
-from pipeline.drill.killing import Attempt, killed, timed
-from pipeline.drill.plan import planned, scaled
-from pipeline.drill.receipt import Receipt, differences
+from pipeline.drill.drill import compare
+from pipeline.drill.killing import Attempt
+from pipeline.drill.plan import scaled
+from pipeline.drill.receipt import Receipt
 from pipeline.drill.scratch import Scratch, make_scratch
 from pipeline.launch import scratch as layout
 from pipeline.launch.worker import WorkerConfig
@@ -137,21 +139,7 @@ def kill(stage: str, seed: int, folder: Path, _: Store) -> Findings:
             assert not end.code, f"{rehearsal.scratch.log}: status {end.code}"
 
     forks.warm_up(rehearse, folder / "log", {})
-    timing = timed(quiet)
-    seconds = killed(noisy, planned(stage, KILLS, seed, timing.records), timing, 1e6, lambda line: None)
-    receipt = Receipt(
-        stage=stage,
-        profile=PROFILE,
-        seed=seed,
-        images=timing.records[-1],
-        asked=KILLS,
-        kills=[asdict(blow) for blow in noisy.blows],
-        quiet_seconds=timing.total,
-        start_seconds=timing.start,
-        killed_seconds=seconds,
-        leftover_processes=quiet.remaining() + noisy.remaining(),
-        **differences(quiet.scratch, noisy.scratch),
-    )
+    receipt = compare(quiet, noisy, KILLS, seed, math.inf, lambda line: None)
     return findings(receipt)
 
 

@@ -45,31 +45,42 @@ def drill(
         )
         for attempt in (quiet, noisy):
             make_scratch(attempt.scratch, root, params)
-        try:
-            say(f"{stage} is left alone first; its words are in {quiet.scratch.log}")
-            timing = timed(quiet)
-            plan = planned(stage, kills, seed, timing.records)
-            seconds = killed(noisy, plan, timing, 60 * minutes - timing.total, say)
-        finally:
-            remaining = []
-            for attempt in (quiet, noisy):
-                attempt.end()
-                remaining += attempt.remaining()
-        receipt = Receipt(
-            stage=stage,
-            profile=profile,
-            seed=seed,
-            images=timing.records[-1],
-            asked=kills,
-            kills=[asdict(blow) for blow in noisy.blows],
-            quiet_seconds=timing.total,
-            start_seconds=timing.start,
-            killed_seconds=seconds,
-            leftover_processes=remaining,
-            **differences(quiet.scratch, noisy.scratch),
-        )
+        say(f"{stage} is left alone first; its words are in {quiet.scratch.log}")
+        receipt = compare(quiet, noisy, kills, seed, 60 * minutes, say)
         artifacts.write_atomic(folder / "receipt.json", json.dumps(receipt.to_json(), indent=1) + "\n")
         if receipt.passed:
             for attempt in (quiet, noisy):
                 shutil.rmtree(attempt.scratch.folder)
     return receipt
+
+
+def compare(
+    quiet: Attempt, noisy: Attempt, kills: int, seed: int, seconds: float, say: Callable[[str], None]
+) -> Receipt:
+    """Run a stage twice, left alone and killed `kills` times at moments that `seed` draws, fewer if both would take
+    more than `seconds`. No process is left of either, whatever happens.
+
+    Raises Busy where the stage fails by itself."""
+    scratch = quiet.scratch
+    try:
+        timing = timed(quiet)
+        plan = planned(scratch.stage, kills, seed, timing.records)
+        killed_seconds = killed(noisy, plan, timing, seconds - timing.total, say)
+    finally:
+        remaining = []
+        for attempt in (quiet, noisy):
+            attempt.end()
+            remaining += attempt.remaining()
+    return Receipt(
+        stage=scratch.stage,
+        profile=scratch.profile,
+        seed=seed,
+        images=timing.records[-1],
+        asked=kills,
+        kills=[asdict(blow) for blow in noisy.blows],
+        quiet_seconds=timing.total,
+        start_seconds=timing.start,
+        killed_seconds=killed_seconds,
+        leftover_processes=remaining,
+        **differences(scratch, noisy.scratch),
+    )
