@@ -12,9 +12,10 @@ Float32 = NDArray[np.float32]
 Encoded = tuple[Float32, Float32, NDArray[np.bool_]]
 Halves = tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.bool_]]
 SETTING = "data.text_encoder"
-# Captions that pass through an encoder together, at most, and the multiple that they are filled up to. Kernels
-# round by the shape of their batch, but alike from four captions on: with AVX512, AVX2 and SSE, one thread and two.
-BATCH_SIZE, FILL = 64, 4
+BATCH_SIZE = 64  # captions that pass through an encoder together, at most
+# Kernels round by the shape of their batch, but alike from some 60 tokens on: MKL's for AMD and Intel processors,
+# with AVX512, AVX2 and SSE, on one thread and two. Smaller batches are filled up to this many tokens, and to fours.
+TOKENS, FILL = 128, 4
 
 
 class TextEncoder(Protocol):
@@ -53,6 +54,7 @@ def encode_batches(
     present = [i for i, caption in enumerate(captions) if caption.strip()]
     for start in range(0, len(present), BATCH_SIZE):
         rows = present[start : start + BATCH_SIZE]
-        batch = encode_batch([captions[i] for i in rows] + [""] * (-len(rows) % FILL))
+        size = min(BATCH_SIZE, max(len(rows) + -len(rows) % FILL, TOKENS // max_tokens))
+        batch = encode_batch([captions[i] for i in rows] + [""] * (size - len(rows)))
         pooled[rows], tokens[rows], mask[rows] = (array[: len(rows)] for array in batch)
     return pooled, tokens, mask
