@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 H100, UTILISATION = 989e12, 0.09  # FLOP/s in bfloat16 by the datasheet, and the part that `small` reached
 TWO_CORES = 0.114e12  # FLOP/s, of 57 GFLOP/s a thread
 REFINE_PASSES, REFINE_CORE = 3.8, 7.0
+WORKERS = 8  # among which the state may be sharded
 ON_CPU = ("cpu-demo", "demo-256")
 
 
@@ -37,6 +38,7 @@ class Recipe(NamedTuple):
     memory: (
         float  # GiB, the most of any stage: weights, gradient, optimizer, averages, activations of a shard
     )
+    sharded: float  # the same on each of WORKERS workers with shard_state
     flops: dict[str, float]  # of each stage
 
     @property
@@ -68,15 +70,16 @@ def recipe_of(params: Params) -> Recipe:
         levels.append(plan(shape, px, params.sampling.num_steps, torch.bfloat16))
         px *= 2
     sections = [params.pretrain] + [params.finetune] * (len(levels) - 1)
-    memory = max(
-        level.state + level.activations * section.batch_size // section.shards
+    needs = [
+        (level.state + level.activations * section.batch_size // section.shards, level.sharded)
         for level, section in zip(levels, sections, strict=True)
-    )
+    ]
     core_macs, macs = levels[0].macs[0], levels[-1].macs[-1]
     refined = 2 * (REFINE_PASSES * macs + REFINE_CORE * core_macs)
     call = levels[-1].image / sum(levels[-1].steps)
     return Recipe(
-        memory / 2**30,
+        max(memory for memory, _ in needs) / 2**30,
+        max(memory - sharded * (WORKERS - 1) // WORKERS for memory, sharded in needs) / 2**30,
         {
             "pretrain": params.pretrain.num_images * update_flops(levels[0]),
             "finetune": params.finetune.num_images * sum(map(update_flops, levels[1:])),
@@ -121,7 +124,8 @@ def rows(names: Sequence[str]) -> list[list[str]]:
         recipe = recipe_of(preset_params(name))
         parts = [f"{flops:.1e}" for flops in recipe.flops.values()]
         time = "" if name in ON_CPU else hours(recipe)
-        lines.append([name, f"{recipe.memory:.1f}", *parts, f"{recipe.total:.1e}", time])
+        memory = f"{recipe.memory:.1f}", f"{recipe.sharded:.1f}"
+        lines.append([name, *memory, *parts, f"{recipe.total:.1e}", time])
     return lines
 
 
@@ -132,7 +136,8 @@ def main() -> None:
     parser.add_argument("--presets", choices=known, nargs="*", default=known)
     names = parser.parse_args().presets
     stages = ("pretrain", "finetune", "refine", "evaluate")
-    headers = ("preset", "GiB", *stages, "FLOP", f"H100 hours at {UTILISATION:.0%}, estimated")
+    memory = "GiB", f"sharded over {WORKERS}"
+    headers = ("preset", *memory, *stages, "FLOP", f"H100 hours at {UTILISATION:.0%}, estimated")
     print(table(headers, rows(names)))
     for name in names:
         print(f"\n{name}", *summary(name, recipe_of(preset_params(name))), sep="\n    ")

@@ -119,6 +119,9 @@ class Plan(NamedTuple):
     macs: list[float]  # multiply-adds of one call up to each level, core first
     steps: list[int]  # of an image, at each level
     state: int  # bytes of the stage that trains the finest level: weights, gradient, optimizer, averages
+    sharded: (
+        int  # of these, what `shard_state` of a compute profile spreads over workers: optimizer, averages
+    )
     activations: int  # bytes that its update keeps for the backward pass, at batch 1
     activations_whole: int  # the same without tiles
     trained: float  # fraction of an image that an update passes through the finest level: below 1 with tiles
@@ -183,6 +186,7 @@ def plan(shape: Shape, resolution: int, num_steps: int, dtype: torch.dtype) -> P
         macs,
         steps_at_levels(denoiser, num_steps),
         4 * (total + (3 + len(AVERAGES)) * trained),
+        4 * (2 + len(AVERAGES)) * trained,
         kept[-1],
         kept[0],
         trained_part,

@@ -43,6 +43,8 @@ class ComputeProfile(Section):
     recompute: recompute activations in the backward pass, for less memory and about a third more time.
     cuda_graphs: on a GPU, record the passes of a training step once and replay them; has no effect with recompute.
     compile: on a GPU, torch.compile the denoising losses: takes a minute or two per level, then 1.5 times as fast.
+    shard_state: each worker holds one slice of Adam's moments and of the weight averages instead of all of them,
+        for less memory and half as much traffic again. Has no effect on one worker.
     """
 
     workers: Annotated[tuple[Workers, Workers], BeforeValidator(_as_range)] = (0, 0)
@@ -59,6 +61,7 @@ class ComputeProfile(Section):
     recompute: bool = False
     cuda_graphs: bool = True
     compile: bool = False
+    shard_state: bool = False
 
     @property
     def min_workers(self) -> int:

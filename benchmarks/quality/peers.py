@@ -200,7 +200,7 @@ class Edm2(Peer):
 
     def state(self) -> State:
         learner = self.learner
-        adam = learner.adam.state[learner.weights]
+        adam = learner.moments
         return {
             "weights": learner.weights.detach(),
             "adam": dict(adam),
@@ -211,7 +211,7 @@ class Edm2(Peer):
     def load(self, state: State) -> None:
         learner = self.learner
         learner.weights.data.copy_(state["weights"])
-        learner.adam.state[learner.weights] = state["adam"]
+        learner.moments.update(state["adam"])
         learner.emas, self.nimg = state["emas"], state["nimg"]
 
     def _sample(self, conditions: Conditions, calls: int, seed: int) -> Tensor:

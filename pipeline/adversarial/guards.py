@@ -84,9 +84,9 @@ class Guards:
         return mean_over(away).sqrt() if away else torch.zeros((), device=shown.device)
 
     @torch.no_grad()
-    def measure(self, learner: Learner) -> Tensor:
+    def measure(self, learner: Learner, average: Tensor) -> Tensor:
         """(distance, spread relative to the real images, caption error, or 0) of the averaged student: [3]."""
-        with learner.using(learner.emas["ema"]):
+        with learner.using(average):
             samples = self.samples()
         real, fake = self.pooled_features(self.images), self.pooled_features(samples)
         mean, std = real.mean(dim=0), real.std(dim=0) + 1e-6
@@ -103,8 +103,9 @@ class Guards:
         """Check now; updates state.extra and, on a rollback, the student. Returns metrics."""
         learner = state.learners["generator"]
         measured = torch.zeros(3, dtype=torch.float64, device=learner.weights.device)
+        average = learner.whole(learner.emas["ema"])
         if rank_and_size()[0] == 0:
-            measured.copy_(self.measure(learner))
+            measured.copy_(self.measure(learner, average))
         score, spread, error = broadcast(measured).tolist()
         metrics = {"score": score, "spread": spread, "caption_error": error}
         guard = GuardState.load(state)
@@ -139,9 +140,9 @@ def told_apart(text: Conditioning) -> Tensor:
 def roll_back(state: TrainState) -> None:
     """Return the student and its average to their best state, with a fresh optimizer."""
     learner = state.learners["generator"]
-    learner.weights.data.copy_(state.extra["best"])
+    learner.set_weights(state.extra["best"])
     learner.emas["ema"].copy_(state.extra["best"])
-    for tensor in learner.adam.state[learner.weights].values():
+    for tensor in learner.moments.values():
         tensor.zero_()
 
 

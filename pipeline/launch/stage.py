@@ -91,6 +91,7 @@ class Stage:
             recompute=profile.recompute,
             cuda_graphs=profile.cuda_graphs,
             compile=profile.compile,
+            shard_state=profile.shard_state,
             watch_images=watch_images,
             prepared=self.inputs.get(PREPARED),
             data=data,

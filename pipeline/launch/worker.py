@@ -18,7 +18,8 @@ class WorkerConfig:
     data: where the prepared data are instead, a URL that ends with their digest; cache and cache_gib are those of
     the compute profile for it. run_dir: working state; the finished model and its reports go to run_dir/result.
     init: a pinned model to start from, in place of models/core.
-    precision, recompute, cuda_graphs and compile are those of the compute profile (pipeline/compute.py).
+    precision, recompute, cuda_graphs, compile and shard_state are those of the compute profile
+    (pipeline/compute.py).
     watch_images: training images between snapshots in run_dir/watch, which the result does not depend on; 0: none.
     """
 
@@ -30,6 +31,7 @@ class WorkerConfig:
     recompute: bool = False
     cuda_graphs: bool = True
     compile: bool = False
+    shard_state: bool = False
     watch_images: int = 0
     prepared: str | None = None
     data: str | None = None

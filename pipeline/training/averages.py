@@ -6,7 +6,7 @@ of the training state: a resumed run writes the same bits again. Only rank 0 wri
 named, and narrows the choice.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +38,18 @@ class Averages:
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Store when due."""
-        if rank_and_size()[0] == 0 and state.nimg in self.moments:
-            path, tensors = self.path(state.nimg), {n: t.cpu().clone() for n, t in self.learner.emas.items()}
+        if state.nimg not in self.moments:
+            return
+        whole = self.tracked()
+        if rank_and_size()[0] == 0:
+            path, tensors = self.path(state.nimg), {name: average.cpu() for name, average in whole.items()}
             require_finite(tensors, str(path), "run it again: it continues from the last checkpoint")
             with artifacts.commit_directory(path, {"nimg": state.nimg}) as folder:
                 save_file(tensors, folder / "averages.safetensors")
+
+    def tracked(self) -> dict[str, Tensor]:
+        """The averages as they are now, whole. All workers call it together."""
+        return {name: self.learner.whole(average) for name, average in self.learner.emas.items()}
 
     def mixed(self, std: float) -> Tensor:
         """The average of relative width `std` at the last moment, flat float32 like the learner's weights. Its
@@ -73,14 +80,14 @@ class Averages:
                 notice(self.folder.parent, nimg, text)
         return Averages(self.folder, self.learner, kept)
 
-    def candidates(self) -> Iterator[tuple[float, Tensor]]:
-        """(relative width, average): those tracked, then, if any are stored, other widths in ascending order that
+    def candidates(self, tracked: Mapping[str, Tensor]) -> Iterator[tuple[float, Tensor]]:
+        """(relative width, average): those `tracked`, then, if any are stored, other widths in ascending order that
         are approximated well enough (MAX_RESIDUAL)."""
-        yield from ((float(name), average) for name, average in self.learner.emas.items())
+        yield from ((float(name), average) for name, average in tracked.items())
         usable = self.usable()
         if usable.moments and usable.moments[-1] == self.moments[-1]:
-            tracked = [float(name) for name in self.learner.emas]
+            widths = [float(name) for name in tracked]
             stored, end = usable.profiles(), self.moments[-1]
-            for std in np.geomspace(min(tracked) / 2, min(2 * max(tracked), 0.25), CANDIDATES).tolist():
+            for std in np.geomspace(min(widths) / 2, min(2 * max(widths), 0.25), CANDIDATES).tolist():
                 if mixing_weights(stored, Profile(std, end))[1] <= MAX_RESIDUAL:
                     yield std, usable.mixed(std)

@@ -1,8 +1,9 @@
 """Checkpoints: everything that a run needs to continue, written atomically.
 
 A checkpoint is a folder `nimg-<12 digits>/` with state.safetensors and a manifest, which is written last
-(artifacts.py). Only rank 0 writes, since all workers hold the same state; every worker loads. None is written with
-a value that is not finite, and none is read.
+(artifacts.py). Only rank 0 writes; every worker loads what it holds. The files are the same whether the state is
+sharded or not, so any number of workers can continue. None is written with a value that is not finite, and none is
+read.
 """
 
 import re
@@ -36,16 +37,18 @@ def save(
     shared: Callable[[int], bool] = lambda nimg: False,
     numerics: Mapping[str, str] = {},
 ) -> None:
-    """Commit the state at its `nimg` and remove old checkpoints; a no-op on all workers but the first. The newest
-    one whose nimg is `shared` with longer runs, which may begin there, is kept as well. `numerics`: how the state
-    was computed (numerics.py).
+    """Commit the state at its `nimg` and remove old checkpoints, on the first worker; all call it together. The
+    newest one whose nimg is `shared` with longer runs, which may begin there, is kept as well. `numerics`: how the
+    state was computed (numerics.py).
 
     Raises StorageError, and keeps the checkpoints that there are, where a value is not finite."""
-    if rank_and_size()[0]:
+    first = rank_and_size()[0] == 0
+    whole = {name: tensor for name, tensor in state.whole() if first}
+    if not first:
         return
     path = path_of(folder, state.nimg)
-    require_finite(state.tensors(), str(path), "run it again: it continues from the checkpoint before")
-    tensors = {name: tensor.cpu().clone() for name, tensor in state.tensors().items()}
+    require_finite(whole, str(path), "run it again: it continues from the checkpoint before")
+    tensors = {name: tensor.cpu() for name, tensor in whole.items()}
     with artifacts.commit_directory(path, {"nimg": state.nimg, "numerics": dict(numerics)}) as temporary:
         save_file(tensors, temporary / "state.safetensors")
     stored = sorted(folder.glob("nimg-????????????"))

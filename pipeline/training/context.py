@@ -8,6 +8,7 @@ workers (pipeline/workers) unpack that into the dataclasses used here.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -34,13 +35,14 @@ from pipeline.rng import generator_for, key
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.faults import Faults
 from pipeline.training.film import frames, sampled_captions, save_film
+from pipeline.training.first_averages import first_averages
 from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Intervals, Progress, Snapshots, failpoint
 from pipeline.training.numerics import numerics, precision
 from pipeline.training.records import FILM, GPU_MEMORY, notice, read_records
 from pipeline.training.reports import COLUMNS, GRID, SAMPLES, save_grid, save_kernels, write_curves
 from pipeline.training.schedule import StepSettings
-from pipeline.training.state import TrainState
+from pipeline.training.state import Learner, TrainState
 from pipeline.training.stop import Stops
 
 S = TypeVar("S", bound=StepSettings)
@@ -51,12 +53,13 @@ class ProcessSettings:
     """How one process computes.
 
     precision: float32, bfloat16, or auto (see `precision`). recompute: compute activations again in the backward
-    pass, for less memory. compile: see ComputeProfile. threads: CPU threads of every operation, on which the
-    last bits of sums depend."""
+    pass, for less memory. compile, shard_state: see ComputeProfile. threads: CPU threads of every operation, on
+    which the last bits of sums depend."""
 
     precision: str = "auto"
     recompute: bool = False
     compile: bool = False
+    shard_state: bool = False
     threads: int = 1
 
 
@@ -111,7 +114,7 @@ class TrainContext(Generic[S]):
         self.generate = generate
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision(process.precision, self.device)
-        self.recompute = process.recompute
+        self.recompute, self.shard_state = process.recompute, process.shard_state
         self.numerics = numerics(self.device, self.dtype, process.compile and self.device.type == "cuda")
         torch.set_num_threads(process.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -189,11 +192,17 @@ class TrainContext(Generic[S]):
         path, total = self.folder / "progress.jsonl", growth.count * s.num_images
         return Progress(path, self.intervals.log_images, s.batch_size, total, nimg, growth.start)
 
-    def snapshots(self, write: Callable[[Path], None], growth: GrowthRound | None = None) -> Snapshots:
-        """The averaged model, as `write(folder)` writes it, in watch/ of the run folder, for whoever watches."""
+    def snapshots(
+        self,
+        learners: Sequence[Learner],
+        write: Callable[[Path, list[Tensor]], None],
+        growth: GrowthRound | None = None,
+    ) -> Snapshots:
+        """The model with the first averages of `learners`, as `write(folder, averages)` writes it, in watch/ of the
+        run folder, for whoever watches."""
         interval, batch_size = self.intervals.watch_images, self.settings.batch_size
-        start = growth.start if growth else 0
-        return Snapshots(self.folder / "watch", interval, batch_size, start, write)
+        start, gather = growth.start if growth else 0, partial(first_averages, learners)
+        return Snapshots(self.folder / "watch", interval, batch_size, start, gather, write)
 
     def snapshot_config(
         self,

@@ -1,4 +1,4 @@
-"""What worker processes of a distributed run exchange: shards of the batch, sums and broadcasts.
+"""What worker processes of a distributed run exchange: shards of the batch, sums, broadcasts and slices of vectors.
 
 Everything works in a single process without torch.distributed, too. Sums run over shards in their order, never over
 workers, so that their bits do not depend on the number of workers.
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 2**24  # numbers of a vector that are exchanged at once, which bounds the memory for it
+ALIGNED = 64  # slices begin at its multiples; a CPU may round differently in what then remains of a vector
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -26,10 +27,10 @@ def local_shards(shards: int) -> range:
     return range(rank * shards // size, (rank + 1) * shards // size)
 
 
-def broadcast(tensor: Tensor) -> Tensor:
-    """Broadcast in place from rank 0 and return it."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast(tensor, 0)
+def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
+    """Broadcast in place from the worker of rank `source` and return it."""
+    if dist.is_initialized() and dist.get_world_size() > 1 and tensor.numel():
+        dist.broadcast(tensor, source)
     return tensor
 
 
@@ -72,3 +73,36 @@ def add_in_order(own: Sequence[Tensor]) -> None:
         whole = added.new_empty(size * len(added))
         dist.all_gather_into_tensor(whole, added)
         total[place] = whole[: len(total[place])]
+
+
+class Slices:
+    """How vectors of `length` numbers are laid out over the workers: each holds all of them; or, if they are
+    `sharded`, one slice, of which the last ones may be shorter or empty."""
+
+    def __init__(self, length: int, sharded: bool) -> None:
+        rank, size = rank_and_size() if sharded else (0, 1)
+        step = -(-length // (size * ALIGNED)) * ALIGNED
+        self.length = length
+        self.places = [slice(min(i * step, length), min((i + 1) * step, length)) for i in range(size)]
+        self.own = self.places[rank]
+
+    def exchange_(self, vector: Tensor) -> None:
+        """Give every worker the slices of the others, which have changed theirs. All call it together."""
+        if len(self.places) > 1:
+            for source, place in enumerate(self.places):
+                broadcast(vector[place], source)
+
+    def whole(self, own: Tensor) -> Tensor:
+        """The vector of which `own` is this worker's slice: in the host's memory, where it is sharded; else `own`
+        itself. All workers call it together."""
+        if len(self.places) == 1:
+            return own
+        vector = torch.empty(self.length, dtype=own.dtype)
+        for source, place in enumerate(self.places):
+            for start in range(place.start, place.stop, CHUNK):
+                piece = slice(start, min(start + CHUNK, place.stop))
+                part = own.new_empty(piece.stop - start)
+                if place == self.own:
+                    part.copy_(own[start - place.start :][: len(part)])
+                vector[piece] = broadcast(part, source)
+        return vector

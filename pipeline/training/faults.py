@@ -21,9 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.models.finite import all_finite
 from pipeline.training import checkpoint
-from pipeline.training.distributed import rank_and_size
+from pipeline.training.distributed import rank_and_size, sum_over_shards
 from pipeline.training.records import notice
 from pipeline.training.state import TrainState
 
@@ -59,6 +58,13 @@ def skipped(metrics: Mapping[str, float]) -> bool:
     return not all(math.isfinite(value) for name, value in metrics.items() if "gradient_norm" in name)
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold a value which is not finite, on any worker. All call it together."""
+    found = [(~torch.isfinite(tensor)).any() for tensor in tensors.values()]
+    counts = sum_over_shards([torch.stack(found).float()]).tolist() if found else []
+    return [name for name, count in zip(tensors, counts, strict=True) if count]
+
+
 @dataclass
 class Usual:
     """The usual range of a loss: running mean and mean absolute deviation over some 1 / RATE steps."""
@@ -90,8 +96,8 @@ class Faults:
     """The first hook of a run; the others come after what it does to the state.
 
     checkpoints, notices: folders of the checkpoints, and of notices.jsonl. start: images of the stage before this
-    round, added to the clock where it is named. origin: the learners before the first step, to go back to until
-    there is a checkpoint."""
+    round, added to the clock where it is named. origin: the learners before the first step, as this worker holds
+    them, to go back to until there is a checkpoint."""
 
     checkpoints: Path
     notices: Path
@@ -126,8 +132,7 @@ class Faults:
         self.in_a_row += 1
         state.faults[0] += 1
         reasons = [f"{name} {value:g}" for name, value in metrics.items() if not math.isfinite(value)]
-        tensors = state.learner_tensors().items()
-        reasons += [f"{name} of the state" for name, tensor in tensors if not all_finite(tensor)]
+        reasons += [f"{name} of the state" for name in not_finite(state.learner_tensors())]
         self.say(nimg, f"a step is skipped, {self.in_a_row} in a row ({', '.join(reasons)})")
         if self.in_a_row < IN_A_ROW:
             return False
@@ -146,7 +151,7 @@ class Faults:
             fix = f"lower the learning rate, or look at the batch: {self.batch(nimg)}"
             raise ConfigError("E-CFG-026", f"training at image {self.start + nimg}", problem, fix)
         stored = checkpoint.path_of(self.checkpoints, found) / "state.safetensors"
-        state.restore_learners(load_file(stored) if found >= 0 else self.origin)
+        state.restore_learners(state.parts(load_file(stored)) if found >= 0 else self.origin)
         state.faults[1] += 1
         self.in_a_row = 0
         back = max(found, 0)

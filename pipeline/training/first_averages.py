@@ -7,20 +7,26 @@ from torch import Tensor
 
 from pipeline.models.denoiser import Denoiser, pyramid_levels
 from pipeline.models.snapshot import Snapshot, Weights
+from pipeline.training.distributed import Slices
 from pipeline.training.state import Learner, TrainState
 
 
 def first_average(learner: Learner) -> Tensor:
-    """The weight average of the first width in the settings."""
+    """The weight average of the first width in the settings, or this worker's slice of it."""
     return next(iter(learner.emas.values()))
 
 
+def first_averages(learners: Sequence[Learner]) -> list[Tensor]:
+    """The first weight average of each learner, whole. All workers call it together."""
+    return [learner.whole(first_average(learner)) for learner in learners]
+
+
 @contextmanager
-def first_averages(learners: Sequence[Learner]) -> Iterator[None]:
-    """Lend all levels their first weight average."""
+def lend(learners: Sequence[Learner], averages: Sequence[Tensor]) -> Iterator[None]:
+    """Give each learner an average, whole, inside the block."""
     with ExitStack() as averaged:
-        for learner in learners:
-            averaged.enter_context(learner.using(first_average(learner)))
+        for learner, average in zip(learners, averages, strict=True):
+            averaged.enter_context(learner.using(average))
         yield
 
 
@@ -38,20 +44,30 @@ class EarlyWeights:
         """Fresh extra tensors of the state."""
         return {name: first_average(learner).clone() for name, learner in self.learners.items()}
 
+    def slices(self) -> dict[str, Slices]:
+        """How these are laid out over the workers."""
+        return {name: learner.slices for name, learner in self.learners.items()}
+
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Copy when due."""
         if state.nimg - self.batch_size < self.nimg <= state.nimg:
             for name, learner in self.learners.items():
                 state.extra[name].copy_(first_average(learner))
 
-    def state_dict(self, denoiser: Denoiser, state: TrainState, parent: Snapshot | None) -> Weights | None:
+    def whole(self, state: TrainState) -> dict[str, Tensor]:
+        """The early weights by name, whole. All workers call it together."""
+        return {name: learner.whole(state.extra[name]) for name, learner in self.learners.items()}
+
+    def state_dict(
+        self, denoiser: Denoiser, early_weights: Mapping[str, Tensor], parent: Snapshot | None
+    ) -> Weights | None:
         """State of `denoiser` with the early weights; levels that are not fresh have those of `parent`. None where
         none are kept."""
         if not self.nimg:
             return None
         with ExitStack() as early:
             for name, learner in self.learners.items():
-                early.enter_context(learner.using(state.extra[name]))
+                early.enter_context(learner.using(early_weights[name]))
             weights = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
         if parent is not None and parent.early is not None:
             below = "below." * (len(pyramid_levels(denoiser)) - len(pyramid_levels(parent.early)))

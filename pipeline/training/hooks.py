@@ -77,27 +77,36 @@ class Snapshots:
     """Lays the averaged model out for whoever watches the run, as folders `nimg-<12 digits>/`, every `interval`
     images (0: never) of the clock that begins at `start`.
 
-    The watcher removes what it has seen; without one, the newest KEEP stay. `write(folder)` writes the model and
-    leaves the state as it was. Training does not depend on any of this, and goes on if the disk is full or a weight
-    is not finite."""
+    The watcher removes what it has seen; without one, the newest KEEP stay. `gather()` gives the averages, on all
+    workers together; `write(folder, averages)` writes the model and leaves the state as it was. Training does not
+    depend on any of this, and goes on if the disk is full or a weight is not finite."""
 
     KEEP = 2
 
     def __init__(
-        self, folder: Path, interval: int, batch_size: int, start: int, write: Callable[[Path], None]
+        self,
+        folder: Path,
+        interval: int,
+        batch_size: int,
+        start: int,
+        gather: Callable[[], list[Tensor]],
+        write: Callable[[Path, list[Tensor]], None],
     ) -> None:
         self.folder, self.interval, self.batch_size = folder, interval, batch_size
-        self.start, self.write = start, write
+        self.start, self.gather, self.write = start, gather, write
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Write when due."""
         nimg = self.start + state.nimg
-        if rank_and_size()[0] or not self.interval or not due(nimg, self.interval, self.batch_size):
+        if not self.interval or not due(nimg, self.interval, self.batch_size):
+            return
+        averages = self.gather()
+        if rank_and_size()[0]:
             return
         try:
             path = self.folder / f"nimg-{nimg:012d}"
             with artifacts.commit_directory(path, {"nimg": nimg}, forced=False) as folder:
-                self.write(folder)
+                self.write(folder, averages)
         except (OSError, StorageError) as error:
             print(f"warning: no snapshot at image {nimg}: {error}", file=sys.stderr)
         for old in sorted(self.folder.glob("nimg-????????????"))[: -self.KEEP]:

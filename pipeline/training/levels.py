@@ -6,7 +6,7 @@ below where they keep learning). It wires what other files define: the step (den
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,7 +47,7 @@ from pipeline.training.denoising import (
     in_turn,
 )
 from pipeline.training.distributed import rank_and_size
-from pipeline.training.first_averages import EarlyWeights, first_average, first_averages
+from pipeline.training.first_averages import EarlyWeights, first_averages, lend
 from pipeline.training.fit import Hook
 from pipeline.training.hooks import Every
 from pipeline.training.schedule import moments_of
@@ -193,22 +193,25 @@ class HeldOut:
             return held_out_error(self.levels[i].level, self.parts[i], self.levels[i].noise.draw, self.seed)
 
     @contextmanager
-    def first_averages(self) -> Iterator[dict[str, float]]:
-        """Lend all levels their first weight average; yields the errors by name."""
-        with first_averages(self.learners):
+    def lend(self, averages: Sequence[Tensor]) -> Iterator[dict[str, float]]:
+        """Lend each level a weight average; yields the errors by name."""
+        with lend(self.learners, averages):
             yield {
-                f"held_out_error{level.suffix}": self.error(i, first_average(self.learners[i]))
+                f"held_out_error{level.suffix}": self.error(i, averages[i])
                 for i, level in enumerate(self.levels)
             }
 
     @contextmanager
-    def best_averages(self, averages: Sequence[Averages]) -> Iterator[dict[str, float]]:
+    def best_averages(
+        self, averages: Sequence[Averages], tracked: Sequence[Mapping[str, Tensor]]
+    ) -> Iterator[dict[str, float]]:
         """Lend each level the weight average with the lowest error, coarse first, each around the chosen ones
-        below; yields errors and chosen widths by name."""
+        below; yields errors and chosen widths by name. `tracked`: of each level, those at the end of training."""
         metrics: dict[str, float] = {}
         with ExitStack() as chosen:
             for i, level in enumerate(self.levels):
-                errors = ((self.error(i, average), std, average) for std, average in averages[i].candidates())
+                candidates = averages[i].candidates(tracked[i])
+                errors = ((self.error(i, average), std, average) for std, average in candidates)
                 error, std, best = min(
                     errors, key=lambda each: each[0] if math.isfinite(each[0]) else math.inf
                 )
@@ -236,11 +239,13 @@ def train_levels(
     set_dtype(denoiser, run.dtype)
     set_recompute(denoiser, run.recompute)
     learners = [
-        Learner(level.own().requires_grad_(True), (0.9, 0.99), ema_decays(s.ema_std)) for level in levels
+        Learner(level.own().requires_grad_(True), (0.9, 0.99), ema_decays(s.ema_std), run.shard_state)
+        for level in levels
     ]
     pairs = list(zip(levels, learners, strict=True))
     early = EarlyWeights({lv.suffix: own for lv, own in pairs if lv.fresh}, s.early_images, s.batch_size)
-    state = TrainState({f"net{level.suffix}": learner for level, learner in pairs}, extra=early.tensors())
+    named = {f"net{level.suffix}": learner for level, learner in pairs}
+    state = TrainState(named, extra=early.tensors(), slices=early.slices())
     checkpoint.resume(growth.folder / "checkpoints", state, run.numerics)
     steps = [level.step(run, statistics) for level in levels]
     parts = list(run.parts(run.pick("val", HELD_OUT)))
@@ -249,27 +254,29 @@ def train_levels(
     progress = run.progress(state.nimg, growth)
 
     def log_samples(state: TrainState) -> None:
+        shown = first_averages(learners)
         if rank_and_size()[0]:
             return
-        with held_out.first_averages() as errors:
+        with held_out.lend(shown) as errors:
             progress.write(state.nimg, errors)
             # Other guides may need weights that only the finished model has.
             snapshot = Snapshot(denoiser, build_config(), "")
             settings = replace(snapshot.config.sampling, guide="unconditional")
             run.log_samples(snapshot, growth.start + state.nimg, settings)
 
-    def write_averaged(folder: Path) -> None:
-        with first_averages(learners):
+    def write_averaged(folder: Path, shown: Sequence[Tensor]) -> None:
+        with lend(learners, shown):
             write_snapshot(folder, denoiser, build_config())
 
     moments = moments_of(s.num_images, s.batch_size, s.ema_snapshots)
     averages = [Averages(growth.folder / f"averages{lv.suffix}", own, moments) for lv, own in pairs]
     samples = Every(run.intervals.sample_images, s.batch_size, log_samples)
-    watched = run.snapshots(write_averaged, growth)
+    watched = run.snapshots(learners, write_averaged, growth)
     hooks: list[Hook] = [progress, *averages, early, samples, watched]
     run.train(state, in_turn(steps[::-1]), hooks, growth)
+    tracked, early_weights = [each.tracked() for each in averages], early.whole(state)
     if rank_and_size()[0]:
         return
-    with held_out.best_averages(averages) as metrics:
+    with held_out.best_averages(averages, tracked) as metrics:
         config = replace(build_config(), ema_std=metrics[f"ema_std{levels[-1].suffix}"])
-        export(config, metrics, early.state_dict(denoiser, state, parent))
+        export(config, metrics, early.state_dict(denoiser, early_weights, parent))

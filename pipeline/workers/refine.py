@@ -65,10 +65,10 @@ def refine(config: WorkerConfig) -> None:
     set_recompute(student, run.recompute)
     step = build_step(config, run, parent)
     decays = {"ema": partial(halflife_decay, float(s.ema_halflife_images))}
-    generator = Learner(student, (0.0, 0.99), decays)
-    discriminator = Learner(step.heads, (0.0, 0.99))
+    generator = Learner(student, (0.0, 0.99), decays, run.shard_state)
+    discriminator = Learner(step.heads, (0.0, 0.99), sharded=run.shard_state)
     learners = {"generator": generator, "discriminator": discriminator}
-    state = TrainState(learners, extra=guard_tensors(generator))
+    state = TrainState(learners, extra=guard_tensors(generator), slices={"best": generator.slices})
     checkpoint.resume(run.folder / "checkpoints", state, run.numerics)
     images, text = run.pictures_and_text(run.pick("train", s.check_samples))
     real = run.dataset.pictures(np.array(run.pick("train", REAL)))
@@ -87,19 +87,21 @@ def refine(config: WorkerConfig) -> None:
             progress.write(state.nimg, guards(state))
 
     def log_samples(state: TrainState) -> None:
+        average = generator.whole(generator.emas["ema"])
         if rank_and_size()[0] == 0:
-            with generator.using(generator.emas["ema"]):
+            with generator.using(average):
                 snapshot = Snapshot(student, build_config(run, student, parent), "")
                 run.log_samples(snapshot, state.nimg)
 
-    def write_averaged(folder: Path) -> None:
-        with generator.using(generator.emas["ema"]):
+    def write_averaged(folder: Path, averages: Sequence[Tensor]) -> None:
+        with generator.using(averages[0]):
             write_snapshot(folder, student, build_config(run, student, parent))
 
     samples = Every(s.sample_images, s.batch_size, log_samples)
-    run.train(state, step, [progress, check, samples, run.snapshots(write_averaged)])
+    run.train(state, step, [progress, check, samples, run.snapshots([generator], write_averaged)])
+    best = generator.whole(state.extra["best"])
     if rank_and_size()[0] == 0:
-        with generator.using(state.extra["best"]):
+        with generator.using(best):
             refined = Snapshot(student, build_config(run, student, parent), "")
             export_best(run, refined, config.root / PARENT, GuardState.load(state), distance)
 

@@ -111,12 +111,10 @@ def test_what_is_not_finite_moves_neither_the_generator_nor_who_has_made_it(
     state = TrainState(learners, extra=guard_tensors(generator))
 
     def moved() -> list[str]:
-        before = {name: own.adam.state[own.weights]["step"].clone() for name, own in learners.items()}
+        before = {name: own.moments["step"].clone() for name, own in learners.items()}
         metrics = {name: float(value) for name, value in step(state).items()}
         assert all(torch.isfinite(tensor).all() for tensor in state.tensors().values())
-        names = [
-            name for name, own in learners.items() if own.adam.state[own.weights]["step"] != before[name]
-        ]
+        names = [name for name, own in learners.items() if own.moments["step"] != before[name]]
         assert skipped(metrics) == (names != list(learners))
         return names
 
@@ -158,6 +156,6 @@ def test_where_captions_tell_no_images_apart_there_is_no_caption_error(text: Con
     generator = Learner(step.student, (0.0, 0.99), {"ema": lambda nimg, batch: 0.9})
     real = step.statistics.standardise(images.float())
     guards = Guards(step, real, text, GuardSettings(min_spread=0.0, max_caption_error=1.3))
-    assert guards.measure(generator)[2] == 0
+    assert guards.measure(generator, generator.emas["ema"])[2] == 0
     some = captions(4)._replace(mask=torch.tensor([[True], [True], [False], [False]]).expand(4, 3))
     assert told_apart(some).tolist() == [True, True, False, False]

@@ -79,6 +79,21 @@ def test_prepared_data_go_to_a_store_by_digest_and_workers_are_told_where(
     assert FarFolder(config.data, cache).path("x").read_text() == "1"
 
 
+def test_workers_compute_as_the_profile_says(tmp_path: Path) -> None:
+    how = {
+        "precision": "bfloat16",
+        "recompute": True,
+        "cuda_graphs": False,
+        "compile": True,
+        "shard_state": True,
+    }
+    profile, params = ComputeProfile(**how), load_params(ROOT / "params.yaml")
+    tracker = StageRun(tmp_path, tmp_path / "run")
+    stage = Stage("toy", params, profile, tmp_path, tmp_path / "run", "0", {}, tracker)
+    config = stage.worker_config()
+    assert {name: getattr(config, name) for name in how} == how
+
+
 def test_a_stage_is_stopped_by_the_death_of_its_parent() -> None:
     code = (
         "import subprocess, sys, time, os\n"

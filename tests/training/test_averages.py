@@ -128,11 +128,12 @@ def test_a_mix_is_projected_before_use(averages: Averages) -> None:
 def test_candidates_are_the_tracked_lengths_and_those_that_the_stored_ones_determine(
     averages: Averages,
 ) -> None:
-    stds = [std for std, _ in averages.candidates()]
+    stds = [std for std, _ in averages.candidates(averages.tracked())]
     assert stds[:2] == [0.05, 0.1] and stds[2:] == sorted(stds[2:])
     assert len(stds) == 2 + 9 and stds[2] == pytest.approx(0.025) and stds[-1] == pytest.approx(0.2)
     few = Averages(averages.folder, averages.learner, averages.moments[-1:])
-    assert [round(std, 3) for std, _ in few.candidates()] == [0.05, 0.1, 0.042, 0.055, 0.071, 0.092, 0.119]
+    stds = [round(std, 3) for std, _ in few.candidates(few.tracked())]
+    assert stds == [0.05, 0.1, 0.042, 0.055, 0.071, 0.092, 0.119]
 
 
 def test_a_run_chooses_by_held_out_error_and_a_resumed_one_chooses_the_same_bits(
@@ -190,9 +191,9 @@ def test_a_damaged_moment_is_named_and_the_choice_is_made_from_the_others(
     copy = Averages(tmp_path / "copy", averages.learner, averages.moments)
     file = copy.path(averages.moments[3]) / "averages.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\0\0")
-    stds = [std for std, _ in copy.candidates()]
+    stds = [std for std, _ in copy.candidates(copy.tracked())]
     assert stds[:2] == [0.05, 0.1] and len(stds) > 5
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: E-IO-017 {file}: has ") and "mixed from the others" in line
     shutil.rmtree(copy.path(averages.moments[-1]))  # nothing reaches the end without the last
-    assert [std for std, _ in copy.candidates()] == [0.05, 0.1]
+    assert [std for std, _ in copy.candidates(copy.tracked())] == [0.05, 0.1]

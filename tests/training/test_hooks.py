@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.errors import StorageError
@@ -11,10 +12,10 @@ from pipeline.training.state import TrainState
 
 
 def test_snapshots_follow_the_stages_clock_and_the_newest_stay(tmp_path: Path) -> None:
-    def write(folder: Path) -> None:
-        (folder / "model").write_text("weights")
+    def write(folder: Path, averages: list[Tensor]) -> None:
+        (folder / "model").write_text(str(averages))
 
-    hook = Snapshots(tmp_path, interval=20, batch_size=8, start=48, write=write)
+    hook = Snapshots(tmp_path, interval=20, batch_size=8, start=48, gather=list, write=write)
     for nimg in range(8, 49, 8):
         hook(TrainState({}, nimg), {})
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -36,9 +37,10 @@ def test_snapshots_follow_the_stages_clock_and_the_newest_stay(tmp_path: Path) -
 def test_a_full_disk_or_a_weight_that_is_not_finite_costs_a_snapshot_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, words: str
 ) -> None:
-    def write(folder: Path) -> None:
+    def write(folder: Path, averages: list[Tensor]) -> None:
         raise error
 
-    Snapshots(tmp_path, interval=8, batch_size=8, start=0, write=write)(TrainState({}, 8), {})
+    hook = Snapshots(tmp_path, interval=8, batch_size=8, start=0, gather=list, write=write)
+    hook(TrainState({}, 8), {})
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == f"warning: no snapshot at image 8: {words}\n"

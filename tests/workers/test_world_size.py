@@ -1,7 +1,9 @@
-"""Every stage ends with the same bits on one, two and four workers: sums run over shards, in their order."""
+"""Every stage ends with the same bits on one, two and four workers, whose state is sharded or not: sums run over
+shards, in their order."""
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ import torch.multiprocessing as mp
 from pipeline import artifacts
 from pipeline.config.params import parse_params
 from pipeline.launch.worker import Worker, WorkerConfig
-from pipeline.training.distributed import add_in_order, local_shards, sum_over_shards
+from pipeline.training.distributed import Slices, add_in_order, local_shards, sum_over_shards
+from pipeline.training.records import read_records
 from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
 from pipeline.workers.refine import refine
@@ -36,23 +39,28 @@ def tree(tiny_tree: dict[str, Any]) -> dict[str, Any]:
     return {**tiny_tree, **changed, "shell": shell, "data": {**tiny_tree["data"], "resolution": 32}}
 
 
-def train(stage: str, tree: dict[str, Any], root: Path, workers: int) -> dict[str, str]:
-    """Train in `workers` processes; digests of the state, the model and the curves."""
-    run_dir = root / "runs" / f"{stage}-{workers}"
+def train(
+    stage: str, tree: dict[str, Any], root: Path, workers: int, shard_state: bool = False
+) -> dict[str, Any]:
+    """Train in `workers` processes; digests of the state, the model and the curves, and all metrics."""
+    run_dir = root / "runs" / f"{stage}-{workers}{'-sharded' * shard_state}"
     run_dir.mkdir(parents=True)
-    config = WorkerConfig(parse_params(tree), root, run_dir, precision="float32")
+    config = WorkerConfig(parse_params(tree), root, run_dir, precision="float32", shard_state=shard_state)
     if workers == 1:
         STAGES[stage][0](config)
     else:
         mp.start_processes(work, (stage, config, workers), nprocs=workers, start_method="fork")
     (state,) = run_dir.glob("**/state.safetensors")
     files = [state, run_dir / "result/model/model.safetensors", run_dir / "result/reports/curves.csv"]
-    return {path.name: artifacts.sha256_file(path) for path in files}
+    metrics = [record["metrics"] for record in read_records(run_dir / "progress.jsonl")]
+    return {"metrics": metrics} | {path.name: artifacts.sha256_file(path) for path in files}
 
 
 def work(rank: int, stage: str, config: WorkerConfig, workers: int) -> None:
     dist.init_process_group("gloo", f"file://{config.run_dir}/meet", rank=rank, world_size=workers)
-    STAGES[stage][0](config)
+    with mock.patch("pipeline.training.state.Slices", wraps=Slices) as slices:
+        STAGES[stage][0](config)
+    assert {call.args[1] for call in slices.call_args_list} == {config.shard_state}  # of all learners
     dist.destroy_process_group()
 
 
@@ -68,13 +76,14 @@ def alone(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tup
     return root, found
 
 
+@pytest.mark.parametrize("shard_state", [False, True])
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("stage", STAGES)
-def test_any_number_of_workers_trains_the_same_bits(
-    stage: str, workers: int, tree: dict[str, Any], alone: tuple[Path, dict[str, Any]]
+def test_any_number_of_workers_trains_the_same_bits_with_and_without_a_sharded_state(
+    stage: str, workers: int, shard_state: bool, tree: dict[str, Any], alone: tuple[Path, dict[str, Any]]
 ) -> None:
     root, found = alone
-    assert train(stage, tree, root, workers) == found[stage]
+    assert train(stage, tree, root, workers, shard_state) == found[stage]
 
 
 def test_the_number_of_threads_is_a_parameter_whatever_the_machine(
