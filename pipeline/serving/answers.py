@@ -73,6 +73,8 @@ def _invalid(_: Request, error: Any) -> Response:
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     param = ".".join(place)[:80] or None
     message = f"{param}: {first['msg']}" if param else str(first["msg"])
+    if first["type"] == "model_attributes_type" and not param:
+        message = "the body is no JSON object: send one, with the header Content-Type: application/json"
     return error_response(400, message, str(first["type"]), param)
 
 

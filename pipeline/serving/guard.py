@@ -49,6 +49,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start, status = time.monotonic(), 500
+        if scope["method"] == "HEAD":  # the server leaves the content out
+            scope = {**scope, "method": "GET"}
 
         async def send_on(message: Message) -> None:
             nonlocal status
@@ -78,8 +80,8 @@ class Guard:
             raise Refused(403, "cross_origin", "pages of other origins may not use this service")
         if self._token is None or path in OPEN or path.startswith(OPEN_BELOW):
             return
-        given = headers.get("authorization", "").encode("latin-1", "replace")
-        if not hmac.compare_digest(given, b"Bearer " + self._token):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self._token):
             message = "give the service's token, as OpenAI's clients give an API key"
             raise Refused(401, "invalid_api_key", message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -52,11 +53,11 @@ class Address:
             sock.bind((self.host, self.port))
         except PermissionError as error:
             raise AccessError("E-ACC-002", where, "may not be used", "choose a --port above 1023") from error
-        except OSError as error:
-            if isinstance(error, socket.gaierror) or error.errno == 99:
-                fix = "choose 127.0.0.1, or 0.0.0.0 for all"
-                raise ConfigError("E-CFG-131", where, "is no address of this machine", fix) from error
-            raise Busy("E-BUSY-130", where, "is in use", "choose another --port") from error
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                raise Busy("E-BUSY-130", where, "is in use", "choose another --port") from error
+            fix = "choose 127.0.0.1, or 0.0.0.0 for all"
+            raise ConfigError("E-CFG-131", where, "is no address of this machine", fix) from error
         sock.listen(CONNECTIONS)  # from now on clients wait, and are not refused
         return sock
 

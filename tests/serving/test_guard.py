@@ -33,7 +33,8 @@ def test_requests_need_the_token_where_there_is_one(model: Served) -> None:
             answer = client.get(path, headers=given)
             assert (answer.status_code, error_of(answer)) == (401, "invalid_api_key")
     assert client.post(PATH, json={"prompt": "x"}).status_code == 401
-    assert client.get("/v1/models", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    for scheme in ("Bearer", "bearer"):
+        assert client.get("/v1/models", headers={"Authorization": f"{scheme} {TOKEN}"}).status_code == 200
     for path in ("/", "/page.js", "/page.css", "/healthz", "/readyz"):
         assert client.get(path).status_code == 200
     assert client.get("/healthz", headers={"Host": "generator.example"}).status_code == 200
@@ -50,6 +51,19 @@ def test_pages_of_other_origins_are_refused(client: TestClient) -> None:
         answer = client.post(PATH, json={"prompt": "x"}, headers={"Origin": origin})
         assert (answer.status_code, error_of(answer)) == (403, "cross_origin")
     assert client.post(PATH, json={}, headers={"Origin": "http://127.0.0.1"}).status_code == 400
+
+
+def test_what_can_be_got_has_a_head(client: TestClient) -> None:
+    for path in ("/", "/healthz", "/v1/models", "/metrics"):
+        assert client.head(path).status_code == 200
+    assert client.head(PATH).status_code == 405 and client.head("/elsewhere").status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "application/json"])
+def test_a_body_that_is_no_json_object_says_what_is_to_be_sent(client: TestClient, kind: str) -> None:
+    content = "[]" if kind == "application/json" else json.dumps({"prompt": "x"})
+    answer = client.post(PATH, content=content, headers={"Content-Type": kind})
+    assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
 
 
 def test_more_than_may_wait_is_refused_and_leaves_nothing(model: Served) -> None:

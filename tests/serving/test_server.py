@@ -45,6 +45,13 @@ DRAW = """(async () => {
   return [...document.querySelectorAll('#gallery button')].map((each) => each.ariaLabel);
 })()"""
 LOOK = "document.querySelector('#gallery button').click()"
+BACK = """(async () => {
+  at('viewer').close();
+  document.querySelector('#gallery button').click();
+  history.back();
+  await until(() => !at('viewer').open);
+  return [at('viewer').open, document.querySelectorAll('#gallery img').length];
+})()"""
 UPSCALE = """(async () => {
   at('enlarge').click();
   await until(() => !at('comparison').hidden);
@@ -152,11 +159,27 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def test_the_page_draws_upscales_shows_errors_and_has_no_fault_of_accessibility(
     browser: Browser, address: str, width: int, scheme: str
 ) -> None:
-    steps = [UNTIL, AUDIT, OPEN, FILMS, DRAW, LOOK, AUDIT, UPSCALE, AUDIT, FAIL, AUDIT, NAMELESS, WIDTHS]
+    steps = [
+        UNTIL,
+        AUDIT,
+        OPEN,
+        FILMS,
+        DRAW,
+        LOOK,
+        AUDIT,
+        BACK,
+        LOOK,
+        UPSCALE,
+        AUDIT,
+        FAIL,
+        AUDIT,
+        NAMELESS,
+        WIDTHS,
+    ]
     visit = browser.visit(address, width, scheme, [*steps])
-    _, locked, served, films, labels, _, viewed, upscaled, compared, failed, faults, nameless, fits = (
-        visit.values
-    )
+    _, locked, served, films, labels, _, viewed, back, _, *after = visit.values
+    upscaled, compared, failed, faults, nameless, fits = after
+    assert back == [False, 3], "the way back closes an image, and stays on the page"
     assert served.startswith("refined · 32 px") and films == ["Film strip of the stage refine"]
     assert labels == [f"cat, seed {seed}: look closer" for seed in (3, 4, 5)]
     assert upscaled == [32, 64, "inset(0px 75% 0px 0px)", False]
@@ -216,8 +239,9 @@ def test_addresses_that_cannot_be_had_are_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(PipelineError, match="E-BUSY-130 127.0.0.1:.*: is in use"):
             Address("127.0.0.1", taken.getsockname()[1]).listen()
-    with pytest.raises(PipelineError, match="E-CFG-131 192.0.2.1:0"):
-        Address("192.0.2.1", 0).listen()
+    for host in ("192.0.2.1", "no such host", "a" * 70 + ".example"):
+        with pytest.raises(PipelineError, match="E-CFG-131"):
+            Address(host, 0).listen()
 
 
 @pytest.mark.parametrize("more", [["--port", "70000"], ["--queue", "0"], ["--poll", "nan"]])

@@ -243,8 +243,12 @@ function look(index) {
   at("download").href = image.url;
   at("download").download = `seed-${image.seed}.png`;
   at("enlarge").hidden = !model.upscales;
+  if (!history.state?.viewer) history.pushState({ viewer: true }, "");
   if (!at("viewer").open) at("viewer").showModal();
 }
+
+// The browser's way back closes an image, and does not leave the page.
+addEventListener("popstate", () => at("viewer").close());
 
 at("viewer").addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
