@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.commands import ask, registered
-from benchmarks.chaos.project import MODEL, VERDICT, trusted
+from benchmarks.chaos.project import MODEL, trusted
 from benchmarks.chaos.results import Findings
 from pipeline.config.strict_yaml import read_yaml
 from pipeline.launch.scratch import write_params
-from pipeline.registry.promote import EVIDENCE
+from pipeline.registry.provenance import EVIDENCE, VERDICT
 
 CONFIG, MISSING, DATA, STORAGE = 78, 66, 65, 74
 CONTENTS = (
@@ -83,7 +83,7 @@ def ways(checkout: Path) -> Iterator[Way]:
     for name, values in FIELDS.items():
         for value in values:
             yield f"verdict with {name} {value!r}", setting(verdict, name, value), wrong, trusted()
-    yield "no evidence", lambda: None, wrong, nullcontext()
+    yield "no evidence", removing(checkout / EVIDENCE), wrong, nullcontext()
     for path in (verdict, model, model / "manifest.json", model / "model.safetensors", model / "config.json"):
         for way, spoil in (
             ("missing", removing),

@@ -1,6 +1,6 @@
 """Project folders with a tiny refined model and a verdict on it, as `promote` reads them.
 
-The verdicts have no evidence and are taken on trust (`trusted`): what is attacked here is the registry.
+The verdicts have no numbers for evidence and are taken on trust (`trusted`): what is attacked here is the registry.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from pipeline.models.denoiser import Denoiser, build_core, build_shell
 from pipeline.models.snapshot import describe, save_snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.presets import change_params
+from pipeline.registry.provenance import EVIDENCE, VERDICT
 from pipeline.text.minilm import SHA256 as MINILM_SHA256
 
 ROOT = Path(__file__).parents[2]
-MODEL, VERDICT = "models/refined", "reports/verdict.json"
+MODEL = "models/refined"
 TEACHER = Baseline("models/finetuned", "c" * 64)
 CORE = {"patch": 2, "channels": 16, "channel_mult": [1], "num_blocks": 1, "attention": [], "dropout": 0.0}
 SHELL = {"patch": 2, "channels": 16, "num_blocks": 1}
@@ -68,7 +69,9 @@ def write_verdict(root: Path, digest: str, baseline: Baseline = TEACHER) -> None
     """A verdict by which the model of this digest passed in 1, 2 and 4 passes."""
     rules = (Rule("recall", "passed", 0.5, threshold=0.4, reason="at least that of the baseline"),)
     verdicts = tuple(PassVerdict(count, count, "passed", rules) for count in PASSES)
-    verdict = Verdict("d" * 64, digest, "e" * 64, baseline, True, verdicts, 1)
+    artifacts.write_atomic(root / EVIDENCE, b"no numbers")
+    evidence = artifacts.sha256_file(root / EVIDENCE)
+    verdict = Verdict("d" * 64, digest, evidence, baseline, True, verdicts, 1)
     artifacts.write_atomic(root / VERDICT, json.dumps(verdict.to_json()))
 
 

@@ -1,8 +1,8 @@
 """Files of a champion are changed after its registration, and everything that would use it refuses, naming them.
 
 A batch is some changes, each of a random file and kind, on a fresh registered model: a bit, a byte more, a piece
-less, another file's content, no file, another name, a folder or a link in its place, a new file. Each change is
-undone before the next.
+less, another file's content, no file, another name, a folder or a link in its place, a new file, byte code. Each
+change is undone before the next.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from pipeline.cli.models import load_model
 from pipeline.errors import InputMissing, PipelineError, StorageError
 from pipeline.registry import champions, pins
 from pipeline.registry.package import CHAMPION, Registry
+from pipeline.registry.packaging import NO_CACHE
 from pipeline.registry.promote import promote
 from pipeline.registry.repair import verify
 from pipeline.serving.model import load_version
 
 CHANGES = 100
-PASSED_OVER = ("registered_model_meta", "__pycache__")  # which MLflow and Python add to what they load
+PASSED_OVER = "registered_model_meta"  # which MLflow adds to what it downloads
 
 Change = Callable[[Path, random.Random, list[Path]], None]
 
@@ -78,6 +79,14 @@ def replace_by_link(file: Path, _: random.Random, __: list[Path]) -> None:
     file.symlink_to("/nowhere")
 
 
+def cache(file: Path, draw: random.Random, _: list[Path]) -> None:
+    """Byte code, in place of the file that keeps it out."""
+    folder = file.with_name(NO_CACHE)
+    folder.unlink(missing_ok=True)
+    folder.mkdir()
+    folder.joinpath(f"{file.stem}.cpython-311.pyc").write_bytes(draw.randbytes(32))
+
+
 def add(file: Path, draw: random.Random, _: list[Path]) -> None:
     """A new file beside it."""
     file.with_name(f"added-{draw.randrange(10**6)}.py").write_bytes(draw.randbytes(32))
@@ -93,6 +102,7 @@ CHANGE: dict[str, Change] = {
     "replaced by a folder": replace_by_folder,
     "replaced by a link": replace_by_link,
     "added": add,
+    "byte code": cache,
 }
 
 
@@ -133,7 +143,7 @@ def attack(checkout: Path, name: str, seed: int, models: Path, changes: int) -> 
 
 def counts(path: Path) -> bool:
     """Whether a path is a file of a model."""
-    return path.is_file() and not {path.name, path.parent.name} & set(PASSED_OVER)
+    return path.is_file() and path.name != PASSED_OVER
 
 
 @contextmanager

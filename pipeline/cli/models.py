@@ -26,7 +26,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="register models/refined; make it the champion if its verdict passed",
         description="Registers models/refined as the candidate, and moves the alias `champion` to it if "
         "reports/verdict.json follows from its evidence, passed, and compares it with the current champion. "
-        "If not, ends with status 1 and names the rules that failed or are undecided.",
+        "If not, ends with status 1 and names the rules that failed or are undecided. A version that is registered "
+        "already, such as a copy from another store, is judged from the evidence that is stored with it.",
+    )
+    promote.add_argument(
+        "model", nargs="?", metavar="MODEL", help="models:/NAME/3 (default: register this project's model)"
     )
     promote.add_argument(
         "--to", metavar="ALIAS", default="champion", help="the alias to move (default: champion)"
@@ -49,7 +53,12 @@ def _promote(args: argparse.Namespace) -> int:
         fix = "write a word of up to 100 letters, digits, - and _, but not `latest` or `v1`"
         raise ConfigError("E-CFG-065", "--to", f"{args.to!r} cannot be an alias", fix)
     request = Request(args.to, args.expect, args.dry_run, args.allow_candidate)
-    promote(find_root(), load_params(), request)
+    if args.model is None:
+        promote(find_root(), load_params(), request)
+    else:
+        from pipeline.registry.promote_version import promote_version
+
+        promote_version(find_root(), args.model, request)
     return 0
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
+from pipeline.errors import ConfigError
 from pipeline.project import find_root
 
 
@@ -18,8 +20,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "verified.",
     )
     rollback.add_argument("--to", metavar="VERSION", help="to this version, which was the champion once")
+    _add_name(rollback)
     rollback.set_defaults(run=_rollback)
     history = commands.add_parser("history", help="who registered and promoted which version when")
+    _add_name(history)
     history.set_defaults(run=_history)
     verify = commands.add_parser(
         "verify",
@@ -28,6 +32,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "the champion is gone.",
     )
     verify.add_argument("--all", action="store_true", help="check every version")
+    _add_name(verify)
     verify.set_defaults(run=_verify)
     fsck = commands.add_parser(
         "fsck",
@@ -35,6 +40,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Completes the journal of a promotion that was killed, removes half-uploaded models, ends runs "
         "that were left, and says what it did. Waits for promotions that are running.",
     )
+    _add_name(fsck)
     fsck.set_defaults(run=_fsck)
     copy = commands.add_parser(
         "copy",
@@ -95,23 +101,35 @@ def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     diff.set_defaults(run=_diff)
 
 
-def _name() -> str:
+def _add_name(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--name",
+        help="of the registered model, outside of a project (default: promotion.name in params.yaml)",
+    )
+
+
+def _name(given: str | None = None) -> str:
     from pipeline.config.params import load_params
 
+    if given is not None:
+        if not re.fullmatch("[A-Za-z0-9_-]{1,100}", given):
+            fix = "write up to 100 letters, digits, - and _"
+            raise ConfigError("E-CFG-193", "--name", f"{given!r} cannot be a model's", fix)
+        return given
     return load_params(find_root() / "params.yaml").promotion.name
 
 
 def _rollback(args: argparse.Namespace) -> int:
     from pipeline.registry.champions import rollback
 
-    rollback(find_root(), _name(), args.to)
+    rollback(find_root(), _name(args.name), args.to)
     return 0
 
 
 def _history(args: argparse.Namespace) -> int:
     from pipeline.registry.history import describe
 
-    for line in describe(find_root(), _name()):
+    for line in describe(find_root(), _name(args.name)):
         print(line)
     return 0
 
@@ -119,7 +137,7 @@ def _history(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from pipeline.registry.repair import verify
 
-    verify(find_root(), _name(), args.all)
+    verify(find_root(), _name(args.name), args.all)
     return 0
 
 
@@ -140,7 +158,7 @@ def _sign(args: argparse.Namespace) -> int:
 def _fsck(args: argparse.Namespace) -> int:
     from pipeline.registry.repair import fsck
 
-    fsck(find_root(), _name())
+    fsck(find_root(), _name(args.name))
     return 0
 
 

@@ -87,7 +87,7 @@ def rollback(root: Path, name: str, to: str | None = None, log: Callable[[str], 
 
     Raises:
         InputMissing: there is no such version, or no former champion.
-        GateFailed: that version was never the champion, and its verdict did not pass.
+        GateFailed: that version was never the champion.
         StorageError: its files are missing or damaged.
         Busy: somebody else moved the alias meanwhile.
     """
@@ -103,9 +103,9 @@ def rollback(root: Path, name: str, to: str | None = None, log: Callable[[str], 
             fix = "name one: `crescendo rollback --to VERSION`"
             raise InputMissing("E-INP-072", f"models:/{name}@{CHAMPION}", problem, fix)
         version = registry.version(name, target)
-        if target not in champions and version.tags.get("crescendo.verdict") != "passed":
-            problem = "it was never the champion, and its verdict did not pass"
-            raise GateFailed("E-GATE-003", version.uri, problem, "promote it: `crescendo promote`")
+        if target not in champions:
+            problem, fix = "it was never the champion", f"promote it: `crescendo promote {version.uri}`"
+            raise GateFailed("E-GATE-003", version.uri, problem, fix)
         with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
             registry.verify(version, Path(folder))
         if target == before:

@@ -15,11 +15,10 @@ from pathlib import Path
 from pipeline.errors import ConfigError, one_line
 from pipeline.registry import champions, registration, signing
 from pipeline.registry.journal import Journal
-from pipeline.registry.package import PACKAGE_TAG, Registry, Version
+from pipeline.registry.package import FROM_TAG, PACKAGE_TAG, Registry, Version
 from pipeline.registry.packaging import package_digest
 from pipeline.tracking import store
 
-FROM_TAG = "crescendo.copied_from"  # store and address of the version that was copied
 OWN_TAGS = ("crescendo.replaced", FROM_TAG)  # of a version in its own store
 
 

@@ -32,7 +32,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -257,6 +257,16 @@ class Journal:
                 log(f"waiting for {queue[0].action} by {queue[0].who} ({queue[0].process})")
                 said = True
             time.sleep(POLL * place)
+
+
+def changed_tag(version: Version, entries: Sequence[Entry]) -> str | None:
+    """Which tag that identifies a version is not that of its registration, in words; None if none is, or no entry
+    tells."""
+    known = next(
+        (each.registered for each in entries if each.registered.get("version") == version.number), {}
+    )
+    tag = next((tag for tag in IDENTITY if known and known.get(tag, "") != version.tags.get(tag, "")), None)
+    return tag and f"the tag {tag} is not that of its registration, {str(known.get(tag))[:12]}"
 
 
 def this_process() -> str:

@@ -32,6 +32,7 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 DIGEST_TAG = "crescendo.model_digest"
 DEFAULT_TAG = "crescendo.default_passes"
 PACKAGE_TAG = "crescendo.package_digest"  # of all files of a version
+FROM_TAG = "crescendo.copied_from"  # store and address of the version that this is a copy of
 NAME_TAG = "crescendo.model_name"  # of a logged model: the registered model that it is meant for
 NO_FILES = "crescendo:/journal"  # source of an entry: of no scheme that a server would ask
 IDENTITY = (DIGEST_TAG, DEFAULT_TAG, PACKAGE_TAG)

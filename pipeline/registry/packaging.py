@@ -4,6 +4,7 @@ manifest of all its files. It names no folder of the machine that made it.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import warnings
@@ -25,6 +26,10 @@ CONFIG_KEY = "default_passes"  # in the model's own configuration; 0 is none (se
 PROJECT = "project"  # what the project says of itself, beside the snapshot (provenance.py)
 CARD = "card"  # beside that folder, while the package is made (card.py)
 ADDED = ("registered_model_meta",)  # by MLflow, to what it downloads
+# In every folder of code a file of this name keeps Python from reading byte code there, or writing any: what is not
+# written cannot be told from what was planted.
+NO_CACHE = "__pycache__"
+NO_CACHE_TEXT = "In place of a folder of byte code, so that Python neither reads nor writes any here.\n"
 SERVED = Path(__file__).with_name("served.py")
 # The modules of this package that `served.py` needs.
 CODE = (
@@ -72,28 +77,31 @@ def find_snapshot(folder: Path) -> Path | None:
 
 
 def package_digest(folder: Path) -> str:
-    """Digest of all files of a packaged model, but those that loading and downloading it add."""
+    """Digest of all files of a packaged model, links as such, but those that downloading it adds."""
+    present = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     return artifacts.digest(
         {
-            path.relative_to(folder).as_posix(): artifacts.sha256_file(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in ADDED and path.parent.name != "__pycache__"
+            name: f"link to {os.readlink(path)}" if path.is_symlink() else artifacts.sha256_file(path)
+            for name, path in present.items()
+            if name not in ADDED and (path.is_symlink() or path.is_file())
         }
     )
 
 
 def changed_file(folder: Path) -> str | None:
-    """The first file of a package that its manifest names, and that is gone or has other bytes; None if there is
-    none, or no manifest that can be read."""
+    """The first file of a package that its manifest names, and that is gone or has other bytes, or that it does not
+    name; None if there is none, or no manifest that can be read."""
     try:
         files = artifacts.read_manifest(folder)["files"]
     except StorageError:
         return None
-    same = (
-        (folder / name).is_file() and artifacts.sha256_file(folder / name) == each["sha256"]
-        for name, each in files.items()
-    )
-    return next((name for name, is_same in zip(files, same, strict=True) if not is_same), None)
+    known = {*files, artifacts.MANIFEST, *ADDED}
+    for name, each in files.items():
+        if not (folder / name).is_file() or artifacts.sha256_file(folder / name) != each["sha256"]:
+            return str(name)
+    present = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file())
+    names = (path.relative_to(folder).as_posix() for path in present)
+    return next((f"{name}, which was added" for name in names if name not in known), None)
 
 
 def defaults(config: SnapshotConfig, default_passes: int | None) -> dict[str, int | float]:
@@ -151,8 +159,7 @@ def build(
                 model_config={CONFIG_KEY: default_passes or 0},
                 pip_requirements=pinned,
             )
-        for cache in path.rglob("__pycache__"):
-            shutil.rmtree(cache)
+        keep_byte_code_out(path)
         flavor: dict[str, Any] = model.flavors["python_function"]
         flavor["model_code_path"] = SERVED.name
         for each in flavor["artifacts"].values():
@@ -161,6 +168,14 @@ def build(
         (path / "requirements.txt").write_text(requirements, encoding="utf-8")
         if card.is_dir():
             shutil.copytree(card, path, dirs_exist_ok=True)
+
+
+def keep_byte_code_out(package: Path) -> None:
+    """Put a file NO_CACHE into every folder of code, in place of the byte code there."""
+    for cache in list(package.rglob(NO_CACHE)):
+        shutil.rmtree(cache)
+    for folder in {path.parent for path in package.rglob("*.py")}:
+        (folder / NO_CACHE).write_text(NO_CACHE_TEXT, encoding="utf-8")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from pipeline.registry import card, champions, lineage, provenance, registration
 from pipeline.registry.journal import Journal, Turn
 from pipeline.registry.package import CANDIDATE, CHAMPION, Registry, Version
 from pipeline.registry.packaging import CARD, PROJECT, defaults
+from pipeline.registry.provenance import EVIDENCE, VERDICT
 from pipeline.tracking import store
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 MODEL = "models/refined"
 MODELS = (MODEL, "models/finetuned")  # that a verdict may be about
-VERDICT, EVIDENCE = "reports/verdict.json", "reports/evaluation/evidence.safetensors"
 LOCK = "runs/promote.lock"
 SCRATCH = "runs/promote"
 NOTHING = "none"  # as an expected version: there is no such alias
@@ -94,14 +94,14 @@ def _promote(root: Path, name: str, judged: Judged, request: Request, log: Log) 
     registry, journal = Registry(root), Journal(Registry(root), name)
     with _scratch(root) as folder, journal.turn("promote", log) as turn:
         scratch = Path(folder)
-        _check_expected(registry, name, request)
+        check_expected(registry, name, request)
         version = _find_or_register(registry, turn, name, root, judged, scratch, log)
         registry.verify(version, scratch)
         for alias in dict.fromkeys((CANDIDATE, request.alias)):
             refusal = _refusal(registry, name, version.number, judged.verdict, alias)
             if refusal is not None:
                 return refusal
-            _move(registry, turn, version, alias, log)
+            move_alias(registry, turn, version, alias, log)
     return None
 
 
@@ -111,7 +111,7 @@ def _preview(root: Path, name: str, judged: Judged, request: Request, log: Log) 
         log(f"would register {judged} as version 1 of {name}")
         return _refusal(None, name, "1", judged.verdict, request.alias)
     registry, verdict = Registry(root), judged.verdict
-    _check_expected(registry, name, request)
+    check_expected(registry, name, request)
     with _scratch(root) as folder:
         found = registration.find(registry, name, verdict.model_digest, verdict.default_passes, Path(folder))
         if found is None:
@@ -168,7 +168,8 @@ def _read_model(folder: Path) -> tuple[str, SnapshotConfig]:
     return snapshot.digest, snapshot.config
 
 
-def _check_expected(registry: Registry, name: str, request: Request) -> None:
+def check_expected(registry: Registry, name: str, request: Request) -> None:
+    """Raise Busy unless the alias that is to be moved is where it is expected."""
     number = registry.aliases(name).get(request.alias, NOTHING)
     if request.expect not in (None, number):
         problem = f"points to version {number}, {request.expect} was expected"
@@ -196,6 +197,7 @@ def _find_or_register(
         provenance.write_lineage(
             project, root, judged.folder, judged.config.lineage, verdict, *registry.connection
         )
+    provenance.copy_evidence(root, verdict, project)
     facts = json.loads((project / provenance.LINEAGE).read_text(encoding="utf-8"))
     params = defaults(judged.config, default)
     subject = card.Subject(name, root / judged.folder, judged.config, verdict, facts, params)
@@ -216,7 +218,7 @@ def _refusal(
         problem = f"{stays}: {verdict}"
         fix = "see reports/evaluation/index.html, or accept the candidate with --allow-candidate"
         return GateFailed("E-GATE-001", VERDICT, problem, fix)
-    current = None if registry is None else _current(registry, name)
+    current = None if registry is None else current_champion(registry, name)
     baseline = verdict.baseline
     if current is None and not baseline.is_registered:
         return None
@@ -230,7 +232,7 @@ def _refusal(
     return GateFailed("E-GATE-002", VERDICT, problem, fix)
 
 
-def _current(registry: Registry, name: str) -> Version | None:
+def current_champion(registry: Registry, name: str) -> Version | None:
     """The champion. Raises InputMissing where it is gone, and there is one to return to."""
     number = registry.aliases(name).get(CHAMPION)
     if number is not None:
@@ -241,7 +243,7 @@ def _current(registry: Registry, name: str) -> Version | None:
     return None
 
 
-def _move(registry: Registry, turn: Turn, version: Version, alias: str, log: Log) -> None:
+def move_alias(registry: Registry, turn: Turn, version: Version, alias: str, log: Log) -> None:
     """Move an alias to `version`, and tag a champion with the version that it replaced."""
     before = registry.aliases(version.name).get(alias)
     article = "the champion" if alias == CHAMPION else f"at {alias}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import artifacts
-from pipeline.errors import one_line
+from pipeline.errors import BadData, one_line
 from pipeline.evaluation.verdict import Verdict
 from pipeline.launch import machine
 from pipeline.tracking import runs
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 FILES = ("params.yaml", "dvc.lock", "requirements.lock")
 PATCH = "uncommitted.patch"
 LINEAGE = "lineage.json"
-VERDICT = "reports/verdict.json"
+VERDICT, EVIDENCE = "reports/verdict.json", "reports/evaluation/evidence.safetensors"
+VERDICT_COPY, EVIDENCE_COPY = "verdict.json", "evidence.safetensors"  # what `promote` judges a version from
 MADE_BY = {
     "models/core": "pretrain",
     "models/finetuned": "finetune",
@@ -51,6 +52,20 @@ def copy_files(root: Path, folder: Path) -> None:
     patch = uncommitted(root, folder.parent / "index")
     if patch:
         (folder / PATCH).write_bytes(patch)
+
+
+def copy_evidence(root: Path, verdict: Verdict, folder: Path) -> None:
+    """Copy verdict and evidence of the project at `root` to `folder`. Raises BadData where the evidence is not that
+    of the verdict any more."""
+    shutil.copyfile(root / VERDICT, folder / VERDICT_COPY)
+    shutil.copyfile(root / EVIDENCE, folder / EVIDENCE_COPY)
+    digest = artifacts.sha256_file(folder / EVIDENCE_COPY)
+    if (
+        digest != verdict.evidence_digest
+        or Verdict.read(folder / VERDICT_COPY).model_digest != verdict.model_digest
+    ):
+        problem = "was replaced while its model was being registered"
+        raise BadData("E-DAT-192", f"{root / EVIDENCE}", problem, "run `crescendo promote` again")
 
 
 def films_of(root: Path, model: str) -> dict[str, Path]:

@@ -130,7 +130,7 @@ def register_copy(
 
     Raises StorageError if what was uploaded is not that."""
     clean = scratch / "clean"
-    shutil.copytree(package, clean, ignore=shutil.ignore_patterns(*ADDED, "__pycache__"))
+    shutil.copytree(package, clean, ignore=shutil.ignore_patterns(*ADDED))
     client, experiment = registry.connection
     with registry.failing():
         key = {"crescendo.kind": "copy", "crescendo.run": tags[PACKAGE_TAG], NAME_TAG: name}

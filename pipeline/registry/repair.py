@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, StorageError
 from pipeline.registry.history import strays
-from pipeline.registry.journal import Journal
-from pipeline.registry.package import IDENTITY, NAME_TAG, Registry, Version
+from pipeline.registry.journal import Entry, Journal, changed_tag
+from pipeline.registry.package import NAME_TAG, Registry, Version
 from pipeline.tracking import relocation
 
 if TYPE_CHECKING:
@@ -27,12 +27,11 @@ def verify(root: Path, name: str, everything: bool = False, log: Log = print) ->
     it."""
     registry = Registry(root)
     entries, aliases = Journal(registry, name).entries(), registry.aliases(name)
-    registered = {entry.registered["version"]: entry.registered for entry in entries if entry.registered}
     bad, versions = 0, registry.versions(name)
     chosen = [version for version in versions if everything or version.number in aliases.values()]
     for version in chosen:
         names = [alias for alias, number in sorted(aliases.items()) if number == version.number]
-        problem = _problem(registry, version, registered.get(version.number, {}))
+        problem = _problem(registry, version, entries)
         bad += problem is not None
         shown = f"version {version.number} ({', '.join(names)})" if names else f"version {version.number}"
         log(f"{shown}: {problem or f'verified, snapshot {str(version.digest)[:12]}'}")
@@ -46,11 +45,11 @@ def verify(root: Path, name: str, everything: bool = False, log: Log = print) ->
         raise StorageError("E-IO-047", f"models:/{name}", problem, "see the lines above")
 
 
-def _problem(registry: Registry, version: Version, registered: Any) -> str | None:
+def _problem(registry: Registry, version: Version, entries: Sequence[Entry]) -> str | None:
     """Why a version does not verify; None if it does."""
-    for tag in IDENTITY:
-        if registered and registered.get(tag, "") != version.tags.get(tag, ""):
-            return f"the tag {tag} is not that of its registration, {str(registered.get(tag))[:12]}"
+    changed = changed_tag(version, entries)
+    if changed is not None:
+        return changed
     try:
         with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
             registry.verify(version, Path(folder))

@@ -71,13 +71,10 @@ def require(folder: Path, tags: Mapping[str, str], address: str) -> None:
 
 
 def _hashing(folder: Path) -> Config:
-    """What is signed: all files but those that loading and downloading them add."""
+    """What is signed: all files but those that downloading them adds."""
     from model_signing import hashing
 
-    added = [path for path in folder.rglob("*") if path.name in (*ADDED, "__pycache__")]
-    return hashing.Config().set_ignored_paths(
-        paths=[path.relative_to(folder) for path in added], ignore_git_paths=False
-    )
+    return hashing.Config().set_ignored_paths(paths=[Path(name) for name in ADDED], ignore_git_paths=False)
 
 
 def _require_package() -> None:

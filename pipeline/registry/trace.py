@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.registry import champions
 from pipeline.registry.history import when
 from pipeline.registry.journal import DONE, Entry, Journal
-from pipeline.registry.package import Registry, Version
+from pipeline.registry.package import FROM_TAG, Registry, Version
 from pipeline.registry.provenance import LINEAGE
 
 Tree = dict[str, Any]  # a line to its children
@@ -75,6 +75,8 @@ def draw(facts: Mapping[str, Any]) -> list[str]:
 def _tree(facts: Mapping[str, Any]) -> Tree:
     tree: Tree = {f"registered  {when(facts['created'])}": {}}
     number = facts["version"].rpartition("/")[2]
+    if FROM_TAG in facts["tags"]:
+        tree[f"copied from  {facts['tags'][FROM_TAG]}"] = {}
     for entry in facts["journal"]:
         for move in entry["moves"]:
             gave = move["before"] == number

@@ -34,7 +34,7 @@ def store(template: Path, tmp_path: Path) -> Store:
     [
         (lambda *where: race(0, *where, rounds=1, promoters=4), {"rounds": 1, "promotions": 4}),
         (lambda *where: crash(0, *where, crashes=2), {"promote killed": 2}),
-        (lambda *where: tamper(0, *where, changes=len(CHANGE)), {"changes": 9, "refused": 54}),
+        (lambda *where: tamper(0, *where, changes=len(CHANGE)), {"changes": 10, "refused": 60}),
     ],
     ids=["race", "crash", "tamper"],
 )

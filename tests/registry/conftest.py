@@ -11,6 +11,7 @@ from pipeline import artifacts
 from pipeline.evaluation.verdict import Baseline, Outcome, PassVerdict, Rule, Verdict, fewest_passed
 from pipeline.models.config import Lineage, SamplerSettings
 from pipeline.models.snapshot import save_snapshot
+from pipeline.registry.provenance import EVIDENCE, VERDICT
 from pipeline.text.minilm import SHA256 as MINILM_SHA256
 from pipeline.tracking import store
 from tests.builders import CORE, WIDE_SHELL, build_pyramid, snapshot_config
@@ -68,8 +69,10 @@ def write_verdict(
         rules = (Rule("kid_difference", "passed", 0.0, threshold=0.1, reason="better"), recall)
         verdicts.append(PassVerdict(count, count, outcome, rules))
     default = fewest_passed(verdicts)
-    verdict = Verdict("d" * 64, digest, "e" * 64, baseline, True, tuple(verdicts), default)
-    artifacts.write_atomic(root / "reports" / "verdict.json", json.dumps(verdict.to_json()))
+    artifacts.write_atomic(root / EVIDENCE, b"no numbers")
+    evidence = artifacts.sha256_file(root / EVIDENCE)
+    verdict = Verdict("d" * 64, digest, evidence, baseline, True, tuple(verdicts), default)
+    artifacts.write_atomic(root / VERDICT, json.dumps(verdict.to_json()))
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +95,7 @@ def quiet_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, quiet_store: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder, which is also the working directory. Its verdicts are without evidence, and taken on trust; its
+    """The folder, which is also the working directory. Its verdicts have no numbers, and are taken on trust; its
     models are registered without a card, which takes time to draw."""
     monkeypatch.setattr("pipeline.evaluation.judging.recompute", lambda claimed, *_: claimed)
     monkeypatch.setattr("pipeline.registry.card.write_card", lambda *_: None)

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pipeline.config.params import load_params
 from pipeline.errors import ConfigError, StorageError
 from pipeline.registry import signing
-from pipeline.registry.copying import FROM_TAG, check_target, copy, sign_version
+from pipeline.registry.copying import check_target, copy, sign_version
 from pipeline.registry.journal import Journal
-from pipeline.registry.package import IDENTITY, PACKAGE_TAG, Registry
+from pipeline.registry.package import FROM_TAG, IDENTITY, PACKAGE_TAG, Registry
 from pipeline.registry.packaging import package_digest
 from pipeline.registry.promote import promote
 from pipeline.registry.repair import verify

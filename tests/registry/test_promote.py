@@ -255,7 +255,8 @@ def draw(*prompts, **params):
 for i, image in enumerate(draw("cat", "dog", seed=3, steps=2, n=2, width=40, height=24)):
     Path(f"{i}.png").write_bytes(image)
 Path("low.png").write_bytes(draw("cat", seed=3, steps=2, resolution=16)[0])
-for wrong in ({"seed": -1}, {"steps": 3}, {"width": 33}, {"n": 0}, {"guidance": 2.0}, {"resolution": 64}):
+for wrong in ({"seed": -1}, {"steps": 3}, {"width": 33}, {"n": 0}, {"guidance": 2.0}, {"resolution": 64},
+              {"seed": "x"}, {"sed": 3}):
     try:
         draw("cat", **wrong)
     except MlflowException as error:
@@ -276,6 +277,8 @@ REFUSED = (
     "E-CFG-072 n: 0 makes 0 images",
     "E-CFG-070 guidance: 2 would have no effect",
     "E-CFG-051 resolution: this model makes no 64 px",
+    "E-CFG-190 seed: 'x' is no whole number",
+    "E-CFG-191 params: 'sed' is unknown. Fix: did you mean 'seed'?",
 )
 
 
@@ -297,7 +300,12 @@ def test_the_registered_model_works_alone_and_draws_the_images_of_generate(
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     place, *refused, none, changed = done.stdout.splitlines()
-    assert place.startswith(str(model)) and none == "0" and "E-IO-017" in changed and "rng.py" in changed
+    assert (
+        place.startswith(str(model))
+        and none == "0"
+        and "E-IO-190" in changed
+        and "rng.py: differs" in changed
+    )
     for line, words in zip(refused, REFUSED, strict=True):
         assert line.startswith("78 400 ") and words in line and len(json.loads(line[7:])) == 2
     grid, alone = np.asarray(Image.open("grid.png")), [np.asarray(Image.open(f"{i}.png")) for i in range(4)]
