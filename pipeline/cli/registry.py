@@ -166,15 +166,28 @@ def _trace(args: argparse.Namespace) -> int:
     from pipeline.registry.picture import draw_picture, trace_picture
     from pipeline.registry.trace import draw, trace
 
-    of_version = args.what.startswith("models:")
-    facts = (
-        trace(find_root(), args.what) if of_version else trace_picture(find_root(), Path(args.what), _name())
-    )
+    root, of_version = find_root(), args.what.startswith("models:")
+    if of_version:
+        facts = trace(root, args.what)
+        facts["served"] = _served(root, facts["digest"])
+    else:
+        facts = trace_picture(root, Path(args.what), _name())
     if args.json:
         print(json.dumps(facts, indent=1, sort_keys=True))
     else:
         print("\n".join(draw(facts) if of_version else draw_picture(facts)))
     return 0
+
+
+def _served(root: Path, digest: str) -> list[str]:
+    """Where the project at `root` serves the model of this digest on this machine; nowhere without a project."""
+    if not (root / "infra/compute").is_dir():
+        return []
+    from pipeline.compute import load_profile
+    from pipeline.launch.stage import runs_folder
+    from pipeline.serving.announce import running
+
+    return [each.url for each in running(runs_folder(root, load_profile(root))) if each.digest == digest]
 
 
 def _diff(args: argparse.Namespace) -> int:

@@ -86,6 +86,7 @@ def _tree(facts: Mapping[str, Any]) -> Tree:
                 else f"{move['alias']}: {_before(move)}"
             )
             tree[f"{entry['action']}  {when(entry['when'])}  {entry['who']}  {what}"] = {}
+    tree |= {f"served  {url}, by this machine": {} for url in facts.get("served", ())}
     tree |= _drills(facts["tags"])
     lineage = facts["lineage"]
     if lineage is None:

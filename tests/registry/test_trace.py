@@ -1,6 +1,7 @@
 """The lineage of a version, drawn from what was stored with it."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from pipeline import artifacts
 from pipeline.cli import main
 from pipeline.registry import provenance
 from pipeline.registry.package import Registry
+from pipeline.serving.announce import Running
 from pipeline.tracking import stage_run
+from tests.registry.conftest import ROOT
 
 
 def run_stage(root: Path, stage: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
@@ -21,7 +24,7 @@ def run_stage(root: Path, stage: str, inputs: dict[str, str], outputs: dict[str,
 
 
 def test_a_version_shows_where_it_comes_from_without_the_project(
-    root: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest, data, core, tuned = (
         artifacts.directory_digest(root / "models/refined"),
@@ -56,6 +59,9 @@ def test_a_version_shows_where_it_comes_from_without_the_project(
     }
     registry = Registry(root)
     registry.set_tags(registry.version("crescendo", "1"), {"crescendo.drill.pretrain": json.dumps(receipt)})
+    services = [Running("http://127.0.0.1:8000/", True, "1", each) for each in (digest, "0" * 64)]
+    shutil.copytree(ROOT / "infra/compute", root / "infra/compute")
+    monkeypatch.setattr("pipeline.serving.announce.running", lambda runs: services)
     main.run(["trace", "models:/crescendo/1"])
     lines = [line.strip("│├└─ ") for line in capsys.readouterr().out.splitlines()]
     order = [
@@ -63,6 +69,7 @@ def test_a_version_shows_where_it_comes_from_without_the_project(
         "registered  20",
         "promote  20",
         "promote  20",
+        "served  http://127.0.0.1:8000/, by this machine",
         "drill  pretrain: passed, 20 kills, profile process, seed 0",
         "code  commit c0ffee0",
         "dvc.lock  sha256",
@@ -78,7 +85,7 @@ def test_a_version_shows_where_it_comes_from_without_the_project(
         "source  data/raw 555555555555",
         "grown from  models:/crescendo/1",
         "verdict  against models/finetuned cccccccccccc",
-        "evidence  eeeeeeeeeeee",
+        "evidence  ",
         "1 passes (1 calls)  passed",
         "kid_difference  passed  0  threshold 0.1",
     ]
