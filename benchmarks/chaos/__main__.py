@@ -5,7 +5,7 @@
     python -m benchmarks.chaos race --seeds 7 --server http://127.0.0.1:5000
     python -m benchmarks.chaos --table                  # the results as Markdown
 
-race      5 batches of 10 rounds with 16 promoters; a checker beside them
+race      10 batches of 5 rounds with 16 promoters; a checker beside them
 crash     5 batches of 20 promotions and rollbacks that die at a step, and `fsck`
 tamper    a batch of 100 changes of registered files, and six users of each
 request   a batch of some hundred bad requests
@@ -49,7 +49,7 @@ FOLDER = "runs/chaos"
 Campaign = Callable[[int, Path, Store], Findings]
 KILLS: dict[str, Campaign] = {f"kill-{stage}": partial(kill, stage) for stage in STAGES}
 CAMPAIGNS: dict[str, Campaign] = {"race": race, "crash": crash, "tamper": tamper, "request": request, **KILLS}
-BATCHES = {"tamper": 1, "request": 1}  # that make a campaign complete; 5 of others
+BATCHES = {"race": 10, "tamper": 1, "request": 1}  # that make a campaign complete; 5 of others
 ON_SQLITE_ALONE = ("request", *KILLS)
 
 

@@ -25,6 +25,7 @@ from pipeline.models.snapshot import describe, save_snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.presets import change_params
 from pipeline.registry.provenance import EVIDENCE, VERDICT
+from pipeline.registry.requirements import requirements
 from pipeline.text.minilm import SHA256 as MINILM_SHA256
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,17 @@ def params_of(root: Path) -> Params:
 
 @contextlib.contextmanager
 def trusted() -> Iterator[None]:
-    """Take verdicts on trust for the block, in this process."""
-    with mock.patch("pipeline.evaluation.judging.recompute", lambda claimed, *_: claimed):
+    """Take verdicts on trust for the block, in this process, and requirements as found once: MLflow compares each with
+    what is installed, for seconds that have nothing to do with the registry."""
+    with (
+        mock.patch("pipeline.evaluation.judging.recompute", lambda claimed, *_: claimed),
+        mock.patch("pipeline.registry.registration.requirements", lambda _, encoder: required_by(encoder)),
+        mock.patch("mlflow.utils.environment.warn_dependency_requirement_mismatches", lambda *_: None),
+    ):
         yield
+
+
+@functools.cache
+def required_by(encoder: str) -> str:
+    """`requirements` of models with this text encoder, found once for all forks."""
+    return requirements(ROOT, encoder)

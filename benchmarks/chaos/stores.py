@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos import forks
-from benchmarks.chaos.project import make_project, params_of, trusted
+from benchmarks.chaos.project import make_project, params_of, required_by, trusted
 from pipeline.errors import Busy, InputMissing
 from pipeline.processes import signal_on_parent_death
 from pipeline.registry.promote import promote
@@ -31,11 +31,13 @@ ACCOUNT = "postgres"  # as whom the cluster runs if this is root, which PostgreS
 
 @dataclass(frozen=True)
 class Store:
-    """A registry: its kind, its tracking URI, and the folder of its models' files (None: on another machine)."""
+    """A registry: its kind, its tracking URI, the folder of its models' files, and the address of its database; both
+    None of one on another machine."""
 
     kind: str
     uri: str
     models: Path | None
+    database: str | None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -47,7 +49,8 @@ def new_sqlite(folder: Path, template: Path) -> Store:
     """A store in `folder`, copied from an empty one in `template`, since MLflow takes seconds to create one."""
     folder.mkdir(parents=True)
     shutil.copyfile(template / store.STORE, folder / store.STORE)
-    return Store(SQLITE, f"sqlite:///{folder / store.STORE}", folder / "mlartifacts" / "models")
+    uri = f"sqlite:///{folder / store.STORE}"
+    return Store(SQLITE, uri, folder / "mlartifacts" / "models", uri)
 
 
 def rehearse(folder: Path) -> Path:
@@ -67,12 +70,13 @@ def rehearse(folder: Path) -> Path:
 
     uri = f"sqlite:///{template / store.STORE}"
     forks.warm_up(promoted, folder / "log", {"MLFLOW_TRACKING_URI": uri})
+    required_by("minilm")
     return template
 
 
 def reached(uri: str) -> Store:
     """The server that the user named."""
-    return Store(f"server {store.public_uri(uri)}", uri, None)
+    return Store(f"server {store.public_uri(uri)}", uri, None, None)
 
 
 @contextlib.contextmanager
@@ -107,7 +111,7 @@ def own_server(folder: Path) -> Iterator[Store]:
         try:
             _wait_for(f"http://127.0.0.1:{port}/health", server, folder / "server.log")
             models = artifacts / "1" / "models"
-            yield Store(POSTGRES, f"http://127.0.0.1:{port}", models)
+            yield Store(POSTGRES, f"http://127.0.0.1:{port}", models, database)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGTERM)

@@ -69,8 +69,8 @@ def test_batches_go_on_after_a_line_that_was_cut(tmp_path: Path) -> None:
     results.append(file, batches[1])
     assert results.read(file) == batches
     assert chaos.fresh(tmp_path, "race", "sqlite", 2) == [1, 3]
-    assert chaos.fresh(tmp_path, "race", "sqlite", None) == [1, 3, 4]
-    assert chaos.fresh(tmp_path, "race", "postgresql", None) == [0, 1, 2, 3, 4]
+    assert chaos.fresh(tmp_path, "race", "sqlite", None) == [1, 3, 4, 5, 6, 7, 8, 9]
+    assert chaos.fresh(tmp_path, "crash", "postgresql", None) == [0, 1, 2, 3, 4]
     assert results.table(batches).splitlines()[-1] == "| race | sqlite | 0, 2 | 20 rounds | 0 | 4 s |"
 
 
