@@ -1,8 +1,8 @@
 """The checker of a race: it looks 20 times a second whether the champion is one that verifies.
 
-A look is cheap, so that it can be taken that often: one query of the database says which version the champion is and
-what its digests are, as of one moment, and all bytes of its files are read and compared with them. Once a second the
-champion is resolved and verified as users do it, through the server where there is one.
+A look is cheap, so that it can be taken that often: one query of the database says which version the champion is
+and what its digests are, as of one moment, and all bytes of its files are read and compared with them. Every second
+the champion is resolved and verified as users do it, through the server where there is one.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ def params_of(root: Path) -> Params:
 
 @contextlib.contextmanager
 def trusted() -> Iterator[None]:
-    """Take verdicts on trust for the block, in this process, and requirements as found once: MLflow compares each with
-    what is installed, for seconds that have nothing to do with the registry."""
+    """Take verdicts on trust for the block, in this process, and requirements as found once: MLflow compares each
+    with what is installed, for seconds that have nothing to do with the registry."""
     with (
         mock.patch("pipeline.evaluation.judging.recompute", lambda claimed, *_: claimed),
         mock.patch("pipeline.registry.registration.requirements", lambda _, encoder: required_by(encoder)),

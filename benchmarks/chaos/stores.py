@@ -31,8 +31,8 @@ ACCOUNT = "postgres"  # as whom the cluster runs if this is root, which PostgreS
 
 @dataclass(frozen=True)
 class Store:
-    """A registry: its kind, its tracking URI, the folder of its models' files, and the address of its database; both
-    None of one on another machine."""
+    """A registry: its kind, its tracking URI, the folder of its models' files, and the address of its database; the
+    last two None of one on another machine."""
 
     kind: str
     uri: str
