@@ -61,7 +61,7 @@ STORES = (
 )  # fmt: skip
 READERS = (
     ("generate", "cat", "--model"), ("trace",), ("diff", "models:/crescendo/1"), ("pin",), ("pin", "--baseline"),
-    ("serve",),
+    ("serve",), ("promote",), ("copy", "--to=http://127.0.0.1:9"), ("sign", "--key=nowhere.pem"),
 )  # fmt: skip
 STORE_USERS = (
     ("history",), ("verify",), ("fsck",), ("rollback",), ("promote",), ("promote", "--dry-run"),
@@ -94,6 +94,11 @@ def cases() -> list[Case]:
         Case("expected version", ("promote", f"--expect={each}"), frozenset({BUSY})) for each in VERSIONS
     ]
     found += [Case("version", ("rollback", f"--to={each}"), frozenset({MISSING})) for each in VERSIONS]
+    found += [
+        Case("name", (reader, f"--name={each}"), frozenset({CONFIG}))
+        for reader in ("history", "verify", "rollback", "fsck")
+        for each in ("", " ", "a b", "a/b", "a'b", "crescendo.journal", LONG, *ODD)
+    ]
     journal = "models:/crescendo.journal/1"
     found += [
         Case("journal", (*reader, journal), frozenset({STORAGE}))
