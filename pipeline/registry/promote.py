@@ -189,7 +189,8 @@ def _find_or_register(
         version = registration.restore_tags(registry, version, digest, default, log)
         registry.set_tags(version, tags)
         return version
-    tags = lineage.lineage_tags(root, judged.folder, judged.config.lineage, verdict) | tags
+    with registry.failing():
+        tags = lineage.lineage_tags(root, judged.folder, judged.config.lineage, verdict) | tags
     project = scratch / PROJECT
     provenance.copy_files(root, project)
     provenance.copy_films(root, judged.folder, project)

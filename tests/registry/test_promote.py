@@ -234,6 +234,19 @@ def test_a_broken_registry_is_one_line_without_password(root: Path, monkeypatch:
     assert "secret" not in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
+def test_a_registry_that_fails_while_a_promotion_looks_for_runs_is_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        from mlflow.exceptions import MlflowException
+
+        raise MlflowException("timed out")
+
+    monkeypatch.setattr("pipeline.tracking.runs.find_run_by_output", failing)
+    with pytest.raises(StorageError, match="E-IO-040 .*timed out"):
+        main.run(["promote"])
+
+
 @pytest.mark.parametrize("uri", ["models:crescendo", "models:/a/b", "models:/x'@y"])
 def test_an_address_of_another_form_is_refused(root: Path, uri: str) -> None:
     with pytest.raises(ConfigError, match="not the address of a model"):
