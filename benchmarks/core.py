@@ -32,6 +32,7 @@ from pipeline.diffusion.noise import lognormal_sigma
 from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.evaluation.features import randconv
 from pipeline.models.config import SamplerSettings
+from pipeline.models.counting import count_parameters
 from pipeline.models.denoiser import build_core, set_dtype
 from pipeline.training.denoising import DenoisingSettings, DenoisingStep, held_out_error
 from pipeline.training.levels import ema_decays
@@ -170,7 +171,7 @@ def train(recipe: Recipe, dataset: PreparedDataset, seconds: float) -> Trained:
     start = time.perf_counter()
     trainer.run(2 * seconds)  # the schedule ends it
     took = time.perf_counter() - start
-    parameters = sum(p.numel() for p in trainer.denoiser.parameters())
+    parameters = count_parameters(trainer.denoiser)
     return Trained(parameters, trainer.nimg, took, *trainer.measure())
 
 

@@ -2,11 +2,9 @@
 
     python -m benchmarks.recipes [--presets small base]
 
-Counted by `benchmarks.scale` without allocating anything, from the values that a preset writes into params.yaml. An
-update costs three passes of the level that is trained (forward, and twice that backward) and one of those below it.
-Refinement is counted as REFINE_PASSES of the pyramid and REFINE_CORE of its core an image: the student, its
-discriminators on own features, and their penalties. Hours are an estimate: at the rate that was measured for the
-preset `small` at 128 px on one H100 (docs/log.md, 2026-11-27), or for a core of this size on two CPU cores.
+Counted without allocating anything, from the values that a preset writes into params.yaml: float operations as
+`crescendo plan` counts them, memory by `benchmarks.scale`. Hours are an estimate: at the rate that was measured for
+the preset `small` at 128 px on one H100 (docs/log.md, 2026-11-27), or for a core of this size on two CPU cores.
 """
 
 from __future__ import annotations
@@ -19,15 +17,15 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.measure import table
-from benchmarks.scale import Plan, Shape, plan
+from benchmarks.scale import Shape, plan
 from pipeline.config.params import Params, parse_params
 from pipeline.config.strict_yaml import read_yaml
+from pipeline.overview.counting import Data, count_stages
 from pipeline.presets import presets
 
 ROOT = Path(__file__).resolve().parents[1]
 H100, UTILISATION = 989e12, 0.09  # FLOP/s in bfloat16 by the datasheet, and the part that `small` reached
 TWO_CORES = 0.114e12  # FLOP/s, of 57 GFLOP/s a thread
-REFINE_PASSES, REFINE_CORE = 3.8, 7.0
 WORKERS = 8  # among which the state may be sharded
 ON_CPU = ("cpu-demo", "demo-256")
 
@@ -74,25 +72,12 @@ def recipe_of(params: Params) -> Recipe:
         (level.state + level.activations * section.batch_size // section.shards, level.sharded)
         for level, section in zip(levels, sections, strict=True)
     ]
-    core_macs, macs = levels[0].macs[0], levels[-1].macs[-1]
-    refined = 2 * (REFINE_PASSES * macs + REFINE_CORE * core_macs)
-    call = levels[-1].image / sum(levels[-1].steps)
+    loads = count_stages(params, Data.planned(params))
     return Recipe(
         max(memory for memory, _ in needs) / 2**30,
         max(memory - sharded * (WORKERS - 1) // WORKERS for memory, sharded in needs) / 2**30,
-        {
-            "pretrain": params.pretrain.num_images * update_flops(levels[0]),
-            "finetune": params.finetune.num_images * sum(map(update_flops, levels[1:])),
-            "refine": params.refine.num_images * refined,
-            "evaluate": params.evaluate.max_calls * 2 * call,
-        },
+        {stage: load.flops for stage, load in loads.items()},
     )
-
-
-def update_flops(level: Plan) -> float:
-    """Of an update of a level's finest network on one image; the ones below are frozen."""
-    below = level.macs[-2] if len(level.macs) > 1 else 0.0
-    return 2 * below + 6 * (level.macs[-1] - below) * level.trained
 
 
 def hours(recipe: Recipe) -> str:

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import machine, significant, table
-from benchmarks.train.counting import count_parameters, flops
 from benchmarks.train.crescendo import RandomBatches
 from benchmarks.train.settings import TEXT_DIM
 from benchmarks.train.timing import log, seconds_of
@@ -35,6 +34,7 @@ from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.diffusion.schedule import steps_by_level
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
+from pipeline.models.counting import count_parameters, flops
 from pipeline.models.denoiser import (
     Denoiser,
     build_core,
@@ -44,13 +44,12 @@ from pipeline.models.denoiser import (
 )
 from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import trained_tiles
+from pipeline.overview.counting import high_band
 from pipeline.training.denoising import DenoisingSettings, DenoisingStep
 from pipeline.training.state import Learner, TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ("cpu-demo", "small", "base", "large")
-HIGH_BAND = {64: 0.21, 128: 0.15, 256: 0.115}  # sqrt(v) of the emoji; beyond them, times FALL for each octave
-FALL = 0.75
 MIN_CHANNELS = 16
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.002
 AVERAGES = (0.05, 0.10)
@@ -80,13 +79,6 @@ class Shape:
             net = self.shell(len(pyramid_levels(denoiser)) - 1)
             denoiser = build_shell(denoiser, TEXT_DIM, high_band(2 * denoiser.resolution) ** 2, net)
         return denoiser
-
-
-def high_band(resolution: int) -> float:
-    """sqrt(v) of a shell: measured on the emoji, extrapolated beyond them."""
-    if resolution in HIGH_BAND:
-        return HIGH_BAND[resolution]
-    return HIGH_BAND[64] if resolution < 64 else FALL * high_band(resolution // 2)
 
 
 def read_shape(name: str) -> Shape:

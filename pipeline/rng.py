@@ -19,5 +19,7 @@ def key(seed: int, purpose: str, nimg: int = 0, shard: int = 0) -> int:
 def generator_for(
     seed: int, purpose: str, nimg: int = 0, shard: int = 0, device: str | torch.device = "cpu"
 ) -> torch.Generator:
-    """Return a fresh generator for one purpose at one moment of training."""
-    return torch.Generator(device).manual_seed(key(seed, purpose, nimg, shard))
+    """Return a fresh generator for one purpose at one moment of training; on the CPU for the device `meta`, whose
+    tensors have no values."""
+    place = "cpu" if torch.device(device).type == "meta" else device
+    return torch.Generator(place).manual_seed(key(seed, purpose, nimg, shard))

@@ -12,6 +12,7 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.samples import run_locally
 from pipeline.launch.session import inside_ray_job
 from pipeline.launch.stage import Stage, open_stage
+from pipeline.models.counting import note_gpu_memory
 from pipeline.registry.pins import pinned_baseline
 
 
@@ -33,6 +34,7 @@ def main() -> None:
                     map_tasks=stage.map_tasks if spread else run_locally,
                     champion=pinned_champion(stage),
                 )
+            note_gpu_memory(stage.run_dir, "cuda" if gpu else "cpu")
             stage.log_metrics(metrics)
         stage.export(
             {"result/evaluation": "reports/evaluation", "result/verdict.json": "reports/verdict.json"}

@@ -66,6 +66,8 @@ def test_a_plan_rehearses_a_stage_and_leaves_the_project_as_it_is(checkout: Path
     shown = run("crescendo plan pretrain", checkout, env=PROCESS).stdout
     (row,) = (line.split() for line in shown.splitlines() if line.startswith("pretrain"))
     assert row[1:3] == ["fresh", "48"] and row[3] != "0.00", shown
+    counted = [line.split()[1] for line in shown.splitlines() if line.startswith("all")]
+    assert 0 < float(row[6]) < float(counted[0]), shown
     assert shown.splitlines()[-1] == "nothing would run"
     assert run("git status --porcelain; ls runs/pretrain", checkout).stdout == before
     assert not list((checkout / "runs").glob("rehearsal-*"))

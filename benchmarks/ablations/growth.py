@@ -33,7 +33,6 @@ from benchmarks.ablations.run import FOLDER, SHOWN, overridden, requests_for, ro
 from benchmarks.coarse import WholePyramid, at_full_resolution
 from benchmarks.judging import Requests, WhitenedFeatures, caption_kid, kids, sheet_rows, whitened
 from benchmarks.scale import steps_at_levels
-from benchmarks.train.counting import flops
 from benchmarks.train.crescendo import RandomBatches
 from benchmarks.upscale import ours, psnr, resampled, ssim
 from pipeline.config.params import Finetune, Params, Pretrain, parse_params
@@ -44,6 +43,7 @@ from pipeline.diffusion.pyramid import sample_pyramid
 from pipeline.evaluation.features import LITE2_RESOLUTIONS, lite2, randconv
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.config import SamplerSettings, SnapshotConfig
+from pipeline.models.counting import flops
 from pipeline.models.denoiser import (
     CoreDenoiser,
     Denoiser,

@@ -32,11 +32,11 @@ from benchmarks.quality.judge import Judge, Kids, difference, with_interval
 from benchmarks.quality.ours import REFINEMENT, training_seconds, ways
 from benchmarks.quality.peers import KINDS
 from benchmarks.quality.training import Data
-from benchmarks.train.counting import count_parameters, flops
 from pipeline.config.params import load_params
 from pipeline.data.dataset import PreparedDataset
 from pipeline.evaluation.extractors import load_extractors
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.counting import count_parameters, flops
 from pipeline.models.denoiser import Denoiser
 from pipeline.training.reports import save_grid
 

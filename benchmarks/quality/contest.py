@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from benchmarks.quality.base import Conditions, Peer, Setting
 from benchmarks.quality.peers import DDPM, DIFFUSERS, EDM2
 from benchmarks.quality.training import SEED, Data, Run, advance, fresh, held_out_loss, train
-from benchmarks.train.counting import count_parameters, flops
 from benchmarks.train.settings import Plan
 from pipeline.models.conditioning import Conditioning
+from pipeline.models.counting import count_parameters, flops
 from pipeline.rng import key
 from pipeline.training.numerics import precision
 

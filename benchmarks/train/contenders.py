@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.measure import build
-from benchmarks.train.counting import choose, flops, own_cost, peer_cost
+from benchmarks.train.counting import choose, own_cost, peer_cost
 from benchmarks.train.crescendo import Crescendo
 from benchmarks.train.peers import BUILDERS, Peer
 from benchmarks.train.settings import OURS, TINY, Cost, Plan, Setting, Size
 from benchmarks.train.timing import log, seconds_of
+from pipeline.models.counting import flops
 
 Contender = Crescendo | Peer
 

@@ -1,33 +1,18 @@
-"""Parameters and multiply-adds, and the search for plans of equal cost."""
+"""Parameters and multiply-adds of our networks and of the peers', and the search for plans of equal cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.train.crescendo import RandomBatches, build_levels
 from benchmarks.train.peers import BUILDERS, PLANS, WIDTHS
 from benchmarks.train.settings import Cost, Plan, Size
+from pipeline.models.counting import count_parameters, flops
 
 TOLERANCE = 0.1  # of what is to be equal
-
-
-def flops(work: Callable[[], Any]) -> int:
-    """Floating-point operations of `work`, products and sums each counted; attention as plain products."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Numbers that the module holds as parameters."""
-    return sum(p.numel() for p in module.parameters())
 
 
 def own_cost(size: Size) -> Cost:

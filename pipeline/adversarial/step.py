@@ -22,7 +22,7 @@ from pipeline.adversarial.losses import (
     generator_loss,
     marginal_distance,
 )
-from pipeline.data.dataset import Batches
+from pipeline.data.dataset import BatchSource
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, pyramid_levels
 from pipeline.models.resample import pool, rescale
@@ -117,7 +117,7 @@ class AdversarialStep:
     student: Denoiser
     heads: Heads
     frozen: list[FrozenFeatures]
-    batches: Batches
+    batches: BatchSource
     statistics: Statistics
     settings: AdversarialSettings
 
@@ -216,12 +216,7 @@ class AdversarialStep:
         self.heads.requires_grad_(True)
         for shard, pair in pairs.items():
             gradients.begin_shard()
-            real = self.heads(pair.real_features, pair.text)
-            fake = self.heads([f.detach() for f in pair.fake_features], pair.text)
-            loss = discriminator_loss(real, fake)
-            penalty = self.penalties(pair, real, fake, state.nimg, shard) if penalise else loss.new_zeros(())
-            (loss + penalty).backward()
-            losses.append(torch.stack([loss, (real - fake).mean()]).detach())
+            losses.append(self.add_discriminator_gradient(pair, state.nimg, shard, penalise))
         gradients.finish()
         learner.grad.div_(s.shards)
         return losses, learner.update(lr, state.nimg, s.batch_size)
@@ -236,11 +231,26 @@ class AdversarialStep:
         self.heads.requires_grad_(False)
         for pair in pairs:
             gradients.begin_shard()
-            with torch.no_grad():
-                real = self.heads(pair.real_features, pair.text)
-            loss = generator_loss(real, self.heads(pair.fake_features, pair.text))
-            (loss + s.anchor * pair.anchor + s.marginals * pair.marginals).backward()
-            losses.append(torch.stack([loss, pair.anchor, pair.marginals]).detach())
+            losses.append(self.add_generator_gradient(pair))
         gradients.finish()
         learner.grad.div_(s.shards)
         return losses, learner.update(lr, state.nimg, s.batch_size, d_norm)
+
+    def add_discriminator_gradient(self, pair: PairedBatch, nimg: int, shard: int, penalise: bool) -> Tensor:
+        """Add one shard's gradient to the heads'; returns the loss and the mean of D(real) - D(fake) [2]."""
+        real = self.heads(pair.real_features, pair.text)
+        fake = self.heads([f.detach() for f in pair.fake_features], pair.text)
+        loss = discriminator_loss(real, fake)
+        penalty = self.penalties(pair, real, fake, nimg, shard) if penalise else loss.new_zeros(())
+        (loss + penalty).backward()
+        return torch.stack([loss, (real - fake).mean()]).detach()
+
+    def add_generator_gradient(self, pair: PairedBatch) -> Tensor:
+        """Add one shard's gradient to the student's, through heads that do not learn; returns the loss, the anchor
+        and the distance of marginals [3]."""
+        s = self.settings
+        with torch.no_grad():
+            real = self.heads(pair.real_features, pair.text)
+        loss = generator_loss(real, self.heads(pair.fake_features, pair.text))
+        (loss + s.anchor * pair.anchor + s.marginals * pair.marginals).backward()
+        return torch.stack([loss, pair.anchor, pair.marginals]).detach()

@@ -30,9 +30,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     status.set_defaults(run=_status)
     plan = commands.add_parser(
         "plan",
-        help="what `dvc repro` would run, and the time and memory that it would take",
-        description="Rehearses the stages that `dvc repro` would run, or those that are named, for some dozen "
-        "updates each in a folder of their own, and says what the whole of each will take here.",
+        help="what `dvc repro` would run, and the float operations, memory and time that it would take",
+        description="Counts parameters and float operations of all stages, rehearses those that `dvc repro` would "
+        "run, or those that are named, for some dozen updates each in a folder of their own, and says what the "
+        "whole of each will take here.",
     )
     plan.add_argument("stages", nargs="*", metavar="STAGE", help="stages to plan (those that would run)")
     plan.set_defaults(run=_plan)
@@ -72,8 +73,10 @@ def _plan(args: argparse.Namespace) -> int:
     from pipeline.overview.plan import lines, make_plan
 
     root = find_root()
-    rows = make_plan(root, args.stages, lambda line: print(line, file=sys.stderr, flush=True))
-    print("\n".join(lines(rows, load_profile(root))))
+    plan = make_plan(root, args.stages, lambda line: print(line, file=sys.stderr, flush=True))
+    print("\n".join(lines(plan.rows, load_profile(root))), flush=True)
+    if plan.failure is not None:
+        raise plan.failure
     return 0
 
 

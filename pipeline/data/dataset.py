@@ -9,7 +9,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -240,6 +240,13 @@ class Batch(NamedTuple):
         if self.transforms is None:
             return images, text
         return apply(images, self.transforms), text._replace(augment=self.transforms.labels().to(device))
+
+
+class BatchSource(Protocol):
+    """Training batches."""
+
+    def at(self, nimg: int, shard: int) -> Batch:
+        """One shard of the batch at `nimg`."""
 
 
 class Batches:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.adversarial.few_step import generate_refined
 from pipeline.diffusion.generate import Generated, generate
@@ -23,6 +22,7 @@ from pipeline.diffusion.samplers import ADAPTIVE
 from pipeline.diffusion.schedule import grids, steps_by_level
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
+from pipeline.models.counting import flops
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.shape import SQUARE, Shape
 from pipeline.models.snapshot import Snapshot
@@ -77,15 +77,6 @@ class Cost:
     multiply_adds: int
 
 
-def count_multiply_adds(run: Callable[[], object]) -> int:
-    """Multiply-adds of the convolutions and matrix products of `run`."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    return int(counter.get_total_flops()) // 2
-
-
 def call_costs(snapshot: Snapshot, text: Conditioning) -> list[int]:
     """Multiply-adds of one call of each level, core first, for one image. A shell's call includes all levels
     below."""
@@ -94,7 +85,7 @@ def call_costs(snapshot: Snapshot, text: Conditioning) -> list[int]:
         x = torch.zeros(1, 3, level.resolution, level.resolution, device=next(level.parameters()).device)
         one, sigma = text.select(slice(0, 1)).to(x.device), torch.ones(1, device=x.device)
         with torch.no_grad():
-            costs.append(count_multiply_adds(functools.partial(level, x, sigma, one)))
+            costs.append(flops(functools.partial(level, x, sigma, one)) // 2)
     return costs
 
 
@@ -121,7 +112,7 @@ def measure_cost(contender: Contender, snapshot: Snapshot, text: Conditioning) -
     the image."""
     made: list[Generated] = []
     seeds = range(len(text.pooled))
-    total = count_multiply_adds(lambda: made.append(contender.sample(snapshot, text, seeds)))
+    total = flops(lambda: made.append(contender.sample(snapshot, text, seeds))) // 2
     return Cost(made[0].nfe, total // len(seeds))
 
 

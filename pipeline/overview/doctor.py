@@ -74,7 +74,7 @@ def check_machine(root: Path) -> Iterator[Finding]:
     """Cores, free disk, and whether torch sees the GPUs that are there."""
     free = shutil.disk_usage(root).free
     low = "free some space: `crescendo clean --dry-run` tells what can go" if free < LOW_DISK else ""
-    yield Finding("machine", f"{cpu_count()} cores, {free / 2**30:.1f} GiB of disk free", low)
+    yield Finding("machine", f"{_cores()}, {free / 2**30:.1f} GiB of disk free", low)
     import torch
 
     if torch.cuda.is_available():
@@ -98,7 +98,7 @@ def check_params(root: Path) -> Iterator[Finding]:
     text = f"{number} worker{'s' * (many > 1)} on {where}"
     here = profile.address is None and not profile.use_gpu
     fix = "lower `workers` in infra/compute" if here and many > cpu_count() else ""
-    yield Finding("compute", text + (f", which has {cpu_count()} cores" if fix else ""), fix)
+    yield Finding("compute", text + (f", which has {_cores()}" if fix else ""), fix)
 
 
 def check_dvc(root: Path) -> Iterator[Finding]:
@@ -188,6 +188,11 @@ def check_ray(root: Path) -> Iterator[Finding]:
     if profile.address is None:
         return
     yield Finding("ray", f"{profile.address} answers, Ray {jobs.cluster_version(profile.address)}")
+
+
+def _cores() -> str:
+    count = cpu_count()
+    return f"{count} core{'s' * (count > 1)}"
 
 
 def _some(names: list[str]) -> str:

@@ -7,14 +7,16 @@ fails where it would. The project's own runs, models and tracking store stay as 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,19 +24,23 @@ from typing import Any
 import psutil
 
 from pipeline.compute import DEFAULT, PROFILE_VARIABLE
-from pipeline.config.params import CORE_MODEL, Finetune, Params, Training
+from pipeline.config.params import CORE_MODEL, Params, Training
 from pipeline.errors import StorageError
 from pipeline.evaluation.conditions import SampleCount, plan_samples
 from pipeline.evaluation.evidence import Evidence
+from pipeline.housekeeping.items import in_words
 from pipeline.launch import scratch
+from pipeline.models.counting import GPU_MEMORY
+from pipeline.overview.counting import flops_of_samples
 from pipeline.registry import pins
-from pipeline.training.records import GPU_MEMORY, Record, read_records
+from pipeline.training.records import Record, read_records
 
 TRAINING = {"pretrain": "models/core", "finetune": "models/finetuned", "refine": "models/refined"}
 UPDATES = (16, 64)  # of a rehearsal, at least and at most
 SHARE = 0.02  # of the images of a stage, in between
 EVALUATIONS = (16, 8)  # a rehearsed evaluation has one part in so many of the calls
 POLL_SECONDS = 0.5
+LIMIT, PATIENCE = 900.0, 30.0  # seconds that a rehearsal may take, and to end when it is told to
 
 
 @dataclass(frozen=True)
@@ -81,19 +87,15 @@ class Rehearsal:
         section: Training = getattr(self.params, stage)
         images = rehearsed_images(section)
         measured = self._run(stage, {stage: short(section, images), "evaluate": watched_once(images)})
-        records = [
-            r for path in self.folder.glob(f"runs/{stage}/*/progress.jsonl") for r in read_records(path)
-        ]
-        reserved = [json.loads(path.read_text()) for path in self.folder.glob(f"runs/{stage}/*/{GPU_MEMORY}")]
-        measured = replace(measured, gpu_memory=max(reserved, default=None))
-        return measured, paces(records, images, section.batch_size)
+        return measured, paces(self._records(stage), images, section.batch_size)
 
-    def evaluate(self) -> tuple[float, int]:
-        """Rehearse the evaluation twice; seconds that the whole one will take, and the most memory."""
+    def evaluate(self) -> tuple[Measured, int]:
+        """Rehearse the evaluation twice; what the whole one will take, and its float operations."""
         budgets = [max(self.params.evaluate.max_calls // part, 1) for part in EVALUATIONS]
         runs = [self._run("evaluate", {"evaluate": {"max_calls": budget}}) for budget in budgets]
         evidence = Evidence.load(self.folder / "reports/evaluation/evidence.safetensors")
-        calls = sum(evidence.description.nfe.values())
+        costs = evidence.description
+        calls = sum(costs.nfe.values())
         precision = self.params.promotion.precision
 
         def count(max_calls: int) -> int:
@@ -102,7 +104,9 @@ class Rehearsal:
 
         whole = count(self.params.evaluate.max_calls)
         seconds = extrapolate([count(each) for each in budgets], [each.seconds for each in runs], whole)
-        return seconds, max(each.memory for each in runs)
+        most = max(each.memory for each in runs)
+        operations = flops_of_samples(self.params, costs.nfe.values(), costs.multiply_adds.values())
+        return Measured(seconds, most, runs[-1].gpu_memory), operations
 
     def _run(self, stage: str, changes: Mapping[str, Mapping[str, Any]]) -> Measured:
         tree = self.params.model_dump(mode="json")
@@ -115,12 +119,57 @@ class Rehearsal:
             command = scratch.command(stage)
             process = subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log)
             with PeakMemory(process.pid) as memory:
-                status = process.wait()
+                try:
+                    status = process.wait(timeout=LIMIT)
+                except subprocess.TimeoutExpired:
+                    end(process)
+                    raise self._slow(stage) from None
         if status:
             lines = (self.folder / f"{stage}.log").read_text(errors="replace").splitlines()
-            problem = f"its rehearsal ends with status {status}: {lines[-1] if lines else 'nothing was said'}"
-            raise StorageError("E-IO-080", stage, problem, "mend what it names: the run itself would end so")
-        return Measured(time.monotonic() - began, memory.peak)
+            raise _failed(stage, status, lines[-1] if lines else "nothing was said", memory.peak)
+        return Measured(time.monotonic() - began, memory.peak, self._gpu_memory(stage))
+
+    def _slow(self, stage: str) -> StorageError:
+        """What to say of a rehearsal that took longer than LIMIT."""
+        fix = "choose a smaller preset, or a machine that computes faster"
+        problem = f"its rehearsal was stopped after {LIMIT / 60:g} minutes"
+        seen = max((record["nimg"] for record in self._records(stage)), default=0)
+        if seen:
+            days = getattr(self.params, stage).num_images / seen * LIMIT / 86400
+            problem += f", at {seen:,} images; at this pace a round of training takes {days:.2g} days"
+        return StorageError("E-IO-201", stage, problem, fix)
+
+    def _records(self, stage: str) -> list[Record]:
+        paths = self.folder.glob(f"runs/{stage}/*/progress.jsonl")
+        return [record for path in paths for record in read_records(path)]
+
+    def _gpu_memory(self, stage: str) -> int | None:
+        reserved = (json.loads(path.read_text()) for path in self.folder.glob(f"runs/{stage}/*/{GPU_MEMORY}"))
+        return max(reserved, default=None)
+
+
+def _failed(stage: str, status: int, last: str, memory: int) -> StorageError:
+    """What to say of a rehearsal that ended with a status, its last line, and the most memory that it held."""
+    if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        problem = (
+            f"its rehearsal was killed when it held {in_words(memory)}, as is done where memory runs out"
+        )
+        fix = (
+            "raise its `shards`, or choose a smaller preset or a larger machine: the run itself would end so"
+        )
+        return StorageError("E-IO-200", stage, problem, fix)
+    problem = f"its rehearsal ends with status {status}: {last}"
+    return StorageError("E-IO-080", stage, problem, "mend what it names: the run itself would end so")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a stage: a second signal stops it at once, where the first waits for a checkpoint."""
+    for stop in (process.terminate, process.terminate, process.kill):
+        stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=PATIENCE)
+            return
+    process.wait()
 
 
 class PeakMemory:
@@ -181,14 +230,6 @@ def short(section: Training, images: int) -> dict[str, Any]:
 def watched_once(images: int) -> dict[str, Any]:
     """Changes of `evaluate` that have the last snapshot of a rehearsed stage judged, as that of a run is."""
     return {"watch_images": dict.fromkeys(TRAINING, images)}
-
-
-def rounds_of(params: Params, stage: str) -> int:
-    """Rounds of a training stage, each of `num_images`: the octaves of finetune that grow one by one."""
-    section = getattr(params, stage)
-    if isinstance(section, Finetune) and section.order == "one_by_one":
-        return (params.data.resolution // params.core.resolution).bit_length() - 1
-    return 1
 
 
 def paces(records: Sequence[Record], images: int, batch: int) -> list[Pace]:

@@ -23,6 +23,7 @@ from pipeline.evaluation.verdict import PassVerdict, Verdict
 from pipeline.inference.generator import Generator, load_generator, tile
 from pipeline.inference.png import encode_png
 from pipeline.models.config import SnapshotConfig
+from pipeline.models.counting import count_parameters
 from pipeline.registry.history import when
 
 EVALUATION = "reports/evaluation"
@@ -100,7 +101,7 @@ def facts_of(root: Path, subject: Subject, generator: Generator) -> dict[str, An
         "name": subject.name,
         "config": config,
         "digest": verdict.model_digest,
-        "parameters": sum(p.numel() for p in generator.snapshot.denoiser.parameters()),
+        "parameters": count_parameters(generator.snapshot.denoiser),
         "params": subject.params,
         "max_caption": MAX_CAPTION,
         "seeds": SEEDS,

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import StorageError
 from pipeline.inference.generator import Generator, load_generator
+from pipeline.models.counting import count_parameters
 from pipeline.project import folder_name
 from pipeline.registry.package import Registry, Version
 from pipeline.registry.packaging import PROJECT
@@ -74,7 +75,7 @@ class Served:
             "sizes": [size_text(size) for size in offered_sizes(config)],
             "passes": list(config.passes),
             "default_steps": self.default_steps,
-            "parameters": sum(p.numel() for p in self.generator.snapshot.denoiser.parameters()),
+            "parameters": count_parameters(self.generator.snapshot.denoiser),
             "text_encoder": str(config.text_encoder["name"]),
             "upscales": bool(config.shells) and not (config.is_refined and config.upscale_steps is None),
             "films": list(self.films),

@@ -24,6 +24,7 @@ from pipeline.diffusion.generate import Generated, generate
 from pipeline.errors import StorageError
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import Lineage, SamplerSettings, SnapshotConfig
+from pipeline.models.counting import count_parameters, note_gpu_memory
 from pipeline.models.denoiser import Denoiser, set_dtype
 from pipeline.models.finite import require_finite_metrics
 from pipeline.models.kernels import mean_kernel_px, mixes
@@ -39,7 +40,7 @@ from pipeline.training.first_averages import first_averages
 from pipeline.training.fit import Hook, Step, fit
 from pipeline.training.hooks import Checkpoints, Intervals, Progress, Snapshots, failpoint
 from pipeline.training.numerics import numerics, precision
-from pipeline.training.records import FILM, GPU_MEMORY, notice, read_records
+from pipeline.training.records import FILM, notice, read_records
 from pipeline.training.reports import COLUMNS, GRID, SAMPLES, save_grid, save_kernels, write_curves
 from pipeline.training.schedule import StepSettings
 from pipeline.training.state import Learner, TrainState
@@ -245,7 +246,7 @@ class TrainContext(Generic[S]):
         if rank_and_size()[0]:
             return
         records = read_records(self.folder / "progress.jsonl")
-        parameters = sum(p.numel() for p in denoiser.parameters())
+        parameters = count_parameters(denoiser)
         require_finite_metrics(metrics, f"{self.stage}: metrics.json", "lower the learning rate")
         with artifacts.commit_directory(self.folder / "result", {"stage": self.stage}) as folder:
             save_snapshot(folder / "model", denoiser, config, early)
@@ -272,9 +273,7 @@ class TrainContext(Generic[S]):
                 self.sample_grid(level, reports / f"samples{suffix}.png")
                 self.plot_kernels(level, reports / f"kernels{suffix}.png")
             self.save_film(reports / FILM, reports / "samples.png")
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_reserved(self.device)
-            artifacts.write_atomic(self.folder / GPU_MEMORY, json.dumps(peak))
+        note_gpu_memory(self.folder, self.device)
 
     def plot_kernels(self, snapshot: Snapshot, path: Path) -> None:
         """Plot the mean effective kernel against ln sigma, on held-out images; no file where kernels are off."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.data.dataset import Batches
+from pipeline.data.dataset import BatchSource
 from pipeline.diffusion.loss import denoising_loss, tiled_loss
 from pipeline.diffusion.noise import LowBand
 from pipeline.diffusion.regions import bridge_maps
@@ -77,7 +77,7 @@ class DenoisingStep:
     of metrics and in the keys of random streams."""
 
     denoiser: Denoiser
-    batches: Batches
+    batches: BatchSource
     statistics: Statistics
     draw_sigma: DrawSigma
     settings: DenoisingSettings

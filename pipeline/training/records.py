@@ -18,7 +18,6 @@ from pipeline.errors import one_line
 NOTICES = "notices.jsonl"
 STOP = "stop"  # a file in a run folder that asks the run to stop
 FILM = "film.png"  # the film strip, in the run folder while a stage trains, then in its reports
-GPU_MEMORY = "gpu_memory.json"  # in the run folder: most bytes that the first worker reserved on its GPU
 Record = dict[str, Any]
 
 

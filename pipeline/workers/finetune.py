@@ -42,12 +42,9 @@ def finetune(config: WorkerConfig) -> None:
     run = train_context("finetune", config, section, level_settings(config, section))
     origin = load_snapshot(config.init or config.root / CORE_MODEL, run.device)
     check_growth(origin, run, config.params)
-    num_octaves = (config.params.data.resolution // origin.resolution).bit_length() - 1
-    octaves = [origin.resolution * 2**i for i in range(1, num_octaves + 1)]
-    rounds = [octaves] if section.order == "together" else [[resolution] for resolution in octaves]
-    growing = Growing(
-        run, config.params, origin, high_band_variances(run.dataset, origin.statistics, octaves)
-    )
+    rounds = growth_rounds(config.params, origin.resolution)
+    variances = high_band_variances(run.dataset, origin.statistics, [px for fresh in rounds for px in fresh])
+    growing = Growing(run, config.params, origin, variances)
     metrics: dict[str, float] = {}
     grown = origin
     for i, fresh in enumerate(rounds):
@@ -60,6 +57,19 @@ def finetune(config: WorkerConfig) -> None:
             broadcast(torch.zeros(1, device=run.device))  # waits for the first worker to write the result
             grown = load_snapshot(growth.result / "model", run.device)
             metrics |= json.loads((growth.result / "metrics.json").read_text())
+
+
+def growth_rounds(params: Params, start: int) -> list[list[int]]:
+    """The resolutions of the new shells in each round, for a model of `start` px."""
+    num_octaves = (params.data.resolution // start).bit_length() - 1
+    octaves = [start * 2**i for i in range(1, num_octaves + 1)]
+    together = params.finetune.order == "together" and octaves
+    return [octaves] if together else [[resolution] for resolution in octaves]
+
+
+def is_trained(params: Params, resolution: int, fresh: Sequence[int]) -> bool:
+    """Whether a round that adds the shells `fresh` trains the level of a resolution."""
+    return resolution in fresh or params.finetune.core != "frozen"
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,8 @@ class Growing:
         """The levels of `denoiser` to train: the `fresh` ones, and those below as finetune.core says."""
         s, levels = self.params.finetune, []
         for level in pyramid_levels(denoiser):
-            new = level.resolution in fresh
-            if new or s.core != "frozen":
+            if is_trained(self.params, level.resolution, fresh):
+                new = level.resolution in fresh
                 suffix = "" if level.resolution == self.params.data.resolution else f"_{level.resolution}"
                 lr = s.lr if new else BELOW_LR * s.lr
                 levels.append(TrainedLevel(level, noise_law(self.params, level), lr, suffix, new))

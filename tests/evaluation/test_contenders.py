@@ -16,7 +16,6 @@ from pipeline.evaluation.contenders import (
     call_costs,
     choose,
     cost_of,
-    count_multiply_adds,
     has_early_exit,
     is_finite,
     measure_cost,
@@ -25,6 +24,7 @@ from pipeline.evaluation.contenders import (
 from pipeline.evaluation.entry import passes_to_measure
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings
+from pipeline.models.counting import flops
 from pipeline.models.denoiser import pyramid_levels
 from pipeline.models.snapshot import Snapshot
 from tests.builders import build_pyramid, snapshot_config
@@ -75,7 +75,7 @@ def test_calls_and_multiply_adds_equal_those_of_a_real_run(contender: Contender,
         contender = replace(contender, steps=(*contender.steps, *contender.steps[1:])[: 1 + shells])
     cost = cost_of(contender, model, call_costs(model, TEXT))
     assert cost.nfe == contender.sample(model, TEXT, [0]).nfe
-    counted = count_multiply_adds(lambda: contender.sample(model, TEXT, [0]))
+    counted = flops(lambda: contender.sample(model, TEXT, [0])) // 2
     assert cost.multiply_adds == pytest.approx(counted, rel=0.01)
 
 
@@ -88,7 +88,7 @@ def test_regions_are_guided_in_every_step(guidance: float, steps: tuple[int, ...
     contender = Contender("adaptive", "finetuned", settings=settings, steps=steps)
     cost = cost_of(contender, model, call_costs(model, TEXT))
     assert cost.nfe == contender.sample(model, TEXT, [0]).nfe
-    counted = count_multiply_adds(lambda: contender.sample(model, TEXT, [0]))
+    counted = flops(lambda: contender.sample(model, TEXT, [0])) // 2
     assert cost.multiply_adds == pytest.approx(counted, rel=0.02)  # the difficulty of patches is not counted
 
 
@@ -116,7 +116,7 @@ def test_passes_share_the_work_of_the_levels_below(passes: int, shells: int) -> 
     contender = Contender("refined", "refined", passes=passes)
     cost = cost_of(contender, model, call_costs(model, TEXT))
     assert cost.nfe == contender.sample(model, TEXT, [0]).nfe == passes + shells
-    counted = count_multiply_adds(lambda: contender.sample(model, TEXT, [0]))
+    counted = flops(lambda: contender.sample(model, TEXT, [0])) // 2
     assert cost.multiply_adds == pytest.approx(counted, rel=0.01)
 
 

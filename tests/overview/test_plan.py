@@ -1,27 +1,40 @@
 """What a rehearsal measures, and how it is carried on to a whole run."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.compute import ComputeProfile
 from pipeline.config.params import Params, parse_params
+from pipeline.data.dataset import PreparedDataset
+from pipeline.errors import StorageError
+from pipeline.launch import scratch
 from pipeline.launch.endings import recorded_ending, seconds_taken
-from pipeline.overview.plan import Estimate, Row, further_seconds, lines
+from pipeline.models.counting import note_gpu_memory
+from pipeline.overview import rehearsal as rehearsals
+from pipeline.overview.plan import (
+    Actual,
+    Estimate,
+    Row,
+    further_seconds,
+    lines,
+    why_not_rehearsed,
+)
 from pipeline.overview.rehearsal import (
-    Measured,
     Pace,
     Rehearsal,
     extrapolate,
     paces,
     rehearsed_images,
-    rounds_of,
     short,
 )
 from pipeline.overview.stages import StageState
 from pipeline.registry import pins
+from pipeline.workers.finetune import growth_rounds
 
 
 def records(rounds: list[tuple[float, float]], images: int = 160, batch: int = 8) -> list[dict[str, Any]]:
@@ -81,11 +94,64 @@ def test_the_memory_of_a_gpu_is_what_the_worker_noted(
 ) -> None:
     (tmp_path / "data/prepared").mkdir(parents=True)
     rehearsal = Rehearsal(tmp_path, tmp_path / "rehearsal", tiny_params)
-    monkeypatch.setattr(rehearsal, "_run", lambda *_: Measured(1.0, 2))
-    assert rehearsal.train("pretrain")[0] == Measured(1.0, 2, None)
-    (rehearsal.folder / "runs/pretrain/0123").mkdir(parents=True)
-    (rehearsal.folder / "runs/pretrain/0123/gpu_memory.json").write_text("3")
-    assert rehearsal.train("pretrain")[0] == Measured(1.0, 2, 3)
+    monkeypatch.setattr(scratch, "command", lambda _: [sys.executable, "-c", "pass"])
+    for stage in ("pretrain", "evaluate"):
+        assert rehearsal._run(stage, {}).gpu_memory is None
+        run = rehearsal.folder / "runs" / stage / "0123"
+        run.mkdir(parents=True)
+        note_gpu_memory(run, "cpu")
+        assert not list(run.iterdir())
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 3)
+        note_gpu_memory(run, "cuda")
+        assert rehearsal._run(stage, {}).gpu_memory == 3
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "told"),
+    [
+        ("os.kill(os.getpid(), 9)", "E-IO-200", "was killed when it held"),
+        ("print('E-CFG-001 it is so'); sys.exit(78)", "E-IO-080", "status 78: E-CFG-001 it is so"),
+    ],
+)
+def test_a_rehearsal_that_fails_says_how(
+    ends: str, code: str, told: str, tiny_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    rehearsal = Rehearsal(tmp_path, tmp_path / "rehearsal", tiny_params)
+    monkeypatch.setattr(scratch, "command", lambda _: [sys.executable, "-c", f"import os, sys; {ends}"])
+    with pytest.raises(StorageError, match=told) as error:
+        rehearsal.train("pretrain")
+    assert error.value.code == code
+
+
+def test_a_rehearsal_that_would_take_hours_is_stopped(
+    tiny_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    rehearsal = Rehearsal(tmp_path, tmp_path / "rehearsal", tiny_params)
+    run = rehearsal.folder / "runs/pretrain/0123"
+    run.mkdir(parents=True)
+    (run / "progress.jsonl").write_text(json.dumps({"nimg": 4, "time": 1.0, "metrics": {"loss": 1.0}}))
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    monkeypatch.setattr(scratch, "command", lambda _: [sys.executable, "-c", stubborn])
+    monkeypatch.setattr(rehearsals, "LIMIT", 0.5)
+    monkeypatch.setattr(rehearsals, "PATIENCE", 0.1)
+    with pytest.raises(
+        StorageError, match="E-IO-201 pretrain: .* stopped after .* at 4 images; at this pace"
+    ):
+        rehearsal.train("pretrain")
+
+
+def test_what_cannot_be_rehearsed_has_its_reason(tiny_tree: dict[str, Any], tiny_root: Path) -> None:
+    params, here = parse_params(tiny_tree), ComputeProfile()
+    dataset = PreparedDataset(tiny_root / "data/prepared")
+    assert why_not_rehearsed(params, here, dataset) == ""
+    assert "dvc repro prepare" in why_not_rehearsed(params, here, None)
+    far = ComputeProfile(address="http://head:8265", storage="/shared")
+    assert "http://head:8265" in why_not_rehearsed(params, far, dataset)
+    tree = {**tiny_tree, "data": {**tiny_tree["data"], "resolution": 32}}
+    larger = parse_params({**tree, "shell": {**tree["shell"], "channels": [16, 8]}})
+    assert "has 16 px, params.yaml asks for 32" in why_not_rehearsed(larger, here, dataset)
 
 
 def test_a_whole_run_repeats_updates_and_pauses(tiny_tree: dict[str, Any]) -> None:
@@ -96,7 +162,8 @@ def test_a_whole_run_repeats_updates_and_pauses(tiny_tree: dict[str, Any]) -> No
         "finetune": {**tiny_tree["finetune"], "num_images": 800, "sample_images": 80},
     }
     params = parse_params(tree)
-    assert (rounds_of(params, "pretrain"), rounds_of(params, "finetune")) == (1, 2)
+    assert growth_rounds(params, 8) == [[16], [32]]
+    assert growth_rounds(params, 16) == [[32]], "a pinned model may have a shell already"
     found = [Pace(160, 0.05, 2.0), Pace(160, 0.1, 6.0)]
     assert further_seconds(params, "finetune", found) == pytest.approx(640 * 0.15 + 8 * 8.0)
 
@@ -109,23 +176,29 @@ def test_an_evaluation_lies_on_a_line() -> None:
 
 def test_a_plan_shows_what_it_knows() -> None:
     rows = [
-        Row(StageState("prepare", "fresh"), None, 36.0),
+        Row(StageState("prepare", "fresh"), Estimate("prepare"), Actual(36.0)),
         Row(
-            StageState("pretrain", "stale", ("pretrain.lr 0.04 -> 0.02",)),
-            Estimate("pretrain", 36800, 1_200_000, 350_000_000, 185.0, 2**31, 2**32),
-            180.0,
+            StageState("pretrain", "fresh"),
+            Estimate("pretrain", 36800, 1_200_000, 350_000_000, 2 * 10**12, 185.0, 2**31, 2**32),
+            Actual(200.0, 5 * 2**30),
         ),
         Row(
-            StageState("evaluate", "stale", ("follows pretrain",)), Estimate("evaluate", seconds=156.0), None
+            StageState("evaluate", "stale", ("follows pretrain",)),
+            Estimate("evaluate", flops=10**12, seconds=100.0, memory=2**30),
         ),
     ]
-    profile = ComputeProfile(workers=2, use_gpu=True, price_per_hour=3.0)
-    shown = list(lines(rows, profile))
-    assert shown[2].split() == [
-        *("pretrain", "stale", "36,800", "1.20", "M", "0.350", "2.0", "4.0", "03:05", "03:00"),
-        *("pretrain.lr", "0.04", "->", "0.02"),
+    profile = ComputeProfile(workers=2, use_gpu=True, price_per_hour=3.6)
+    shown = [line.split() for line in lines(rows, profile)]
+    assert shown[1] == ["prepare", "fresh", "00:36"]
+    assert shown[2] == [
+        *("pretrain", "fresh", "36,800", "1.20", "M", "0.350", "2.00e+12", "2.0", "4.0,", "5.0"),
+        *("03:05", "03:20", "1.0e+10"),
     ]
-    assert shown[-1] == "to run: 05:41, 0.19 GPU-hours, 0.28 at 3 an hour"
+    assert shown[3] == [
+        *("evaluate", "stale", "1.00e+12", "1.0", "01:40", "1.0e+10", "follows", "pretrain"),
+    ]
+    assert shown[4] == ["all", "3.00e+12", "2.0", "4.0,", "5.0", "04:45", "1.1e+10"]
+    assert " ".join(shown[5]) == "to run: 01:40, 1.00e+12 FLOP, 0.06 GPU-hours, 0.10 at 3.6 an hour"
     assert list(lines(rows[:1], profile))[-1] == "nothing would run"
 
 
