@@ -53,7 +53,8 @@ def _serve(args: argparse.Namespace) -> int:
 
     token = token_for(address, log)
     limits = Limits(args.queue, args.timeout, args.rate)
-    service = load_service(model, root, args.device, limits, args.poll)
-    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
-        serve(service, address, token, runs_folder(root, load_profile(root)), log)
+    with address.listen() as sock:  # first, as loading a model takes seconds
+        service = load_service(model, root, args.device, limits, args.poll)
+        with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
+            serve(service, sock, args.host, token, runs_folder(root, load_profile(root)), log)
     return 0

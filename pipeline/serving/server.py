@@ -97,11 +97,16 @@ def load_service(model: str, root: Path, device: str, limits: Limits, poll_secon
 
 
 def serve(
-    service: Service, address: Address, token: str | None, runs: Path, log: Callable[[str], None]
+    service: Service,
+    sock: socket.socket,
+    host: str,
+    token: str | None,
+    runs: Path,
+    log: Callable[[str], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what is in progress. `runs`: where `crescendo status` looks."""
-    sock = address.listen()
-    url = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{sock.getsockname()[1]}/"
+    """Serve at a socket that listens, until SIGINT or SIGTERM, then finish what is in progress. `runs`: where
+    `crescendo status` looks."""
+    url = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}/"
     config = uvicorn.Config(
         create_app(service, token),
         log_level="warning",

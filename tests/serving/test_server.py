@@ -244,6 +244,11 @@ def test_addresses_that_cannot_be_had_are_one_line() -> None:
             Address(host, 0).listen()
 
 
+def test_a_port_in_use_is_said_before_a_model_is_loaded(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PipelineError, match="E-BUSY-130"):
+        main.run(["serve", "no/such/model", "--port", str(taken.getsockname()[1])])
+
+
 @pytest.mark.parametrize("more", [["--port", "70000"], ["--queue", "0"], ["--poll", "nan"]])
 def test_options_that_cannot_be_are_one_line(root: Path, more: list[str]) -> None:
     with pytest.raises(PipelineError):
