@@ -110,7 +110,9 @@ class Registry:
     # --- Reading.
 
     def aliases(self, name: str) -> dict[str, str]:
-        """{alias: version number} of the model `name`; empty if there is no such model."""
+        """{alias: version number} of the model `name`; empty if there is no such model, or no store yet."""
+        if not store.store_exists(self.root):
+            return {}
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
                 return local.read_aliases(self._database, name)
@@ -137,7 +139,9 @@ class Registry:
 
     def versions(self, name: str, tag: tuple[str, str] | None = None) -> list[Version]:
         """All versions, or those with a tag of this (key, value), the oldest first; none if there is no such
-        model."""
+        model, or no store yet."""
+        if not store.store_exists(self.root):
+            return []
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
                 found = local.read_versions(self._database, name)

@@ -234,6 +234,15 @@ def test_a_broken_registry_is_one_line_without_password(root: Path, monkeypatch:
     assert "secret" not in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
+def test_reading_makes_no_store(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main.run(["history"])
+    main.run(["verify"])
+    for command in (["trace", "models:/crescendo/1"], ["promote", "models:/crescendo@champion"]):
+        with pytest.raises(InputMissing, match="E-INP-040"):
+            main.run(command)
+    assert not (root / "mlflow.db").exists()
+
+
 def test_a_registry_that_fails_while_a_promotion_looks_for_runs_is_one_line(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
