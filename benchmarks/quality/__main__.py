@@ -39,6 +39,7 @@ from pipeline.models.conditioning import Conditioning
 from pipeline.models.counting import count_parameters, flops
 from pipeline.models.denoiser import Denoiser
 from pipeline.training.reports import save_grid
+from pipeline.workers.refine import refining_rounds
 
 PILOT = 1 / 20  # of the training, of each candidate
 SHEET = 8  # columns
@@ -80,7 +81,11 @@ def our_rows(root: Path, judge: Judge, parts: Mapping[str, float], folder: Path)
     for way in ways(root):
         macs = flops(partial(way.sample, text, seeds[:1])) / 2
         drawn = way.sample_once(judge.text, seeds, folder)
-        seen = f"{images} + {params.refine.num_images:,}" if way.passes else images
+        seen = (
+            f"{images} + {len(refining_rounds(params))} x {params.refine.num_images:,}"
+            if way.passes
+            else images
+        )
         call = significant(whole_pyramid(way.snapshot.denoiser, text) / 1e9)
         network = (way.name, "captions", "pyramid", millions(count_parameters(way.snapshot.denoiser)), call)
         trained = sum(value for name, value in parts.items() if way.passes or name != REFINEMENT)

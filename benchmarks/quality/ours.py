@@ -15,11 +15,8 @@ from torch import Tensor
 
 from benchmarks.judging import load_model
 from pipeline.adversarial.few_step import generate_images
-from pipeline.adversarial.guards import Guards, GuardSettings, guard_tensors
-from pipeline.adversarial.random_features import RandomDistance
 from pipeline.adversarial.step import AdversarialSettings
 from pipeline.config.params import Params
-from pipeline.diffusion.ema import halflife_decay
 from pipeline.diffusion.generate import Generated
 from pipeline.launch.worker import WorkerConfig
 from pipeline.models.conditioning import Conditioning
@@ -67,31 +64,21 @@ def level_cost(config: WorkerConfig, number: int, seconds: float) -> float:
     return per_image(step, TrainState({"net": learner}), section.batch_size, seconds)
 
 
-def refinement_cost(config: WorkerConfig, seconds: float) -> tuple[float, float]:
-    """CPU seconds an image of the adversarial update, and of one check of the guards, which choose the state."""
+def refinement_cost(config: WorkerConfig, seconds: float) -> float:
+    """CPU seconds of refinement, from `seconds` of the update of each round and one check of its guards, which
+    choose the state."""
     s = config.params.refine
     settings = unpack(AdversarialSettings, s, seed=config.params.seed)
     run = train_context("refine", config, s, settings)
     parent = load_snapshot(config.root / refine.PARENT)
-    student = parent.denoiser.requires_grad_(True).train()
-    set_dtype(student, run.dtype)
-    step = refine.build_step(config, run, parent)
-    average = {"ema": partial(halflife_decay, float(s.ema_halflife_images))}
-    generator = Learner(student, (0.0, 0.99), average)
-    learners = {"generator": generator, "discriminator": Learner(step.heads, (0.0, 0.99))}
-    state = TrainState(learners, extra=guard_tensors(generator))
-    images, text = run.images_and_text(run.pick("train", s.check_samples))
-    distance = RandomDistance(run.dataset.images(np.array(run.pick("train", refine.REAL))))
-    to_uint8 = parent.statistics.to_uint8
-    guards = Guards(
-        step,
-        parent.statistics.standardise(images),
-        text,
-        unpack(GuardSettings, s),
-        lambda samples: distance(to_uint8(samples)),
-    )
-    update = per_image(step, state, s.batch_size, seconds)
-    return update, cpu_seconds(lambda: guards(state))
+    refining, total = refine.Refining(run, config, parent), 0.0
+    levels = {level.resolution: level for level in pyramid_levels(parent.denoiser)}
+    for resolution in refine.refining_rounds(config.params):
+        begun = refining.begin(levels[resolution])
+        update = per_image(begun.step, begun.state, s.batch_size, seconds)
+        check = cpu_seconds(partial(begun.guards, begun.state))
+        total += update * s.num_images + check * (1 + s.num_images // s.check_images)
+    return total
 
 
 def training_seconds(params: Params, root: Path, seconds: float = 10.0) -> dict[str, float]:
@@ -103,11 +90,10 @@ def training_seconds(params: Params, root: Path, seconds: float = 10.0) -> dict[
         config = WorkerConfig(params=params, root=root, run_dir=Path(folder))
         numbers = range(1 + len(params.shell.nets()))
         parts = {f"level {n}": level_cost(config, n, seconds) for n in numbers}
-        update, check = refinement_cost(config, 2 * seconds)
+        refinement = refinement_cost(config, 2 * seconds)
     images = dict.fromkeys(parts, params.finetune.num_images) | {"level 0": params.pretrain.num_images}
     total = {name: cost * images[name] for name, cost in parts.items()}
-    s = params.refine
-    return total | {REFINEMENT: update * s.num_images + check * (1 + s.num_images // s.check_images)}
+    return total | {REFINEMENT: refinement}
 
 
 class Way(NamedTuple):

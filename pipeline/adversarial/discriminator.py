@@ -121,7 +121,7 @@ def load_lite0() -> Any:
 class Head(nn.Module):
     """Logit of one feature map: 1x1 and 3x3 convolutions, then a mean plus the caption projection."""
 
-    def __init__(self, channels: int, text_dim: int, width: int = 64) -> None:
+    def __init__(self, channels: int, text_dim: int, width: int) -> None:
         super().__init__()
         self.conv0 = nn.Conv2d(channels, width, 1)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
@@ -139,11 +139,11 @@ class Head(nn.Module):
 
 
 class Heads(nn.Module):
-    """One head for each feature map; the logit is their mean."""
+    """One head of `width` channels for each feature map; the logit is their mean."""
 
-    def __init__(self, channels: Sequence[int], text_dim: int) -> None:
+    def __init__(self, channels: Sequence[int], text_dim: int, width: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(Head(c, text_dim) for c in channels)
+        self.heads = nn.ModuleList(Head(c, text_dim, width) for c in channels)
 
     def forward(self, features: Sequence[Tensor], text: Conditioning) -> Tensor:
         """Map feature maps to logits [B]."""

@@ -82,7 +82,7 @@ def generate_refined(
     for part, rows in in_batches(text, seeds, batch_size):
         draw = seeded_noise(rows, device, shape)
         x = few_step(snapshot.denoiser, part.to(device), draw, nfe, config.sigma_start)[-1]
-        images.append(snapshot.statistics.to_uint8(x).cpu())
+        images.append(snapshot.to_pixels(x).cpu())
     return Generated(torch.cat(images), nfe)
 
 

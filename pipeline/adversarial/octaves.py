@@ -68,6 +68,6 @@ def sampled_power(
         for part, rows in in_batches(own_text, own_seeds, BATCH):
             draw = seeded_noise(rows, device, shape)
             drawn = few_step(level, part.to(device), draw, passes, sigma)[-1]
-            samples = snapshot.statistics.standardise(snapshot.statistics.to_uint8(drawn))
+            samples = snapshot.statistics.standardise(snapshot.to_pixels(drawn))
             total += high_pass(samples).square().mean(dim=(1, 2, 3)).double().sum().cpu()
     return total / len(seeds)

@@ -135,7 +135,7 @@ class AdversarialStep:
         """Generate the fake images of one shard; features of them and of their real partners."""
         s, device = self.settings, next(self.student.parameters()).device
         images, text = self.batches.at(nimg, shard).to(device)
-        real = self.statistics.standardise(images)
+        real = rescale(self.statistics.standardise(images), self.student.resolution)
         generator = generator_for(s.seed, "adversarial", nimg, shard, device)
         core_resolution = pyramid_levels(self.student)[0].resolution
         fold, shape = self.student.resolution // core_resolution, Shape.of(real, self.student.resolution)

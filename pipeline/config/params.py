@@ -253,9 +253,11 @@ class Finetune(Training):
 
 
 class Refine(Training):
-    """The adversarial stage."""
+    """The adversarial stage. `num_images` is per round (see `order`)."""
 
+    order: Literal["core_first", "together"]
     discriminators: Annotated[tuple[Literal["self", "lite0", "pixels"], ...], Field(min_length=1)]
+    head_channels: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
     discriminator_lr: Positive
     anchor: NonNegative
     marginals: NonNegative

@@ -74,7 +74,7 @@ def generate(
             steps=steps,
             shape=shape,
         )
-        images.append(snapshot.statistics.to_uint8(x).cpu())
+        images.append(snapshot.to_pixels(x).cpu())
     return Generated(torch.cat(images), nfe, early_exit.compute_fraction if early_exit else 1.0)
 
 

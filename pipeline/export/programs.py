@@ -49,7 +49,7 @@ class ImageProgram(nn.Module):
         Raises ConfigError for a model that decides by the image, or by its noise level, how it goes on."""
         super().__init__()
         self.denoiser = snapshot.denoiser  # holds the weights
-        self._statistics = snapshot.statistics
+        self._statistics, self._contrast = snapshot.statistics, snapshot.config.contrast
         self._sample = (refined if snapshot.config.is_refined else unrefined)(snapshot, steps)
         self.noise = draws(self._sample, snapshot.config.text_dim)
 
@@ -69,7 +69,7 @@ class ImageProgram(nn.Module):
             return next(parts).unflatten(1, (3, resolution, resolution))
 
         images = self._sample(Conditioning(pooled, tokens, mask), draw)
-        return to_grey(images, self._statistics).clamp(0, 255)
+        return to_grey(self._contrast * images, self._statistics).clamp(0, 255)
 
 
 def refined(snapshot: Snapshot, passes: int | None) -> Sample:

@@ -92,6 +92,7 @@ class SnapshotConfig:
     passes: tuple[int, ...] = ()  # of refined models
     sigma_start: float | None = None  # noise level at which a refined model starts
     upscale_steps: int | None = None  # in which a refined model upscales; None: others do that better
+    contrast: float = 1.0  # factor of standardised samples (pipeline/diffusion/contrast.py)
     extra: Mapping[str, Any] = field(default_factory=dict)  # other entries, kept as they are
 
     @property
@@ -132,6 +133,7 @@ class SnapshotConfig:
             passes=tuple(entries.pop("passes", ())),
             sigma_start=entries.pop("sigma_start", None),
             upscale_steps=entries.pop("upscale_steps", None),
+            contrast=entries.pop("contrast", 1.0),
             extra=entries,
         )
 
@@ -142,6 +144,7 @@ class SnapshotConfig:
             "passes": list(self.passes) or None,
             "sigma_start": self.sigma_start,
             "upscale_steps": self.upscale_steps,
+            "contrast": self.contrast if self.contrast != 1 else None,
         }
         return {
             "kind": self.kind,

@@ -1,5 +1,6 @@
 """The resampling operators of the pyramid: pooling P, upsampling U, high-pass HP = 1 - U P."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,6 +32,11 @@ def rescale(x: Tensor, resolution: int) -> Tensor:
     while x.shape[-2] * x.shape[-1] > 2 * resolution**2:
         x = pool(x)
     return x
+
+
+def rescale_bytes(images: Tensor, resolution: int) -> Tensor:
+    """`rescale` of uint8 images [B,C,H,W], rounded."""
+    return rescale(images.float(), resolution).round().to(torch.uint8)
 
 
 def high_pass(x: Tensor) -> Tensor:

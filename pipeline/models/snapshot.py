@@ -40,6 +40,10 @@ class Snapshot(NamedTuple):
         """How pixels are standardised."""
         return self.config.statistics
 
+    def to_pixels(self, samples: Tensor) -> Tensor:
+        """Grey levels, uint8, of standardised samples [B,3,H,W], at the contrast of this model."""
+        return self.statistics.to_uint8(self.config.contrast * samples)
+
 
 def describe(
     denoiser: Denoiser, core: Mapping[str, Any], shells: Sequence[Mapping[str, Any]]

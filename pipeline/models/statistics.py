@@ -21,3 +21,10 @@ class Statistics(NamedTuple):
         """Inverse of `standardise`, rounded and clipped."""
         mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in self)
         return ((images.float() * (std / 0.5) + mean + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def clip(self, images: Tensor) -> Tensor:
+        """Standardised images [B,3,R,R] within the range of pixels."""
+        black, white = (
+            self.standardise(torch.full((3, 1, 1), grey, device=images.device)) for grey in (0.0, 255.0)
+        )
+        return torch.minimum(torch.maximum(images, black), white)

@@ -41,6 +41,7 @@ from pipeline.models.snapshot import Snapshot, build
 from pipeline.models.statistics import Statistics
 from pipeline.models.tiles import trained_tiles
 from pipeline.workers.finetune import growth_rounds, is_trained
+from pipeline.workers.refine import refining_rounds
 from pipeline.workers.settings import core_net, shell_nets, unpack
 
 TEXT_DIM = 384  # numbers in a vector of a caption, where there are no data yet: those of minilm
@@ -103,7 +104,8 @@ def count_stages(params: Params, data: Data, start: int | None = None) -> dict[s
         for level in levels:
             if level.resolution in trained:
                 finetuned += params.finetune.num_images * networks.denoising_flops(level, trained)
-    refined = params.refine.num_images * networks.refining_flops()
+    rounds = [level for level in networks.levels() if level.resolution in refining_rounds(params)]
+    refined = params.refine.num_images * sum(map(networks.refining_flops, rounds))
     return {
         "pretrain": networks.workload(core, pretrained),
         "finetune": networks.workload(finest, finetuned),
@@ -221,19 +223,20 @@ class Networks:
                 update = flops(lambda: denoising_loss(level, *inputs, low)[0].mean().backward())
             return update + bridge
 
-    def refining_flops(self) -> int:
-        """Of an update of discriminator and student on one image, forward and backward: the mean over numbers of
-        passes, and over updates with and without penalty."""
+    def refining_flops(self, level: Denoiser) -> int:
+        """Of an update of discriminator and student, a level with all below it, on one image, forward and backward:
+        the mean over numbers of passes, and over updates with and without penalty."""
         settings = unpack(AdversarialSettings, self.params.refine, seed=0)
-        self.denoiser.requires_grad_(True)
-        return self.mean_over_shapes(partial(self._refining_flops, settings))
+        level.requires_grad_(True)
+        return self.mean_over_shapes(partial(self._refining_flops, settings, level))
 
-    def _refining_flops(self, settings: AdversarialSettings, shape: Shape) -> float:
+    def _refining_flops(self, settings: AdversarialSettings, level: Denoiser, shape: Shape) -> float:
         with torch.device(META):
-            frozen = self.frozen_features()
-            heads = Heads([c for network in frozen for c in network.channels], self.data.text_dim)
-            batch = ShapesOnly(shape.at(self.denoiser.resolution), self.text())
-            step = Unshifted(self.denoiser, heads, frozen, batch, STATISTICS, settings)
+            frozen = self.frozen_features(level.resolution)
+            channels = [c for network in frozen for c in network.channels]
+            heads = Heads(channels, self.data.text_dim, self.params.refine.head_channels)
+            batch = ShapesOnly(shape.at(level.resolution), self.text())
+            step = Unshifted(level, heads, frozen, batch, STATISTICS, settings)
             pairs: list[PairedBatch] = []
             made = flops(lambda: pairs.append(step.pair(0, 0, passes=1)))
             judge = partial(step.add_discriminator_gradient, pairs[0], 0, 0)
@@ -251,9 +254,9 @@ class Networks:
         with torch.no_grad():
             return flops(partial(level, images, torch.ones(1), self.text(labels)))
 
-    def frozen_features(self) -> list[FrozenFeatures]:
-        """What the discriminator sees."""
-        names, resolution = self.params.refine.discriminators, self.params.core.resolution
+    def frozen_features(self, resolution: int) -> list[FrozenFeatures]:
+        """What the discriminator sees of images of `resolution`, px."""
+        names = self.params.refine.discriminators
         frozen: list[FrozenFeatures] = []
         if "self" in names:
             core = build(replace(self.config, shells=())).requires_grad_(False)
@@ -265,7 +268,7 @@ class Networks:
             lite0.net.to(META)
             frozen.append(lite0)
         if "pixels" in names:
-            frozen.append(PixelFeatures(self.denoiser.resolution // resolution))
+            frozen.append(PixelFeatures(resolution // self.params.core.resolution))
         return frozen
 
     def evaluation_flops(self) -> int:

@@ -30,6 +30,7 @@ from pipeline.overview.rehearsal import TRAINING, Measured, Pace, Rehearsal
 from pipeline.overview.stages import StageState, latest_run, stage_states
 from pipeline.registry import pins
 from pipeline.workers.finetune import growth_rounds
+from pipeline.workers.refine import refining_rounds
 
 PLAN = "plan.json"  # in the folder of runs: what was planned last
 PREPARED = "data/prepared"
@@ -124,9 +125,10 @@ def count(root: Path, runs: Path, params: Params, dataset: PreparedDataset | Non
     rounds = {
         "finetune": len(growth_rounds(params, start or params.core.resolution)),
         "pretrain": int(not start),
+        "refine": len(refining_rounds(params)),
     }
     for stage in TRAINING:
-        images = getattr(params, stage).num_images * rounds.get(stage, 1)
+        images = getattr(params, stage).num_images * rounds[stage]
         counted[stage] = replace(counted[stage], images=images)
     return counted
 

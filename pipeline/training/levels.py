@@ -13,12 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.data.augment import Augment
 from pipeline.data.degrade import Degrade, degrade
+from pipeline.diffusion.contrast import match_contrast
 from pipeline.diffusion.ema import power_decay
+from pipeline.diffusion.generate import generate
 from pipeline.diffusion.noise import LowBand, draw_low_band, lognormal_sigma, truncated_lognormal_sigma
 from pipeline.diffusion.regions import region_sigma
 from pipeline.models.config import SnapshotConfig
@@ -31,6 +34,8 @@ from pipeline.models.denoiser import (
     set_dtype,
     set_recompute,
 )
+from pipeline.models.resample import rescale_bytes
+from pipeline.models.shape import in_order, map_images
 from pipeline.models.snapshot import Snapshot, Weights, write_snapshot
 from pipeline.models.statistics import Statistics
 from pipeline.training import checkpoint
@@ -56,6 +61,7 @@ from pipeline.training.state import Learner, TrainState
 SIGMA_MAX = 80.0  # of the core
 FINISHED = 0.2  # fraction of patches that a shell sees without noise, in maps of regions
 HELD_OUT = 64  # validation images of the held-out error
+CONTRAST = 64  # samples by which the contrast of the finished model is set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,4 +285,20 @@ def train_levels(
         return
     with held_out.best_averages(averages, tracked) as metrics:
         config = replace(build_config(), ema_std=metrics[f"ema_std{levels[-1].suffix}"])
-        export(config, metrics, early.state_dict(denoiser, early_weights, parent))
+        contrast = sampled_contrast(run, Snapshot(denoiser, config, ""))
+        metrics["contrast"] = contrast
+        export(replace(config, contrast=contrast), metrics, early.state_dict(denoiser, early_weights, parent))
+
+
+def sampled_contrast(run: TrainContext[LevelSettings], snapshot: Snapshot) -> float:
+    """The factor of a model's samples, of training captions and without guidance, that gives them the contrast of
+    real images (contrast.py)."""
+    rows = np.array(run.pick("train", CONTRAST), np.int64)
+    plain = replace(snapshot.config.sampling, guidance=1.0, guide="unconditional")
+    samples: dict[int, Tensor] = {}
+    for seeds, text, shape in run.dataset.requests(rows):
+        made = generate(snapshot, text.to(run.device), seeds, plain, shape=shape)
+        samples |= zip(seeds, made.images, strict=True)
+    pooled = partial(rescale_bytes, resolution=snapshot.resolution)
+    real = map_images(pooled, run.dataset.pictures(rows))
+    return match_contrast(in_order(samples), real, snapshot.statistics)

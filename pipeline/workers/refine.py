@@ -1,7 +1,8 @@
 """Worker of the refine stage: adversarial training of the fine-tuned model into one of few passes."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import artifacts
 from pipeline.adversarial.discriminator import (
     LITE0_SIDE,
     CoreFeatures,
@@ -24,6 +26,7 @@ from pipeline.adversarial.octaves import match_octaves
 from pipeline.adversarial.random_features import RandomDistance
 from pipeline.adversarial.step import AdversarialSettings, AdversarialStep, GuardState
 from pipeline.config.params import Params
+from pipeline.diffusion.contrast import match_contrast
 from pipeline.diffusion.ema import halflife_decay
 from pipeline.diffusion.generate import Generated, generate
 from pipeline.errors import ConfigError
@@ -31,12 +34,14 @@ from pipeline.launch.worker import WorkerConfig
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.config import SamplerSettings, SnapshotConfig
 from pipeline.models.denoiser import CoreDenoiser, Denoiser, pyramid_levels, set_dtype, set_recompute
+from pipeline.models.finite import require_finite_metrics
+from pipeline.models.resample import rescale, rescale_bytes
 from pipeline.models.shape import SQUARE, Images, Shape, by_size, in_order, map_images
-from pipeline.models.snapshot import Snapshot, load_snapshot, write_snapshot
+from pipeline.models.snapshot import Snapshot, load_snapshot, save_snapshot, write_snapshot
 from pipeline.rng import key
 from pipeline.training import checkpoint
-from pipeline.training.context import TrainContext
-from pipeline.training.distributed import rank_and_size
+from pipeline.training.context import GrowthRound, TrainContext
+from pipeline.training.distributed import broadcast, rank_and_size
 from pipeline.training.hooks import Every
 from pipeline.training.schedule import due
 from pipeline.training.state import Learner, TrainState
@@ -47,6 +52,12 @@ PARENT = "models/finetuned"
 CURVES = {"": ["generator_loss", "discriminator_loss", "anchor", "marginals"]}
 REFERENCE = 64  # training images that scale the features of EfficientNet-Lite0
 REAL = 1024  # training images, at most, from which the distance of samples is measured
+GUARD_METRICS = {
+    "lr_scale": "lr_scale",
+    "rollbacks": "rollbacks",
+    "score": "best_score",
+    "best_nimg": "best_nimg",
+}
 CHOICE = 128  # samples in each number of passes, by which octaves are matched and passes are chosen
 
 Context = TrainContext[AdversarialSettings]
@@ -54,81 +65,163 @@ Context = TrainContext[AdversarialSettings]
 
 def refine(config: WorkerConfig) -> None:
     """Refine models/finetuned into a model of few passes; exports the best state that the guards have seen, or
-    models/finetuned as it is where refinement gained nothing."""
+    models/finetuned as it is where refinement gained nothing.
+
+    The core is refined on its own first, then the whole pyramid around it (refine.order); a round that has finished
+    is not trained again."""
     s = config.params.refine
     settings = unpack(AdversarialSettings, s, seed=config.params.seed)
     run = train_context("refine", config, s, settings, sample_in_fewest)
     parent = load_snapshot(config.root / PARENT, run.device)
     check_parent_fits(parent, run, config.params)
-    student = parent.denoiser.requires_grad_(True)  # without dropout, as what is exported
-    set_dtype(student, run.dtype)
-    set_recompute(student, run.recompute)
-    step = build_step(config, run, parent)
-    decays = {"ema": partial(halflife_decay, float(s.ema_halflife_images))}
-    generator = Learner(student, (0.0, 0.99), decays, run.shard_state)
-    discriminator = Learner(step.heads, (0.0, 0.99), sharded=run.shard_state)
-    learners = {"generator": generator, "discriminator": discriminator}
-    state = TrainState(learners, extra=guard_tensors(generator), slices={"best": generator.slices})
-    checkpoint.resume(run.folder / "checkpoints", state, run.numerics)
-    images, text = run.pictures_and_text(run.pick("train", s.check_samples))
-    real = run.dataset.pictures(np.array(run.pick("train", REAL)))
-    distance, statistics = RandomDistance(real, parent.resolution), parent.statistics
-    to_uint8 = partial(map_images, lambda samples: statistics.to_uint8(samples).cpu())
-    by_kid = (lambda samples: distance(to_uint8(samples))) if s.select_by == "kid" else None
-    standardised = map_images(statistics.standardise, images)
-    guards = Guards(step, standardised, text, unpack(GuardSettings, s), by_kid)
-    progress = run.progress(state.nimg)
-    if state.nimg == 0:
-        progress.write(0, guards(state))
+    refining = Refining(run, config, parent)
+    levels = {level.resolution: level for level in pyramid_levels(parent.denoiser)}
+    rounds = refining_rounds(config.params)
+    metrics: dict[str, float] = {}
+    for i, resolution in enumerate(rounds):
+        growth = GrowthRound(run.folder / f"to-{resolution}", i * s.num_images, len(rounds))
+        last = i + 1 == len(rounds)
+        if last or not growth.finished():
+            refining.train_round(growth, levels[resolution], metrics if last else None)
+        if not last:
+            broadcast(torch.zeros(1, device=run.device))  # waits for the first worker to write the result
+            refined = load_snapshot(growth.result / "model", run.device)
+            levels[resolution].load_state_dict(refined.denoiser.state_dict())
+            metrics |= json.loads((growth.result / "metrics.json").read_text())
 
-    def check(state: TrainState, _: dict[str, Tensor]) -> None:
-        # The end counts too: there the learning rate has decayed.
-        if due(state.nimg, s.check_images, s.batch_size) or state.nimg >= s.num_images:
-            progress.write(state.nimg, guards(state))
 
-    def log_samples(state: TrainState) -> None:
-        average = generator.whole(generator.emas["ema"])
-        if rank_and_size()[0] == 0:
-            with generator.using(average):
-                snapshot = Snapshot(student, build_config(run, student, parent), "")
-                run.log_samples(snapshot, state.nimg)
+def refining_rounds(params: Params) -> list[int]:
+    """px of the level that each round refines, with all below it (refine.order)."""
+    core, whole = params.core.resolution, params.data.resolution
+    return [core, whole] if params.refine.order == "core_first" else [whole]
 
-    def write_averaged(folder: Path, averages: Sequence[Tensor]) -> None:
-        with generator.using(averages[0]):
-            write_snapshot(folder, student, build_config(run, student, parent))
 
-    samples = Every(s.sample_images, s.batch_size, log_samples)
-    run.train(state, step, [progress, check, samples, run.snapshots([generator], write_averaged)])
-    best = generator.whole(state.extra["best"])
-    if rank_and_size()[0] == 0:
+class Round(NamedTuple):
+    """What a round of refinement begins with."""
+
+    step: AdversarialStep
+    state: TrainState
+    distance: RandomDistance  # of samples from training images
+    guards: Guards
+
+
+@dataclass(frozen=True)
+class Refining:
+    """The refinement of `parent`, whose networks become the student's."""
+
+    run: Context
+    config: WorkerConfig
+    parent: Snapshot
+
+    def train_round(self, growth: GrowthRound, level: Denoiser, earlier: Mapping[str, float] | None) -> None:
+        """Train one level of the student with all below it. Commit the round's result; or, in the last round, the
+        stage's result with the metrics of `earlier` rounds, which are None in all but the last."""
+        run, s = self.run, self.config.params.refine
+        step, state, distance, guards = self.begin(level)
+        student, generator = step.student, state.learners["generator"]
+        checkpoint.resume(growth.folder / "checkpoints", state, run.numerics)
+        progress = run.progress(state.nimg, growth)
+        if state.nimg == 0:
+            progress.write(0, guards(state))
+
+        def check(state: TrainState, _: dict[str, Tensor]) -> None:
+            # The end counts too: there the learning rate has decayed.
+            if due(state.nimg, s.check_images, s.batch_size) or state.nimg >= s.num_images:
+                progress.write(state.nimg, guards(state))
+
+        def log_samples(state: TrainState) -> None:
+            average = generator.whole(generator.emas["ema"])
+            if rank_and_size()[0] == 0:
+                with generator.using(average):
+                    run.log_samples(self.snapshot(student), growth.start + state.nimg)
+
+        def write_averaged(folder: Path, averages: Sequence[Tensor]) -> None:
+            with generator.using(averages[0]):
+                write_snapshot(folder, student, self.snapshot(student).config)
+
+        samples = Every(s.sample_images, s.batch_size, log_samples)
+        watched = run.snapshots([generator], write_averaged, growth)
+        run.train(state, step, [progress, check, samples, watched], growth)
+        guard, best = GuardState.load(state), generator.whole(state.extra["best"])
+        if rank_and_size()[0]:
+            return
         with generator.using(best):
-            refined = Snapshot(student, build_config(run, student, parent), "")
-            export_best(run, refined, config.root / PARENT, GuardState.load(state), distance)
+            refined = self.snapshot(student)
+            if earlier is None:
+                commit_round(run, growth, refined, guard_metrics(guard, f"_{level.resolution}"))
+            else:
+                metrics = {**earlier, **guard_metrics(guard)}
+                export_best(run, refined, self.config.root / PARENT, metrics, distance)
+
+    def begin(self, level: Denoiser) -> Round:
+        """A round that trains `level` with all below it, from its beginning."""
+        run, s = self.run, self.config.params.refine
+        student = level.requires_grad_(True)  # without dropout, as what is exported
+        set_dtype(student, run.dtype)
+        set_recompute(student, run.recompute)
+        torch.manual_seed(key(run.settings.seed, f"{run.stage}-weights", level.resolution))
+        step = build_step(self.config, run, self.parent, student)
+        decays = {"ema": partial(halflife_decay, float(s.ema_halflife_images))}
+        generator = Learner(student, (0.0, 0.99), decays, run.shard_state)
+        discriminator = Learner(step.heads, (0.0, 0.99), sharded=run.shard_state)
+        learners = {"generator": generator, "discriminator": discriminator}
+        state = TrainState(learners, extra=guard_tensors(generator), slices={"best": generator.slices})
+        real = run.dataset.pictures(np.array(run.pick("train", REAL)))
+        pooled = map_images(partial(rescale_bytes, resolution=level.resolution), real)
+        distance = RandomDistance(pooled, level.resolution)
+        return Round(step, state, distance, self.guards(step, distance))
+
+    def guards(self, step: AdversarialStep, distance: RandomDistance) -> Guards:
+        """They measure samples by `distance`, or by the features of the heads (refine.select_by)."""
+        run, s, statistics = self.run, self.config.params.refine, self.parent.statistics
+        images, text = run.pictures_and_text(run.pick("train", s.check_samples))
+        to_uint8 = partial(map_images, lambda samples: statistics.to_uint8(samples).cpu())
+        by_kid = (lambda samples: distance(to_uint8(samples))) if s.select_by == "kid" else None
+        resolution = step.student.resolution
+        standardised = map_images(lambda real: rescale(statistics.standardise(real), resolution), images)
+        return Guards(step, standardised, text, unpack(GuardSettings, s), by_kid)
+
+    def snapshot(self, student: Denoiser) -> Snapshot:
+        """The student as it is, or a level of it."""
+        return Snapshot(student, build_config(self.run, student, self.parent), "")
+
+
+def guard_metrics(guard: GuardState, suffix: str = "") -> dict[str, float]:
+    """What the guards remember, for metrics.json."""
+    return {f"{name}{suffix}": getattr(guard, own) for name, own in GUARD_METRICS.items()}
+
+
+def commit_round(run: Context, growth: GrowthRound, refined: Snapshot, metrics: Mapping[str, float]) -> None:
+    """Commit the result of a round, from which the next one starts."""
+    require_finite_metrics(metrics, f"{run.stage}: metrics.json", "lower the learning rate")
+    with artifacts.commit_directory(growth.result, {"stage": run.stage}) as folder:
+        save_snapshot(folder / "model", refined.denoiser, refined.config)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 def export_best(
     run: Context,
     refined: Snapshot,
     parent: Path,
-    guard: GuardState,
+    earlier: Mapping[str, float],
     distance: RandomDistance,
 ) -> None:
-    """Match the octaves of the refined model (which changes it), choose its passes, and export it; or its parent,
-    unchanged, where nothing was gained."""
+    """Match contrast and octaves of the refined model (which changes it), choose its passes, and export it; or its
+    parent, unchanged, where nothing was gained. The metrics are those of training and of this choice."""
     unrefined = load_snapshot(parent, run.device)
     set_dtype(unrefined.denoiser, run.dtype)
     rows = run.pick("train", CHOICE)
     images, text = run.pictures_and_text(rows)
     seeds = [key(run.settings.seed, "choice", row) for row in rows]
-    standardised = map_images(refined.statistics.standardise, images)
-    factors = match_octaves(refined, standardised, text, seeds)
     shapes = [(places, Shape.of(alike, refined.resolution)) for places, alike in by_size(images)]
+    drawn = [sampled(generate_refined, refined, text, seeds, shapes, passes=n) for n in refined.config.passes]
+    contrast = match_contrast([image for each in drawn for image in each], images, refined.statistics)
+    refined = refined._replace(config=replace(refined.config, contrast=contrast))
+    factors = match_octaves(refined, map_images(refined.statistics.standardise, images), text, seeds)
     distances = compare_passes(refined, unrefined, text, seeds, shapes, distance)
     metrics = {
-        "lr_scale": guard.lr_scale,
-        "rollbacks": guard.rollbacks,
-        "score": guard.best_score,
-        "best_nimg": guard.best_nimg,
+        **earlier,
+        "contrast": contrast,
         **{f"octave_factor_{size}": factor for size, factor in factors.items()},
         **flat(distances),
     }
@@ -161,19 +254,24 @@ def check_parent_fits(parent: Snapshot, run: Context, params: Params) -> None:
     check_parent(parent, run)
 
 
-def check_sides(run: Context) -> None:
-    """Raise ConfigError where images are too small for Lite0Features."""
-    small = [bucket for bucket in run.dataset.buckets if min(bucket.height, bucket.width) < LITE0_SIDE]
+def check_sides(run: Context, resolution: int) -> None:
+    """Raise ConfigError where images are too small for Lite0Features at the resolution of a level."""
+    full = run.dataset.resolution
+    sizes = [Shape(b.height / full, b.width / full).at(resolution) for b in run.dataset.buckets]
+    small = [size for size in sizes if min(size) < LITE0_SIDE]
     if small:
-        size = f"{small[0].width}x{small[0].height}"
-        problem = f"lite0 takes images of {LITE0_SIDE} px a side or more; some have {size}"
-        where = "params.yaml: refine.discriminators"
-        raise ConfigError("E-CFG-087", where, problem, "leave it out, or raise data.resolution")
+        height, width = small[0]
+        problem = f"lite0 takes images of {LITE0_SIDE} px a side or more; some have {width}x{height}"
+        if resolution < full:
+            problem += f" at the core's resolution of {resolution} px"
+        where, fix = "params.yaml: refine.discriminators", "leave it out, or raise data.resolution"
+        raise ConfigError("E-CFG-087", where, problem, fix)
 
 
-def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> AdversarialStep:
-    """The update, with fresh heads on frozen features."""
-    names = config.params.refine.discriminators
+def build_step(config: WorkerConfig, run: Context, parent: Snapshot, student: Denoiser) -> AdversarialStep:
+    """The update of `student`, `parent` or a level of it, with fresh heads on frozen features."""
+    s = config.params.refine
+    names = s.discriminators
     frozen: list[FrozenFeatures] = []
     # A copy, as the parent's weights become the student's. Loaded even if unused: this advances torch's own
     # generator, from which the heads draw their weights.
@@ -182,17 +280,18 @@ def build_step(config: WorkerConfig, run: Context, parent: Snapshot) -> Adversar
         assert isinstance(core, CoreDenoiser)
         frozen.append(CoreFeatures(core))
     if "lite0" in names:
-        check_sides(run)
+        check_sides(run, student.resolution)
         reference, _ = max(run.parts(run.pick("train", REFERENCE)), key=lambda part: len(part[0]))
-        frozen.append(Lite0Features(parent.statistics, parent.statistics.standardise(reference)))
+        real = rescale(parent.statistics.standardise(reference), student.resolution)
+        frozen.append(Lite0Features(parent.statistics, real))
     if "pixels" in names:
-        frozen.append(PixelFeatures(fold=parent.resolution // core.resolution))
-    heads = Heads([c for network in frozen for c in network.channels], run.text_dim).to(run.device)
+        frozen.append(PixelFeatures(fold=student.resolution // core.resolution))
+    heads = Heads([c for network in frozen for c in network.channels], run.text_dim, s.head_channels)
     return AdversarialStep(
-        student=parent.denoiser,
-        heads=heads,
+        student=student,
+        heads=heads.to(run.device),
         frozen=frozen,
-        batches=run.batches(parent.resolution),
+        batches=run.batches(student.resolution),
         statistics=parent.statistics,
         settings=run.settings,
     )
@@ -220,22 +319,31 @@ def compare_passes(
     the levels below, so that it costs a little more all the same."""
     plain = replace(unrefined.config.sampling, guidance=1.0, early_exit=False)
     shells = [1] * len(refined.config.shells)
-
-    def sampled(make: Callable[..., Generated], snapshot: Snapshot, **settings: Any) -> Images:
-        samples: dict[int, Tensor] = {}
-        for places, shape in shapes:
-            own_text, own_seeds = text.select(torch.tensor(places)), [seeds[place] for place in places]
-            made = make(snapshot, own_text, own_seeds, shape=shape, **settings)
-            samples |= zip(places, made.images, strict=True)
-        return in_order(samples)
-
+    own = (text, seeds, shapes)
     return {
         n: Distances(
-            distance(sampled(generate_refined, refined, passes=n)),
-            distance(sampled(generate, unrefined, settings=plain, steps=[n, *shells])),
+            distance(sampled(generate_refined, refined, *own, passes=n)),
+            distance(sampled(generate, unrefined, *own, settings=plain, steps=[n, *shells])),
         )
         for n in refined.config.passes
     }
+
+
+def sampled(
+    make: Callable[..., Generated],
+    snapshot: Snapshot,
+    text: Conditioning,
+    seeds: Sequence[int],
+    shapes: Sequence[tuple[list[int], Shape]],
+    **settings: Any,
+) -> Images:
+    """Samples of these captions and seeds, uint8; `shapes` has the places of each shape."""
+    samples: dict[int, Tensor] = {}
+    for places, shape in shapes:
+        own_text, own_seeds = text.select(torch.tensor(places)), [seeds[place] for place in places]
+        made = make(snapshot, own_text, own_seeds, shape=shape, **settings)
+        samples |= zip(places, made.images, strict=True)
+    return in_order(samples)
 
 
 def passes_to_keep(distances: Mapping[int, Distances]) -> tuple[int, ...]:
@@ -271,8 +379,9 @@ def unflat(metrics: Mapping[str, float]) -> dict[int, Distances]:
 
 
 def build_config(run: Context, student: Denoiser, parent: Snapshot) -> SnapshotConfig:
-    """config.json of the refined model, which has the networks and sampling settings of its parent."""
+    """config.json of the refined model or of a level of it: the networks and sampling settings are its parent's."""
+    nets = nets_of(parent)[: len(pyramid_levels(student))]
     config = run.snapshot_config(
-        "refined", student, nets_of(parent), parent.statistics, parent.config.sampling, lineage_of(parent)
+        "refined", student, nets, parent.statistics, parent.config.sampling, lineage_of(parent)
     )
     return replace(config, passes=run.settings.passes, sigma_start=run.settings.sigma_start)

@@ -44,7 +44,7 @@ def test_gradients_reach_the_images_through_all_features() -> None:
         Lite0Features(STATISTICS, torch.randn(8, 3, 32, 32)),
         PixelFeatures(4),
     ):
-        heads = Heads(network.channels, 8)
+        heads = Heads(network.channels, 8, 64)
         logits = heads(network(images, text, view(4)), text)
         assert logits.shape == (4,)
         (gradient,) = torch.autograd.grad(logits.sum(), images)
@@ -53,7 +53,7 @@ def test_gradients_reach_the_images_through_all_features() -> None:
 
 def test_the_caption_moves_the_logit() -> None:
     torch.manual_seed(0)
-    heads, features = Heads([5], 8), [torch.randn(2, 5, 4, 4)]
+    heads, features = Heads([5], 8, 64), [torch.randn(2, 5, 4, 4)]
     text = captions(2)
     assert not torch.allclose(heads(features, text), heads(features, text._replace(pooled=-text.pooled)))
 

@@ -61,7 +61,7 @@ def step_of(images: Tensor, settings: AdversarialSettings) -> AdversarialStep:
     """A network of random weights that imitates `images`."""
     student = build_pyramid(8)
     frozen = [PixelFeatures(2)]
-    heads = Heads(frozen[0].channels, 8)
+    heads = Heads(frozen[0].channels, 8, 64)
     statistics = Statistics((0.0,) * 3, (0.5,) * 3)
     return AdversarialStep(student, heads, list(frozen), Fixed(images), statistics, settings)
 

@@ -35,6 +35,7 @@ from pipeline.overview.rehearsal import (
 from pipeline.overview.stages import StageState
 from pipeline.registry import pins
 from pipeline.workers.finetune import growth_rounds
+from pipeline.workers.refine import refining_rounds
 
 
 def records(rounds: list[tuple[float, float]], images: int = 160, batch: int = 8) -> list[dict[str, Any]]:
@@ -164,6 +165,7 @@ def test_a_whole_run_repeats_updates_and_pauses(tiny_tree: dict[str, Any]) -> No
     params = parse_params(tree)
     assert growth_rounds(params, 8) == [[16], [32]]
     assert growth_rounds(params, 16) == [[32]], "a pinned model may have a shell already"
+    assert refining_rounds(params) == [8, 32]
     found = [Pace(160, 0.05, 2.0), Pace(160, 0.1, 6.0)]
     assert further_seconds(params, "finetune", found) == pytest.approx(640 * 0.15 + 8 * 8.0)
 

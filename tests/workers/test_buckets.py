@@ -70,9 +70,11 @@ def test_a_run_in_buckets_that_stops_in_mid_epoch_ends_with_the_bits_of_an_unbro
 def test_images_too_small_for_lite0_are_refused_in_one_line(
     trained: Path, tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    changed = tree | {"refine": tree["refine"] | {"discriminators": ["lite0"]}}
-    with pytest.raises(ConfigError, match="lite0 takes images of 32 px a side or more; some have 24x8"):
-        refine(config_of(changed, trained, tmp_path / "run"))
+    too_small = "lite0 takes images of 32 px a side or more; some have"
+    for order, size in (("together", "24x8"), ("core_first", "12x4 at the core's resolution of 8 px")):
+        changed = tree | {"refine": tree["refine"] | {"order": order, "discriminators": ["lite0"]}}
+        with pytest.raises(ConfigError, match=f"{too_small} {size}"):
+            refine(config_of(changed, trained, tmp_path / "run"))
 
 
 def test_the_sheet_of_samples_shows_the_shapes_of_their_images(trained: Path) -> None:

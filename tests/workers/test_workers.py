@@ -38,6 +38,7 @@ from pipeline.workers.upscale_choice import describe, steps_to_upscale
 
 WORKERS = {"pretrain": pretrain, "finetune": finetune, "refine": refine}
 STAGES = {"pretrain": "core", "finetune": "finetuned", "refine": "refined"}
+LENGTHS = {"pretrain": 48, "finetune": 48, "refine": 2 * 48}  # images: refine trains the core, then the whole
 
 
 def config_of(tree: dict[str, Any], root: Path, run_dir: Path) -> WorkerConfig:
@@ -57,8 +58,16 @@ def trained(tiny_tree: dict[str, Any], tiny_root: Path, tmp_path_factory: pytest
     return root
 
 
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Of the last round that has begun."""
+    rounds = sorted(
+        run_dir.glob("to-*/checkpoints"), key=lambda path: int(path.parent.name.removeprefix("to-"))
+    )
+    return artifacts.latest_valid([run_dir / "checkpoints", *rounds][-1], "nimg-")
+
+
 def last_state(run_dir: Path) -> dict[str, torch.Tensor]:
-    newest = artifacts.latest_valid(run_dir / "checkpoints", "nimg-")
+    newest = newest_checkpoint(run_dir)
     assert newest is not None
     return load_file(newest / "state.safetensors")
 
@@ -73,13 +82,16 @@ def test_a_stage_leaves_a_verified_model_with_numbers_curves_and_pictures(
     assert snapshot.config.kind == kind
     reports = result / "reports"
     assert (reports / "curves.csv").read_text().startswith("nimg,")
-    assert len((reports / "curves.csv").read_text().splitlines()) == 1 + 6
+    length = LENGTHS[stage]
+    assert len((reports / "curves.csv").read_text().splitlines()) == 1 + length // 8
     assert json.loads((reports / "metrics.json").read_text())["num_images"] == 48
     assert (reports / "samples.png").read_bytes().startswith(b"\x89PNG")
     widths = [Image.open(path).width for path in (reports.parents[1] / "film.png", reports / "film.png")]
-    assert widths == [MARGIN + n * (CELL + GAP) for n in (1, 2)], "after 48 images, and of the finished model"
+    drawn = length // 48
+    assert widths == [MARGIN + n * (CELL + GAP) for n in (drawn, drawn + 1)], "and of the finished model"
     records = read_records(trained / "runs" / stage / "progress.jsonl")
-    assert max(int(str(record["nimg"])) for record in records) == 48
+    assert max(int(str(record["nimg"])) for record in records) == length
+    assert {record["total"] for record in records} == {length}
 
 
 def test_the_lineage_leads_from_the_refined_model_to_the_data(trained: Path) -> None:
@@ -98,8 +110,9 @@ def test_growing_leaves_the_core_bit_for_bit(trained: Path) -> None:
     assert all(torch.equal(core[name], grown[name]) for name in core)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "refine"])
-@pytest.mark.parametrize("stop_at", [8, 32])
+@pytest.mark.parametrize(
+    ("stage", "stop_at"), [("pretrain", 8), ("pretrain", 32), ("refine", 8), ("refine", 32), ("refine", 80)]
+)
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
     trained: Path,
     tiny_tree: dict[str, Any],
@@ -117,7 +130,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
         patch.setattr("pipeline.training.context.failpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             WORKERS[stage](config)
-    assert (artifacts.latest_valid(tmp_path / "run/checkpoints", "nimg-") is None) == (stop_at == 8)
+    assert (newest_checkpoint(tmp_path / "run") is None) == (stop_at == 8)
     WORKERS[stage](config)
     whole, resumed = last_state(trained / "runs" / stage), last_state(tmp_path / "run")
     assert whole.keys() == resumed.keys()
@@ -139,9 +152,8 @@ def test_a_longer_run_goes_on_from_before_the_decay_of_a_shorter_one_with_the_bi
     for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json"):
         ours, theirs = (tmp_path / run / "result" / name for run in ("on", "scratch"))
         assert ours.read_bytes() == theirs.read_bytes(), name
-    states = [sorted((tmp_path / run).glob("**/state.safetensors"))[-1] for run in ("on", "scratch")]
-    assert states[0].parent.name == states[1].parent.name
-    assert states[0].read_bytes() == states[1].read_bytes()
+    ours, theirs = (last_state(tmp_path / run) for run in ("on", "scratch"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def all_finite(run_dir: Path) -> bool:
@@ -243,15 +255,10 @@ def test_a_watched_run_ends_with_the_same_bits_and_leaves_its_newest_averages(
     for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json"):
         ours, theirs = tmp_path / "run/result" / name, trained / "runs" / stage / "result" / name
         assert ours.read_bytes() == theirs.read_bytes(), name
-    assert sorted(path.name for path in (tmp_path / "run/watch").iterdir()) == [
-        "nimg-000000000032",
-        "nimg-000000000048",
-    ]
-    folder = "to-16/checkpoints" if stage == "finetune" else "checkpoints"
-    last = artifacts.latest_valid(tmp_path / "run" / folder, "nimg-")
-    assert last is not None
-    state = load_file(last / "state.safetensors")
-    snapshot = load_snapshot(tmp_path / "run/watch/nimg-000000000048")
+    watched = [tmp_path / f"run/watch/nimg-{LENGTHS[stage] - back:012d}" for back in (16, 0)]
+    assert sorted((tmp_path / "run/watch").iterdir()) == watched
+    state = last_state(tmp_path / "run")
+    snapshot = load_snapshot(watched[-1])
     assert snapshot.config.kind == STAGES[stage]
     own = snapshot.denoiser.requires_grad_()
     if stage == "finetune":
@@ -260,7 +267,7 @@ def test_a_watched_run_ends_with_the_same_bits_and_leaves_its_newest_averages(
     learner = Learner(own, (0.9, 0.99))
     with learner.using(averaged):
         ours = {name: tensor.clone() for name, tensor in own.state_dict().items()}
-    loaded = load_snapshot(tmp_path / "run/watch/nimg-000000000048").denoiser.state_dict()
+    loaded = load_snapshot(watched[-1]).denoiser.state_dict()
     assert all(torch.equal(ours[name], tensor) for name, tensor in loaded.items())
 
 
@@ -304,6 +311,7 @@ def test_refine_exports_the_state_of_the_lowest_kernel_distance_where_asked_to(
 ) -> None:
     # All states are good, and the moments compete.
     chosen = {
+        "order": "together",
         "select_by": "kid",
         "check_images": 8,
         "min_spread": 0.0,

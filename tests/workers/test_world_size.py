@@ -42,7 +42,7 @@ def tree(tiny_tree: dict[str, Any]) -> dict[str, Any]:
 def train(
     stage: str, tree: dict[str, Any], root: Path, workers: int, shard_state: bool = False
 ) -> dict[str, Any]:
-    """Train in `workers` processes; digests of the state, the model and the curves, and all metrics."""
+    """Train in `workers` processes; digests of states, models and curves, and all metrics."""
     run_dir = root / "runs" / f"{stage}-{workers}{'-sharded' * shard_state}"
     run_dir.mkdir(parents=True)
     config = WorkerConfig(parse_params(tree), root, run_dir, precision="float32", shard_state=shard_state)
@@ -50,10 +50,11 @@ def train(
         STAGES[stage][0](config)
     else:
         mp.start_processes(work, (stage, config, workers), nprocs=workers, start_method="fork")
-    (state,) = run_dir.glob("**/state.safetensors")
-    files = [state, run_dir / "result/model/model.safetensors", run_dir / "result/reports/curves.csv"]
+    files = [*run_dir.glob("**/*.safetensors"), run_dir / "result/reports/curves.csv"]
     metrics = [record["metrics"] for record in read_records(run_dir / "progress.jsonl")]
-    return {"metrics": metrics} | {path.name: artifacts.sha256_file(path) for path in files}
+    return {"metrics": metrics} | {
+        str(path.relative_to(run_dir)): artifacts.sha256_file(path) for path in files
+    }
 
 
 def work(rank: int, stage: str, config: WorkerConfig, workers: int) -> None:
