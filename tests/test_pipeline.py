@@ -29,7 +29,7 @@ def stages_run(output: str) -> list[str]:
 def test_one_command_trains_evaluates_and_draws(checkout: Path) -> None:
     log = (checkout / "log").read_text()
     assert stages_run(log) == STAGES
-    for stage, total in (("pretrain", 48), ("finetune", 96), ("refine", 48)):
+    for stage, total in (("pretrain", 48), ("finetune", 96), ("refine", 96)):
         assert f"{stage} {total}/{total} images" in log
     assert "Traceback" not in log
     assert "Warning" not in log, log

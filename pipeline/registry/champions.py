@@ -33,6 +33,12 @@ def former(entries: list[Entry], alias: str = CHAMPION) -> list[str]:
     return stack[::-1]
 
 
+def ever(entries: list[Entry], alias: str = CHAMPION) -> set[str]:
+    """Versions that `alias` has pointed to, rolled back since or not."""
+    done = (move for entry in entries if entry.state == DONE for move in entry.moves if move.alias == alias)
+    return {number for move in done for number in (move.before, move.after) if number is not None}
+
+
 def expected(entries: list[Entry], alias: str) -> str | None:
     """The version that `alias` points to by the journal; None where it was never moved."""
     moves = [move for entry in entries if entry.state == DONE for move in entry.moves if move.alias == alias]
@@ -103,7 +109,7 @@ def rollback(root: Path, name: str, to: str | None = None, log: Callable[[str], 
             fix = "name one: `crescendo rollback --to VERSION`"
             raise InputMissing("E-INP-072", f"models:/{name}@{CHAMPION}", problem, fix)
         version = registry.version(name, target)
-        if target not in champions:
+        if target not in ever(journal.entries()):
             problem, fix = "it was never the champion", f"promote it: `crescendo promote {version.uri}`"
             raise GateFailed("E-GATE-003", version.uri, problem, fix)
         with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:

@@ -46,7 +46,7 @@ class Killed:
 
 
 def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path, watch: int = 0) -> WorkerConfig:
-    """What a worker gets; 32 images (in finetune of each of two octaves), a checkpoint every 16."""
+    """What a worker gets; 32 images (in each of two rounds of finetune and refine), a checkpoint every 16."""
     params = {**tree, stage: {**tree[stage], "num_images": 32, "sample_images": 32}}
     run_dir.mkdir(parents=True)
     return WorkerConfig(parse_params(params), root, run_dir, precision="float32", watch_images=watch)
@@ -54,7 +54,7 @@ def config_of(stage: str, tree: dict[str, Any], root: Path, run_dir: Path, watch
 
 def digests(run_dir: Path) -> dict[str, str]:
     """sha256 of the newest checkpoint's state and of the finished model."""
-    last = run_dir / "to-32"  # the second octave of finetune
+    last = run_dir / "to-32"  # the second round of finetune and refine
     newest = artifacts.latest_valid((last if last.exists() else run_dir) / "checkpoints", "nimg-")
     assert newest is not None
     assert newest.name == f"nimg-{32:012d}"
@@ -104,8 +104,8 @@ def ray_of_two(root: Path) -> Iterator[Session]:
     [
         ("pretrain", ("step:8", "step:24")),  # before the first checkpoint, which is at 16, and after it
         ("finetune", ("step:56",)),  # in the second octave
-        # At the second one the discriminator has taken its step, the generator has not.
-        ("refine", ("step:8", "discriminator:24")),
+        # At the first one the discriminator has taken its step, the generator has not; then in the second round.
+        ("refine", ("discriminator:24", "step:40")),
     ],
 )
 def test_a_killed_run_ends_in_the_same_bytes(

@@ -19,6 +19,7 @@ from pipeline.errors import StorageError
 from pipeline.evaluation.verdict import Outcome, PassVerdict, Rule, Verdict
 from pipeline.inference.png import read_png
 from pipeline.registry.package import DEFAULT_TAG, Registry
+from pipeline.registry.provenance import EVIDENCE
 from pipeline.tracking import store
 from tests.registry.conftest import TEACHER, write_model, write_verdict
 
@@ -69,7 +70,7 @@ def test_where_refinement_gained_nothing_the_fine_tuned_model_is_promoted_in_its
     digest = write_model(root / "models/refined", kind="finetuned")
     rules = (Rule("copies", "passed", 0.0, threshold=0.1, reason="no more than among real images"),)
     only = PassVerdict(4, 6, "passed", rules)
-    verdict = Verdict("d" * 64, digest, "e" * 64, TEACHER, False, (only,), 4)
+    verdict = Verdict("d" * 64, digest, artifacts.sha256_file(root / EVIDENCE), TEACHER, False, (only,), 4)
     artifacts.write_atomic(root / "reports/verdict.json", json.dumps(verdict.to_json()))
     assert main.run(["promote"]) == 0
     assert defaults(root) == {"1": 4}
@@ -89,7 +90,9 @@ def test_a_verdict_may_be_about_the_fine_tuned_model_which_then_is_the_baseline_
     passed, failed = (Rule("copies", outcome, 0.0, threshold=0.1) for outcome in ("passed", "failed"))
     refused = (PassVerdict(1, 2, "failed", (failed,)),)
     only = PassVerdict(12, 12, "passed", (passed,))
-    verdict = Verdict("d" * 64, digest, "e" * 64, TEACHER, False, (only,), 12, refused)
+    verdict = Verdict(
+        "d" * 64, digest, artifacts.sha256_file(root / EVIDENCE), TEACHER, False, (only,), 12, refused
+    )
     artifacts.write_atomic(root / "reports/verdict.json", json.dumps(verdict.to_json()))
     assert main.run(["promote"]) == 0
     champion = Registry(root).resolve("models:/crescendo@champion")
