@@ -38,7 +38,7 @@ MANIFEST = "manifest.json"
 CONFIG, DAMAGED, BUG = 78, 74, 70  # statuses of pipeline/errors.py
 
 
-class Refusal(MlflowException, click.ClickException):  # type: ignore[misc]  # mlflow is not read by the type checker
+class Refusal(MlflowException, click.ClickException):
     """One line for a caller. MLflow's server would put the data before it, and its command line a traceback."""
 
     def __init__(self, line: str, status: int, code: int = INVALID_PARAMETER_VALUE) -> None:
@@ -77,7 +77,7 @@ def one_line() -> Iterator[None]:
         raise Refusal(line, BUG, INTERNAL_ERROR) from None
 
 
-class TextToImage(PythonModel):  # type: ignore[misc]
+class TextToImage(PythonModel):
     """Prompts to PNG files."""
 
     def __init__(self) -> None:
