@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.measure import table
-from benchmarks.scale import Shape, plan
+from benchmarks.scale import Shape, built, memory_of
 from pipeline.config.params import Params, parse_params
 from pipeline.config.strict_yaml import read_yaml
+from pipeline.models.denoiser import pyramid_levels
 from pipeline.overview.counting import Data, count_stages
 from pipeline.presets import presets
 
@@ -63,10 +64,9 @@ def recipe_of(params: Params) -> Recipe:
     """Count a recipe."""
     core = params.core.model_dump(mode="json", exclude={"resolution"})
     shape = Shape(core, tuple(params.shell.nets()), params.core.resolution)
-    levels, px = [], params.core.resolution
-    while px <= params.data.resolution:
-        levels.append(plan(shape, px, params.sampling.num_steps, torch.bfloat16))
-        px *= 2
+    levels = [
+        memory_of(level) for level in pyramid_levels(built(shape, params.data.resolution, torch.bfloat16))
+    ]
     sections = [params.pretrain] + [params.finetune] * (len(levels) - 1)
     needs = [
         (level.state + level.activations * section.batch_size // section.shards, level.sharded)

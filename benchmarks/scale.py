@@ -102,6 +102,16 @@ def widths(shell: dict[str, Any]) -> list[int]:
 # --- Counting.
 
 
+class Memory(NamedTuple):
+    """Bytes of the stage that trains the finest level of a pyramid."""
+
+    state: int  # weights, gradient, optimizer, averages
+    sharded: int  # of these, what `shard_state` of a profile spreads over workers: optimizer, averages
+    activations: int  # that its update keeps for the backward pass, at batch 1
+    activations_whole: int  # the same without tiles
+    trained: float  # fraction of an image that an update passes through the finest level: below 1 with tiles
+
+
 class Plan(NamedTuple):
     """Costs of the pyramid up to one resolution, counted without running it."""
 
@@ -110,13 +120,7 @@ class Plan(NamedTuple):
     parameters: int
     macs: list[float]  # multiply-adds of one call up to each level, core first
     steps: list[int]  # of an image, at each level
-    state: int  # bytes of the stage that trains the finest level: weights, gradient, optimizer, averages
-    sharded: (
-        int  # of these, what `shard_state` of a compute profile spreads over workers: optimizer, averages
-    )
-    activations: int  # bytes that its update keeps for the backward pass, at batch 1
-    activations_whole: int  # the same without tiles
-    trained: float  # fraction of an image that an update passes through the finest level: below 1 with tiles
+    memory: Memory
 
     @property
     def image(self) -> float:
@@ -151,37 +155,46 @@ def kept_bytes(work: Callable[[], object], model: nn.Module) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def plan(shape: Shape, resolution: int, num_steps: int, dtype: torch.dtype) -> Plan:
-    """Count the pyramid up to `resolution`."""
+def memory_of(denoiser: Denoiser) -> Memory:
+    """Count what training the finest level of a pyramid on torch's meta device holds."""
+    side = denoiser.resolution
     with torch.device("meta"):
-        denoiser = shape.build(resolution)
-        text = captions("meta")
-        set_dtype(denoiser, dtype)
-        macs = []
-        for level in pyramid_levels(denoiser):
-            noisy = torch.empty(1, 3, level.resolution, level.resolution)
-            with torch.no_grad():
-                macs.append(flops(partial(level, noisy, torch.ones(1), text)) / 2)
-        inputs = noisy, torch.ones(1), noisy, text
+        noisy = torch.empty(1, 3, side, side)
+        inputs = noisy, torch.ones(1), noisy, captions("meta")
         kept = [kept_bytes(lambda: denoising_loss(denoiser, *inputs), denoiser)]
         trained_part = 1.0
         if tiled := trained_tiles(denoiser, noisy.shape[2:]):
             shell, cut, count = tiled
             tiles = cut.from_index(torch.arange(count)), torch.ones(count)
             kept.append(kept_bytes(lambda: tiled_loss(shell, *inputs, cut, tiles), denoiser))
-            trained_part = count * (cut.window / resolution) ** 2
+            trained_part = count * (cut.window / side) ** 2
     total, trained = count_parameters(denoiser), count_parameters(denoiser.net)
+    sharded = 4 * (2 + len(AVERAGES)) * trained
+    return Memory(4 * (total + trained) + sharded, sharded, kept[-1], kept[0], trained_part)
+
+
+def built(shape: Shape, resolution: int, dtype: torch.dtype) -> Denoiser:
+    """The pyramid up to `resolution` on torch's meta device."""
+    with torch.device("meta"):
+        denoiser = shape.build(resolution)
+    set_dtype(denoiser, dtype)
+    return denoiser
+
+
+def plan(shape: Shape, resolution: int, num_steps: int, dtype: torch.dtype) -> Plan:
+    """Count the pyramid up to `resolution`."""
+    denoiser, macs = built(shape, resolution, dtype), []
+    with torch.device("meta"), torch.no_grad():
+        for level in pyramid_levels(denoiser):
+            noisy = torch.empty(1, 3, level.resolution, level.resolution)
+            macs.append(flops(partial(level, noisy, torch.ones(1), captions("meta"))) / 2)
     return Plan(
         resolution,
         denoiser.net.feature_channels,
-        total,
+        count_parameters(denoiser),
         macs,
         steps_at_levels(denoiser, num_steps),
-        4 * (total + (3 + len(AVERAGES)) * trained),
-        4 * (2 + len(AVERAGES)) * trained,
-        kept[-1],
-        kept[0],
-        trained_part,
+        memory_of(denoiser),
     )
 
 
@@ -249,7 +262,7 @@ class Clock:
 def timed(shape: Shape, counts: Plan, clocks: tuple[Clock, Clock], dtype: torch.dtype) -> tuple[str, str]:
     """Cells: seconds of an image and of an update, which costs three passes of its level and one of the others."""
     below = counts.macs[-2] if len(counts.macs) > 1 else 0.0
-    costs = counts.image, below + 3 * (counts.macs[-1] - below) * counts.trained
+    costs = counts.image, below + 3 * (counts.macs[-1] - below) * counts.memory.trained
     if not any(clock.allows(cost) for clock, cost in zip(clocks, costs, strict=True)):
         return clocks[0].planned(costs[0]), clocks[1].planned(costs[1])
     torch.manual_seed(0)
@@ -296,9 +309,9 @@ def row(counts: Plan, seconds: Sequence[str]) -> list[str]:
         significant(counts.image / 1e12),
         significant(counts.whole / 1e12),
         f"{counts.whole / counts.image:.2f}x",
-        f"{counts.state / 2**20:,.0f}",
-        f"{counts.activations / 2**20:,.0f}",
-        f"{counts.activations_whole / 2**20:,.0f}",
+        f"{counts.memory.state / 2**20:,.0f}",
+        f"{counts.memory.activations / 2**20:,.0f}",
+        f"{counts.memory.activations_whole / 2**20:,.0f}",
         *seconds,
     ]
 

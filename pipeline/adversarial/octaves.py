@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from pipeline.adversarial.few_step import few_step
-from pipeline.diffusion.generate import in_batches
 from pipeline.diffusion.seeds import seeded_noise
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.resample import high_pass, rescale
 from pipeline.models.shape import Images, Shape, by_size, mean_over
 from pipeline.models.snapshot import Snapshot
+from pipeline.training.distributed import merged, rank_and_size
 
 BATCH = 64
 MAX_FACTOR = 1.1  # and its inverse: an octave that is further off is wrong in other ways, and left as it is
@@ -62,12 +62,22 @@ def sampled_power(
     shapes: places of the samples of each shape."""
     sigma, device = snapshot.config.sigma_start, next(level.parameters()).device
     assert sigma is not None, "not a refined model"
-    total = torch.zeros((), dtype=torch.float64)
-    for places, shape in shapes:
-        own_text, own_seeds = text.select(torch.tensor(places)), [seeds[place] for place in places]
-        for part, rows in in_batches(own_text, own_seeds, BATCH):
-            draw = seeded_noise(rows, device, shape)
-            drawn = few_step(level, part.to(device), draw, passes, sigma)[-1]
-            samples = snapshot.statistics.standardise(snapshot.to_pixels(drawn))
-            total += high_pass(samples).square().mean(dim=(1, 2, 3)).double().sum().cpu()
-    return total / len(seeds)
+    own: dict[int, Tensor] = {}
+    for places, shape in own_batches(shapes):
+        part = text.select(torch.tensor(places)).to(device)
+        draw = seeded_noise([seeds[place] for place in places], device, shape)
+        drawn = few_step(level, part, draw, passes, sigma)[-1]
+        samples = snapshot.statistics.standardise(snapshot.to_pixels(drawn))
+        own |= zip(places, high_pass(samples).square().mean(dim=(1, 2, 3)).double().cpu(), strict=True)
+    powers = merged(own)
+    return torch.stack([powers[place] for place in range(len(seeds))]).mean()
+
+
+def own_batches(shapes: Sequence[tuple[Sequence[int], Shape]]) -> list[tuple[Sequence[int], Shape]]:
+    """Places of samples of each shape, in batches: those that this worker makes. Which one makes them changes no
+    bit of them."""
+    batches = [
+        (places[i : i + BATCH], shape) for places, shape in shapes for i in range(0, len(places), BATCH)
+    ]
+    rank, size = rank_and_size()
+    return batches[rank::size]

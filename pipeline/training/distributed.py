@@ -4,12 +4,15 @@ Everything works in a single process without torch.distributed, too. Sums run ov
 workers, so that their bits do not depend on the number of workers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+T = TypeVar("T")
 
 CHUNK = 2**24  # numbers of a vector that are exchanged at once, which bounds the memory for it
 ALIGNED = 64  # slices begin at its multiples; a CPU may round differently in what then remains of a vector
@@ -32,6 +35,15 @@ def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1 and tensor.numel():
         dist.broadcast(tensor, source)
     return tensor
+
+
+def merged(own: Mapping[int, T]) -> dict[int, T]:
+    """What all workers have made, by keys that are nobody else's. All call it together."""
+    _, size = rank_and_size()
+    parts = [dict(own)] * size
+    if size > 1:
+        dist.all_gather_object(parts, dict(own))
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def sum_over_shards(own: Sequence[Tensor]) -> Tensor:

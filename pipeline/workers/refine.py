@@ -22,7 +22,7 @@ from pipeline.adversarial.discriminator import (
 )
 from pipeline.adversarial.few_step import generate_images, generate_refined
 from pipeline.adversarial.guards import Guards, GuardSettings, guard_tensors
-from pipeline.adversarial.octaves import match_octaves
+from pipeline.adversarial.octaves import match_octaves, own_batches
 from pipeline.adversarial.random_features import RandomDistance
 from pipeline.adversarial.step import AdversarialSettings, AdversarialStep, GuardState
 from pipeline.config.params import Params
@@ -41,7 +41,7 @@ from pipeline.models.snapshot import Snapshot, load_snapshot, save_snapshot, wri
 from pipeline.rng import key
 from pipeline.training import checkpoint
 from pipeline.training.context import GrowthRound, TrainContext
-from pipeline.training.distributed import broadcast, rank_and_size
+from pipeline.training.distributed import broadcast, merged, rank_and_size
 from pipeline.training.hooks import Every
 from pipeline.training.schedule import due
 from pipeline.training.state import Learner, TrainState
@@ -143,8 +143,6 @@ class Refining:
         watched = run.snapshots([generator], write_averaged, growth)
         run.train(state, step, [progress, check, samples, watched], growth)
         guard, best = GuardState.load(state), generator.whole(state.extra["best"])
-        if rank_and_size()[0]:
-            return
         with generator.using(best):
             refined = self.snapshot(student)
             if earlier is None:
@@ -192,7 +190,9 @@ def guard_metrics(guard: GuardState, suffix: str = "") -> dict[str, float]:
 
 
 def commit_round(run: Context, growth: GrowthRound, refined: Snapshot, metrics: Mapping[str, float]) -> None:
-    """Commit the result of a round, from which the next one starts."""
+    """Commit the result of a round, from which the next one starts. Only rank 0 writes."""
+    if rank_and_size()[0]:
+        return
     require_finite_metrics(metrics, f"{run.stage}: metrics.json", "lower the learning rate")
     with artifacts.commit_directory(growth.result, {"stage": run.stage}) as folder:
         save_snapshot(folder / "model", refined.denoiser, refined.config)
@@ -207,7 +207,8 @@ def export_best(
     distance: RandomDistance,
 ) -> None:
     """Match contrast and octaves of the refined model (which changes it), choose its passes, and export it; or its
-    parent, unchanged, where nothing was gained. The metrics are those of training and of this choice."""
+    parent, unchanged, where nothing was gained. The metrics are those of training and of this choice. Workers share
+    the sampling: all call it together."""
     unrefined = load_snapshot(parent, run.device)
     set_dtype(unrefined.denoiser, run.dtype)
     rows = run.pick("train", CHOICE)
@@ -338,12 +339,12 @@ def sampled(
     **settings: Any,
 ) -> Images:
     """Samples of these captions and seeds, uint8; `shapes` has the places of each shape."""
-    samples: dict[int, Tensor] = {}
-    for places, shape in shapes:
+    own: dict[int, Tensor] = {}
+    for places, shape in own_batches(shapes):
         own_text, own_seeds = text.select(torch.tensor(places)), [seeds[place] for place in places]
         made = make(snapshot, own_text, own_seeds, shape=shape, **settings)
-        samples |= zip(places, made.images, strict=True)
-    return in_order(samples)
+        own |= zip(places, made.images, strict=True)
+    return in_order(merged(own))
 
 
 def passes_to_keep(distances: Mapping[int, Distances]) -> tuple[int, ...]:

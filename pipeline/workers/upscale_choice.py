@@ -13,6 +13,7 @@ from pipeline.models.resample import pool
 from pipeline.models.shape import Images, in_order, map_images
 from pipeline.models.snapshot import Snapshot
 from pipeline.training.context import TrainContext
+from pipeline.training.distributed import merged, rank_and_size
 
 HELD_OUT = 16  # validation images
 METRIC = "upscale_distance_"
@@ -38,11 +39,14 @@ def measure_upscaling(
 
 
 def doubled(snapshot: Snapshot, images: Images, text: Conditioning, steps: int) -> Images:
-    """uint8 images on the CPU, twice as high and wide; `text` is one caption."""
+    """uint8 images on the CPU, twice as high and wide; `text` is one caption. Workers share the images."""
     settings = UpscaleSettings(num_steps=steps)
-    pixels = [image.permute(1, 2, 0).numpy() for image in images]
-    large = [upscale(snapshot, image, text, seed, settings) for seed, image in enumerate(pixels)]
-    return in_order(dict(enumerate(torch.from_numpy(image).permute(2, 0, 1) for image in large)))
+    rank, size = rank_and_size()
+    own: dict[int, Tensor] = {}
+    for place in range(len(images))[rank::size]:
+        pixels = images[place].permute(1, 2, 0).numpy()
+        own[place] = torch.from_numpy(upscale(snapshot, pixels, text, place, settings)).permute(2, 0, 1)
+    return in_order(merged(own))
 
 
 def steps_to_upscale(metrics: Mapping[str, float]) -> int | None:

@@ -1,6 +1,7 @@
 """Every stage ends with the same bits on one, two and four workers, whose state is sharded or not: sums run over
 shards, in their order."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline import artifacts
+from pipeline.adversarial import octaves
 from pipeline.config.params import parse_params
 from pipeline.launch.worker import Worker, WorkerConfig
 from pipeline.training.distributed import Slices, add_in_order, local_shards, sum_over_shards
@@ -29,6 +31,13 @@ STAGES: dict[str, tuple[Worker, dict[str, Any], str]] = {
     "finetune": (finetune, IMAGES | GROWTH, "finetuned"),
     "refine": (refine, IMAGES, "refined"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches() -> Iterator[None]:
+    """Some batches of samples for each worker to make at the end of refine."""
+    with mock.patch.object(octaves, "BATCH", 3):
+        yield
 
 
 @pytest.fixture(scope="module")
