@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.generate import Generated, generate, in_batches
+from pipeline.diffusion.generate import BATCH, Generated, generate, in_batches
 from pipeline.diffusion.pyramid import to_next_octave
 from pipeline.diffusion.seeds import Draw, seeded_noise
 from pipeline.models.conditioning import Conditioning
@@ -72,7 +72,7 @@ def generate_refined(
     text: Conditioning,
     seeds: Sequence[int],
     passes: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     shape: Shape = SQUARE,
 ) -> Generated:
     """One image of `shape` per caption and seed, in `passes` (one of the snapshot's; by default its fewest)."""
@@ -92,7 +92,7 @@ def generate_images(
     seeds: Sequence[int],
     settings: SamplerSettings | None = None,
     passes: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     shape: Shape = SQUARE,
 ) -> Generated:
     """`generate_refined` in `passes`, or `generate` by `settings`, by the kind of the model."""

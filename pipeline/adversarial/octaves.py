@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.adversarial.few_step import few_step
+from pipeline.diffusion.generate import BATCH
 from pipeline.diffusion.seeds import seeded_noise
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
@@ -19,7 +20,6 @@ from pipeline.models.shape import Images, Shape, by_size, mean_over
 from pipeline.models.snapshot import Snapshot
 from pipeline.training.distributed import merged, rank_and_size
 
-BATCH = 64
 MAX_FACTOR = 1.1  # and its inverse: an octave that is further off is wrong in other ways, and left as it is
 
 

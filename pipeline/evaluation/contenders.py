@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from pipeline.adversarial.few_step import generate_refined
-from pipeline.diffusion.generate import Generated, generate
+from pipeline.diffusion.generate import BATCH, Generated, generate
 from pipeline.diffusion.samplers import ADAPTIVE
 from pipeline.diffusion.schedule import grids, steps_by_level
 from pipeline.models.conditioning import Conditioning
@@ -51,7 +51,7 @@ class Contender:
         snapshot: Snapshot,
         text: Conditioning,
         seeds: Sequence[int],
-        batch_size: int = 64,
+        batch_size: int = BATCH,
         shape: Shape = SQUARE,
     ) -> Generated:
         """One image of `shape` per caption and seed; `nfe` counts the calls of all levels."""

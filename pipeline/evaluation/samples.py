@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -123,10 +124,14 @@ def sample_all(
                 tasks.append(SampleTask(len(tasks), contender, batch.text, batch.seeds, batch.shape))
                 places.append((split, contender.name))
     results: dict[int, SampleResult] = {}
+    left = Counter(places)
     for result in map_tasks(make, tasks):
         results[result.number] = result
-        split, name = places[result.number]
-        log(f"sampled {len(results)} of {len(tasks)} batches: {name}, {split} captions, {result.nfe} calls")
+        split, name = place = places[result.number]
+        left[place] -= 1
+        if not left[place]:
+            done = f"{len(results)} of {len(tasks)} batches"
+            log(f"sampled {done}: {name}, {split} captions, {result.nfe} calls")
     grouped: dict[str, dict[str, list[SampleResult]]] = {}
     for number in range(len(tasks)):
         split, name = places[number]
