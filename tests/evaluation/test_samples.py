@@ -45,7 +45,10 @@ def test_captions_are_encoded_once_and_shared_by_all_contenders(
     assert encoded == [5]
     assert torch.are_deterministic_algorithms_enabled() == deterministic
     assert {name: each.images.shape[0] for name, each in found["train"].items()} == {"a": 5, "b": 5}
-    assert len(lines) == 2 * 3, "batches of 2, 2 and 1"
+    each = [
+        f"sampled {done} of 6 batches: {name}, train captions, 3 calls" for done, name in ((3, "a"), (6, "b"))
+    ]
+    assert lines == each, "batches of 2, 2 and 1"
 
 
 def test_a_model_that_was_exchanged_is_refused(tmp_path: Path) -> None:
