@@ -42,8 +42,8 @@ class Environment:
         say(f"making an environment from the version's {machine.LOCK}, which downloads its packages")
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)])
-        options = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-compile"]
-        install = [str(self.python), "-m", "pip", "install", *options, "--require-hashes", "-r"]
+        quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
+        install = [str(self.python), "-m", "pip", "install", *quiet, "--require-hashes", "-r"]
         # The locked pip first: that of an old Python refuses locks of packages that others want with extras.
         if pip := re.search(r"^pip==.*\n(?:[ \t].*\n)*", self.lock.read_text(encoding="utf-8"), re.MULTILINE):
             alone = folder / "pip.lock"
