@@ -22,7 +22,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Type `command` in a shell in `folder`, with our programs on the path; check its exit status."""
     identity = {f"GIT_{who}_{what}": "x@y" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    dropped = ("CRESCENDO_", "MLFLOW_", "DVC_")
+    # Without byte code every process would compile the checkout anew.
+    dropped = ("CRESCENDO_", "MLFLOW_", "DVC_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     done = subprocess.run(
         command,
