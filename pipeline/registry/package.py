@@ -14,6 +14,7 @@ import functools
 import re
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ PACKAGE_TAG = "crescendo.package_digest"  # of all files of a version
 FROM_TAG = "crescendo.copied_from"  # store and address of the version that this is a copy of
 NAME_TAG = "crescendo.model_name"  # of a logged model: the registered model that it is meant for
 NO_FILES = "crescendo:/journal"  # source of an entry: of no scheme that a server would ask
+BUSY_SECONDS = 10.0  # that threads of a failed download may go on
 IDENTITY = (DIGEST_TAG, DEFAULT_TAG, PACKAGE_TAG)
 REGISTRY_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -236,13 +238,17 @@ class Registry:
         return None
 
     def download(self, uri: str, folder: Path) -> Path:
-        """Download a model, or a file of it, into `folder`."""
+        """Download a model, or a file of it, into `folder`, which is removed if that fails."""
         folder.mkdir(parents=True, exist_ok=True)
         with self.failing((Exception,)):
             store.connect(self.root)  # downloads go to the tracking URI that this sets
             import mlflow
 
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+            try:
+                return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+            except Exception:
+                _remove_busy(folder)
+                raise
 
     # --- Writing.
 
@@ -317,3 +323,14 @@ def _aliases(client: MlflowClient, name: str) -> dict[str, str] | None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
+
+
+def _remove_busy(folder: Path) -> None:
+    """Remove a folder into which threads of a download that has failed may write for a moment more, so that whoever
+    made it as a temporary one could not remove it."""
+    end = time.monotonic() + BUSY_SECONDS
+    while folder.exists() and time.monotonic() < end:
+        try:
+            shutil.rmtree(folder)
+        except OSError:
+            time.sleep(0.05)

@@ -1,10 +1,14 @@
 """The package of a registered model: what is planted in it is refused, and odd requests to MLflow are one line."""
 
+import contextlib
 import importlib.util
 import json
 import marshal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -109,3 +113,30 @@ except click.ClickException as error:
     for line, said in zip(done.stdout.splitlines(), expected, strict=True):
         status, _, answer = line.partition(" ")
         assert status == "78" and json.loads(answer)["message"].startswith(said)
+
+
+def test_a_download_that_fails_leaves_nothing_that_other_threads_still_write(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of MLflow's does, where a listing fails after the first files have been asked for."""
+    begun = threading.Event()
+
+    def write(folder: Path) -> None:
+        for number in range(400):
+            with contextlib.suppress(FileNotFoundError):
+                (folder / f"{number}").write_text("late")
+            begun.set()
+            time.sleep(0.001)
+
+    def fail(artifact_uri: str, dst_path: str) -> str:
+        thread.append(threading.Thread(target=write, args=(Path(dst_path),)))
+        thread[0].start()
+        begun.wait()
+        raise OSError("the listing failed")
+
+    thread: list[threading.Thread] = []
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fail)
+    with pytest.raises(StorageError, match="the listing failed"), tempfile.TemporaryDirectory() as scratch:
+        Registry(root).download("models:/crescendo/1", Path(scratch))
+    thread[0].join()
+    assert not Path(scratch).exists()
