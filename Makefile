@@ -64,8 +64,8 @@ evaluate-seeds: $(VENV)/.stamp
 	python -m benchmarks.seeds --seeds 3 --write
 
 # Several steps: the locked pip first, as that of an old Python refuses the lock file; pip cannot check hashes of an
-# editable install. All cores compile what pip, on one, would take as long to compile as to install; some packages ship
-# files that are for no Python of today.
+# editable install. pip would compile on one core, and take as long for that as for the rest. compileall fails for the
+# few files that packages ship for other Pythons, as pip does, in silence.
 $(VENV)/.locked: requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	awk '/^[^ ]/ { pip = /^pip==/ } pip' requirements.lock | \

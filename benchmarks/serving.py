@@ -1,11 +1,10 @@
 """`crescendo serve` under load: its rate beside that of `generate`, latencies, memory, and an alias that moves.
 
-    python -m benchmarks.serving [--users 8] [--seconds 600] [--moves 20] [--steps 12]
-                                 [--server-cores 0,1] [--client-cores 2]
+    python -m benchmarks.serving [--users 8] [--seconds 600] [--moves 20] [--server-cores 0,1] [--client-cores 2]
 
 A copy of the project's registry is served, with a second version of the champion's files. Each user asks for one
-image, waits for it, and asks for the next, always with a new prompt. An image takes one pass, which is one step of
-each level for a model that is not refined; or `--steps` of them. After `--seconds` the champion
+image in one pass (one step of each level, if it is not refined), waits for it, and asks for the next, always with a
+new prompt. After `--seconds` the champion
 moves between both versions, every five seconds, under as much load. `generate` makes images of as new prompts in
 batches in the same run, before and after, on the cores of the server. CPU seconds are of all threads of a process.
 
@@ -53,14 +52,13 @@ import itertools, json, sys, time
 from pathlib import Path
 from benchmarks.serving import prompt
 from pipeline.inference.generator import load_generator
-generator = load_generator(sys.argv[1])
-first, count, steps = map(int, sys.argv[2:])
-generator.images([prompt(first - 1)], [0], steps)
+generator, first, count = load_generator(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+generator.images([prompt(first - 1)], [0], 1)
 wall, cpu = time.perf_counter(), time.process_time()
-generator.images([prompt(first + i) for i in range(count)], range(count), steps)
+generator.images([prompt(first + i) for i in range(count)], range(count), 1)
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 alone = time.perf_counter()
-generator.images([prompt(first + count + i) for i in range(4)], range(4), steps)
+generator.images([prompt(first + count + i) for i in range(4)], range(4), 1)
 print(json.dumps([count / wall, count / cpu, time.perf_counter() - alone]))
 """
 
@@ -109,10 +107,9 @@ def on_cores(cores: str | None) -> list[str]:
     return [] if cores is None else ["taskset", "-c", cores]
 
 
-def generated(folder: Path, first: int, count: int, steps: int, cores: str | None) -> Generated:
+def generated(folder: Path, first: int, count: int, cores: str | None) -> Generated:
     """`count` images in a process of their own, by the model in a folder."""
-    numbers = map(str, (first, count, steps))
-    command = [*on_cores(cores), sys.executable, "-c", GENERATE, str(folder), *numbers]
+    command = [*on_cores(cores), sys.executable, "-c", GENERATE, str(folder), str(first), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Generated(*json.loads(done.stdout))
 
@@ -177,12 +174,12 @@ def images_per_batch(address: str) -> float:
     return total / max(count, 1)
 
 
-def use(address: str, numbers: Iterator[int], steps: int, until: float, load: Load) -> None:
+def use(address: str, numbers: Iterator[int], until: float, load: Load) -> None:
     """What one user does until a moment of time."""
     parts = urlsplit(address)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=300)
     while time.monotonic() < until:
-        body = {"prompt": prompt(number := next(numbers)), "seed": number, "steps": steps}
+        body = {"prompt": prompt(number := next(numbers)), "seed": number, "steps": 1}
         start = time.monotonic()
         try:
             connection.request(
@@ -210,13 +207,12 @@ def loaded(
     users: int,
     seconds: float,
     numbers: Iterator[int],
-    steps: int,
     moves: Sequence[tuple[Registry, Version]] = (),
 ) -> Load:
     """Load on a service, while the champion moves."""
     load, start, cpu = Load(), time.monotonic(), cpu_seconds(server)
     end = start + seconds
-    threads = [threading.Thread(target=use, args=(address, numbers, steps, end, load)) for _ in range(users)]
+    threads = [threading.Thread(target=use, args=(address, numbers, end, load)) for _ in range(users)]
     for thread in threads:
         thread.start()
     due = [start + seconds * (number + 0.5) / len(moves) for number in range(len(moves))]
@@ -273,7 +269,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="of the load (600)")
     parser.add_argument("--moves", type=int, default=20, help="of the alias, five seconds apart (20)")
     parser.add_argument("--images", type=int, default=128, help="of `generate`, before and after (128)")
-    parser.add_argument("--steps", type=int, default=1, help="of an image (1)")
     parser.add_argument("--server-cores", help="such as 0,1; without, the machine's")
     parser.add_argument("--client-cores", help="of the load")
     args = parser.parse_args()
@@ -285,15 +280,14 @@ def main() -> None:
         folder = registry.fetch(versions[0], root / "model")
         moves = [(registry, versions[(number + 1) % 2]) for number in range(args.moves)]
         first = 10**4
-        generate.append(generated(folder, first, args.images, args.steps, args.server_cores))
+        generate.append(generated(folder, first, args.images, args.server_cores))
         with served(root, None, args.server_cores) as (address, server, start):
-            loads = [loaded(address, server, args.users, args.seconds, numbers, args.steps)]
+            loads = [loaded(address, server, args.users, args.seconds, numbers)]
             if moves:
-                seconds = 5.0 * args.moves
-                loads.append(loaded(address, server, args.users, seconds, numbers, args.steps, moves))
-        generate.append(generated(folder, 2 * first, args.images, args.steps, args.server_cores))
+                loads.append(loaded(address, server, args.users, 5.0 * args.moves, numbers, moves))
+        generate.append(generated(folder, 2 * first, args.images, args.server_cores))
     print(machine(["torch", "uvicorn"]))
-    print(f"The service's start took {start:.1f} CPU seconds; {args.users} users, {args.steps} steps.\n")
+    print(f"The service's start took {start:.1f} CPU seconds; {args.users} users.\n")
     print(as_table(loads, generate))
     statuses, moved = sum((load.statuses for load in loads), Counter[str]()), loads[-1].moves
     if set(statuses) != {"200"} or moved < args.moves:

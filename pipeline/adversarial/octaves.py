@@ -18,7 +18,7 @@ from pipeline.models.denoiser import Denoiser, ShellDenoiser, pyramid_levels
 from pipeline.models.resample import high_pass, rescale
 from pipeline.models.shape import Images, Shape, by_size, mean_over
 from pipeline.models.snapshot import Snapshot
-from pipeline.training.distributed import merged, rank_and_size
+from pipeline.training.distributed import merged, own_share
 
 MAX_FACTOR = 1.1  # and its inverse: an octave that is further off is wrong in other ways, and left as it is
 
@@ -73,11 +73,10 @@ def sampled_power(
     return torch.stack([powers[place] for place in range(len(seeds))]).mean()
 
 
-def own_batches(shapes: Sequence[tuple[Sequence[int], Shape]]) -> list[tuple[Sequence[int], Shape]]:
+def own_batches(shapes: Sequence[tuple[Sequence[int], Shape]]) -> Sequence[tuple[Sequence[int], Shape]]:
     """Places of samples of each shape, in batches: those that this worker makes. Which one makes them changes no
     bit of them."""
     batches = [
         (places[i : i + BATCH], shape) for places, shape in shapes for i in range(0, len(places), BATCH)
     ]
-    rank, size = rank_and_size()
-    return batches[rank::size]
+    return own_share(batches)

@@ -40,6 +40,7 @@ from pipeline.evaluation.features import Extractor
 from pipeline.evaluation.judging import build_verdict
 from pipeline.evaluation.results import as_json, build_results, flatten, summarise
 from pipeline.evaluation.samples import Samples, TaskMapper, run_locally, sample_all, sampler, throughput
+from pipeline.progress import ProgressBar
 
 
 def evaluate(
@@ -78,7 +79,7 @@ def evaluate(
     if count.note():
         log(count.note())
     caption_sets = build_caption_sets(dataset, count.count, params.seed)
-    samples = _sample(params, field, caption_sets, dataset, device, map_tasks, log)
+    samples = _sample(params, field, caption_sets, dataset, device, map_tasks)
     uncaptioned = {each.split: why for each in caption_sets if (why := each.uncaptioned_because)}
     for split, why in uncaptioned.items():
         log(f"{split} captions: not judged, {why}")
@@ -107,12 +108,12 @@ def _sample(
     dataset: PreparedDataset,
     device: str,
     map_tasks: TaskMapper,
-    log: Callable[[str], None],
 ) -> dict[str, dict[str, Samples]]:
     """Images of all contenders, each in as many calls as its cost says."""
     make = partial(sampler, field.folders, device)
     seed, batch_size = params.seed, params.evaluate.batch_size
-    samples = sample_all(field.contenders, caption_sets, dataset, seed, batch_size, make, map_tasks, log)
+    with ProgressBar("evaluate", "batches") as bar:
+        samples = sample_all(field.contenders, caption_sets, dataset, seed, batch_size, make, map_tasks, bar)
     expected = {name: cost.nfe for name, cost in field.costs.items()}
     for by_name in samples.values():
         assert {name: each.nfe for name, each in by_name.items()} == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -112,9 +111,10 @@ def sample_all(
     batch_size: int,
     make: Callable[[], AbstractContextManager[Work]],
     map_tasks: TaskMapper,
-    log: Callable[[str], None],
+    on_progress: Callable[[int, int], None],
 ) -> dict[str, dict[str, Samples]]:
-    """Samples by caption set and contender. Batches are the same wherever they are computed."""
+    """Samples by caption set and contender. Batches are the same wherever they are computed; `on_progress` is
+    called with the number of those that are done, and of all."""
     asked = {each.split: list(batches_of(each, dataset, seed, batch_size)) for each in caption_sets}
     tasks: list[SampleTask] = []
     places: list[tuple[str, str]] = []
@@ -124,14 +124,10 @@ def sample_all(
                 tasks.append(SampleTask(len(tasks), contender, batch.text, batch.seeds, batch.shape))
                 places.append((split, contender.name))
     results: dict[int, SampleResult] = {}
-    left = Counter(places)
+    on_progress(0, len(tasks))
     for result in map_tasks(make, tasks):
         results[result.number] = result
-        split, name = place = places[result.number]
-        left[place] -= 1
-        if not left[place]:
-            done = f"{len(results)} of {len(tasks)} batches"
-            log(f"sampled {done}: {name}, {split} captions, {result.nfe} calls")
+        on_progress(len(results), len(tasks))
     grouped: dict[str, dict[str, list[SampleResult]]] = {}
     for number in range(len(tasks)):
         split, name = places[number]

@@ -37,6 +37,12 @@ def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     return tensor
 
 
+def own_share(work: Sequence[T]) -> Sequence[T]:
+    """The pieces of work that are this worker's: each takes the next in turn. `merged` puts results together."""
+    rank, size = rank_and_size()
+    return work[rank::size]
+
+
 def merged(own: Mapping[int, T]) -> dict[int, T]:
     """What all workers have made, by keys that are nobody else's. All call it together."""
     _, size = rank_and_size()

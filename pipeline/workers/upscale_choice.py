@@ -13,7 +13,7 @@ from pipeline.models.resample import pool
 from pipeline.models.shape import Images, in_order, map_images
 from pipeline.models.snapshot import Snapshot
 from pipeline.training.context import TrainContext
-from pipeline.training.distributed import merged, rank_and_size
+from pipeline.training.distributed import merged, own_share
 
 HELD_OUT = 16  # validation images
 METRIC = "upscale_distance_"
@@ -41,9 +41,8 @@ def measure_upscaling(
 def doubled(snapshot: Snapshot, images: Images, text: Conditioning, steps: int) -> Images:
     """uint8 images on the CPU, twice as high and wide; `text` is one caption. Workers share the images."""
     settings = UpscaleSettings(num_steps=steps)
-    rank, size = rank_and_size()
     own: dict[int, Tensor] = {}
-    for place in range(len(images))[rank::size]:
+    for place in own_share(range(len(images))):
         pixels = images[place].permute(1, 2, 0).numpy()
         own[place] = torch.from_numpy(upscale(snapshot, pixels, text, place, settings)).permute(2, 0, 1)
     return in_order(merged(own))

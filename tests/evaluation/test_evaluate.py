@@ -131,9 +131,6 @@ def test_the_report_holds_every_contender_metric_and_figure(
     assert {"metrics.json", "summary.json", "throughput.json", "evidence.safetensors", "index.html"} < written
     assert all("\n" not in line for line in lines)
     assert any("equal_cost_1: the fine-tuned model has no setting" in line for line in lines)
-    sampled = [line for line in lines if line.startswith("sampled ")]
-    assert len(sampled) == len(set(sampled)) == 6 * 2, "a line for each contender and set of captions"
-    assert sampled[-1].startswith("sampled 48 of 48 batches: ")
 
 
 def test_equal_inputs_give_equal_bytes_however_the_work_is_spread(

@@ -37,18 +37,22 @@ def test_captions_are_encoded_once_and_shared_by_all_contenders(
     monkeypatch.setattr(dataset, "text", lambda ids: encoded.append(len(ids)) or encode(ids))
     names = {name: write_model(tmp_path / name, seed) for seed, name in enumerate("ab")}
     contenders = [Contender(name, name, steps=STEPS) for name in names]
-    lines: list[str] = []
+    progress: list[tuple[int, ...]] = []
     deterministic = torch.are_deterministic_algorithms_enabled()
     found = sample_all(
-        contenders, [captions], dataset, 0, 2, lambda: sampler(names, "cpu"), run_locally, lines.append
+        contenders,
+        [captions],
+        dataset,
+        0,
+        2,
+        lambda: sampler(names, "cpu"),
+        run_locally,
+        lambda *done: progress.append(done),
     )
     assert encoded == [5]
     assert torch.are_deterministic_algorithms_enabled() == deterministic
     assert {name: each.images.shape[0] for name, each in found["train"].items()} == {"a": 5, "b": 5}
-    each = [
-        f"sampled {done} of 6 batches: {name}, train captions, 3 calls" for done, name in ((3, "a"), (6, "b"))
-    ]
-    assert lines == each, "batches of 2, 2 and 1"
+    assert progress == [(done, 6) for done in range(7)], "batches of 2, 2 and 1 for each of two contenders"
 
 
 def test_a_model_that_was_exchanged_is_refused(tmp_path: Path) -> None:
