@@ -4,8 +4,15 @@ from pipeline.config.params import load_params
 from pipeline.errors import run_main
 from pipeline.launch.judging import Judge
 from pipeline.launch.stage import open_stage
+from pipeline.launch.worker import WorkerConfig
 from pipeline.registry import pins
-from pipeline.workers import finetune
+
+
+def train(config: WorkerConfig) -> None:
+    """What each training process does. Only there is torch imported, which takes seconds and 280 MiB."""
+    from pipeline.workers.finetune import finetune
+
+    finetune(config)
 
 
 def main() -> None:
@@ -13,7 +20,7 @@ def main() -> None:
     params = load_params()
     with open_stage("finetune", params) as stage:
         judge = Judge(params.evaluate.watch_images.finetune)
-        stage.run(finetune.finetune, init=pins.pinned(stage, params.finetune), judge=judge)
+        stage.run(train, init=pins.pinned(stage, params.finetune), judge=judge)
         stage.export({"result/model": "models/finetuned", "result/reports": "reports/finetune"})
 
 

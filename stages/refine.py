@@ -7,18 +7,25 @@ from pipeline.config.params import load_params
 from pipeline.errors import run_main
 from pipeline.launch.judging import Judge
 from pipeline.launch.stage import open_stage
-from pipeline.workers import refine, upscale_choice
+from pipeline.launch.worker import WorkerConfig
+from pipeline.workers import choices
+
+
+def train(config: WorkerConfig) -> None:
+    """What each training process does. Only there is torch imported, which takes seconds and 280 MiB."""
+    from pipeline.workers.refine import refine
+
+    refine(config)
 
 
 def main() -> None:
     """Train, or continue, or only export a finished run."""
     params = load_params()
     with open_stage("refine", params) as stage:
-        stage.run(refine.refine, judge=Judge(params.evaluate.watch_images.refine))
+        stage.run(train, judge=Judge(params.evaluate.watch_images.refine))
         stage.export({"result/model": "models/refined", "result/reports": "reports/refine"})
     metrics = json.loads((stage.root / "reports/refine/metrics.json").read_text())
-    lines = refine.describe_choice(refine.unflat(metrics)) + upscale_choice.describe(metrics)
-    for line in lines:
+    for line in choices.describe_passes(metrics) + choices.describe_upscaling(metrics):
         print(f"refine: {line}", file=sys.stderr)
 
 

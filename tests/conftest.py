@@ -22,7 +22,7 @@ from pipeline.prepare.shards import box_sums, write_images
 ROOT = Path(__file__).resolve().parents[1]
 
 session.require_token()  # Ray reads it once a process, as it does where servers listen, so all tests share it.
-os.environ.update(session.LOOPBACK)
+os.environ.update(session.PRIVATE_ENV)
 
 # One thread a process: threads of tiny layers mostly wait for each other, and other tests have the other cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -33,9 +33,9 @@ def train_under_ray(
         Busy: workers died more often than the profile allows, or Ray did.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from pipeline.launch.meeting import NoGroup
+    from pipeline.launch.backend import Workers
 
     scratch = config.run_dir / "ray"
     few, many = profile.workers
@@ -44,10 +44,10 @@ def train_under_ray(
             "60"  # Then Ray counts the nodes anew; it may not have known that one is lost.
         )
     section = getattr(config.params, stage, None)
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         _RemoteWorker(worker, section and section.shards, many, profile.use_gpu),
         train_loop_config=config.to_dict(),
-        torch_config=NoGroup(),
+        backend_config=Workers(),
         scaling_config=ScalingConfig(
             num_workers=few if few == many else (few, many), use_gpu=profile.use_gpu
         ),

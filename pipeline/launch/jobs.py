@@ -39,8 +39,9 @@ FAILPOINTS = ("CRESCENDO_FAILPOINT", "CRESCENDO_FAILPOINT_FILE")
 
 
 def name_of(worker: Worker) -> str:
-    """`module:function`, by which another machine finds the worker."""
-    return f"{worker.__module__}:{worker.__qualname__}"
+    """`module:function`, by which another machine finds the worker; also one of the module that is the program."""
+    module = sys.modules[worker.__module__]
+    return f"{module.__spec__.name if module.__spec__ else module.__name__}:{worker.__qualname__}"
 
 
 def run_as_job(

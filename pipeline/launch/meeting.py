@@ -5,38 +5,23 @@ listens at the address that Ray knows the node of the first worker by: 127.0.0.1
 elastic profile has started a number of workers that does not divide the shards of a batch, only as many compute as
 do; the others are not needed until the next restart.
 
-Imports ray and torch; `execution.py` imports it when it is used.
+Imports ray and torch; workers import it when they meet.
 """
 
 from __future__ import annotations
 
 import socket
 from datetime import timedelta
-from typing import Any
 
+import torch
 import torch.distributed as dist
 from ray.train import get_context
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch import get_device
 from ray.util import get_node_ip_address
 from torch._C._distributed_c10d import TCPStore  # torch.distributed has it without saying so to mypy
 
 TIMEOUT = timedelta(minutes=30)  # of a collective, as Ray and PyTorch have it
-
-
-class NoGroup(TorchConfig):
-    """Ray's set-up of workers for PyTorch, without a process group."""
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        """What Ray calls on the controller."""
-        return _WithoutGroup
-
-
-class _WithoutGroup(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Leave it to the workers."""
 
 
 def computing(shards: int, workers: int) -> int:
@@ -46,7 +31,10 @@ def computing(shards: int, workers: int) -> int:
 
 def meet(shards: int | None, backend: str) -> int:
     """Join the process group, `gloo` or `nccl`, of the workers that compute, in each of all workers; their number.
-    A worker of higher rank is not among them. shards: of a batch; None: all workers compute."""
+    A worker of higher rank is not among them. With NCCL each also takes its GPU, of those of its node. shards: of a
+    batch; None: all workers compute."""
+    if backend == "nccl":
+        torch.cuda.set_device(get_device())
     rank, workers = get_context().get_world_rank(), get_context().get_world_size()
     size = workers if shards is None else computing(shards, workers)
     if size == 1:

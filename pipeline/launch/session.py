@@ -38,11 +38,12 @@ RAY_ENV = {
     "RAY_enable_metrics_collection": "0",
 }
 # Of a private Ray: its servers, and those of gloo and NCCL, listen at 127.0.0.1. The first is what Ray has for
-# systems whose firewalls ask about others.
-LOOPBACK = {
+# systems whose firewalls ask about others. Nobody takes its node away, so that no process need watch for that.
+PRIVATE_ENV = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 LOGS = "ray-logs"
 DAEMONS = ("gcs_server", "raylet")  # without which Ray does not go on
@@ -118,7 +119,7 @@ def ray_session(workers: int, run_dir: Path) -> Iterator[Session]:
             yield Session(run_dir, {})
             return
         require_token()
-        for key, value in LOOPBACK.items():
+        for key, value in PRIVATE_ENV.items():
             os.environ.setdefault(key, value)
         os.environ.pop("RAY_ADDRESS", None)
         printed = stack.enter_context(open(run_dir / "ray.log", "a", encoding="utf-8"))

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline import artifacts
 from pipeline.config.strict_yaml import parse_yaml
 from pipeline.errors import PipelineError, StorageError
-from pipeline.models.config import SnapshotConfig
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
+
+    from pipeline.models.config import SnapshotConfig
 
 CONFIG_KEY = "default_passes"  # in the model's own configuration; 0 is none (served.py)
 PROJECT = "project"  # what the project says of itself, beside the snapshot (provenance.py)

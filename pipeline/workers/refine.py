@@ -45,8 +45,9 @@ from pipeline.training.distributed import broadcast, merged, rank_and_size
 from pipeline.training.hooks import Every
 from pipeline.training.schedule import due
 from pipeline.training.state import Learner, TrainState
+from pipeline.workers.choices import Distances, flat, passes_to_keep, steps_to_upscale
 from pipeline.workers.settings import check_parent, lineage_of, nets_of, train_context, unpack
-from pipeline.workers.upscale_choice import measure_upscaling, steps_to_upscale
+from pipeline.workers.upscale_choice import measure_upscaling
 
 PARENT = "models/finetuned"
 CURVES = {"": ["generator_loss", "discriminator_loss", "anchor", "marginals"]}
@@ -298,14 +299,6 @@ def build_step(config: WorkerConfig, run: Context, parent: Snapshot, student: De
     )
 
 
-class Distances(NamedTuple):
-    """Kernel distance to training images in some number of passes, and of the model before refinement in as many
-    steps of every level."""
-
-    refined: float
-    unrefined: float
-
-
 def compare_passes(
     refined: Snapshot,
     unrefined: Snapshot,
@@ -345,38 +338,6 @@ def sampled(
         made = make(snapshot, own_text, own_seeds, shape=shape, **settings)
         own |= zip(places, made.images, strict=True)
     return in_order(merged(own))
-
-
-def passes_to_keep(distances: Mapping[int, Distances]) -> tuple[int, ...]:
-    """The numbers of passes in which refinement gained something."""
-    return tuple(n for n, each in distances.items() if each.refined < each.unrefined)
-
-
-def describe_choice(distances: Mapping[int, Distances]) -> list[str]:
-    """What was chosen, a line for each number of passes."""
-    kept = passes_to_keep(distances)
-    lines = []
-    for n, (refined, unrefined) in distances.items():
-        passes, what = "1 pass" if n == 1 else f"{n} passes", "kept" if n in kept else "dropped"
-        lines.append(f"{passes}: distance {refined:.3g}, before refinement {unrefined:.3g}; {what}")
-    if not kept:
-        lines.append("nothing was gained: models/refined is the fine-tuned model, unchanged")
-    return lines
-
-
-def flat(distances: Mapping[int, Distances]) -> dict[str, float]:
-    """Distances as metrics."""
-    return {
-        f"{name}_distance_{n}": value
-        for n, each in distances.items()
-        for name, value in each._asdict().items()
-    }
-
-
-def unflat(metrics: Mapping[str, float]) -> dict[int, Distances]:
-    """The inverse of `flat`, which leaves other metrics out."""
-    passes = sorted(int(name.rpartition("_")[2]) for name in metrics if name.startswith("refined_distance_"))
-    return {n: Distances(*(metrics[f"{name}_distance_{n}"] for name in Distances._fields)) for n in passes}
 
 
 def build_config(run: Context, student: Denoiser, parent: Snapshot) -> SnapshotConfig:

@@ -1,6 +1,5 @@
 """In how many steps a refined model upscales: measured on held-out images at the end of the refine stage."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from pipeline.models.shape import Images, in_order, map_images
 from pipeline.models.snapshot import Snapshot
 from pipeline.training.context import TrainContext
 from pipeline.training.distributed import merged, own_share
+from pipeline.workers.choices import UPSCALING
 
 HELD_OUT = 16  # validation images
-METRIC = "upscale_distance_"
 
 
 def measure_upscaling(
@@ -33,7 +32,7 @@ def measure_upscaling(
     halved = map_images(lambda alike: pool(alike.float()).round().to(torch.uint8), originals)
     ways = {0: (unrefined, PLAIN_STEPS), 1: (refined, 1), PLAIN_STEPS: (refined, PLAIN_STEPS)}
     return {
-        f"{METRIC}{n}": distance.paired(doubled(snapshot, halved, text, steps), originals)
+        f"{UPSCALING}{n}": distance.paired(doubled(snapshot, halved, text, steps), originals)
         for n, (snapshot, steps) in ways.items()
     }
 
@@ -46,23 +45,3 @@ def doubled(snapshot: Snapshot, images: Images, text: Conditioning, steps: int) 
         pixels = images[place].permute(1, 2, 0).numpy()
         own[place] = torch.from_numpy(upscale(snapshot, pixels, text, place, settings)).permute(2, 0, 1)
     return in_order(merged(own))
-
-
-def steps_to_upscale(metrics: Mapping[str, float]) -> int | None:
-    """The number of steps of the lowest distance; None where that is the model before refinement."""
-    distances = _by_steps(metrics)
-    return min(distances, key=lambda n: distances[n]) or None if distances else None
-
-
-def describe(metrics: Mapping[str, float]) -> list[str]:
-    """What `steps_to_upscale` chose, in one line; none for a model without shells."""
-    distances, best = _by_steps(metrics), steps_to_upscale(metrics)
-    if not distances:
-        return []
-    steps = [f"in {n} step{'s' * (n > 1)} {value:.3g}" for n, value in distances.items() if n]
-    choice = f"it upscales in {best}" if best else "models/finetuned upscales better"
-    return [f"upscaling: distance {', '.join(steps)}, before refinement {distances[0]:.3g}; {choice}"]
-
-
-def _by_steps(metrics: Mapping[str, float]) -> dict[int, float]:
-    return {int(name[len(METRIC) :]): value for name, value in metrics.items() if name.startswith(METRIC)}

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.launch.session import LOOPBACK, RAY_ENV
+from pipeline.launch.session import PRIVATE_ENV, RAY_ENV
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 START = (
@@ -57,7 +57,7 @@ def ray_node(folder: Path, arguments: str, start: Sequence[str] = ()) -> Iterato
     """A process that runs `ray start` for the block; its files, and what it prints, are in `folder`."""
     folder.mkdir()
     others = ("CRESCENDO_", "MLFLOW_")  # of other tests in this process
-    names = (name for name in os.environ.keys() - LOOPBACK.keys() if not name.startswith(others))
+    names = (name for name in os.environ.keys() - PRIVATE_ENV.keys() if not name.startswith(others))
     kept = {name: os.environ[name] for name in names}
     command = START.format(folder=folder, port=free_port())
     with open(folder / "out", "w") as out:

@@ -1,8 +1,10 @@
 """A stage submitted to a Ray cluster of two nodes on this machine."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,6 +239,19 @@ def test_a_cluster_that_has_just_started_is_waited_for(
     answers = [RuntimeError("Request failed with status code 401: no token")]
     with pytest.raises(RuntimeError, match="401"):
         jobs._start(None, "pretrain", tmp_path, tmp_path)
+
+
+def test_a_worker_has_the_name_of_its_module_even_where_that_is_the_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert jobs.name_of(pretrain.pretrain) == "pipeline.workers.pretrain:pretrain"
+    spec = importlib.util.find_spec("stages.refine")
+    assert spec is not None and spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    program.train.__module__ = "__main__"  # as `python -m stages.refine` has it
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    assert jobs.name_of(program.train) == "stages.refine:train"
 
 
 def test_nothing_but_code_leaves_the_checkout(checkout: Path, tmp_path: Path) -> None:

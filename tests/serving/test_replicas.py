@@ -26,7 +26,7 @@ from PIL import Image
 from pipeline.cli import main
 from pipeline.errors import PipelineError
 from pipeline.inference.generator import load_generator
-from pipeline.launch.session import LOOPBACK
+from pipeline.launch.session import PRIVATE_ENV
 from pipeline.registry.package import CHAMPION, Registry
 from pipeline.serving.replicas import application
 from tests.launch.ray_cluster import PATH, free_port
@@ -71,7 +71,7 @@ def serve_run(config: Path, port: int) -> Iterator[tuple[httpx.Client, Path]]:
         out = stack.enter_context(open(config.with_suffix(".out"), "wb"))
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.serve.scripts", "run", str(config)],
-            env={**kept, **LOOPBACK, **own, **token, **patience},
+            env={**kept, **PRIVATE_ENV, **own, **token, **patience},
             stdout=out,
             stderr=out,
             start_new_session=True,

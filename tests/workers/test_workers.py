@@ -30,11 +30,19 @@ from pipeline.training.denoising import DenoisingSettings, DenoisingStep
 from pipeline.training.film import CELL, GAP, MARGIN
 from pipeline.training.records import read_records
 from pipeline.training.state import Learner, TrainState
+from pipeline.workers.choices import (
+    Distances,
+    describe_passes,
+    describe_upscaling,
+    flat,
+    passes_to_keep,
+    steps_to_upscale,
+    unflat,
+)
 from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
-from pipeline.workers.refine import Distances, describe_choice, flat, passes_to_keep, refine, unflat
+from pipeline.workers.refine import refine
 from pipeline.workers.settings import level_settings, train_context
-from pipeline.workers.upscale_choice import describe, steps_to_upscale
 
 WORKERS = {"pretrain": pretrain, "finetune": finetune, "refine": refine}
 STAGES = {"pretrain": "core", "finetune": "finetuned", "refine": "refined"}
@@ -340,13 +348,13 @@ WORSE_IN_ONE = {1: Distances(3.0, 2.0), 2: Distances(0.5, 1.0), 4: Distances(0.2
 
 def test_passes_in_which_nothing_is_gained_are_dropped_and_the_reason_is_said() -> None:
     assert passes_to_keep(WORSE_IN_ONE) == (2, 4)
-    assert describe_choice(WORSE_IN_ONE) == [
+    assert describe_passes(flat(WORSE_IN_ONE)) == [
         "1 pass: distance 3, before refinement 2; dropped",
         "2 passes: distance 0.5, before refinement 1; kept",
         "4 passes: distance 0.25, before refinement 0.5; kept",
     ]
     assert passes_to_keep(GAINED_NOTHING) == ()
-    assert describe_choice(GAINED_NOTHING)[1:] == [
+    assert describe_passes(flat(GAINED_NOTHING))[1:] == [
         "2 passes: distance 2, before refinement 2; dropped",
         "nothing was gained: models/refined is the fine-tuned model, unchanged",
     ]
@@ -403,8 +411,8 @@ def test_the_choice_of_how_to_upscale_is_said_in_one_line(
     assert steps_to_upscale({**metrics, "score": 1.0}) == steps
     before, one, eight = measured
     line = f"upscaling: distance in 1 step {one}, in 8 steps {eight}, before refinement {before}; {said}"
-    assert describe(metrics) == [line]
-    assert steps_to_upscale({}) is None and describe({}) == []
+    assert describe_upscaling(metrics) == [line]
+    assert steps_to_upscale({}) is None and describe_upscaling({}) == []
 
 
 def test_pictures_do_not_depend_on_the_batch_they_are_made_in(trained: Path) -> None:
