@@ -1,5 +1,5 @@
-"""What Ray Train does for our workers: nothing, but that those of a node see all its GPUs, as NCCL wants it.
-They make their process group themselves (meeting.py).
+"""What Ray Train does for our workers: it starts and watches them, and shows all GPUs of a node to those that are
+there, as NCCL wants it. Their process group they make themselves (meeting.py).
 
 Ray's own settings for PyTorch would import torch in the driver and in the controller of a run, which need none: it
 takes each 280 MiB and two seconds, one after the other, before the first worker starts.
@@ -7,10 +7,27 @@ takes each 280 MiB and two seconds, one after the other, before the first worker
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+# Processes that Ray would start beside the workers. One hands out data sets of Ray Data, of which there are none here.
+# The other frees what a dead controller held, with which a private Ray ends anyway; at the end of a short run it
+# waits 12 seconds for a dashboard, which a private Ray does not have.
+UNNEEDED = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
-class Workers(BackendConfig):  # type: ignore[misc]  # Ray has no types for it
+class PrivateTrainer(DataParallelTrainer):  # type: ignore[misc]  # Ray has no types
+    """A trainer on a private Ray, without the helpers that this has no use for."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, UNNEEDED)]
+
+
+class Workers(BackendConfig):  # type: ignore[misc]
     """Settings of a run, which go to its controller."""
 
     @property

@@ -35,7 +35,7 @@ def train_under_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from pipeline.launch.backend import Workers
+    from pipeline.launch.backend import PrivateTrainer, Workers
 
     scratch = config.run_dir / "ray"
     few, many = profile.workers
@@ -44,7 +44,7 @@ def train_under_ray(
             "60"  # Then Ray counts the nodes anew; it may not have known that one is lost.
         )
     section = getattr(config.params, stage, None)
-    trainer = DataParallelTrainer(
+    trainer = (PrivateTrainer if session.daemons else DataParallelTrainer)(
         _RemoteWorker(worker, section and section.shards, many, profile.use_gpu),
         train_loop_config=config.to_dict(),
         backend_config=Workers(),

@@ -55,9 +55,18 @@ def listening(pid: int) -> set[str]:
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, also as an IPv6 address
 
 
+def programs_of_ray() -> Iterator[str]:
+    """Names that Ray gives the processes of its raylet, of which this is one: `ray::RayTrainWorker.run`."""
+    for children in Path(f"/proc/{os.getppid()}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            with contextlib.suppress(FileNotFoundError):  # it has ended
+                yield Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0].strip()
+
+
 def watched_toy(config: WorkerConfig) -> None:
-    """Die once, as `toy` does, and write down at which addresses the worker listens."""
+    """Die once, as `toy` does, and write down at which addresses the worker listens, and which helpers Ray runs."""
     (config.run_dir / f"listening-{os.getpid()}").write_text(" ".join(listening(os.getpid())))
+    (config.run_dir / f"programs-{os.getpid()}").write_text("\n".join(programs_of_ray()))
     toy(config, kill=True)
 
 
@@ -68,6 +77,10 @@ def test_a_killed_worker_continues_from_its_checkpoint(two_workers: Session, tmp
     execution.train_under_ray(two_workers, "toy", watched_toy, config_of(tmp_path / "run"), TWO)
     seen = [set(path.read_text().split()) for path in (tmp_path / "run").glob("listening-*")]
     assert len(seen) == 4 and set().union(*seen) <= LOOPBACK, "workers meet where no other machine comes"
+    programs = "\n".join(path.read_text() for path in (tmp_path / "run").glob("programs-*"))
+    assert "ray::RayTrainWorker" in programs
+    for unneeded in ("PlacementGroupCleaner", "DatasetManager", "PreemptionWatcher"):
+        assert unneeded not in programs
     assert (tmp_path / "run/killed").read_text() == "3"
     assert (tmp_path / "run/result/starts").read_text() == "2 2"
     assert not (tmp_path / "run/ray").exists()
