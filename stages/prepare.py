@@ -20,7 +20,7 @@ def main() -> None:
     """Prepare the data, or explain in one line why that failed."""
     params = load_params()
     with open_stage("prepare", params) as stage:
-        processes = cpu_count() if stage.profile.max_workers == 0 else 1
+        processes = 1 if stage.spreads_tasks else cpu_count()
         work = stage.run_dir.parent / "cache"
         with ProgressBar("prepare") as bar:
 

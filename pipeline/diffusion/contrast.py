@@ -5,7 +5,7 @@ grain there is on white is cut off on one side by the range of pixels, which tak
 all samples mends both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from pipeline.models.shape import Images, by_size
 from pipeline.models.statistics import Statistics
 
 MAX_FACTOR = 1.2  # and its inverse: contrast that is further off is wrong in other ways, and left as it is
+TOGETHER = 16  # images, so that what is computed with them fits a cache, and takes no memory
 HALVINGS = 30  # of the interval of factors, to the precision of float32
 
 
@@ -22,11 +23,11 @@ def match_contrast(samples: Images, real: Images, statistics: Statistics) -> flo
 
     samples, real: uint8 images, any number of each. Power is the mean square of standardised pixels, so it is of
     what differs from the mean colour of the data. Returns 1 where no factor within MAX_FACTOR does."""
-    parts = [statistics.standardise(alike) for _, alike in by_size(samples)]
-    wanted = power([statistics.standardise(alike) for _, alike in by_size(real)])
+    parts = [few for _, alike in by_size(samples) for few in statistics.standardise(alike).split(TOGETHER)]
+    wanted = power(statistics.standardise(alike) for _, alike in by_size(real))
 
     def reached(factor: float) -> bool:
-        return power([statistics.clip(factor * part) for part in parts]) >= wanted
+        return power(statistics.clip(factor * part) for part in parts) >= wanted
 
     low, high = 1 / MAX_FACTOR, MAX_FACTOR
     if reached(low) or not reached(high):
@@ -37,7 +38,10 @@ def match_contrast(samples: Images, real: Images, statistics: Statistics) -> flo
     return (low + high) / 2
 
 
-def power(parts: Sequence[Tensor]) -> float:
+def power(parts: Iterable[Tensor]) -> float:
     """Mean square of all values [n,3,H,W] of some sizes."""
-    total = sum(float(part.square().sum(dtype=torch.float64)) for part in parts)
-    return total / sum(part.numel() for part in parts)
+    total, count = 0.0, 0
+    for part in parts:
+        total += float(part.square().sum(dtype=torch.float64))
+        count += part.numel()
+    return total / count

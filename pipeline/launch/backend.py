@@ -14,7 +14,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-# Processes that Ray would start beside the workers. One hands out data sets of Ray Data, of which there are none here.
+# Processes that Ray would start beside the workers. One hands out data sets of Ray Data, of which there are none.
 # The other frees what a dead controller held, with which a private Ray ends anyway; at the end of a short run it
 # waits 12 seconds for a dashboard, which a private Ray does not have.
 UNNEEDED = (DatasetsCallback, PlacementGroupCleanerCallback)
