@@ -24,6 +24,7 @@ from pipeline.errors import Busy, StorageError
 from pipeline.launch import jobs
 from pipeline.launch.worker import WorkerConfig
 from pipeline.workers import pretrain
+from stages.pretrain import train
 from tests.conftest import ROOT
 from tests.launch.ray_cluster import PATH, free_port, two_nodes
 
@@ -64,7 +65,7 @@ def test_a_job_trains_what_this_process_would(
     storage = tmp_path / "nfs"
     profile = ComputeProfile(workers=1, address=address, storage=str(storage))
     config = config_of(tiny_tree, checkout, storage / "runs/pretrain/1")
-    jobs.run_as_job("pretrain", pretrain.pretrain, config, profile, ["data/prepared"])
+    jobs.run_as_job("pretrain", train, config, profile, ["data/prepared"])
     here = config_of(tiny_tree, checkout, tmp_path / "here")
     pretrain.pretrain(here)
     models = [c.run_dir / "result/model/model.safetensors" for c in (config, here)]
