@@ -222,12 +222,18 @@ def test_the_core_needs_torch_numpy_and_safetensors_alone() -> None:
     assert answer.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune", "refine"])
-def test_the_driver_of_a_training_stage_and_what_it_sends_to_rays_controller_need_no_torch(
-    stage: str,
-) -> None:
-    launch = "pipeline.launch.execution, pipeline.launch.backend"
-    code = f"import sys, stages.{stage}, {launch}\nprint(*{{'torch', 'mlflow'}} & set(sys.modules))"
+@pytest.mark.parametrize(
+    "modules",
+    [
+        *(
+            f"stages.{stage}, pipeline.launch.execution, pipeline.launch.backend"
+            for stage in ("pretrain", "finetune", "refine")
+        ),
+        "pipeline.registry.champions, pipeline.registry.trace, pipeline.registry.repair",
+    ],
+)
+def test_drivers_rays_controller_and_commands_that_only_read_the_registry_need_no_torch(modules: str) -> None:
+    code = f"import sys, {modules}\nprint(*{{'torch', 'mlflow'}} & set(sys.modules))"
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )

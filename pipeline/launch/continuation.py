@@ -43,7 +43,7 @@ def continue_from(
             _copy_records(other, run_dir, nimg, lengths)
             # The checkpoint last: with it the run has begun.
             for path in [*(each for found in averages for each in found), checkpoint]:
-                artifacts.copy_into_place(path, run_dir / path.relative_to(other))
+                artifacts.copy_into_place(path, run_dir / path.relative_to(other), alone=True)
             return nimg
     except Busy:
         return None

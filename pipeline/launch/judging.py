@@ -150,7 +150,7 @@ class Judging:
             self._fail(f"{self._snapshot.name}: {reason}")
             return
         for name in PICTURES:
-            copy_into_place(self.folder / name, self.folder.parents[1] / name)
+            copy_into_place(self.folder / name, self.folder.parents[1] / name, alone=True)
             self.run.log_artifact(self.folder / name, "watch")
 
     def _log_scores(self) -> None:

@@ -172,7 +172,7 @@ class Stage:
     def export(self, mapping: Mapping[str, str]) -> None:
         """Copy folders of the run folder to outputs, each atomically: {"result/model": "models/core"}."""
         for source, target in mapping.items():
-            copy_into_place(self.run_dir / source, self.root / target)
+            copy_into_place(self.run_dir / source, self.root / target, alone=True)
             metrics = self.root / target / "metrics.json"
             if metrics.is_file():
                 numbers = _numbers(json.loads(metrics.read_text(encoding="utf-8")))

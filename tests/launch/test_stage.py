@@ -63,6 +63,20 @@ def test_a_finished_run_exports_again_without_training(
     assert "is finished; exporting it" in capsys.readouterr().err
 
 
+def test_an_export_removes_what_a_killed_one_left(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    alive = project / f"out.tmp-{os.getpid()}-0a0a0a0a"
+    for left in (project / f"out.tmp-{dead.pid}-0123abcd", project / f"out.old-{dead.pid}-0123abcd", alive):
+        left.mkdir()
+        (left / "part").write_text("half")
+    with toy_stage(project, monkeypatch) as stage:
+        stage.run(toy)
+        stage.export({"result": "out"})
+    assert sorted(path.name for path in project.glob("out*")) == ["out", alive.name]
+    artifacts.verify_directory(project / "out")
+
+
 def test_prepared_data_go_to_a_store_by_digest_and_workers_are_told_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
