@@ -128,10 +128,13 @@ class Spool:
             self._pictures.add(picture)
         if entry["kind"] != "points":
             return entry
-        points = [Point(*row) for row in entry["points"]]
-        fresh = [p for p in points if (p.key, p.step, p.value) not in self._points]
-        self._points.update((p.key, p.step, p.value) for p in fresh)
-        return {**entry, "points": [list(point) for point in fresh]} if fresh else None
+        fresh: list[list[Any]] = []
+        for point in (Point(*row) for row in entry["points"]):
+            value = (point.key, point.step, point.value)
+            if value not in self._points:
+                self._points.add(value)
+                fresh.append(list(point))
+        return {**entry, "points": fresh} if fresh else None
 
 
 def _parse(line: bytes) -> Entry | None:

@@ -129,7 +129,7 @@ class Progress:
         self.steps: list[Readback] = []
         if rank_and_size()[0] == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            truncate(path, start + nimg)
+            truncate(path, nimg, start)
 
     def __call__(self, state: TrainState, metrics: dict[str, Tensor]) -> None:
         """Collect, and write when due."""
@@ -151,9 +151,9 @@ class Progress:
         if kept.keys() != metrics.keys():
             lost = ", ".join(f"{name} {value}" for name, value in metrics.items() if name not in kept)
             notice(self.path.parent, self.start + nimg, f"at image {self.start + nimg} not recorded: {lost}")
-        record = {"nimg": self.start + nimg, "total": self.total, "time": time.time(), "metrics": kept}
+        clock = {"nimg": self.start + nimg, "start": self.start, "total": self.total, "time": time.time()}
         with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({**clock, "metrics": kept}) + "\n")
 
 
 def means_of(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

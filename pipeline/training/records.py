@@ -60,13 +60,22 @@ def read_records(path: Path) -> list[Record]:
     return parse_lines(path.read_bytes()).records if path.exists() else []
 
 
-def truncate(path: Path, nimg: int) -> None:
-    """Drop records beyond `nimg`, whose steps will be repeated, and damaged lines, which are named on stderr."""
+def truncate(path: Path, nimg: int, start: int = 0) -> None:
+    """Drop the records of steps that will be repeated, and damaged lines, which are named on stderr.
+
+    These are the steps beyond image `nimg` of the round that began after `start` images, all of its records where
+    `nimg` is 0, and those of later rounds. The record of a round's beginning and that of the end of the one before
+    have the same clock; each has the `start` of its own round."""
     lines = parse_lines(path.read_bytes()) if path.exists() else Lines([], [])
     if lines.damaged:
-        warn(f"{path}: {dropped(lines.damaged, nimg)}")
+        warn(f"{path}: {dropped(lines.damaged, start + nimg)}")
     temporary = path.with_suffix(".tmp")
-    kept = [record for record in lines.records if record["nimg"] <= nimg]
+
+    def stays(record: Record) -> bool:
+        began = record.get("start", 0)
+        return bool(began < start or (began == start and nimg > 0 and record["nimg"] <= start + nimg))
+
+    kept = [record for record in lines.records if stays(record)]
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
     temporary.replace(path)
 

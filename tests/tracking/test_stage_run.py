@@ -37,6 +37,14 @@ def test_a_restarted_stage_continues_its_run_and_replayed_metrics_are_there_once
     assert out == "" and err == ""
 
 
+def test_a_value_that_is_logged_twice_at_once_is_there_once(tmp_path: Path) -> None:
+    with stage_run.start_stage_run("refine", tmp_path, {"a": 1}, {}) as run:
+        run.log_batch([{"nimg": 0, "time": when, "metrics": {"score": 3.0}} for when in (1.0, 2.0)])
+    assert run.run_id is not None
+    client, _ = store.connect(tmp_path)
+    assert [m.value for m in client.get_metric_history(run.run_id, "score")] == [3.0]
+
+
 def test_a_picture_that_a_restarted_stage_finds_again_is_sent_once(tmp_path: Path) -> None:
     picture = {"kind": "image", "path": "a.png", "digest": "d", "name": "samples", "step": 8}
     Spool(tmp_path, "server").append([picture, picture])

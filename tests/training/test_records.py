@@ -27,6 +27,20 @@ def test_progress_is_cut_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
     assert records[1]["metrics"] == {"loss": 14.0}  # mean of the steps since the last record
 
 
+def test_a_round_that_begins_anew_writes_its_beginning_once(tmp_path: Path) -> None:
+    """The record of its beginning has the clock of the end of the round before, which stays."""
+    path = tmp_path / "progress.jsonl"
+    for _ in range(2):  # killed before the first checkpoint
+        Progress(path, 8, 4, 200, 0).write(0, {"score": 3.0})
+    Progress(path, 8, 4, 200, 96).write(100, {"score": 2.0})
+    for _ in range(2):
+        Progress(path, 8, 4, 200, 0, start=100).write(0, {"score": 5.0})
+    again = Progress(path, 8, 4, 200, 8, start=100)
+    again.write(16, {"score": 4.0})
+    scores = [(record["nimg"], record["metrics"]["score"]) for record in read_records(path)]
+    assert scores == [(0, 3.0), (100, 2.0), (100, 5.0), (116, 4.0)]
+
+
 def lines_of(*clocks: int) -> list[bytes]:
     return [json.dumps({"nimg": n, "time": 1.0, "metrics": {"loss": 0.5}}).encode() for n in clocks]
 
