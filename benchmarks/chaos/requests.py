@@ -24,7 +24,7 @@ from benchmarks.chaos.results import Findings
 from benchmarks.chaos.stores import Store
 from pipeline.registry.promote import promote
 
-CONFIG, MISSING, STORAGE, BUSY = 78, 66, 74, 75
+CONFIG, DATA, MISSING, STORAGE, BUSY = 78, 65, 66, 74, 75
 LONG = "x" * 300
 ODD = (
     "\u0661", "caf\u00e9", "\U0001f4a5", "a\nb", "\x1b[31m", "\udcff", "\u202eb", "%00", "..%2f", "%252e%252e",
@@ -87,7 +87,10 @@ def cases() -> list[Case]:
     """All requests to a registry that is as it should be."""
     absent = frozenset({CONFIG, MISSING})
     found = [
-        Case("address", (*reader, each), absent) for reader in READERS for each in (*ADDRESSES, *NOT_THERE)
+        # A file that is there is a picture to `trace`.
+        Case("address", (*reader, each), absent | ({DATA} if reader == ("trace",) else set()))
+        for reader in READERS
+        for each in (*ADDRESSES, *NOT_THERE)
     ]
     found += [Case("alias", ("promote", f"--to={each}"), frozenset({CONFIG})) for each in ALIASES]
     found += [
