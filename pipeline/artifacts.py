@@ -356,7 +356,8 @@ def is_held(path: str | os.PathLike[str]) -> bool:
 def copy_into_place(source: Path, target: Path, alone: bool = False) -> None:
     """Copy a file or folder to `target`, atomically; whatever was there is replaced as a whole. `alone`: no other
     machine writes it meanwhile, so that what killed writers left beside it is cleaned up."""
-    temporary, aside = (target.with_name(f"{target.name}.{kind}-{_token()}") for kind in ("tmp", "old"))
+    token = _token()
+    temporary, aside = (target.with_name(f"{target.name}.{kind}-{token}") for kind in ("tmp", "old"))
     target.parent.mkdir(parents=True, exist_ok=True)
     if alone:
         _tidy(target)

@@ -10,6 +10,7 @@ from pipeline.errors import run_main
 from pipeline.evaluation.entry import Champion
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.samples import run_locally
+from pipeline.launch.session import inside_ray_job
 from pipeline.launch.stage import Stage, open_stage
 from pipeline.models.counting import note_gpu_memory
 from pipeline.registry.pins import pinned_baseline
@@ -20,6 +21,8 @@ def main() -> None:
     params = load_params()
     with open_stage("evaluate", params) as stage:
         gpu = torch.cuda.is_available()
+        # On one machine a process with all threads is as fast as workers that share its cores, and starts at once.
+        spread = inside_ray_job() and not gpu
         if not stage.exports_finished():
             with artifacts.commit_directory(stage.run_dir / "result", {"stage": "evaluate"}) as result:
                 metrics = evaluate(
@@ -28,7 +31,7 @@ def main() -> None:
                     result,
                     lambda line: print(f"evaluate: {line}", file=sys.stderr),
                     device="cuda" if gpu else "cpu",
-                    map_tasks=stage.map_tasks if stage.spreads_tasks and not gpu else run_locally,
+                    map_tasks=stage.map_tasks if spread else run_locally,
                     champion=pinned_champion(stage),
                 )
             note_gpu_memory(stage.run_dir, "cuda" if gpu else "cpu")

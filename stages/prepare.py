@@ -3,10 +3,12 @@
 import sys
 from pathlib import Path
 
+from pipeline.compute import ComputeProfile
 from pipeline.config.params import load_params
 from pipeline.errors import run_main
+from pipeline.launch.session import inside_ray_job
 from pipeline.launch.stage import open_stage
-from pipeline.prepare import intake, prepare
+from pipeline.prepare import ingest, intake, prepare
 from pipeline.processes import cpu_count
 from pipeline.progress import ProgressBar
 from pipeline.project import is_tracked
@@ -15,12 +17,21 @@ UNTRACKED = (
     "{0} is not tracked: clones, and `dvc exp run --temp` or `--queue`, lack it; `dvc add {0}` tracks it"
 )
 
+FED = 16  # decoders that one process keeps busy: 12 with photographs of 512 px, 18 with those of 2 megapixels
+
+
+def needs_ray(profile: ComputeProfile) -> bool:
+    """Whether Ray spreads the work: over a cluster, in its job, or over a machine of more cores than one process
+    keeps busy. Elsewhere it would only take ten seconds to start."""
+    return profile.max_workers > 0 and (inside_ray_job() or cpu_count() > FED)
+
 
 def main() -> None:
     """Prepare the data, or explain in one line why that failed."""
     params = load_params()
     with open_stage("prepare", params) as stage:
-        processes = 1 if stage.spreads_tasks else cpu_count()
+        spread = needs_ray(stage.profile)
+        map_tasks, processes = (stage.map_tasks, 1) if spread else (ingest.run_locally, cpu_count())
         work = stage.run_dir.parent / "cache"
         with ProgressBar("prepare") as bar:
 
@@ -28,7 +39,7 @@ def main() -> None:
                 bar.close()
                 print(f"prepare: {line}", file=sys.stderr)
 
-            metrics = prepare.prepare(params, stage.root, work, stage.map_tasks, processes, bar, log)
+            metrics = prepare.prepare(params, stage.root, work, map_tasks, processes, bar, log)
         if not is_tracked(params.data.path, stage.root):
             log(UNTRACKED.format(params.data.path))
         counts = metrics["counts"]

@@ -10,24 +10,24 @@ from __future__ import annotations
 from typing import Any
 
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-# Processes that Ray would start beside the workers. One hands out data sets of Ray Data, of which there are none.
+# Each makes Ray start a process beside the workers. One hands out data sets of Ray Data, of which there are none.
 # The other frees what a dead controller held, with which a private Ray ends anyway; at the end of a short run it
 # waits 12 seconds for a dashboard, which a private Ray does not have.
-UNNEEDED = (DatasetsCallback, PlacementGroupCleanerCallback)
+UNNEEDED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
-class PrivateTrainer(DataParallelTrainer):  # type: ignore[misc]  # Ray has no types
-    """A trainer on a private Ray, without the helpers that this has no use for."""
+class PrivateTrainer(DataParallelTrainer):
+    """A trainer on a private Ray, without the helpers that this has no use for. The method is Ray's own: where a
+    version has it, or the callbacks, by another name, they start, which costs no more than time and memory."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, UNNEEDED)]
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if type(each).__name__ not in UNNEEDED]
 
 
-class Workers(BackendConfig):  # type: ignore[misc]
+class Workers(BackendConfig):
     """Settings of a run, which go to its controller."""
 
     @property
@@ -36,5 +36,5 @@ class Workers(BackendConfig):  # type: ignore[misc]
         return _AllGpus
 
 
-class _AllGpus(Backend):  # type: ignore[misc]
+class _AllGpus(Backend):
     share_cuda_visible_devices = True

@@ -44,7 +44,7 @@ def train_under_ray(
             "60"  # Then Ray counts the nodes anew; it may not have known that one is lost.
         )
     section = getattr(config.params, stage, None)
-    trainer = (PrivateTrainer if session.daemons else DataParallelTrainer)(
+    trainer = (PrivateTrainer if session.is_private else DataParallelTrainer)(
         _RemoteWorker(worker, section and section.shards, many, profile.use_gpu),
         train_loop_config=config.to_dict(),
         backend_config=Workers(),

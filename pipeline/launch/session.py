@@ -76,6 +76,11 @@ class Session:
     run_dir: Path
     daemons: Mapping[int, str]
 
+    @property
+    def is_private(self) -> bool:
+        """Whether it is this process's own, and not a cluster's."""
+        return bool(self.daemons)
+
     def run(self, work: Callable[[], T]) -> T:
         """`work()`, in a thread: in the main one Ray's `fit` takes over Ctrl-C and exits with status 1, and no
         signal ends a wait for a dead daemon.

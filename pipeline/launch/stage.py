@@ -152,17 +152,11 @@ class Stage:
         inputs.remove(PREPARED)
         return push(self.root / PREPARED, self.profile.data, partial(log_line, self.name)), inputs
 
-    @property
-    def spreads_tasks(self) -> bool:
-        """Whether `map_tasks` uses the nodes of a cluster, in whose job this is. One machine needs no Ray for its
-        cores: a process does as much with them, and starts at once."""
-        return inside_ray_job() and self.profile.max_workers > 0
-
     def map_tasks(
         self, make: Callable[[], AbstractContextManager[Callable[[Any], Any]]], tasks: Sequence[Any]
     ) -> Iterator[Any]:
-        """Map `make()`'s function over tasks, in this process or on a cluster; yields results as they finish."""
-        if not self.spreads_tasks:
+        """Map `make()`'s function over tasks, in this process or on Ray; yields results as they finish."""
+        if self.profile.max_workers == 0:
             with make() as work:
                 yield from map(work, tasks)
             return

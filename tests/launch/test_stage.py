@@ -1,12 +1,9 @@
 """A stage: its lease, its finished runs, its end with DVC."""
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,25 +106,6 @@ def test_workers_compute_as_the_profile_says(tmp_path: Path) -> None:
     stage = Stage("toy", params, profile, tmp_path, tmp_path / "run", "0", {}, tracker)
     config = stage.worker_config()
     assert {name: getattr(config, name) for name in how} == how
-
-
-@contextlib.contextmanager
-def square() -> Iterator[Callable[[int], int]]:
-    yield lambda number: number * number
-
-
-def test_tasks_are_spread_in_the_job_of_a_cluster_and_need_no_ray_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    params, tracker = load_params(ROOT / "params.yaml"), StageRun(tmp_path, tmp_path / "run")
-    stage = Stage("toy", params, ComputeProfile(workers=2), tmp_path, tmp_path, "", {}, tracker)
-    monkeypatch.setattr("pipeline.launch.stage.ray_session", lambda *_: contextlib.nullcontext("a cluster"))
-    monkeypatch.setattr("pipeline.launch.stage.map_under_ray", lambda where, *_: iter([where]))
-    assert list(stage.map_tasks(square, [2, 3])) == [4, 9]
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert list(stage.map_tasks(square, [2, 3])) == ["a cluster"]
-    alone = replace(stage, profile=ComputeProfile(workers=0))
-    assert list(alone.map_tasks(square, [2, 3])) == [4, 9]
 
 
 def test_a_stage_is_stopped_by_the_death_of_its_parent() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.compute import ComputeProfile
 from pipeline.errors import BadData
 from pipeline.launch import execution
 from pipeline.launch.session import ray_session
@@ -18,6 +19,7 @@ from pipeline.prepare.framing import Framing
 from pipeline.prepare.ingest import IngestedItem, images_of, ingest, run_locally, stored_sums
 from pipeline.prepare.shards import box_sums
 from pipeline.prepare.sources.folder import Folder
+from stages.prepare import needs_ray
 
 LAYOUT = Layout(16, 8, "raw")
 
@@ -138,3 +140,21 @@ def test_ray_takes_in_what_one_process_does(
     good, other = ([t for t in taken if t.measured is not None] for taken in (spread, alone))
     for ours, theirs in zip(images_of(good), images_of(other), strict=True):
         assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "job", "spread"),
+    [
+        (2, 2, False, False),
+        (2, 64, False, True),
+        (2, 2, True, True),
+        (0, 64, False, False),
+        (0, 2, True, False),
+    ],
+)
+def test_ray_spreads_over_clusters_and_machines_of_many_cores(
+    workers: int, cores: int, job: bool, spread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.prepare.cpu_count", lambda: cores)
+    monkeypatch.setattr("stages.prepare.inside_ray_job", lambda: job)
+    assert needs_ray(ComputeProfile(workers=workers)) == spread
