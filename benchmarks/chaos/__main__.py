@@ -10,6 +10,8 @@ crash     5 batches of 20 promotions and rollbacks that die at a step, and `fsck
 tamper    a batch of 100 changes of registered files, and six users of each
 request   a batch of some hundred bad requests
 kill-...  5 batches of 20 kills of pretrain, finetune or refine, compared bit by bit with a run that was left alone
+ray-...   a batch of 20 kills of each of them under Ray: of the stage, a worker, or a daemon of Ray's
+node      2 batches of a node that a cluster loses while pretrain is a job on it, and that comes back
 
 Those of the registry run on SQLite and on PostgreSQL, but `request`, whose stores are part of the requests.
 
@@ -33,7 +35,8 @@ from pathlib import Path
 
 from benchmarks.chaos import forks, results, stores
 from benchmarks.chaos.crashes import crash
-from benchmarks.chaos.kills import kill
+from benchmarks.chaos.kills import kill, kill_under_ray
+from benchmarks.chaos.nodes import lose_a_node
 from benchmarks.chaos.races import race
 from benchmarks.chaos.requests import request
 from benchmarks.chaos.results import Batch, Findings
@@ -47,10 +50,21 @@ from pipeline.tracking.runs import git_commit
 
 FOLDER = "runs/chaos"
 Campaign = Callable[[int, Path, Store], Findings]
-KILLS: dict[str, Campaign] = {f"kill-{stage}": partial(kill, stage) for stage in STAGES}
-CAMPAIGNS: dict[str, Campaign] = {"race": race, "crash": crash, "tamper": tamper, "request": request, **KILLS}
-BATCHES = {"race": 10, "tamper": 1, "request": 1}  # that make a campaign complete; 5 of others
-ON_SQLITE_ALONE = ("request", *KILLS)
+OF_STAGES: dict[str, Campaign] = {
+    **{f"kill-{stage}": partial(kill, stage) for stage in STAGES},
+    **{f"ray-{stage}": partial(kill_under_ray, stage) for stage in STAGES},
+    "node": lose_a_node,
+}
+CAMPAIGNS: dict[str, Campaign] = {
+    "race": race,
+    "crash": crash,
+    "tamper": tamper,
+    "request": request,
+    **OF_STAGES,
+}
+# That make a campaign complete; 5 of others.
+BATCHES = {"race": 10, "tamper": 1, "request": 1, "node": 2, **{f"ray-{stage}": 1 for stage in STAGES}}
+ON_SQLITE_ALONE = ("request", *OF_STAGES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

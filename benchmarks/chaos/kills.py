@@ -2,7 +2,7 @@
 
 This is `crescendo drill` in batches, on a tiny project of its own (tests/tiny.yaml on two dozen drawn pictures), in
 the stage's own process. Each start is a fork of this process, which has imported what a stage imports, so that a
-kill costs a second and not the half minute of a fresh start.
+kill costs a second and not the half minute of a fresh start. Under Ray each start is a fresh one.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
 
 KILLS, PICTURES = 20, 24
+SOON = 15  # s, in which a stage shall be back after a kill
 MODELS = {"core": pretrain, "finetuned": finetune}
 PROFILE = "process"
 
@@ -143,6 +144,16 @@ def kill(stage: str, seed: int, folder: Path, _: Store) -> Findings:
     return findings(receipt)
 
 
+def kill_under_ray(stage: str, seed: int, folder: Path, _: Store) -> Findings:
+    """One batch of kills of a stage on two workers under Ray, in `folder`."""
+    project = tiny_project(folder.parent)
+    params = scaled(read_yaml(project / "params.yaml"), stage)
+    quiet, noisy = (Attempt(Scratch(folder / name, stage, "local"), True) for name in ("quiet", "killed"))
+    for attempt in (quiet, noisy):
+        make_scratch(attempt.scratch, project, params)
+    return findings(compare(quiet, noisy, KILLS, seed, math.inf, lambda line: None))
+
+
 def findings(receipt: Receipt) -> Findings:
     """What a receipt says, as findings."""
     kills = len(receipt.kills)
@@ -152,6 +163,8 @@ def findings(receipt: Receipt) -> Findings:
         "before the first batch": early,
         "points": receipt.points,
         "files": receipt.files,
+        f"next batch within {SOON} s": sum(seconds <= SOON for seconds in receipt.recoveries),
+        "later": sum(seconds > SOON for seconds in receipt.recoveries),
     }
     failures = [] if receipt.passed else [f"seed {receipt.seed}: {line}" for line in receipt.lines()]
     return Findings(Counter(counts), failures)

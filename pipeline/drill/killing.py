@@ -40,10 +40,13 @@ class Timing:
 
 @dataclass
 class Blow:
-    """A kill that took place: at which image (the newest record of the process; 0: none), and of what."""
+    """A kill that took place: at which image (the newest record of the process; 0: none), of what, and when (wall
+    clock). recovery: seconds until the next batch was done; None where the stage had ended or was killed before."""
 
     image: int
     victim: str
+    time: float
+    recovery: float | None = None
 
 
 @dataclass
@@ -86,11 +89,12 @@ class Attempt:
             "E-BUSY-150", self.scratch.stage, problem, f"mend that first; all of it is in {self.scratch.log}"
         )
 
-    def records(self) -> list[dict[str, Any]]:
-        """Records of progress since the last start or kill."""
+    def records(self, since: float | None = None) -> list[dict[str, Any]]:
+        """Records of progress since a moment (wall clock), by default the last start or kill."""
+        moment = self.begun if since is None else since
         folder = self.scratch.run_dir()
         known = read_records(folder / "progress.jsonl") if folder else []
-        return [record for record in known if record["time"] >= self.begun]
+        return [record for record in known if record["time"] >= moment]
 
     def image(self) -> int:
         """Image of the newest of these; 0: there is none."""
@@ -118,6 +122,7 @@ class Attempt:
     def strike(self, kill: Kill) -> Blow:
         """Kill the stage; under Ray at even odds that, one of the processes that train, or one of Ray's daemons."""
         assert self.process is not None
+        self.note_recovery()
         victims = [("stage", [self.process.pid])]
         if self.under_ray:
             titles = {pid: title_of(pid).partition(" ")[0] for pid in self.scratch.processes()}
@@ -131,9 +136,15 @@ class Attempt:
             os.kill(pid, signal.SIGKILL)
         if pid == self.process.pid:
             self.process.wait()
-        self.blows.append(Blow(image, name))
         self.begun = time.time()
+        self.blows.append(Blow(image, name, self.begun))
         return self.blows[-1]
+
+    def note_recovery(self) -> None:
+        """Note how long the last kill kept the stage from its next batch."""
+        for blow in self.blows[-1:]:
+            if after := self.records(since=blow.time):
+                blow.recovery = after[0]["time"] - blow.time
 
     def finish(self) -> float:
         """Run the stage to its end; seconds of it. Raises Busy where it fails."""
@@ -142,6 +153,7 @@ class Attempt:
             self.start()
             assert self.process is not None
             self.process.wait()
+        self.note_recovery()
         return time.monotonic() - started
 
     def end(self) -> None:

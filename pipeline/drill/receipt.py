@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import artifacts
 from pipeline.drill.scratch import Scratch
 from pipeline.launch.fingerprint import outputs
@@ -64,6 +66,11 @@ class Receipt:
         return (self.killed_seconds - self.quiet_seconds) / max(len(self.kills), 1)
 
     @property
+    def recoveries(self) -> list[float]:
+        """Of each kill, the time to the end of the next batch, where the stage came so far."""
+        return [kill["recovery"] for kill in self.kills if kill["recovery"] is not None]
+
+    @property
     def passed(self) -> bool:
         """Whether bits are equal, and nothing is lost, doubled or left behind."""
         tracked = self.missing or self.extra or self.repeated or self.logged_otherwise
@@ -95,12 +102,15 @@ class Receipt:
         }
         points = [f"{len(found)} {name} ({named(found)})" for name, found in wrong.items() if found]
         left = [*self.leftover_files, *self.leftover_processes]
+        after = np.quantile(self.recoveries or [np.nan], [0.5, 0.95])
         equal = f"differ: {named(self.differing)}" if self.differing else f"equal, {self.files} files"
         return [
             f"drill of {self.stage}, profile {self.profile}, seed {self.seed}: {self.images} images",
             f"kills      {len(self.kills)} of {self.asked} ({victims}); {where['start']} before the first batch",
             f"time       {self.quiet_seconds:.1f} s left alone, {self.killed_seconds:.1f} s killed: "
             f"{self.lost_seconds:.1f} s lost a kill, of which a start takes {self.start_seconds:.1f} s",
+            f"recovery   {after[0]:.1f} s from a kill to the next batch (median of {len(self.recoveries)}; 95%: "
+            f"{after[1]:.1f} s)",
             f"bits       {equal}; sha256 {self.digest_quiet[:16]} quiet, {self.digest_killed[:16]} killed",
             f"MLflow     {self.points} points of {self.metrics} metrics, {self.logged_files} files: "
             + ("; ".join(points) or "all once, as of the quiet run")

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.compute import ComputeProfile
@@ -21,6 +22,9 @@ from pipeline.processes import signal_on_parent_death
 from pipeline.training.records import notice
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+FEWER = (
+    "fewer-workers"  # a file in a run folder that fewer workers than the profile's most have last trained in
+)
 
 
 def train_under_ray(
@@ -90,11 +94,22 @@ class _RemoteWorker:
         config = WorkerConfig.from_dict(values)
         size = meet(self.shards, "nccl" if self.use_gpu else "gloo")
         rank, started = get_context().get_world_rank(), get_context().get_world_size()
-        if rank == 0 and size < self.workers:
+        if rank == 0:
             idle = f"; {started - size} more cannot share {self.shards} shards" if size < started else ""
-            notice(config.run_dir, 0, f"{size} of {self.workers} workers train{idle}")
+            _tell(config.run_dir, size, self.workers, idle)
         if rank < size:
             record_failure(self.worker, config)
+
+
+def _tell(run_dir: Path, size: int, workers: int, idle: str) -> None:
+    """Say how many workers train, where that is fewer than there may be, or has been."""
+    fewer = run_dir / FEWER
+    if size < workers or fewer.exists():
+        notice(run_dir, 0, f"{size} of {workers} workers train{idle}")
+    if size < workers:
+        fewer.touch()
+    else:
+        fewer.unlink(missing_ok=True)
 
 
 def _explain(stage: str, failures: Mapping[int, Exception], max_failures: int) -> Exception:

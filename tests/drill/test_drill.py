@@ -72,6 +72,8 @@ def test_a_sound_stage_passes_and_leaves_only_its_receipt(
     receipt = drilled(project, monkeypatch, "sound")
     assert receipt.passed and receipt.images == 12 and receipt.points == 12, receipt.lines()
     assert len(receipt.kills) <= 6  # a busy machine misses some
+    assert 0 < len(receipt.recoveries) <= len(receipt.kills) and min(receipt.recoveries) > 0
+    assert f"(median of {len(receipt.recoveries)}; 95%: " in "\n".join(receipt.lines())
     folder = project / "runs/drill/pretrain"
     assert [path.name for path in folder.iterdir()] == ["receipt.json"]
     stored = json.loads((folder / "receipt.json").read_text())

@@ -18,6 +18,7 @@ from pipeline.launch import execution, failures
 from pipeline.launch.session import DAEMONS, LOGS, RayDied, Session, ray_session
 from pipeline.launch.worker import WorkerConfig
 from pipeline.processes import users_of
+from pipeline.training.records import NOTICES, read_records
 from tests.conftest import ROOT
 from tests.launch.toy import config_of, toy
 
@@ -140,6 +141,17 @@ def test_a_dead_daemon_of_ray_is_one_line_and_may_be_continued(tmp_path: Path) -
     (line,) = done.stderr.splitlines()
     assert "raylet died" in line and "run the same command again" in line
     assert (tmp_path / "run" / LOGS / "raylet.out").is_file()
+
+
+def test_fewer_workers_are_told_and_so_are_as_many_as_before(tmp_path: Path) -> None:
+    for size, idle in ((2, ""), (1, "; 2 more cannot share 4 shards"), (1, ""), (2, ""), (2, "")):
+        execution._tell(tmp_path, size, 2, idle)
+    said = [record["text"] for record in read_records(tmp_path / NOTICES)]
+    assert said == [
+        "1 of 2 workers train; 2 more cannot share 4 shards",
+        "1 of 2 workers train",
+        "2 of 2 workers train",
+    ]
 
 
 def test_as_many_of_an_elastic_profile_train_as_can_share_the_shards() -> None:

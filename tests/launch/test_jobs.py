@@ -17,6 +17,7 @@ from PIL import Image
 from ray.job_submission import JobStatus
 from ruamel.yaml import YAML
 
+from benchmarks.chaos.ray_cluster import PATH, free_port, two_nodes
 from pipeline import artifacts
 from pipeline.compute import ComputeProfile
 from pipeline.config.params import parse_params
@@ -26,7 +27,6 @@ from pipeline.launch.worker import WorkerConfig
 from pipeline.workers import pretrain
 from stages.pretrain import train
 from tests.conftest import ROOT
-from tests.launch.ray_cluster import PATH, free_port, two_nodes
 
 
 def printed(start: str) -> str:

@@ -23,13 +23,13 @@ import torch
 import yaml
 from PIL import Image
 
+from benchmarks.chaos.ray_cluster import PATH, free_port
 from pipeline.cli import main
 from pipeline.errors import PipelineError
 from pipeline.inference.generator import load_generator
 from pipeline.launch.session import PRIVATE_ENV
 from pipeline.registry.package import CHAMPION, Registry
 from pipeline.serving.replicas import application
-from tests.launch.ray_cluster import PATH, free_port
 
 ROOT = Path(__file__).parents[2]
 TOKEN, RAY_TOKEN = "a-token-of-some-length", "0" * 64

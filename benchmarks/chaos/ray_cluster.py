@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine."""
+"""A Ray cluster of some nodes on this machine, for tests and campaigns."""
 
 import contextlib
 import os
@@ -33,16 +33,28 @@ def free_port() -> int:
 def two_nodes() -> Iterator[str]:
     """Dashboard URL of a cluster that asks for this environment's token. Drivers run on its head, all work on the
     other node, which does not see the head's folder, where the packages of drivers are."""
+    with (
+        ray_head() as (home, url, address),
+        ray_node(home / "node", worker(address, 2), without(home / "head")),
+    ):
+        yield url
+
+
+@contextlib.contextmanager
+def ray_head() -> Iterator[tuple[Path, str, str]]:
+    """A head that computes nothing: a folder for its nodes, the URL of its dashboard, and the address for nodes."""
     url, gcs = f"http://127.0.0.1:{(port := free_port())}", free_port()
     head = f"--head --num-cpus=0 --port={gcs} --dashboard-port={port} --ray-client-server-port={free_port()}"
-    worker = f"--address=127.0.0.1:{gcs} --num-cpus=2"
-    with contextlib.ExitStack() as stack:
-        temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
-        home = Path(stack.enter_context(temporary))
-        process = stack.enter_context(ray_node(home / "head", head))
-        await_refusal(url, process, home / "head/out")
-        stack.enter_context(ray_node(home / "node", worker, without(home / "head")))
-        yield url
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
+        with ray_node(home / "head", head) as process:
+            await_refusal(url, process, home / "head/out")
+            yield home, url, f"127.0.0.1:{gcs}"
+
+
+def worker(address: str, cores: int) -> str:
+    """Arguments of `ray start` for a node that computes."""
+    return f"--address={address} --num-cpus={cores}"
 
 
 def without(hidden: Path) -> list[str]:
