@@ -21,7 +21,7 @@ def main() -> None:
     params = load_params()
     with open_stage("evaluate", params) as stage:
         gpu = torch.cuda.is_available()
-        # On one machine a process with all threads is as fast as workers that share its cores, and starts at once.
+        # On one machine its threads are as fast as workers of Ray, and start at once.
         spread = inside_ray_job() and not gpu
         if not stage.exports_finished():
             with artifacts.commit_directory(stage.run_dir / "result", {"stage": "evaluate"}) as result:

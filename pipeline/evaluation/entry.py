@@ -27,9 +27,10 @@ from pipeline.evaluation.contenders import (
     has_early_exit,
     measure_cost,
 )
+from pipeline.evaluation.cores import side_by_side
 from pipeline.evaluation.evidence import CHAMPION, TEACHER
 from pipeline.evaluation.features import Extractor, to_resolution
-from pipeline.evaluation.samples import batches_of
+from pipeline.evaluation.samples import CaptionBatch, batches_of
 from pipeline.models.shape import in_order
 from pipeline.models.snapshot import Snapshot, load_snapshot
 
@@ -174,10 +175,13 @@ def _choice_distance(
     white = real.white(extractor.name)
 
     def distance(contender: Contender) -> float:
+        def drawn_for(batch: CaptionBatch) -> Tensor:
+            made = contender.sample(teacher, batch.text, batch.seeds, len(batch.seeds), batch.shape)
+            return to_resolution(made.images, dataset.resolution, batch.shape)
+
         images: dict[int, Tensor] = {}
-        for places, text, seeds, shape in batches:
-            made = contender.sample(teacher, text, seeds, params.evaluate.batch_size, shape).images
-            images |= zip(places, to_resolution(made, dataset.resolution, shape), strict=True)
+        for batch, made in zip(batches, side_by_side(drawn_for, batches), strict=True):
+            images |= zip(batch.places, made, strict=True)
         fake = real.whitening[extractor.name](extractor(in_order(images)))
         return float(statistics.kid_by_family(white, unit_real, fake, unit_fake, np.ones((1, total)))[0])
 

@@ -23,6 +23,7 @@ from pipeline.adversarial.random_features import RandomFeatures
 from pipeline.adversarial.whitening import Standardiser as Standardiser
 from pipeline.adversarial.whitening import Whitening as Whitening
 from pipeline.errors import InputMissing
+from pipeline.evaluation.cores import side_by_side
 from pipeline.models.shape import SQUARE, Images, Shape, by_size
 
 Float64 = NDArray[np.float64]
@@ -55,13 +56,13 @@ class Extractor:
         for own, alike in by_size(images):
             assert alike.dtype == torch.uint8, "the same steps for real and generated images"
             places += own
-            with torch.inference_mode():
-                batches += [
-                    self.embed(batch.to(self.device).float()).double().cpu()
-                    for batch in alike.split(batch_size)
-                ]
+            batches += side_by_side(self._of_batch, alike.split(batch_size))
         features: Float64 = torch.cat(batches).numpy()[np.argsort(places)]
         return features
+
+    @torch.inference_mode()
+    def _of_batch(self, images: Tensor) -> Tensor:
+        return self.embed(images.to(self.device).float()).double().cpu()
 
 
 # --- randconv: a random convolutional pyramid.

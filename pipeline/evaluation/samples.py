@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.errors import StorageError
 from pipeline.evaluation import metrics
 from pipeline.evaluation.conditions import CaptionSet
 from pipeline.evaluation.contenders import Contender
+from pipeline.evaluation.cores import side_by_side
 from pipeline.evaluation.features import to_resolution
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.shape import SQUARE, Images, Shape, in_order
@@ -62,9 +64,9 @@ class Samples:
 def run_locally(
     make: Callable[[], AbstractContextManager[Work]], tasks: Sequence[SampleTask]
 ) -> Iterator[SampleResult]:
-    """A `TaskMapper` in this process."""
+    """A `TaskMapper` in this process, on all of its cores."""
     with make() as work:
-        yield from map(work, tasks)
+        yield from side_by_side(work, tasks)
 
 
 @contextmanager
@@ -74,11 +76,13 @@ def sampler(folders: Mapping[str, tuple[str, str]], device: str) -> Iterator[Wor
 
     The function raises StorageError where a snapshot is not the one of the digest any more."""
     loaded: dict[str, Snapshot] = {}
+    loading = Lock()
 
     def work(task: SampleTask) -> SampleResult:
         name = task.contender.model
-        if name not in loaded:
-            loaded[name] = _load(*folders[name], device)
+        with loading:
+            if name not in loaded:
+                loaded[name] = _load(*folders[name], device)
         start = time.perf_counter()
         result = task.contender.sample(loaded[name], task.text, task.seeds, len(task.seeds), task.shape)
         seconds = time.perf_counter() - start
