@@ -40,6 +40,7 @@ from pipeline.workers.finetune import finetune
 from pipeline.workers.pretrain import pretrain
 
 KILLS, PICTURES = 20, 24
+LENGTH = 240  # batches of a run; of a few dozen, tiny as they are, most kills would come too late
 SOON = 15  # s, in which a stage shall be back after a kill
 MODELS = {"core": pretrain, "finetuned": finetune}
 PROFILE = "process"
@@ -124,7 +125,7 @@ def run_stage(scratch: Scratch) -> None:
 def kill(stage: str, seed: int, folder: Path, _: Store) -> Findings:
     """One batch of kills of a stage, in `folder`."""
     project = tiny_project(folder.parent)
-    params = scaled(read_yaml(project / "params.yaml"), stage)
+    params = scaled(read_yaml(project / "params.yaml"), stage, LENGTH)
     attempts = [
         ForkedAttempt(Scratch(folder / name, stage, PROFILE), False)
         for name in ("rehearsal", "quiet", "killed")
@@ -147,7 +148,7 @@ def kill(stage: str, seed: int, folder: Path, _: Store) -> Findings:
 def kill_under_ray(stage: str, seed: int, folder: Path, _: Store) -> Findings:
     """One batch of kills of a stage on two workers under Ray, in `folder`."""
     project = tiny_project(folder.parent)
-    params = scaled(read_yaml(project / "params.yaml"), stage)
+    params = scaled(read_yaml(project / "params.yaml"), stage, LENGTH)
     quiet, noisy = (Attempt(Scratch(folder / name, stage, "local"), True) for name in ("quiet", "killed"))
     for attempt in (quiet, noisy):
         make_scratch(attempt.scratch, project, params)

@@ -115,7 +115,9 @@ class Attempt:
         at_start = kill.image == 0 or self.finished
         if not at_start:
             self.wait_until(lambda: self.image() >= kill.image)
-        wait = kill.wait * (timing.start if at_start else CHECKPOINT * timing.batch)
+        later = (blow.recovery for blow in self.blows if blow.recovery)
+        start = min([timing.start, *later])  # the first one also makes a store
+        wait = kill.wait * (start if at_start else CHECKPOINT * timing.batch)
         due = (self.begun if at_start else time.time()) + wait
         self.wait_until(lambda: time.time() >= due)
 

@@ -16,26 +16,26 @@ SAMPLES = 8  # images that the guards of refine measure
 AT_START = 0.2  # fraction of the kills before the first batch
 
 
-def scaled(tree: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """params.yaml (plain values) with the stage at the scale of a drill: a record of every batch, no judge.
+def scaled(tree: Mapping[str, Any], stage: str, batches: int = BATCHES) -> dict[str, Any]:
+    """params.yaml (plain values) with the stage at the scale of a drill: a record of each batch, no judge.
 
     Networks, batches, shards and data stay as they are. A pinned model is not grown; models/core is."""
     section = tree[stage]
     batch = section["batch_size"]
     images = {
-        "num_images": BATCHES * batch,
-        "warmup_images": min(section["warmup_images"], BATCHES * batch // 4),
+        "num_images": batches * batch,
+        "warmup_images": min(section["warmup_images"], batches * batch // 4),
         "checkpoint_images": CHECKPOINT * batch,
         "log_images": batch,
-        "sample_images": BATCHES * batch // 2,
+        "sample_images": batches * batch // 2,
     }
     if "ema_snapshots" in section:
-        images["ema_snapshots"] = min(section["ema_snapshots"], BATCHES)
+        images["ema_snapshots"] = min(section["ema_snapshots"], batches)
     if "early_images" in section:
-        images["early_images"] = min(section["early_images"], BATCHES * batch // 2)
+        images["early_images"] = min(section["early_images"], batches * batch // 2)
     if "check_images" in section:
         images |= {
-            "check_images": BATCHES * batch // 3,
+            "check_images": batches * batch // 3,
             "check_samples": min(section["check_samples"], SAMPLES),
         }
     changed = {
