@@ -24,7 +24,7 @@ from pipeline.models.shape import Images, by_size
 
 Float64 = NDArray[np.float64]
 
-CHUNK = 64  # images whose pixels are in float64 at once
+CHUNK = 16  # images whose pixels are in float64 at once
 
 # Minimum number of images, in the smaller of the two sets, for a number to mean something.
 NEEDS: Mapping[str, int] = {
@@ -243,31 +243,45 @@ class Sharpness:
 
 def sharpness(images: Images) -> Sharpness:
     """Measure uint8 images, few at a time: only the gradient magnitudes are kept of all."""
-    of_each, sizes = np.zeros((2, len(images))), []
+    laplacian, sizes = np.zeros(len(images)), []
     for places, alike in by_size(images):
-        parts = [_sharpness(chunk) for chunk in alike.split(CHUNK)]
-        *both, gradients = (np.concatenate(each) for each in zip(*parts, strict=True))
-        of_each[:, places] = both
+        parts = [_laplacian_and_gradients(luminance(chunk)) for chunk in alike.split(CHUNK)]
+        laplacian[places], gradients = (np.concatenate(each) for each in zip(*parts, strict=True))
         sizes.append(gradients)
-    power, laplacian = of_each
-    return Sharpness(power, laplacian, np.quantile(np.concatenate(sizes), (np.arange(1024) + 0.5) / 1024))
+    quantiles = np.quantile(np.concatenate(sizes), (np.arange(1024) + 0.5) / 1024)
+    return Sharpness(top_octave(images), laplacian, quantiles)
 
 
-def _sharpness(images: Tensor) -> tuple[Float64, Float64, Float64]:
-    """`top_octave` and `laplacian` [n] of uint8 images [n,3,H,W], and all gradient magnitudes [n (H-2) (W-2)]."""
+def top_octave(images: Images) -> Float64:
+    """`Sharpness.top_octave` of uint8 images."""
+    power = np.zeros(len(images))
+    for places, alike in by_size(images):
+        power[places] = np.concatenate([_top_octave(luminance(chunk)) for chunk in alike.split(CHUNK)])
+    return power
+
+
+def luminance(images: Tensor) -> Tensor:
+    """Of uint8 images [n,3,H,W]: float64 [n,H,W]."""
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
-    grey = torch.einsum("nchw,c->nhw", images.double(), weights)  # [N, H, W]
+    return torch.einsum("nchw,c->nhw", images.double(), weights)
+
+
+def _top_octave(grey: Tensor) -> Float64:
     power = torch.fft.fft2(grey, norm="ortho").abs().square()
     y, x = (torch.fft.fftfreq(side, dtype=torch.float64) for side in grey.shape[1:])
     radius = (y[:, None] ** 2 + x[None] ** 2).sqrt()  # cycles per pixel
-    top = (radius >= 0.25) & (radius < 0.5)
+    found: Float64 = power[:, (radius >= 0.25) & (radius < 0.5)].mean(1).numpy()
+    return found
+
+
+def _laplacian_and_gradients(grey: Tensor) -> tuple[Float64, Float64]:
+    """`laplacian` [n] of luminance [n,H,W], and all gradient magnitudes [n (H-2) (W-2)]."""
     inner = grey[:, 1:-1, 1:-1]
     neighbours = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
     laplacian = neighbours - 4 * inner
     dx = (grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]) / 2
     dy = (grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1]) / 2
-    sizes = (dx**2 + dy**2).sqrt().flatten()
-    return power[:, top].mean(1).numpy(), laplacian.var((1, 2)).numpy(), sizes.numpy()
+    return laplacian.var((1, 2)).numpy(), (dx**2 + dy**2).sqrt().flatten().numpy()
 
 
 def log_power_gap(real: Float64, fake: Float64) -> float:

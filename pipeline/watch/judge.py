@@ -24,7 +24,7 @@ from pipeline.adversarial.few_step import generate_images
 from pipeline.adversarial.random_features import RandomDistance
 from pipeline.data.dataset import PreparedDataset
 from pipeline.errors import run_main
-from pipeline.evaluation.metrics import log_power_gap, sharpness
+from pipeline.evaluation.metrics import log_power_gap, top_octave
 from pipeline.evaluation.statistics import Int64, spaced
 from pipeline.models.resample import rescale
 from pipeline.models.shape import Images, in_order, map_images, on_one_canvas
@@ -35,6 +35,7 @@ from pipeline.watch import picture
 SAMPLES = 64
 STEPS = 8  # of the sampler, at most
 REAL = 512  # training images, at most
+CHUNK = 16  # of these in float32 at once
 SHOWN = 8  # samples in a row of pictures
 
 
@@ -66,14 +67,19 @@ def draw_samples(snapshot: Snapshot, dataset: PreparedDataset) -> Images:
 def real_images(dataset: PreparedDataset, resolution: int) -> Images:
     """uint8 training images, halved by box means as in training."""
     images = dataset.pictures(some_rows(dataset, "train", REAL))
-    return map_images(lambda alike: rescale(alike.float(), resolution).round().to(torch.uint8), images)
+
+    def halved(alike: Tensor) -> Tensor:
+        parts = (rescale(few.float(), resolution).round() for few in alike.split(CHUNK))
+        return torch.cat([part.to(torch.uint8) for part in parts])
+
+    return map_images(halved, images)
 
 
 def compare(real: Images, fake: Images, resolution: int) -> dict[str, float]:
     """Kernel distance and `log_power_gap` of two sets of uint8 images of `resolution`."""
     return {
         "watch/kid": RandomDistance(real, resolution)(fake),
-        "watch/top_octave": log_power_gap(sharpness(real).top_octave, sharpness(fake).top_octave),
+        "watch/top_octave": log_power_gap(top_octave(real), top_octave(fake)),
     }
 
 
