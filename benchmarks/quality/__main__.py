@@ -81,11 +81,8 @@ def our_rows(root: Path, judge: Judge, parts: Mapping[str, float], folder: Path)
     for way in ways(root):
         macs = flops(partial(way.sample, text, seeds[:1])) / 2
         drawn = way.sample_once(judge.text, seeds, folder)
-        seen = (
-            f"{images} + {len(refining_rounds(params))} x {params.refine.num_images:,}"
-            if way.passes
-            else images
-        )
+        refined = " + ".join(f"{count:,}" for count in refining_rounds(params).values())
+        seen = f"{images} + {refined}" if way.passes else images
         call = significant(whole_pyramid(way.snapshot.denoiser, text) / 1e9)
         network = (way.name, "captions", "pyramid", millions(count_parameters(way.snapshot.denoiser)), call)
         trained = sum(value for name, value in parts.items() if way.passes or name != REFINEMENT)

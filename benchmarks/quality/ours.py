@@ -73,11 +73,11 @@ def refinement_cost(config: WorkerConfig, seconds: float) -> float:
     parent = load_snapshot(config.root / refine.PARENT)
     refining, total = refine.Refining(run, config, parent), 0.0
     levels = {level.resolution: level for level in pyramid_levels(parent.denoiser)}
-    for resolution in refine.refining_rounds(config.params):
+    for resolution, num_images in refine.refining_rounds(config.params).items():
         begun = refining.begin(levels[resolution])
         update = per_image(begun.step, begun.state, s.batch_size, seconds)
         check = cpu_seconds(partial(begun.guards, begun.state))
-        total += update * s.num_images + check * (1 + s.num_images // s.check_images)
+        total += update * num_images + check * (1 + num_images // s.check_images)
     return total
 
 

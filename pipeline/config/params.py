@@ -178,8 +178,8 @@ class Training(Section):
     def _check_clocks(self) -> Training:
         batch = self.batch_size
         require(batch % self.shards == 0, f"shards: batch_size {batch} is not divisible by {self.shards}")
-        for name in ("num_images", "checkpoint_images", "log_images", "sample_images"):
-            value = getattr(self, name)
+        for name in ("num_images", "core_images", "checkpoint_images", "log_images", "sample_images"):
+            value = getattr(self, name, 0)
             require(value % batch == 0, f"{name}: {value} is not a multiple of batch_size {batch}")
         return self
 
@@ -253,9 +253,9 @@ class Finetune(Training):
 
 
 class Refine(Training):
-    """The adversarial stage. `num_images` is per round (see `order`)."""
+    """The adversarial stage: the core alone, `core_images` long, then the whole pyramid."""
 
-    order: Literal["core_first", "together"]
+    core_images: Annotated[int, Field(ge=0)]
     discriminators: Annotated[tuple[Literal["self", "lite0", "pixels"], ...], Field(min_length=1)]
     head_channels: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
     discriminator_lr: Positive

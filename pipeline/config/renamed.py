@@ -17,6 +17,7 @@ REMOVED_KEYS = {
     "evaluate.teacher_samples_per_caption": COUNTS,
     "evaluate.train_captions": COUNTS,
     "evaluate.teacher_train_captions": COUNTS,
+    "refine.order": "refine.core_images (0 refines the whole at once)",
     "promotion.kid_margin": "promotion.margin_jpeg and promotion.margin_noise",
     "promotion.min_recall": "promotion.recall_margin",
     "promotion.min_coverage": "promotion.coverage_margin",

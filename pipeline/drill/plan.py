@@ -29,6 +29,8 @@ def scaled(tree: Mapping[str, Any], stage: str, batches: int = BATCHES) -> dict[
         "log_images": batch,
         "sample_images": batches * batch // 2,
     }
+    if section.get("core_images"):
+        images["core_images"] = batches * batch
     if "ema_snapshots" in section:
         images["ema_snapshots"] = min(section["ema_snapshots"], batches)
     if "early_images" in section:

@@ -29,10 +29,6 @@ class Run:
     folder: Path
     made_from: Mapping[str, Any]
 
-    def length(self, stage: str) -> int:
-        """Training images of the whole run, or of one of its rounds."""
-        return int(self.made_from["params"][stage]["num_images"])
-
     def describe(self) -> str:
         """Where it lies, and how far it has come."""
         records = read_records(self.folder / "progress.jsonl")
@@ -52,14 +48,14 @@ def begin(stage: str, run_dir: Path, made_from: Mapping[str, Any]) -> str | None
     runs = [] if has_begun(run_dir) else sorted(_others(run_dir), key=_last_used, reverse=True)
     artifacts.write_atomic(run_dir / MADE_FROM, json.dumps(made_from))
     made_from = json.loads(json.dumps(made_from))
-    length = f"{stage}.num_images"
     for run in runs:
-        if [key for key, _ in changes(run.made_from, made_from)] == [length]:
-            lengths = run.length(stage), int(made_from["params"][stage]["num_images"])
-            nimg = continue_from(run.folder, run_dir, made_from["params"][stage], lengths)
+        changed = dict(changes(run.made_from, made_from))
+        if changed and changed.keys() <= {f"{stage}.num_images", f"{stage}.core_images"}:
+            sections = run.made_from["params"][stage], made_from["params"][stage]
+            nimg = continue_from(run.folder, run_dir, *sections)
             if nimg is not None:
                 origin = f"continues from image {nimg} of {run.describe()}, which is kept"
-                return f"{stage}: {length} {lengths[0]} -> {lengths[1]}; {origin}"
+                return f"{stage}: {', '.join(changed.values())}; {origin}"
     begun = [run for run in runs if has_begun(run.folder)]
     if not begun:
         return None

@@ -104,8 +104,12 @@ def count_stages(params: Params, data: Data, start: int | None = None) -> dict[s
         for level in levels:
             if level.resolution in trained:
                 finetuned += params.finetune.num_images * networks.denoising_flops(level, trained)
-    rounds = [level for level in networks.levels() if level.resolution in refining_rounds(params)]
-    refined = params.refine.num_images * sum(map(networks.refining_flops, rounds))
+    rounds = refining_rounds(params)
+    refined = sum(
+        rounds[level.resolution] * networks.refining_flops(level)
+        for level in networks.levels()
+        if level.resolution in rounds
+    )
     return {
         "pretrain": networks.workload(core, pretrained),
         "finetune": networks.workload(finest, finetuned),

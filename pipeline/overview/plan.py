@@ -122,15 +122,13 @@ def count(root: Path, runs: Path, params: Params, dataset: PreparedDataset | Non
     start = pinned_resolution(root, runs, params)
     loads = count_stages(params, Data.planned(params) if dataset is None else Data.of(dataset), start)
     counted = {stage: Estimate(stage, None, *load) for stage, load in loads.items()}
-    rounds = {
-        "finetune": len(growth_rounds(params, start or params.core.resolution)),
-        "pretrain": int(not start),
-        "refine": len(refining_rounds(params)),
+    grown = len(growth_rounds(params, start or params.core.resolution))
+    images = {
+        "pretrain": 0 if start else params.pretrain.num_images,
+        "finetune": params.finetune.num_images * grown,
+        "refine": sum(refining_rounds(params).values()),
     }
-    for stage in TRAINING:
-        images = getattr(params, stage).num_images * rounds[stage]
-        counted[stage] = replace(counted[stage], images=images)
-    return counted
+    return counted | {stage: replace(counted[stage], images=images[stage]) for stage in TRAINING}
 
 
 def pinned_resolution(root: Path, runs: Path, params: Params) -> int | None:
@@ -192,9 +190,14 @@ def _rehearse(
 def further_seconds(params: Params, stage: str, paces: Sequence[Pace]) -> float:
     """What a whole stage takes beyond its rehearsal."""
     section = getattr(params, stage)
-    every = section.check_images if stage == "refine" else section.sample_images
-    pauses = max(section.num_images // every - 2, 0)  # a rehearsal has two, the last at its end
-    return sum(pace.update * (section.num_images - pace.images) + pace.pause * pauses for pace in paces)
+    every, lengths = section.sample_images, [section.num_images] * len(paces)
+    if stage == "refine":
+        every, lengths = section.check_images, list(refining_rounds(params).values())
+    pauses = (max(images // every - 2, 0) for images in lengths)  # a rehearsal has two, the last at its end
+    return sum(
+        pace.update * (images - pace.images) + pace.pause * count
+        for pace, images, count in zip(paces, lengths, pauses, strict=True)
+    )
 
 
 def _actual(state: StageState, runs: Path) -> Actual:

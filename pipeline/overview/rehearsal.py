@@ -216,6 +216,7 @@ def short(section: Training, images: int) -> dict[str, Any]:
     middle = images // 2
     values = {
         "num_images": images,
+        "core_images": images,
         "warmup_images": min(section.warmup_images, middle),
         "checkpoint_images": middle,
         "sample_images": middle,

@@ -7,11 +7,12 @@ workers (pipeline/workers) unpack that into the dataclasses used here.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -66,12 +67,12 @@ class ProcessSettings:
 
 @dataclass(frozen=True)
 class GrowthRound:
-    """One of `count` rounds of training: its folder (checkpoints, averages, result), and the stage's clock at its
-    start. A stage that trains in one round uses its run folder."""
+    """A round of training: its folder (checkpoints, averages, result), the stage's clock at its start, and at the
+    end of all rounds (None: of this one, the only one). A stage that trains in one round uses its run folder."""
 
     folder: Path
     start: int = 0
-    count: int = 1
+    total: int | None = None
 
     @property
     def result(self) -> Path:
@@ -122,6 +123,12 @@ class TrainContext(Generic[S]):
         # Filling finds bugs, at 7% of a step. (Set by name: it is missing in torch's types.)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
         torch.manual_seed(key(settings.seed, f"{stage}-weights"))
+
+    def of_length(self, num_images: int) -> Self:
+        """The same, for a round of so many images."""
+        other = copy(self)
+        other.settings = replace(self.settings, num_images=num_images)
+        return other
 
     @property
     def text_dim(self) -> int:
@@ -190,7 +197,7 @@ class TrainContext(Generic[S]):
     def progress(self, nimg: int, growth: GrowthRound | None = None) -> Progress:
         """The progress file, cut to the images trained so far."""
         s, growth = self.settings, growth or GrowthRound(self.folder)
-        path, total = self.folder / "progress.jsonl", growth.count * s.num_images
+        path, total = self.folder / "progress.jsonl", growth.total or s.num_images
         return Progress(path, self.intervals.log_images, s.batch_size, total, nimg, growth.start)
 
     def snapshots(

@@ -286,7 +286,7 @@ def train_levels(
     with held_out.best_averages(averages, tracked) as metrics:
         config = replace(build_config(), ema_std=metrics[f"ema_std{levels[-1].suffix}"])
         # Nothing is sampled from what earlier rounds make.
-        if growth.start + s.num_images == growth.count * s.num_images:
+        if growth.total is None or growth.start + s.num_images == growth.total:
             metrics["contrast"] = sampled_contrast(run, Snapshot(denoiser, config, ""))
             config = replace(config, contrast=metrics["contrast"])
         export(config, metrics, early.state_dict(denoiser, early_weights, parent))

@@ -48,7 +48,8 @@ def finetune(config: WorkerConfig) -> None:
     metrics: dict[str, float] = {}
     grown = origin
     for i, fresh in enumerate(rounds):
-        growth = GrowthRound(run.folder / f"to-{fresh[-1]}", i * section.num_images, len(rounds))
+        start, total = (number * section.num_images for number in (i, len(rounds)))
+        growth = GrowthRound(run.folder / f"to-{fresh[-1]}", start, total)
         last = i + 1 == len(rounds)
         if last or not growth.finished():
             denoiser = growing.add_shells(grown.denoiser, fresh, new_streams=i > 0)

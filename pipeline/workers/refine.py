@@ -68,21 +68,23 @@ def refine(config: WorkerConfig) -> None:
     """Refine models/finetuned into a model of few passes; exports the best state that the guards have seen, or
     models/finetuned as it is where refinement gained nothing.
 
-    The core is refined on its own first, then the whole pyramid around it (refine.order); a round that has finished
-    is not trained again."""
+    The core is refined on its own first, then the whole pyramid around it; a round that has finished is not trained
+    again."""
     s = config.params.refine
     settings = unpack(AdversarialSettings, s, seed=config.params.seed)
     run = train_context("refine", config, s, settings, sample_in_fewest)
     parent = load_snapshot(config.root / PARENT, run.device)
     check_parent_fits(parent, run, config.params)
-    refining = Refining(run, config, parent)
     levels = {level.resolution: level for level in pyramid_levels(parent.denoiser)}
     rounds = refining_rounds(config.params)
     metrics: dict[str, float] = {}
-    for i, resolution in enumerate(rounds):
-        growth = GrowthRound(run.folder / f"to-{resolution}", i * s.num_images, len(rounds))
-        last = i + 1 == len(rounds)
+    start, total = 0, sum(rounds.values())
+    for resolution, num_images in rounds.items():
+        growth = GrowthRound(run.folder / f"to-{resolution}", start, total)
+        start += num_images
+        last = start == total
         if last or not growth.finished():
+            refining = Refining(run.of_length(num_images), config, parent)
             refining.train_round(growth, levels[resolution], metrics if last else None)
         if not last:
             broadcast(torch.zeros(1, device=run.device))  # waits for the first worker to write the result
@@ -91,10 +93,11 @@ def refine(config: WorkerConfig) -> None:
             metrics |= json.loads((growth.result / "metrics.json").read_text())
 
 
-def refining_rounds(params: Params) -> list[int]:
-    """px of the level that each round refines, with all below it (refine.order)."""
-    core, whole = params.core.resolution, params.data.resolution
-    return [core, whole] if params.refine.order == "core_first" else [whole]
+def refining_rounds(params: Params) -> dict[int, int]:
+    """Training images of each round, by the px of the level that it refines with all below it."""
+    s = params.refine
+    rounds = {params.core.resolution: s.core_images} if s.core_images else {}
+    return rounds | {params.data.resolution: s.num_images}
 
 
 class Round(NamedTuple):
@@ -127,7 +130,7 @@ class Refining:
 
         def check(state: TrainState, _: dict[str, Tensor]) -> None:
             # The end counts too: there the learning rate has decayed.
-            if due(state.nimg, s.check_images, s.batch_size) or state.nimg >= s.num_images:
+            if due(state.nimg, s.check_images, s.batch_size) or state.nimg >= run.settings.num_images:
                 progress.write(state.nimg, guards(state))
 
         def log_samples(state: TrainState) -> None:

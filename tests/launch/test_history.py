@@ -91,4 +91,12 @@ def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path) -> None:
     store_checkpoints(tmp_path / "old", 16)
     with artifacts.lease(tmp_path / "old/lease"):
         section = MADE["params"]["pretrain"]
-        assert continuation.continue_from(tmp_path / "old", tmp_path / "new", section, (48, 64)) is None
+        longer = {**section, "num_images": 64}
+        assert continuation.continue_from(tmp_path / "old", tmp_path / "new", section, longer) is None
+
+
+def test_runs_of_which_one_refines_the_core_first_share_nothing(tmp_path: Path) -> None:
+    store_checkpoints(tmp_path / "old/to-16", 16)
+    before = {**MADE["params"]["pretrain"], "core_images": 0}
+    first = {**before, "core_images": 48}
+    assert continuation.continue_from(tmp_path / "old", tmp_path / "new", before, first) is None

@@ -27,7 +27,8 @@ def tiny(tree: dict[str, Any], **changes: dict[str, Any]) -> dict[str, Any]:
         images = 2 * tree[stage]["batch_size"]
         clocks = ("num_images", "checkpoint_images", "log_images", "sample_images", "warmup_images")
         tree[stage] = {**tree[stage], **dict.fromkeys(clocks, images)}
-    tree["refine"] |= {"penalty_interval": 2, "check_images": tree["refine"]["num_images"]}
+    images = tree["refine"]["num_images"]
+    tree["refine"] |= {"penalty_interval": 2, "check_images": images, "core_images": images}
     return {
         name: {**section, **changes.get(name, {})} if isinstance(section, dict) else section
         for name, section in tree.items()

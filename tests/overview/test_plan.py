@@ -161,13 +161,16 @@ def test_a_whole_run_repeats_updates_and_pauses(tiny_tree: dict[str, Any]) -> No
         "data": {**tiny_tree["data"], "resolution": 32},
         "shell": {**tiny_tree["shell"], "channels": [16, 8]},
         "finetune": {**tiny_tree["finetune"], "num_images": 800, "sample_images": 80},
+        "refine": {**tiny_tree["refine"], "core_images": 96},
     }
     params = parse_params(tree)
     assert growth_rounds(params, 8) == [[16], [32]]
     assert growth_rounds(params, 16) == [[32]], "a pinned model may have a shell already"
-    assert refining_rounds(params) == [8, 32]
+    assert refining_rounds(params) == {8: 96, 32: 48}
     found = [Pace(160, 0.05, 2.0), Pace(160, 0.1, 6.0)]
     assert further_seconds(params, "finetune", found) == pytest.approx(640 * 0.15 + 8 * 8.0)
+    found = [Pace(16, 0.05, 2.0), Pace(16, 0.1, 6.0)]
+    assert further_seconds(params, "refine", found) == pytest.approx(80 * 0.05 + 32 * 0.1 + 2 * 2.0)
 
 
 def test_an_evaluation_lies_on_a_line() -> None:

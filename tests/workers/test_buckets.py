@@ -71,8 +71,8 @@ def test_images_too_small_for_lite0_are_refused_in_one_line(
     trained: Path, tree: dict[str, Any], tmp_path: Path
 ) -> None:
     too_small = "lite0 takes images of 32 px a side or more; some have"
-    for order, size in (("together", "24x8"), ("core_first", "12x4 at the core's resolution of 8 px")):
-        changed = tree | {"refine": tree["refine"] | {"order": order, "discriminators": ["lite0"]}}
+    for images, size in ((0, "24x8"), (8, "12x4 at the core's resolution of 8 px")):
+        changed = tree | {"refine": tree["refine"] | {"core_images": images, "discriminators": ["lite0"]}}
         with pytest.raises(ConfigError, match=f"{too_small} {size}"):
             refine(config_of(changed, trained, tmp_path / "run"))
 

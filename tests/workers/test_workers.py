@@ -148,13 +148,23 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "length", "shared"),
+    [
+        ("pretrain", "num_images", 32),
+        ("finetune", "num_images", 32),
+        ("refine", "core_images", 32),
+        ("refine", "num_images", 48),  # all of the round before
+    ],
+)
 def test_a_longer_run_goes_on_from_before_the_decay_of_a_shorter_one_with_the_bits_of_one_from_scratch(
-    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path, stage: str
+    trained: Path, tiny_tree: dict[str, Any], tmp_path: Path, stage: str, length: str, shared: int
 ) -> None:
-    longer = {**tiny_tree, stage: {**tiny_tree[stage], "num_images": 64}}
-    nimg = continue_from(trained / "runs" / stage, tmp_path / "on", longer[stage], (48, 64))
-    assert nimg == 32
+    longer = {**tiny_tree, stage: {**tiny_tree[stage], length: 64}}
+    nimg = continue_from(trained / "runs" / stage, tmp_path / "on", tiny_tree[stage], longer[stage])
+    assert nimg == shared
+    totals = {record["total"] for record in read_records(tmp_path / "on/progress.jsonl")}
+    assert totals == {64 if stage != "refine" else 112}
     for name in ("on", "scratch"):
         WORKERS[stage](config_of(longer, trained, tmp_path / name))
     for name in ("model/model.safetensors", "reports/curves.csv", "reports/metrics.json"):
@@ -319,7 +329,7 @@ def test_refine_exports_the_state_of_the_lowest_kernel_distance_where_asked_to(
 ) -> None:
     # All states are good, and the moments compete.
     chosen = {
-        "order": "together",
+        "core_images": 0,
         "select_by": "kid",
         "check_images": 8,
         "min_spread": 0.0,
