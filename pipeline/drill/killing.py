@@ -19,6 +19,7 @@ from pipeline.training.records import read_records
 
 POLL = 0.02  # s
 GRACE = 15.0  # s, for processes that end with a killed one
+GRACE_UNDER_RAY = 75.0  # two agents of a killed Ray's wait a minute for its GCS server
 STOPS = 10  # of these in a row, after which it is not
 TRIES = 3  # starts for a kill, before which the stage may have ended
 # Of a private Ray, what is in the first word of a process's title: those that train, and daemons.
@@ -165,8 +166,8 @@ class Attempt:
             self.process.wait()
 
     def remaining(self) -> list[str]:
-        """Processes that outlive the stage by GRACE seconds; they are killed."""
-        patience = time.monotonic() + GRACE
+        """Processes that outlive the stage by GRACE, or GRACE_UNDER_RAY; they are killed."""
+        patience = time.monotonic() + (GRACE_UNDER_RAY if self.under_ray else GRACE)
         while (left := self.scratch.processes()) and time.monotonic() < patience:
             time.sleep(0.1)
         titles = [title_of(pid) or str(pid) for pid in left]

@@ -1,6 +1,7 @@
 """The folder of one private Ray, for its logs and sockets, below /tmp or RAY_TMPDIR.
 
-It is removed with its driver, or by the next driver if that was killed.
+It is removed with its driver, or by the next driver if that was killed, and so are the processes that still use it:
+two agents of Ray's wait a minute for the GCS server of a driver that was killed.
 """
 
 from __future__ import annotations
@@ -35,19 +36,23 @@ def session_folder() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            for pid in users_of(folder):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def sweep(parent: Path) -> int:
-    """Remove the folders of this user's drivers that are dead, as are all processes that had files there; their
-    number."""
+    """Remove the folders of this user's drivers that are dead; their number."""
     left = [folder for folder in parent.glob(f"{PREFIX}*") if _is_left(folder)]
     for folder in left:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     return len(left)
+
+
+def _remove(folder: Path) -> None:
+    """Kill the processes that use a folder, and remove it."""
+    for pid in users_of(folder):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_left(folder: Path) -> bool:
@@ -55,5 +60,5 @@ def _is_left(folder: Path) -> bool:
         if folder.stat().st_uid == os.getuid():
             with open(folder / LOCK, "rb+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return not users_of(folder)
+                return True
     return False

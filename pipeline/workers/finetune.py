@@ -48,8 +48,8 @@ def finetune(config: WorkerConfig) -> None:
     metrics: dict[str, float] = {}
     grown = origin
     for i, fresh in enumerate(rounds):
-        start, total = (number * section.num_images for number in (i, len(rounds)))
-        growth = GrowthRound(run.folder / f"to-{fresh[-1]}", start, total)
+        images = section.num_images
+        growth = GrowthRound(run.folder / f"to-{fresh[-1]}", i * images, len(rounds) * images)
         last = i + 1 == len(rounds)
         if last or not growth.finished():
             denoiser = growing.add_shells(grown.denoiser, fresh, new_streams=i > 0)
