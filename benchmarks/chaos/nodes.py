@@ -20,7 +20,7 @@ from benchmarks.chaos.results import Findings
 from benchmarks.chaos.stores import Store
 from pipeline.config.strict_yaml import read_yaml
 from pipeline.drill.killing import Attempt
-from pipeline.drill.receipt import differences
+from pipeline.drill.receipt import differences, named
 from pipeline.drill.scratch import Scratch, make_scratch
 from pipeline.launch.session import require_token
 from pipeline.rng import key
@@ -28,9 +28,9 @@ from pipeline.training.records import NOTICES, read_records
 
 STAGE = "pretrain"
 # Of the stage: as long as it takes Ray to count its nodes anew twice, which it does once a minute.
-IMAGES, CHECKPOINT, LOG = 160_000, 1_600, 800
+IMAGES, CHECKPOINT, LOG = 96_000, 1_600, 800
 PATIENCE = 300.0  # s, for a change of the number of workers
-PROFILE = "workers: [1, 2]\nmax_failures: -1\naddress: {url}\nstorage: {storage}\nprecision: float32\n"
+PROFILE = "workers: [1, 2]\nmax_failures: -1\naddress: {url}\nstorage: {storage}\n"
 
 
 def lose_a_node(seed: int, folder: Path, _: Store) -> Findings:
@@ -77,7 +77,7 @@ def lose_a_node(seed: int, folder: Path, _: Store) -> Findings:
         lost.finish()
         compared = differences(quiet.scratch, lost.scratch)
     for name in ("differing", "missing", "extra", "repeated", "logged_otherwise"):
-        found.require(not compared[name], f"seed {seed}: {name} {compared[name]}")
+        found.require(not compared[name], f"seed {seed}: {name} {named(compared[name])}")
     found.require(compared["runs"] == ["FINISHED"], f"seed {seed}: runs {compared['runs']}")
     found.counts += Counter(
         {"nodes lost and back": 1, "points": compared["points"], "files": compared["files"]}
