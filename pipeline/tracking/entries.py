@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -143,15 +144,36 @@ def _send_inputs(client: MlflowClient, run: str, entry: Entry, root: Path) -> No
 
 
 def _send_image(client: MlflowClient, run: str, entry: Entry, root: Path) -> None:
-    """Unless the run has one of that name and step."""
+    """Unless the run has one of that name and step. A kill may have left one without its thumbnail, which MLflow
+    writes last: such a one is written again, in its place."""
+    from mlflow.tracking.multimedia import compress_image_size
     from PIL import Image
 
     name, step = entry["name"], entry["step"]
-    stem = f"images/{name.replace('/', '#')}%step%{step}%"
-    if any(item.path.startswith(stem) for item in client.list_artifacts(run, "images")):
+    paths = [item.path for item in client.list_artifacts(run, "images")]
+    known = [path for path in paths if is_image(path, name, step)]
+    if any(path.endswith(".webp") for path in known):
         return
     with Image.open(_unchanged(entry, root)) as image:
-        client.log_image(run, image.convert("RGB"), key=name, step=step)
+        picture = image.convert("RGB")
+    if not known:
+        client.log_image(run, picture, key=name, step=step)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, Path(known[0]).name)
+        picture.save(path)
+        thumbnail = path.with_name(f"{path.stem}+compressed.webp")
+        compress_image_size(picture).save(thumbnail)
+        for each in (path, thumbnail):
+            client.log_artifact(run, str(each), "images")
+    client.set_tag(run, "mlflow.loggedImages", "True")
+
+
+def is_image(path: str, name: str, step: int) -> bool:
+    """Whether an artifact is the image of a name and step, or its thumbnail: MLflow puts `+` between the parts of
+    its name, and `~` for `/`; earlier versions `%` and `#`."""
+    parts = re.split(r"[+%]", path.removeprefix("images/").replace("~", "/").replace("#", "/"))
+    return parts[:3] == [name, "step", str(step)]
 
 
 def _send_file(client: MlflowClient, run: str, entry: Entry, root: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline import artifacts
 from pipeline.cli import main
 from pipeline.errors import Busy, StorageError
-from pipeline.tracking import stage_run, store
+from pipeline.tracking import entries, stage_run, store
 from pipeline.tracking.spool import SPOOL, STATE, Spool
 from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.sync import send_waiting
@@ -84,6 +84,37 @@ def test_what_waits_at_the_end_is_sent_by_sync(
     assert main.run(["sync"]) == 0
     assert capsys.readouterr().out == "nothing waits for MLflow\n"
     assert len(history(tmp_path, run_id)) == 5
+
+
+def test_an_image_that_is_sent_again_is_there_once_also_after_a_kill_between_it_and_its_thumbnail(
+    tmp_path: Path,
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
+    client, experiment = store.connect(tmp_path)
+    run = client.create_run(experiment).info.run_id
+    entry = entries.image(tmp_path / "grid.png", tmp_path, "samples/64", 4)
+    other = entries.image(tmp_path / "grid.png", tmp_path, "samples/64", 40)
+
+    def names() -> set[str]:
+        return {item.path for item in client.list_artifacts(run, "images")}
+
+    def send(entry: entries.Entry) -> None:
+        entries.SENDERS["image"](client, run, entry, tmp_path)
+
+    send(entry)
+    first = names()
+    send(other)
+    send(entry)
+    assert first < names() and len(first) == 2 and len(names()) == 4, "each with its thumbnail"
+    (picture,) = (path for path in first if path.endswith(".png"))
+    (thumbnail,) = first - {picture}
+    folder = tmp_path / "mlartifacts"
+    (place,) = folder.rglob(Path(picture).name)
+    (place.with_name(Path(thumbnail).name)).unlink()
+    place.write_bytes(place.read_bytes()[:20])  # a copy that was cut off
+    send(entry)
+    assert len(names()) == 4 and first < names()
+    assert Image.open(place).size == (4, 4)
 
 
 def test_a_file_that_was_logged_again_is_sent_as_it_was_last(
