@@ -50,6 +50,7 @@ def shrunken(params: Params) -> Params:
         tree[stage] |= {"batch_size": batch, "warmup_images": batch} | dict.fromkeys(clocks, UPDATES * batch)
     tree["refine"] |= {
         "discriminators": ["self"],
+        "core_images": UPDATES * tree["refine"]["shards"],
         "check_images": UPDATES * tree["refine"]["shards"],
         "check_samples": 8,
     }
