@@ -1,8 +1,8 @@
 """Files in a run folder, by name. Of JSON lines: progress.jsonl, and notices.jsonl with what a user should know.
 
 Each line is a record {"nimg", "time", "metrics" or "text", ...}; in progress.jsonl also "start", the images trained
-before its round, and "total". A damaged line costs itself and is named; it is
-never a traceback. Standard library only.
+before its round, and "total". A damaged line costs itself and is named; it is never a traceback. Standard library
+only.
 """
 
 import json
